@@ -4,3 +4,10 @@
 //! tree, and a FUSE driver serves that tree. See the README for what it does; this page is the map of how.
 
 pub mod digest;
+pub mod fs;
+pub mod layer;
+pub mod meta;
+pub mod name;
+pub mod sys;
+pub mod tree;
+pub mod whiteout;

@@ -5,6 +5,7 @@
 
 pub mod digest;
 pub mod fs;
+pub mod fuse;
 pub mod layer;
 pub mod meta;
 pub mod name;

@@ -12,7 +12,7 @@ mod read;
 mod readdir;
 mod xattr;
 
-pub use attr::{Attr, Statfs};
+pub use attr::{Attr, BLOCK_SIZE, Statfs};
 pub use error::FsError;
 pub use readdir::DirEntry;
 

@@ -35,6 +35,34 @@ pub fn fork() -> io::Result<Fork> {
     }
 }
 
+/// Descriptors above standard error that the program was started with. A daemon that kept them would keep whoever reads
+/// the other end of a pipe waiting for it.
+pub struct Inherited(Vec<i32>);
+
+impl Inherited {
+    /// Notes them. Call first thing, before the program opens any of its own.
+    pub fn note() -> io::Result<Inherited> {
+        let listed = std::fs::read_dir("/proc/self/fd")?;
+        let numbers = listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let numbers: Vec<i32> = numbers.filter(|fd| *fd > 2).collect();
+        // The listing's own descriptor was among them and is closed by now.
+        Ok(Inherited(numbers.into_iter().filter(|fd| is_open(*fd)).collect()))
+    }
+
+    /// Closes them.
+    pub fn close(self) {
+        for fd in self.0 {
+            // SAFETY: the descriptor was open before the program opened any, so no value of the program owns it.
+            unsafe { libc::close(fd) };
+        }
+    }
+}
+
+fn is_open(fd: i32) -> bool {
+    // SAFETY: F_GETFD touches no memory, and a number that is not open is only an error.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+}
+
 /// Leaves the terminal and its signals behind: a session of its own, `/` as the working directory, nothing to read, and
 /// standard output and error going to `log`.
 pub fn detach_from_terminal(log: &File) -> io::Result<()> {

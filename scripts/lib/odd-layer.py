@@ -73,7 +73,6 @@ def pax(_work, out):
         entry(tar, "/opt/pax/leading-slash", data=b"slash\n")
         entry(tar, "opt/pax/never/listed/parents", data=b"parents\n")
         entry(tar, "opt/pax/names-are-ignored", data=b"n\n", uid=7, gid=8, uname="root", gname="no-such-group")
-        entry(tar, "opt/pax/contiguous", tarfile.CONTTYPE, data=b"an old regular type\n")
         entry(tar, "opt/pax/old-regular", tarfile.AREGTYPE, data=b"type NUL\n")
         entry(tar, "opt/pax/ns", data=b"n\n", pax_headers={"mtime": "-1.250000001"})
         entry(tar, "opt/pax/.wh.nothing-there")

@@ -1,1 +1,8 @@
+//! The one test binary.
+
+// A test that cannot go on says so by panicking.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
 mod tidy;
+mod truth;

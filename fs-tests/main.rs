@@ -3,6 +3,8 @@
 // A test that cannot go on says so by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod corpus;
+mod merge_model;
 mod support;
 mod tidy;
 mod truth;

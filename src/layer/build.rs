@@ -70,10 +70,17 @@ struct Child {
     whiteout: bool,
 }
 
-/// A hard link whose target was not there when it was read.
-struct Pending {
-    node: u32,
-    path: Vec<u8>,
+/// Where a walk through the layer ends.
+enum Reached {
+    Found(u32),
+    /// A directory does not have the next name; what would come after it.
+    Missing {
+        dir: u32,
+        name: Vec<u8>,
+        rest: VecDeque<Vec<u8>>,
+    },
+    /// Something on the way is no directory.
+    Blocked,
 }
 
 struct Builder {
@@ -82,7 +89,8 @@ struct Builder {
     nodes: Vec<Node>,
     /// The names in each directory.
     children: HashMap<u32, HashMap<Box<[u8]>, Child>>,
-    pending: Vec<Pending>,
+    /// Stand-ins for hard links whose target was not there when they were read, and the links' paths.
+    pending: HashMap<u32, Vec<u8>>,
     entries: u64,
     metadata: u64,
     duplicates: u64,
@@ -97,7 +105,7 @@ impl Builder {
             writer: Writer::default(),
             nodes: Vec::new(),
             children: HashMap::new(),
-            pending: Vec::new(),
+            pending: HashMap::new(),
             entries: 0,
             metadata: 0,
             duplicates: 0,
@@ -179,7 +187,7 @@ impl Builder {
     /// the layer has been read.
     fn link(&mut self, target: &[u8], entry: &Entry) -> Result<u32, EntryError> {
         let parts = name::components(target)?;
-        if let Some(id) = self.walk(&parts, false)? {
+        if let Some(id) = self.find(&parts)? {
             if self.nodes[id as usize].is_dir() {
                 return Err(EntryError::LinkToDir(target.to_vec()));
             }
@@ -190,7 +198,7 @@ impl Builder {
         node.data = u64::from(self.writer.string(&joined)?).into();
         node.count = (joined.len() as u32).into();
         let id = self.push(node)?;
-        self.pending.push(Pending { node: id, path: entry.path.clone() });
+        self.pending.insert(id, entry.path.clone());
         self.metadata += joined.len() as u64;
         Ok(id)
     }
@@ -265,26 +273,43 @@ impl Builder {
 
     /// The directory at that path, made where it is missing.
     fn make_dir(&mut self, parts: &[&[u8]]) -> Result<u32, EntryError> {
-        let mut id = ROOT;
-        let plain = parts.iter().all(|part| match self.child(id, part) {
+        let mut at = ROOT;
+        let plain = parts.iter().all(|part| match self.child(at, part) {
             Some(child) if self.nodes[child as usize].is_dir() => {
-                id = child;
+                at = child;
                 true
             }
             _ => false,
         });
-        if !plain {
-            id = self.walk(parts, true)?.unwrap_or(ROOT);
+        if plain {
+            return Ok(at);
         }
-        if self.nodes[id as usize].is_dir() { Ok(id) } else { Err(EntryError::ParentNotDir(parts.join(&b'/'))) }
+        let mut reached = self.walk(ROOT, parts.iter().map(|p| p.to_vec()).collect(), true)?;
+        loop {
+            match reached {
+                Reached::Found(id) if self.nodes[id as usize].is_dir() => return Ok(id),
+                Reached::Found(_) | Reached::Blocked => return Err(EntryError::ParentNotDir(parts.join(&b'/'))),
+                Reached::Missing { dir, name, rest } => {
+                    let made = self.push(implicit_dir(dir))?;
+                    self.child_mut(dir, &name).node = Some(made);
+                    reached = self.walk(made, rest, true)?;
+                }
+            }
+        }
     }
 
-    /// Walks a path inside this layer. Symbolic links of this layer are followed, staying below its root, as every tool
-    /// that unpacks a layer does; those of lower layers are not seen, and nothing outside the layer ever is. With
-    /// `make`, missing directories are made, and a link at the end is followed too.
-    fn walk(&mut self, parts: &[&[u8]], make: bool) -> Result<Option<u32>, EntryError> {
-        let mut todo: VecDeque<Vec<u8>> = parts.iter().map(|p| p.to_vec()).collect();
-        let mut at = ROOT;
+    /// What a hard link's target is in this layer, so far.
+    fn find(&self, parts: &[&[u8]]) -> Result<Option<u32>, EntryError> {
+        match self.walk(ROOT, parts.iter().map(|p| p.to_vec()).collect(), false)? {
+            Reached::Found(id) => Ok(Some(id)),
+            Reached::Missing { .. } | Reached::Blocked => Ok(None),
+        }
+    }
+
+    /// Walks a path inside this layer from the directory `at`. Symbolic links of this layer are followed, staying below
+    /// its root, as every tool that unpacks a layer does; those of lower layers are not seen, and nothing outside the
+    /// layer ever is. A link at the end is followed only if asked.
+    fn walk(&self, mut at: u32, mut todo: VecDeque<Vec<u8>>, follow_last: bool) -> Result<Reached, EntryError> {
         let mut followed = 0;
         while let Some(part) = todo.pop_front() {
             if part == b".." {
@@ -292,33 +317,28 @@ impl Builder {
                 continue;
             }
             let Some(next) = self.child(at, &part) else {
-                if !make {
-                    return Ok(None);
-                }
-                let made = self.push(implicit_dir(at))?;
-                self.child_mut(at, &part).node = Some(made);
-                at = made;
-                continue;
+                return Ok(Reached::Missing { dir: at, name: part, rest: todo });
             };
+            let last = todo.is_empty();
             match self.nodes[next as usize].kind() {
                 Some(Kind::Dir) => at = next,
-                Some(Kind::Symlink) if make || !todo.is_empty() => {
+                Some(Kind::Symlink) if follow_last || !last => {
                     followed += 1;
                     if followed > MAX_SYMLINKS {
                         return Err(EntryError::SymlinkLoop);
                     }
-                    let target = self.writer.string_at(&self.nodes[next as usize]).to_vec();
+                    let target = self.writer.string_at(&self.nodes[next as usize]);
                     if target.starts_with(b"/") {
                         at = ROOT;
                     }
                     let steps = target.split(|b| *b == b'/').filter(|p| !matches!(*p, b"" | b"."));
                     steps.rev().for_each(|step| todo.push_front(step.to_vec()));
                 }
-                _ if todo.is_empty() => at = next,
-                _ => return if make { Err(EntryError::ParentNotDir(part)) } else { Ok(None) },
+                _ if last => return Ok(Reached::Found(next)),
+                _ => return Ok(Reached::Blocked),
             }
         }
-        Ok(Some(at))
+        Ok(Reached::Found(at))
     }
 
     fn warn_duplicate(&mut self, path: &[u8]) {
@@ -328,59 +348,57 @@ impl Builder {
         }
     }
 
-    /// Settles the hard links that came before their targets. What is left names a path of a lower layer.
-    fn settle_links(&mut self) -> Result<HashMap<u32, u32>, LayerError> {
-        let pending = std::mem::take(&mut self.pending);
-        let mut settled = HashMap::new();
-        for link in &pending {
-            let mut at = link.node;
-            for step in 0.. {
-                let target = self.writer.string_at(&self.nodes[at as usize]).to_vec();
-                let wrong = |why| LayerError::Entry { path: link.path.clone(), why };
-                let parts = name::components(&target).map_err(|e| wrong(e.into()))?;
-                let Some(next) = self.walk(&parts, false).map_err(wrong)? else { break };
-                if self.nodes[next as usize].is_dir() {
-                    return Err(wrong(EntryError::LinkToDir(target)));
-                }
-                if step > pending.len() || next == at {
-                    return Err(wrong(EntryError::LinkCycle(target)));
-                }
-                at = next;
-                if self.nodes[at as usize].kind().is_some() {
-                    break;
-                }
+    /// The inode that stands behind a hard link which came before its target; the stand-in itself if only a lower layer
+    /// can have it. Asked when the layer is complete, and only of links that are still in it.
+    fn settle(&self, link: u32) -> Result<u32, LayerError> {
+        let mut at = link;
+        for step in 0.. {
+            let node = &self.nodes[at as usize];
+            if node.kind().is_some() {
+                break;
             }
-            settled.insert(link.node, at);
+            let path = self.pending.get(&link).cloned().unwrap_or_default();
+            let wrong = |why| LayerError::Entry { path: path.clone(), why };
+            let target = self.writer.string_at(node);
+            let parts = name::components(target).map_err(|e| wrong(e.into()))?;
+            let Some(next) = self.find(&parts).map_err(wrong)? else { break };
+            if self.nodes[next as usize].is_dir() {
+                return Err(wrong(EntryError::LinkToDir(target.to_vec())));
+            }
+            if step > self.pending.len() || next == at {
+                return Err(wrong(EntryError::LinkCycle(target.to_vec())));
+            }
+            at = next;
         }
-        Ok(settled)
+        Ok(at)
     }
 
     /// Numbers what can be reached from the root, breadth first, counts links and hands it all to the writer.
     fn finish(mut self) -> Result<Draft, LayerError> {
-        let settled = self.settle_links()?;
-        let mut children = std::mem::take(&mut self.children);
         let full = |why: super::TooMany| LayerError::Limit(why.to_string());
         let mut numbers: HashMap<u32, u32> = HashMap::new();
         let root = self.writer.node(self.nodes[0].clone()).map_err(full)?;
         let mut queue = VecDeque::from([(ROOT, root)]);
         while let Some((old, new)) = queue.pop_front() {
-            let mut names: Vec<(Box<[u8]>, Child)> = children.remove(&old).unwrap_or_default().into_iter().collect();
-            names.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+            let mut names: Vec<(&Box<[u8]>, &Child)> = self.children.get(&old).into_iter().flatten().collect();
+            names.sort_unstable_by_key(|(name, _)| *name);
             let mut links = 2;
             let start = self.writer.next_dirent().map_err(full)?;
-            for (name, child) in &names {
+            for (name, child) in names {
                 let Some(id) = child.node else {
                     self.writer.dirent(name, super::WHITEOUT, 0).map_err(full)?;
                     continue;
                 };
-                let id = settled.get(&id).copied().unwrap_or(id);
+                let id = self.settle(id)?;
                 let mut node = self.nodes[id as usize].clone();
                 let mode = node.mode.get();
                 let number = if node.is_dir() {
                     links += 1;
                     node.parent = new.into();
-                    // Beside its own whiteout a directory is a new one: what lower layers have in it is hidden.
-                    node.flags = (node.flags.get() | if child.whiteout { node_flags::OPAQUE } else { 0 }).into();
+                    // Beside its own whiteout a directory is a new one: it takes nothing from lower layers' of that name.
+                    if child.whiteout {
+                        node.flags = ((node.flags.get() | node_flags::OPAQUE) & !node_flags::IMPLICIT).into();
+                    }
                     let number = self.writer.node(node).map_err(full)?;
                     queue.push_back((id, number));
                     number

@@ -46,45 +46,58 @@ fn remove(tree: &mut Tree, path: &[&'static str]) {
     tree.remove(path);
 }
 
+/// A layer by itself: what it has, what it hides, what it makes opaque.
+#[derive(Default)]
+struct Layer {
+    tree: Tree,
+    whiteouts: Vec<Path>,
+    opaques: Vec<Path>,
+}
+
+impl Layer {
+    /// Puts something other than a directory in place of what is there. Markers in a directory go with it.
+    fn replace(&mut self, path: &Path, node: Node) {
+        remove(&mut self.tree, path);
+        self.whiteouts.retain(|marked| marked.len() <= path.len() || !marked.starts_with(path));
+        self.opaques.retain(|marked| !marked.starts_with(path));
+        self.tree.insert(path.clone(), node);
+    }
+}
+
 /// Unpacks a layer by itself. `None` if it contradicts itself.
-fn unpack(ops: &[Op], inodes: &mut u32) -> Option<(Tree, Vec<Path>, Vec<Path>)> {
-    let (mut tree, mut whiteouts, mut opaques) = (Tree::new(), Vec::new(), Vec::new());
+fn unpack(ops: &[Op], inodes: &mut u32) -> Option<Layer> {
+    let mut layer = Layer::default();
     for op in ops {
         match op {
             Op::Whiteout(path) => {
-                parents(&mut tree, path)?;
-                whiteouts.push(path.clone());
+                parents(&mut layer.tree, path)?;
+                layer.whiteouts.push(path.clone());
             }
             Op::Opaque(path) => {
-                let inside = [&path[..], &["x"]].concat();
-                parents(&mut tree, &inside)?;
-                opaques.push(path.clone());
+                parents(&mut layer.tree, &[&path[..], &["x"]].concat())?;
+                layer.opaques.push(path.clone());
             }
             Op::Dir(path, mode) => {
-                parents(&mut tree, path)?;
-                if !matches!(tree.get(path), Some(Node::Dir(_))) {
-                    remove(&mut tree, path);
-                }
-                tree.insert(path.clone(), Node::Dir(Some(*mode)));
+                parents(&mut layer.tree, path)?;
+                layer.tree.insert(path.clone(), Node::Dir(Some(*mode)));
             }
             Op::File(path) => {
-                parents(&mut tree, path)?;
-                remove(&mut tree, path);
+                parents(&mut layer.tree, path)?;
                 *inodes += 1;
-                tree.insert(path.clone(), Node::File(*inodes));
+                layer.replace(path, Node::File(*inodes));
             }
             Op::Link(path, target) => {
-                parents(&mut tree, path)?;
-                let node = match tree.get(target) {
+                parents(&mut layer.tree, path)?;
+                let node = match layer.tree.get(target) {
                     Some(Node::Dir(_)) => return None,
                     Some(found) => found.clone(),
                     None => Node::Link(target.clone()),
                 };
-                remove(&mut tree, path);
-                tree.insert(path.clone(), node);
+                layer.replace(path, node);
             }
         }
     }
+    let tree = &mut layer.tree;
     for path in tree.keys().cloned().collect::<Vec<_>>() {
         let mut seen = 0;
         while let Node::Link(target) = &tree[&path] {
@@ -96,7 +109,7 @@ fn unpack(ops: &[Op], inodes: &mut u32) -> Option<(Tree, Vec<Path>, Vec<Path>)> 
             tree.insert(path.clone(), found);
         }
     }
-    Some((tree, whiteouts, opaques))
+    Some(layer)
 }
 
 fn parents(tree: &mut Tree, path: &[&'static str]) -> Option<()> {
@@ -110,8 +123,8 @@ fn parents(tree: &mut Tree, path: &[&'static str]) -> Option<()> {
 }
 
 /// Applies a layer to the image so far.
-fn apply(lower: &Tree, layer: (Tree, Vec<Path>, Vec<Path>)) -> Option<Tree> {
-    let (mut tree, whiteouts, opaques) = layer;
+fn apply(lower: &Tree, layer: Layer) -> Option<Tree> {
+    let Layer { mut tree, whiteouts, opaques } = layer;
     for node in tree.values_mut() {
         if let Node::Link(target) = node {
             *node = lower.get(target).filter(|found| matches!(found, Node::File(_)))?.clone();

@@ -4,3 +4,6 @@
 //! tree, and a FUSE driver serves that tree. See the README for what it does; this page is the map of how.
 
 pub mod digest;
+pub mod layer;
+pub mod sys;
+pub mod tree;

@@ -5,5 +5,7 @@
 
 pub mod digest;
 pub mod layer;
+pub mod reference;
+pub mod store;
 pub mod sys;
 pub mod tree;

@@ -4,6 +4,7 @@
 //! tree, and a FUSE driver serves that tree. See the README for what it does; this page is the map of how.
 
 pub mod digest;
+pub mod image;
 pub mod layer;
 pub mod reference;
 pub mod store;

@@ -37,6 +37,7 @@ pub mod mounts;
 mod publish;
 mod session;
 
+pub(crate) use catalog::is_id_prefix;
 pub use catalog::{Catalog, Image, LayerRecord, chain_ids};
 pub use publish::{read_capped, sync_dir, write_new};
 pub use session::{Intent, Session};

@@ -1,0 +1,147 @@
+//! The glue between sources, the store, layer indexes and the merged tree: bring an image in, open it, remove it, check
+//! the store.
+//!
+//! A [`source::Source`] plans images (documents verified, layers listed) and yields their layers' streams;
+//! [`pull`] runs each missing layer once through [`pipeline`] and publishes it; [`open`] hands a mount the merged tree and
+//! the tars; [`remove`] follows Docker's rules; [`fsck`] checks everything that can be made again or must be fetched again.
+
+pub mod fsck;
+mod inflate;
+pub mod manifest;
+pub mod open;
+mod pipeline;
+pub mod platform;
+pub mod pull;
+pub mod remove;
+pub mod source;
+
+pub use open::{OpenTree, open_tree};
+pub use platform::Platform;
+
+use crate::digest::{Digest, VerifyError};
+use crate::{layer, reference, store, tree};
+use std::io;
+use std::path::PathBuf;
+
+/// What is wrong with something from outside, without saying where.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// A manifest, index, config or archive breaks its rules.
+    #[error("{0}")]
+    Document(String),
+    /// A blob is not what its descriptor says.
+    #[error("blob {digest} {cause}")]
+    Blob {
+        /// The descriptor's digest.
+        digest: Digest,
+        /// How it differs.
+        cause: VerifyError,
+    },
+    /// Reading failed.
+    #[error("cannot read {what}: {cause}")]
+    Read {
+        /// A path, or what else was read.
+        what: String,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// A compressed stream is damaged or cut short.
+    #[error("bad {kind} stream: {cause}")]
+    Inflate {
+        /// `gzip` or `zstd`.
+        kind: &'static str,
+        /// What the decompressor said.
+        cause: io::Error,
+    },
+    /// The uncompressed layer is not the one that the config names.
+    #[error("uncompressed it has digest {got}, the image's config says {want}")]
+    DiffId {
+        /// The config's.
+        want: Digest,
+        /// The stream's.
+        got: Digest,
+    },
+    /// The tar breaks the rules; the message names the entry.
+    #[error("{0}")]
+    Tar(layer::LayerError),
+    /// Writing to the store failed.
+    #[error("cannot write {}: {cause}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// Another layer failed first.
+    #[error("stopped, as another layer failed")]
+    Stopped,
+}
+
+impl Problem {
+    /// An error of reading `what`; a [`VerifyError`] that travelled inside it comes out as such.
+    pub(crate) fn read(what: impl Into<String>, digest: Option<&Digest>, cause: io::Error) -> Problem {
+        match (cause.downcast::<VerifyError>(), digest) {
+            (Ok(cause), Some(digest)) => Problem::Blob { digest: digest.clone(), cause },
+            (Ok(cause), None) => Problem::Document(cause.to_string()),
+            (Err(cause), _) => Problem::Read { what: what.into(), cause },
+        }
+    }
+}
+
+/// Why an image operation failed. Each prints as one whole line.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// Something about the source as a whole.
+    #[error("{origin}: {problem}")]
+    Source {
+        /// The source as the user named it.
+        origin: String,
+        /// What is wrong.
+        problem: Problem,
+    },
+    /// Something about one layer.
+    #[error("{origin}: layer {position} of {count} ({digest}): {problem}")]
+    Layer {
+        /// The source as the user named it.
+        origin: String,
+        /// Counted from 1 at the bottom.
+        position: usize,
+        /// How many layers the image has.
+        count: usize,
+        /// Twelve digits of the digest that the user saw it under.
+        digest: String,
+        /// What is wrong.
+        problem: Problem,
+    },
+    /// The layers do not fit together.
+    #[error("{origin}: {problem}")]
+    Merge {
+        /// The source or the image.
+        origin: String,
+        /// The message names layer and entry.
+        problem: tree::MergeError,
+    },
+    /// An image of the store has lost something that must be fetched again.
+    #[error("image {image} is damaged: {what}; pull it again")]
+    Broken {
+        /// The image's name.
+        image: String,
+        /// What is missing or wrong.
+        what: String,
+    },
+    /// A name that is none.
+    #[error("{0}")]
+    Reference(#[from] reference::ParseReferenceError),
+    /// Docker's rules forbid it.
+    #[error("conflict: {0}")]
+    Conflict(String),
+    /// A request that makes no sense.
+    #[error("{0}")]
+    Usage(String),
+}
+
+/// The result of an image operation.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,97 @@
+//! What a mount needs of an image: the merged tree and the layers' tars. Indexes and trees are made again where they are
+//! missing, damaged or of another version of the format, as both follow from the tars.
+
+use super::{Error, Result};
+use crate::digest::Digest;
+use crate::layer::{self, Index};
+use crate::store::{Image, Session, Store, chain_ids};
+use crate::{sys, tree};
+use std::fs::File;
+use std::io::BufReader;
+
+const READ_BUFFER: usize = 256 << 10;
+
+/// A mountable image.
+pub struct OpenTree {
+    /// All layers merged.
+    pub tree: Index,
+    /// The layers' tars, bottom first, as the tree numbers them.
+    pub tars: Vec<File>,
+}
+
+/// Opens an image for mounting. A tree that was made before is mapped and not read.
+pub fn open_tree(store: &Store, image: &Image) -> Result<OpenTree> {
+    let mut tars = Vec::with_capacity(image.layers.len());
+    for layer in &image.layers {
+        let path = store.layer_tar(&layer.diff_id);
+        let broken = |e: std::io::Error| Error::Broken {
+            image: image.title(),
+            what: format!("layer {}: {}: {e}", layer.diff_id.short(), path.display()),
+        };
+        let tar = File::open(&path).map_err(broken)?;
+        let size = tar.metadata().map_err(broken)?.len();
+        if size != layer.size {
+            let what = format!("layer {} has {size} bytes, wanted {}", layer.diff_id.short(), layer.size);
+            return Err(Error::Broken { image: image.title(), what });
+        }
+        tars.push(tar);
+    }
+    let chain = image.chain_id();
+    let tree = match map_tree(store, &chain) {
+        Some(tree) => tree,
+        None => {
+            let session = Session::begin(store)?;
+            let diff_ids: Vec<&Digest> = image.layers.iter().map(|l| &l.diff_id).collect();
+            make_tree(&session, &diff_ids, &image.title())?;
+            map_tree(store, &chain).ok_or_else(|| Error::Broken {
+                image: image.title(),
+                what: "its merged tree cannot be read back".into(),
+            })?
+        }
+    };
+    Ok(OpenTree { tree, tars })
+}
+
+/// The cached tree of that ChainID, if it is there and of this version.
+pub(super) fn map_tree(store: &Store, chain: &Digest) -> Option<Index> {
+    let file = File::open(store.tree_path(chain, layer::FORMAT)).ok()?;
+    Index::open(sys::map(&file).ok()?).ok().filter(|tree| tree.source() == chain)
+}
+
+/// Merges the layers of those DiffIDs, bottom first, and publishes the tree. `origin` names the image in messages.
+pub(super) fn make_tree(session: &Session, diff_ids: &[&Digest], origin: &str) -> Result<Digest> {
+    let chain = chain_ids(diff_ids.iter().copied()).pop().unwrap_or_else(|| Digest::of(b""));
+    let indexes = diff_ids.iter().map(|id| open_index(session, id)).collect::<Result<Vec<Index>>>()?;
+    let bytes = tree::merge(&chain, &indexes).map_err(|problem| Error::Merge { origin: origin.to_owned(), problem })?;
+    session.publish_file(&session.store().tree_path(&chain, layer::FORMAT), &bytes)?;
+    Ok(chain)
+}
+
+/// The layer's index if it is there and of this version.
+pub(super) fn map_index(store: &Store, diff_id: &Digest) -> Option<Index> {
+    let file = File::open(store.layer_index(diff_id)).ok()?;
+    Index::open(sys::map(&file).ok()?).ok().filter(|index| index.source() == diff_id)
+}
+
+/// The layer's index, made again from its tar where needed.
+pub(super) fn open_index(session: &Session, diff_id: &Digest) -> Result<Index> {
+    let store = session.store();
+    if let Some(index) = map_index(store, diff_id) {
+        return Ok(index);
+    }
+    make_index(session, diff_id)?;
+    map_index(store, diff_id)
+        .ok_or_else(|| Error::Broken { image: diff_id.to_string(), what: "its index cannot be read back".into() })
+}
+
+/// Makes a layer's index from its tar and publishes it.
+pub(super) fn make_index(session: &Session, diff_id: &Digest) -> Result<()> {
+    let store = session.store();
+    let path = store.layer_tar(diff_id);
+    let broken = |why: String| Error::Broken { image: format!("with layer {}", diff_id.short()), what: why };
+    let file = File::open(&path).map_err(|e| broken(format!("{}: {e}", path.display())))?;
+    let mut tar = BufReader::with_capacity(READ_BUFFER, file);
+    let draft = layer::index_tar(&mut tar, &layer::Limits::default())
+        .map_err(|e| broken(format!("{}: {e}", path.display())))?;
+    Ok(session.publish_file(&store.layer_index(diff_id), &draft.seal(diff_id))?)
+}

@@ -1,0 +1,302 @@
+//! One layer, one pass: while one thread reads, hashes and inflates the blob, the other hashes, writes and indexes the
+//! plain tar. Between them go a few recycled buffers, so that memory is constant and the slower side sets the pace.
+
+use super::Problem;
+use super::inflate::Inflate;
+use crate::digest::{Digest, Hasher, Verifier};
+use crate::layer::{self, Draft, LayerError};
+use std::fs::File;
+use std::io::{self, BufRead, Read, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const BUFFERS: usize = 8;
+const BUFFER: usize = 256 << 10;
+
+/// What a layer must turn out to be.
+pub(super) struct Expected<'a> {
+    /// Digest and size of the blob, where the source knows them.
+    pub blob: Option<(&'a Digest, u64)>,
+    /// The digest of the plain tar.
+    pub diff_id: &'a Digest,
+}
+
+/// A layer that was all it must be, its tar written and synced.
+pub(super) struct Done {
+    /// The index, complete but for its seal.
+    pub draft: Draft,
+    /// The length of the blob.
+    pub compressed_size: u64,
+    /// The length of the plain tar.
+    pub size: u64,
+    /// Where the time went.
+    pub timings: Timings,
+}
+
+/// Where the time of one layer went.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Timings {
+    /// From start to end.
+    pub total: Duration,
+    /// Making the index, without waiting, hashing and writing.
+    pub index: Duration,
+    /// Hashing the plain tar and writing it.
+    pub write: Duration,
+    /// Waiting for the inflating side.
+    pub wait: Duration,
+}
+
+/// Runs a blob's stream into `tar_path`, checks everything, and returns the index. `read` counts the blob's bytes as
+/// they come; `stop` ends it early.
+pub(super) fn run(
+    blob: Box<dyn Read + Send>,
+    expected: &Expected<'_>,
+    tar_path: &Path,
+    stop: &AtomicBool,
+    read: &(dyn Fn(u64) + Sync),
+) -> Result<Done, Problem> {
+    let begun = Instant::now();
+    let file = File::create_new(tar_path).map_err(|cause| Problem::Write { path: tar_path.to_owned(), cause })?;
+    let (full_in, full_out) = sync_channel(BUFFERS);
+    let (empty_in, empty_out) = channel();
+    for _ in 0..BUFFERS {
+        // The receiver is right here.
+        let _sent = empty_in.send(Vec::new());
+    }
+    let mut chunks = Chunks::new(full_out, empty_in, file, expected.diff_id);
+    let (inflated, draft) = thread::scope(|scope| {
+        let inflater = scope.spawn(move || inflate(blob, expected, &full_in, &empty_out, stop, read));
+        let draft = layer::index_tar(&mut chunks, &layer::Limits::default());
+        // Lets an inflater that waits for a buffer or a place find out that nobody reads any more.
+        chunks.hang_up();
+        let inflated = inflater.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (inflated, draft)
+    });
+    // In order of who is to blame: a damaged blob explains whatever came of it.
+    let compressed_size = match inflated {
+        Err(problem) => return Err(problem),
+        Ok(size) => size,
+    };
+    if let Some(cause) = chunks.write_error.take() {
+        return Err(Problem::Write { path: tar_path.to_owned(), cause });
+    }
+    let draft = draft.map_err(|e| match e {
+        LayerError::Io(cause) => Problem::Read { what: "the layer's tar".into(), cause },
+        other => Problem::Tar(other),
+    })?;
+    let (got, size, mut timings) = chunks.finish(tar_path, begun)?;
+    if got != *expected.diff_id {
+        return Err(Problem::DiffId { want: expected.diff_id.clone(), got });
+    }
+    timings.total = begun.elapsed();
+    Ok(Done { draft, compressed_size, size, timings })
+}
+
+/// Counts what passes.
+struct Counted<'a, R> {
+    inner: R,
+    total: u64,
+    tell: &'a (dyn Fn(u64) + Sync),
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.total += n as u64;
+        (self.tell)(self.total);
+        Ok(n)
+    }
+}
+
+/// A blob's stream, checked where there is something to check it against.
+enum Checked<R> {
+    Blob(Box<Verifier<R>>),
+    Bare(R),
+}
+
+impl<R: Read> Read for Checked<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Checked::Blob(r) => r.read(buf),
+            Checked::Bare(r) => r.read(buf),
+        }
+    }
+}
+
+type Chunk = Vec<u8>;
+
+/// The inflating side. Returns the blob's length when all of it was read and right, also when the other side hung up.
+fn inflate(
+    blob: Box<dyn Read + Send>,
+    expected: &Expected<'_>,
+    full: &SyncSender<Chunk>,
+    empty: &Receiver<Chunk>,
+    stop: &AtomicBool,
+    tell: &(dyn Fn(u64) + Sync),
+) -> Result<u64, Problem> {
+    let digest = expected.blob.map(|(digest, _)| digest);
+    let counted = Counted { inner: blob, total: 0, tell };
+    let checked = match expected.blob {
+        Some((digest, size)) => Checked::Blob(Box::new(Verifier::new(counted, digest, size))),
+        None => Checked::Bare(counted),
+    };
+    let read_error = |cause| Problem::read("the layer's blob", digest, cause);
+    let mut stream = Inflate::new(checked, read_error)?;
+    let kind = stream.kind();
+    loop {
+        if stop.load(Ordering::Relaxed) {
+            return Err(Problem::Stopped);
+        }
+        // The other side is gone: it failed, and says why unless the blob is at fault.
+        let Ok(mut chunk) = empty.recv() else { break };
+        chunk.resize(BUFFER, 0);
+        let n = match fill(&mut stream, &mut chunk) {
+            Ok(n) => n,
+            Err(cause) => {
+                // A cut or damaged blob rather than a badly made one? Its digest tells.
+                drain(stream.inner_mut()).map_err(read_error)?;
+                let inflate = |cause| Problem::Inflate { kind: kind.name(), cause };
+                return Err(match cause.downcast::<crate::digest::VerifyError>() {
+                    Ok(wrong) => read_error(io::Error::new(io::ErrorKind::InvalidData, wrong)),
+                    Err(cause) => inflate(cause),
+                });
+            }
+        };
+        chunk.truncate(n);
+        if n == 0 {
+            if !stream.used_up().map_err(read_error)? {
+                let cause = io::Error::new(io::ErrorKind::InvalidData, "something else follows its end");
+                return Err(Problem::Inflate { kind: kind.name(), cause });
+            }
+            break;
+        }
+        if full.send(chunk).is_err() {
+            break;
+        }
+    }
+    drain(stream.inner_mut()).map_err(read_error)?;
+    Ok(match stream.inner_mut() {
+        Checked::Blob(_) => expected.blob.map_or(0, |(_, size)| size),
+        Checked::Bare(counted) => counted.total,
+    })
+}
+
+/// Reads until the buffer is full or the stream ends.
+fn fill(stream: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut n = 0;
+    while n < buffer.len() {
+        match stream.read(&mut buffer[n..]) {
+            Ok(0) => break,
+            Ok(more) => n += more,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(n)
+}
+
+/// Reads a checked blob to its end, so that its size and digest get checked.
+fn drain<R: Read>(blob: &mut Checked<R>) -> io::Result<()> {
+    match blob {
+        Checked::Blob(verifier) => verifier.drain(),
+        Checked::Bare(_) => Ok(()),
+    }
+}
+
+/// The other side's input: hashes and writes each chunk as it comes, then lends it to the indexer.
+struct Chunks {
+    full: Option<Receiver<Chunk>>,
+    empty: Option<Sender<Chunk>>,
+    chunk: Chunk,
+    at: usize,
+    file: File,
+    hasher: Hasher,
+    size: u64,
+    write_error: Option<io::Error>,
+    wait: Duration,
+    write: Duration,
+}
+
+impl Chunks {
+    fn new(full: Receiver<Chunk>, empty: Sender<Chunk>, file: File, diff_id: &Digest) -> Chunks {
+        Chunks {
+            full: Some(full),
+            empty: Some(empty),
+            chunk: Vec::new(),
+            at: 0,
+            file,
+            hasher: Hasher::new(diff_id.algorithm()),
+            size: 0,
+            write_error: None,
+            wait: Duration::ZERO,
+            write: Duration::ZERO,
+        }
+    }
+
+    fn hang_up(&mut self) {
+        self.full = None;
+        self.empty = None;
+    }
+
+    /// Takes the next chunk; an empty one at the end.
+    fn next(&mut self) -> io::Result<()> {
+        let old = std::mem::take(&mut self.chunk);
+        self.at = 0;
+        if let (Some(empty), true) = (&self.empty, old.capacity() > 0) {
+            // The inflater may have finished; then nobody needs the buffer.
+            let _sent = empty.send(old);
+        }
+        let waiting = Instant::now();
+        let next = self.full.as_ref().and_then(|full| full.recv().ok());
+        self.wait += waiting.elapsed();
+        let Some(chunk) = next else { return Ok(()) };
+        let writing = Instant::now();
+        self.hasher.update(&chunk);
+        let written = self.file.write_all(&chunk);
+        self.write += writing.elapsed();
+        self.size += chunk.len() as u64;
+        if let Err(cause) = written {
+            self.write_error = Some(cause);
+            self.hang_up();
+            return Err(io::Error::other("the layer's tar cannot be written"));
+        }
+        self.chunk = chunk;
+        Ok(())
+    }
+
+    fn finish(self, tar_path: &Path, begun: Instant) -> Result<(Digest, u64, Timings), Problem> {
+        let busy = begun.elapsed();
+        let timings = Timings {
+            total: busy,
+            index: busy.saturating_sub(self.wait + self.write),
+            write: self.write,
+            wait: self.wait,
+        };
+        self.file.sync_all().map_err(|cause| Problem::Write { path: tar_path.to_owned(), cause })?;
+        Ok((self.hasher.finish(), self.size, timings))
+    }
+}
+
+impl BufRead for Chunks {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.at == self.chunk.len() {
+            self.next()?;
+        }
+        Ok(&self.chunk[self.at..])
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.at = (self.at + amount).min(self.chunk.len());
+    }
+}
+
+impl Read for Chunks {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.fill_buf()?.read(buf)?;
+        self.consume(n);
+        Ok(n)
+    }
+}

@@ -1,0 +1,292 @@
+//! Bringing images in: from a source's plans to records in the catalog.
+
+use super::manifest::PLAIN_LAYER;
+use super::source::{LayerPlan, Place, Plan, Source, Want};
+use super::{Error, Problem, Result, open, pipeline};
+use crate::digest::Digest;
+use crate::layer;
+use crate::reference::Reference;
+use crate::store::{self, Image, Intent, LayerRecord, Session, Store, gc};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+/// So many layers at a time.
+const LAYERS_AT_ONCE: usize = 3;
+
+/// What happens to a layer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// It is in the store and is not read.
+    AlreadyExists,
+    /// Its stream begins.
+    Started,
+    /// So many bytes of its blob have come.
+    Read(u64),
+    /// It is in the store now.
+    Complete,
+}
+
+/// Is told how a pull goes on, from several threads.
+pub trait Progress: Sync {
+    /// An image's documents are verified; its layers follow.
+    fn image(&self, plan: &Plan);
+    /// Something happened to one of its layers.
+    fn layer(&self, layer: &LayerPlan, event: Event);
+    /// The indexer has a remark on a layer that it accepts.
+    fn warning(&self, layer: &LayerPlan, text: &str);
+}
+
+/// An image that was brought in.
+#[derive(Clone, Debug)]
+pub struct Pulled {
+    /// Its record as it stands in the catalog.
+    pub image: Image,
+    /// The names it got by this pull.
+    pub names: Vec<Reference>,
+    /// The digest that its name stood for in the source.
+    pub root: Option<Digest>,
+    /// Whether the catalog had it, under the same names.
+    pub up_to_date: bool,
+    /// Names that belonged to another image before, with that image's ID.
+    pub taken: Vec<(Reference, Digest)>,
+}
+
+/// Takes the wanted images of a source, or leaves the store as it was.
+pub fn pull(session: &Session, source: &dyn Source, want: &Want, progress: &dyn Progress) -> Result<Vec<Pulled>> {
+    let plans = source.images(want)?;
+    let mut intent = Intent::default();
+    for plan in &plans {
+        intent.layers.extend(plan.layers.iter().map(|l| l.diff_id.clone()));
+        intent.blobs.extend(documents(plan).map(|d| d.descriptor.digest.clone()));
+        intent.trees.insert(chain_of(plan));
+    }
+    session.intend(&intent)?;
+    let made = Mutex::new(Intent::default());
+    let taken = plans.iter().map(|plan| take(session, source, plan, progress, &made)).collect::<Result<Vec<_>>>();
+    let committed = taken.and_then(|images| commit(session.store(), &plans, images));
+    if committed.is_err() {
+        let made = made.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let back = session.give_up().and_then(|()| gc::take_back(session.store(), &made, layer::FORMAT));
+        if let Err(error) = back {
+            tracing::warn!(%error, "cannot take back what a failed pull made; `plyfs system gc` will");
+        }
+    }
+    committed
+}
+
+fn documents(plan: &Plan) -> impl Iterator<Item = &super::manifest::Document> {
+    plan.indexes.iter().chain(&plan.manifest).chain(std::iter::once(&plan.config))
+}
+
+fn chain_of(plan: &Plan) -> Digest {
+    store::chain_ids(plan.layers.iter().map(|l| &l.diff_id)).pop().unwrap_or_else(|| Digest::of(b""))
+}
+
+/// Brings one image's layers, tree and documents into the store. `made` collects what was not there before.
+fn take(
+    session: &Session,
+    source: &dyn Source,
+    plan: &Plan,
+    progress: &dyn Progress,
+    made: &Mutex<Intent>,
+) -> Result<Image> {
+    progress.image(plan);
+    let store = session.store();
+    let made = |note: &dyn Fn(&mut Intent)| note(&mut made.lock().unwrap_or_else(PoisonError::into_inner));
+    let mut jobs = VecDeque::new();
+    let mut queued = BTreeSet::new();
+    for (at, layer) in plan.layers.iter().enumerate() {
+        if store.has_layer(&layer.diff_id) {
+            progress.layer(layer, Event::AlreadyExists);
+        } else if queued.insert(&layer.diff_id) {
+            jobs.push_back((at, layer));
+        }
+    }
+    let compressed = run_jobs(jobs, plan.layers.len(), source.origin(), |layer, stop| {
+        let (size, fresh) = take_layer(session, source, layer, stop, progress)?;
+        if fresh {
+            made(&|m| drop(m.layers.insert(layer.diff_id.clone())));
+        }
+        progress.layer(layer, Event::Complete);
+        Ok(size)
+    })?;
+    let chain = chain_of(plan);
+    if open::map_tree(store, &chain).is_none() {
+        made(&|m| drop(m.trees.insert(chain.clone())));
+        let diff_ids: Vec<&Digest> = plan.layers.iter().map(|l| &l.diff_id).collect();
+        open::make_tree(session, &diff_ids, source.origin())?;
+    }
+    for document in documents(plan) {
+        let digest = &document.descriptor.digest;
+        if session.publish_blob(digest, &document.bytes)? {
+            made(&|m| drop(m.blobs.insert(digest.clone())));
+        }
+    }
+    record(store, plan, &compressed)
+}
+
+/// Runs the jobs, a few at a time. The first failure stops the others and is the one returned.
+fn run_jobs<'a>(
+    jobs: VecDeque<(usize, &'a LayerPlan)>,
+    count: usize,
+    origin: &str,
+    job: impl Fn(&'a LayerPlan, &AtomicBool) -> std::result::Result<u64, Fault> + Sync,
+) -> Result<BTreeMap<&'a Digest, u64>> {
+    let workers = jobs.len().min(LAYERS_AT_ONCE);
+    let stop = AtomicBool::new(false);
+    let jobs = Mutex::new(jobs);
+    let outcome = Mutex::new((BTreeMap::new(), None));
+    let work = || {
+        while !stop.load(Ordering::Relaxed) {
+            let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let Some((at, layer)) = next else { break };
+            let result = job(layer, &stop);
+            let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
+            match result {
+                Ok(size) => drop(outcome.0.insert(&layer.diff_id, size)),
+                Err(_) if outcome.1.is_some() => {}
+                Err(fault) => {
+                    stop.store(true, Ordering::Relaxed);
+                    outcome.1 = Some(fault.at(origin, at + 1, count, layer));
+                }
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(work);
+        }
+    });
+    match outcome.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        (_, Some(error)) => Err(error),
+        (sizes, None) => Ok(sizes),
+    }
+}
+
+/// What can happen to one layer.
+enum Fault {
+    Layer(Problem),
+    Store(store::Error),
+}
+
+impl Fault {
+    fn at(self, origin: &str, position: usize, count: usize, layer: &LayerPlan) -> Error {
+        match self {
+            Fault::Store(e) => Error::Store(e),
+            Fault::Layer(problem) => {
+                Error::Layer { origin: origin.to_owned(), position, count, digest: layer.short().to_owned(), problem }
+            }
+        }
+    }
+}
+
+/// Brings one layer in. Returns its blob's length, and whether the store did not have the layer before.
+fn take_layer(
+    session: &Session,
+    source: &dyn Source,
+    layer: &LayerPlan,
+    stop: &AtomicBool,
+    progress: &dyn Progress,
+) -> std::result::Result<(u64, bool), Fault> {
+    progress.layer(layer, Event::Started);
+    let stream = source.layer(layer).map_err(Fault::Layer)?;
+    let blob = match &layer.place {
+        Place::Blob(descriptor) => Some((&descriptor.digest, descriptor.size)),
+        Place::Member(_) => None,
+    };
+    let dir = session.temp_path("layer");
+    fs::create_dir(&dir).map_err(store::Error::io("make", &dir)).map_err(Fault::Store)?;
+    let expected = pipeline::Expected { blob, diff_id: &layer.diff_id };
+    let tell = |n| progress.layer(layer, Event::Read(n));
+    let fill = || -> std::result::Result<u64, Fault> {
+        let done = pipeline::run(stream, &expected, &dir.join("layer.tar"), stop, &tell).map_err(Fault::Layer)?;
+        let t = done.timings;
+        tracing::debug!(
+            target: "plyfs::pull",
+            layer = layer.short(), entries = done.draft.entries(), bytes = done.size,
+            total_ms = t.total.as_millis(), index_ms = t.index.as_millis(), write_ms = t.write.as_millis(),
+            wait_ms = t.wait.as_millis(), "layer taken"
+        );
+        for text in done.draft.warnings() {
+            progress.warning(layer, text);
+        }
+        store::write_new(&dir.join("index"), &done.draft.seal(&layer.diff_id)).map_err(Fault::Store)?;
+        Ok(done.compressed_size)
+    };
+    let size = fill().inspect_err(|_| drop(fs::remove_dir_all(&dir)))?;
+    let fresh = session.publish_layer(&dir, &layer.diff_id).map_err(Fault::Store)?;
+    Ok((size, fresh))
+}
+
+/// The image's record for the catalog.
+fn record(store: &Store, plan: &Plan, compressed: &BTreeMap<&Digest, u64>) -> Result<Image> {
+    let mut layers = Vec::new();
+    for layer in &plan.layers {
+        let path = store.layer_tar(&layer.diff_id);
+        let size = fs::metadata(&path).map_err(store::Error::io("read", &path))?.len();
+        layers.push(match &layer.place {
+            Place::Blob(blob) => LayerRecord {
+                diff_id: layer.diff_id.clone(),
+                blob: Some(blob.digest.clone()),
+                media_type: blob.media_type.clone(),
+                compressed_size: blob.size,
+                size,
+            },
+            Place::Member(_) => LayerRecord {
+                diff_id: layer.diff_id.clone(),
+                blob: None,
+                media_type: PLAIN_LAYER.into(),
+                compressed_size: compressed.get(&layer.diff_id).copied().unwrap_or(size),
+                size,
+            },
+        });
+    }
+    let (tags, digests) = plan.names.iter().cloned().partition(|n| n.digest().is_none());
+    Ok(Image {
+        id: plan.config.descriptor.digest.clone(),
+        manifest: plan.manifest.as_ref().map(|m| m.descriptor.digest.clone()),
+        indexes: plan.indexes.iter().map(|d| d.descriptor.digest.clone()).collect(),
+        layers,
+        tags,
+        digests,
+        created: plan.created.clone(),
+        pulled: jiff::Timestamp::now().to_string(),
+    })
+}
+
+/// Enters the images into the catalog, all or none. The session's intent has kept their parts until now.
+fn commit(store: &Store, plans: &[Plan], images: Vec<Image>) -> Result<Vec<Pulled>> {
+    store.update(|_, catalog| {
+        let mut pulled = Vec::new();
+        for (plan, mut image) in plans.iter().zip(images) {
+            let owner = |name: &Reference| catalog.named(name).map(|i| i.id.clone());
+            let known = catalog.get(&image.id).cloned();
+            let same = known.as_ref().is_some_and(|k| k.manifest == image.manifest || image.manifest.is_none());
+            let up_to_date = same && plan.names.iter().all(|name| owner(name).as_ref() == Some(&image.id));
+            let others = plan.names.iter().filter_map(|name| Some((name.clone(), owner(name)?)));
+            let taken = others.filter(|(name, id)| *id != image.id && name.tag().is_some()).collect();
+            if let Some(known) = known.filter(|_| up_to_date) {
+                image.pulled = known.pulled;
+            }
+            let id = image.id.clone();
+            // An archive without a manifest does not take away the one that the image came by before.
+            if let (None, Some(known)) = (&image.manifest, catalog.get(&id)) {
+                image.manifest.clone_from(&known.manifest);
+                image.indexes.clone_from(&known.indexes);
+                image.layers.clone_from(&known.layers);
+            }
+            catalog.insert(image);
+            pulled.extend(catalog.get(&id).cloned().map(|image| Pulled {
+                image,
+                names: plan.names.clone(),
+                root: plan.root.clone(),
+                up_to_date,
+                taken,
+            }));
+        }
+        Ok(pulled)
+    })
+}

@@ -1,0 +1,251 @@
+//! Taking names and images away, by Docker's rules.
+
+use super::{Error, Result};
+use crate::digest::Digest;
+use crate::layer;
+use crate::reference::Reference;
+use crate::store::{Catalog, Image, Store, gc, is_id_prefix, mounts};
+
+/// One thing that a removal did, in Docker's words when printed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Record {
+    /// A name was taken away.
+    Untagged(Reference),
+    /// An image, or a layer under its ChainID, is gone.
+    Deleted(Digest),
+}
+
+impl std::fmt::Display for Record {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Record::Untagged(name) => write!(f, "Untagged: {}", name.familiar()),
+            Record::Deleted(digest) => write!(f, "Deleted: {digest}"),
+        }
+    }
+}
+
+/// Gives an image one more name.
+pub fn tag(store: &Store, image: &str, name: &Reference) -> Result<()> {
+    if name.digest().is_some() {
+        return Err(Error::Usage("refusing to create a tag with a digest reference".into()));
+    }
+    store.update(|_, catalog| {
+        let id = catalog.resolve(image)?.id.clone();
+        catalog.give_name(&id, &name.clone().or_latest());
+        Ok(())
+    })
+}
+
+/// Removes what `wanted` means: a name, and the image with its last name; or, by ID, the image with all its names. What
+/// no other image uses goes from the disk.
+pub fn remove(store: &Store, wanted: &str, force: bool) -> Result<Vec<Record>> {
+    let lock = store.lock_exclusive()?;
+    let records = store.update_locked(&lock, |_, catalog| {
+        let image = catalog.resolve(wanted)?.clone();
+        let mount = mounts::list(store)?.into_iter().find(|m| m.image == image.id).map(|m| m.id);
+        let plan = plan(catalog, &image, wanted, force, mount.as_deref())?;
+        for record in &plan {
+            match record {
+                Record::Untagged(name) => catalog.take_name(name),
+                Record::Deleted(id) if *id == image.id => drop(catalog.remove(id)),
+                Record::Deleted(_) => {}
+            }
+        }
+        Ok::<_, Error>(plan)
+    })?;
+    if records.iter().any(|r| matches!(r, Record::Deleted(_))) {
+        gc::collect(store, &lock, &store.catalog()?, layer::FORMAT)?;
+    }
+    Ok(records)
+}
+
+/// What removing would do, or why it may not. Changes nothing.
+fn plan(catalog: &Catalog, image: &Image, wanted: &str, force: bool, mount: Option<&str>) -> Result<Vec<Record>> {
+    let short = image.id.short();
+    let in_use = |container: &str| {
+        Err(Error::Conflict(format!(
+            "unable to delete {short} (cannot be forced) - image is being used by running container {container}"
+        )))
+    };
+    let all: Vec<&Reference> = image.references().collect();
+    let by_name = wanted.parse::<Reference>().ok().map(Reference::or_latest);
+    let by_name = by_name.map(|name| match name.digest() {
+        Some(digest) => name.by_digest(digest),
+        None => name,
+    });
+    // The same order as when the image was looked up: a name first, even one that could be an ID.
+    let name = by_name.filter(|name| all.contains(&name));
+    debug_assert!(name.is_some() || is_id_prefix(&image.id, wanted));
+    let mut records = Vec::new();
+    if let Some(name) = name {
+        let gone = gone_with(&name, &all);
+        if gone.len() < all.len() {
+            return Ok(gone.into_iter().cloned().map(Record::Untagged).collect());
+        }
+        match mount {
+            Some(container) if force => return in_use(container),
+            Some(container) => {
+                return Err(Error::Conflict(format!(
+                    "unable to remove repository reference \"{wanted}\" (must force) - \
+                     container {container} is using its referenced image {short}"
+                )));
+            }
+            None => records.extend(gone.into_iter().cloned().map(Record::Untagged)),
+        }
+    } else {
+        if let Some(container) = mount {
+            return in_use(container);
+        }
+        if !force && !is_single(&all) {
+            return Err(Error::Conflict(format!(
+                "unable to delete {short} (must be forced) - image is referenced in multiple repositories"
+            )));
+        }
+        records.extend(all.into_iter().cloned().map(Record::Untagged));
+    }
+    records.push(Record::Deleted(image.id.clone()));
+    let kept: Vec<Digest> = catalog.images().iter().filter(|i| i.id != image.id).flat_map(Image::chain_ids).collect();
+    let chains = image.chain_ids().into_iter().rev().take_while(|chain| !kept.contains(chain));
+    records.extend(chains.map(Record::Deleted));
+    Ok(records)
+}
+
+/// The names that go when `name` goes: with a repository's last tag, also its names by digest.
+fn gone_with<'a>(name: &Reference, all: &[&'a Reference]) -> Vec<&'a Reference> {
+    let mut gone: Vec<&Reference> = all.iter().copied().filter(|r| *r == name).collect();
+    let same_repo = |r: &&&Reference| r.name() == name.name() && **r != name;
+    let last_tag = !all.iter().filter(same_repo).any(|r| r.digest().is_none());
+    if name.digest().is_none() && last_tag {
+        gone.extend(all.iter().filter(same_repo).copied());
+    }
+    gone
+}
+
+/// Whether the names come down to one: at most one tag, and names by digest of its repository only.
+fn is_single(all: &[&Reference]) -> bool {
+    let tags = all.iter().filter(|r| r.digest().is_none()).count();
+    tags <= 1 && all.iter().all(|r| r.name() == all[0].name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Error as StoreError, LayerRecord};
+
+    struct Fixture {
+        _dir: tempfile::TempDir,
+        store: Store,
+    }
+
+    impl Fixture {
+        fn new() -> Fixture {
+            let dir = tempfile::tempdir().unwrap();
+            let store = Store::open(dir.path()).unwrap();
+            Fixture { _dir: dir, store }
+        }
+
+        fn add(&self, seed: &str, names: &[&str], layers: &[&str]) -> Digest {
+            let id = Digest::of(seed.as_bytes());
+            let by_digest = |t: &&str| t.contains('@');
+            let parse = |t: &str| t.replace("@D", &format!("@{}", Digest::of(b"manifest"))).parse().unwrap();
+            let image = Image {
+                id: id.clone(),
+                manifest: None,
+                indexes: vec![],
+                layers: layers
+                    .iter()
+                    .map(|l| LayerRecord {
+                        diff_id: Digest::of(l.as_bytes()),
+                        blob: None,
+                        media_type: String::new(),
+                        compressed_size: 1,
+                        size: 1,
+                    })
+                    .collect(),
+                tags: names.iter().filter(|t| !by_digest(t)).map(|t| parse(t)).collect(),
+                digests: names.iter().filter(|t| by_digest(t)).map(|t| parse(t)).collect(),
+                created: None,
+                pulled: String::new(),
+            };
+            for layer in &image.layers {
+                let _there = std::fs::create_dir(self.store.layer_dir(&layer.diff_id));
+                std::fs::write(self.store.layer_tar(&layer.diff_id), "x").unwrap();
+            }
+            self.store.update(|_, c| Ok::<_, StoreError>(c.insert(image))).unwrap();
+            id
+        }
+
+        fn rm(&self, wanted: &str, force: bool) -> std::result::Result<Vec<String>, String> {
+            let records = remove(&self.store, wanted, force).map_err(|e| e.to_string())?;
+            Ok(records.iter().map(Record::to_string).collect())
+        }
+    }
+
+    #[test]
+    fn names_first_then_the_image_and_its_own_layers() {
+        let f = Fixture::new();
+        let id = f.add("1", &["a:1", "a:2", "a@D"], &["base", "top"]);
+        f.add("2", &["b:1"], &["base"]);
+        assert_eq!(f.rm("a:2", false).unwrap(), ["Untagged: a:2"]);
+        let manifest = Digest::of(b"manifest");
+        let chain = crate::store::chain_ids([&Digest::of(b"base"), &Digest::of(b"top")]);
+        let lines = f.rm("a:1", false).unwrap();
+        let want = [
+            "Untagged: a:1".to_owned(),
+            format!("Untagged: a@{manifest}"),
+            format!("Deleted: {id}"),
+            format!("Deleted: {}", chain[1]),
+        ];
+        assert_eq!(lines, want);
+        assert!(f.store.has_layer(&Digest::of(b"base")) && !f.store.has_layer(&Digest::of(b"top")));
+        assert_eq!(f.rm("a:1", false).unwrap_err(), "No such image: a:1");
+    }
+
+    #[test]
+    fn a_digest_name_of_another_repository_keeps_the_image() {
+        let f = Fixture::new();
+        f.add("1", &["a:1", "a@D", "b@D"], &[]);
+        assert_eq!(f.rm("a:1", false).unwrap().len(), 2);
+        assert_eq!(f.store.catalog().unwrap().images().len(), 1);
+    }
+
+    #[test]
+    fn by_id() {
+        let f = Fixture::new();
+        let id = f.add("1", &["a:1", "b:1"], &[]);
+        let short = id.short();
+        let error = f.rm(short, false).unwrap_err();
+        let want = format!(
+            "conflict: unable to delete {short} (must be forced) - image is referenced in multiple repositories"
+        );
+        assert_eq!(error, want);
+        assert_eq!(f.rm(short, true).unwrap().len(), 3);
+        let id = f.add("2", &["a:1", "a@D"], &[]);
+        assert_eq!(f.rm(&id.to_string(), false).unwrap().len(), 3);
+        let id = f.add("3", &[], &[]);
+        assert_eq!(f.rm(&id.hex()[..8], false).unwrap(), [format!("Deleted: {id}")]);
+    }
+
+    #[test]
+    fn mounted_images_stay() {
+        let f = Fixture::new();
+        let id = f.add("1", &["a:1", "a:2"], &[]);
+        let guard = mounts::register(&f.store, &id, "a:1", "/mnt".as_ref()).unwrap();
+        let (mount, short) = (guard.info().id.clone(), id.short());
+        // One of two names may go all the same.
+        assert_eq!(f.rm("a:2", false).unwrap(), ["Untagged: a:2"]);
+        let soft = format!(
+            "conflict: unable to remove repository reference \"a:1\" (must force) - \
+             container {mount} is using its referenced image {short}"
+        );
+        assert_eq!(f.rm("a:1", false).unwrap_err(), soft);
+        let hard = format!(
+            "conflict: unable to delete {short} (cannot be forced) - \
+             image is being used by running container {mount}"
+        );
+        assert_eq!(f.rm("a:1", true).unwrap_err(), hard);
+        assert_eq!(f.rm(short, true).unwrap_err(), hard);
+        guard.release().unwrap();
+        assert_eq!(f.rm("a:1", false).unwrap().len(), 2);
+    }
+}

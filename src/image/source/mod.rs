@@ -1,0 +1,237 @@
+//! Where images come from. A [`Source`] verifies an image's documents and lists its layers; whoever takes the image runs
+//! the layers' streams, which are checked as they pass. A registry is one more [`Blobs`] under [`oci`]'s planning.
+
+mod archive;
+mod docker;
+mod layout;
+pub mod oci;
+
+pub use oci::Blobs;
+
+use super::manifest::{Descriptor, Document};
+use super::platform::Platform;
+use super::{Error, Problem, Result};
+use crate::digest::Digest;
+use crate::reference::Reference;
+use crate::store::Session;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// A source of images.
+pub trait Source: Sync {
+    /// The source as the user named it, for messages.
+    fn origin(&self) -> &str;
+
+    /// The images that were asked for, their documents verified.
+    fn images(&self, want: &Want) -> Result<Vec<Plan>>;
+
+    /// The stream of a layer as the source has it: compressed or not, unchecked.
+    fn layer(&self, layer: &LayerPlan) -> std::result::Result<Box<dyn Read + Send>, Problem>;
+}
+
+/// What the user wants of a source, beyond what the source was opened with.
+#[derive(Clone, Debug)]
+pub struct Want {
+    /// The machine that the image is for.
+    pub platform: Platform,
+    /// Whether the user named the platform: then an image for another one is refused.
+    pub strict: bool,
+    /// Every image of the source rather than one.
+    pub all: bool,
+}
+
+/// An image ready to be taken.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The names it is to get.
+    pub names: Vec<Reference>,
+    /// The digest that its name stood for in the source: of an index or a manifest.
+    pub root: Option<Digest>,
+    /// The indexes on the way to the manifest, outermost first.
+    pub indexes: Vec<Document>,
+    /// The manifest; `docker save` archives have none.
+    pub manifest: Option<Document>,
+    /// The config. Its digest is the image's ID.
+    pub config: Document,
+    /// When it was built, RFC 3339, if it says so.
+    pub created: Option<String>,
+    /// Its layers, bottom first.
+    pub layers: Vec<LayerPlan>,
+}
+
+/// A layer ready to be taken.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LayerPlan {
+    /// What it must hash to once it is plain.
+    pub diff_id: Digest,
+    /// Where the source has it.
+    pub place: Place,
+}
+
+/// Where a source has a layer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// In a blob with known digest and size.
+    Blob(Descriptor),
+    /// In a member of an archive, under this name.
+    Member(String),
+}
+
+impl LayerPlan {
+    /// The twelve digits that people see: of the blob where it is known, else of the DiffID.
+    pub fn short(&self) -> &str {
+        match &self.place {
+            Place::Blob(descriptor) => descriptor.digest.short(),
+            Place::Member(_) => self.diff_id.short(),
+        }
+    }
+}
+
+/// Which image of a source.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Select {
+    /// The only one, or the one called `latest`.
+    Default,
+    /// The one of that name or tag.
+    Name(String),
+    /// The one of that digest.
+    Digest(Digest),
+}
+
+impl Select {
+    fn parse(text: &str) -> Result<Select> {
+        match text.strip_prefix('@') {
+            _ if text.is_empty() => Ok(Select::Default),
+            Some(digest) => digest.parse().map(Select::Digest).map_err(|e| Error::Usage(e.to_string())),
+            None => Ok(Select::Name(text.trim_start_matches(':').to_owned())),
+        }
+    }
+}
+
+/// Whether `text` is spelt as a source of [`open`].
+pub fn is_source(text: &str) -> bool {
+    ["oci:", "oci-archive:", "docker-archive:"].iter().any(|scheme| text.starts_with(scheme))
+}
+
+/// Opens `oci:DIR[:TAG|@DIGEST]`, `oci-archive:FILE[:TAG|@DIGEST]` or `docker-archive:FILE[:REF]`. A compressed archive is
+/// unpacked into the session.
+pub fn open(text: &str, session: &Session) -> Result<Box<dyn Source>> {
+    let wrap = |problem| Error::Source { origin: text.to_owned(), problem };
+    let (scheme, rest) = text.split_once(':').unwrap_or((text, ""));
+    let (path, select) = split_path(rest)?;
+    let base = Reference::from_file_name(&base_name(&path, scheme != "oci"));
+    match scheme {
+        "oci" => {
+            let files = layout::Folder::new(path);
+            Ok(Box::new(layout::Layout::open(text, Box::new(files), select, Some(base), true).map_err(wrap)?))
+        }
+        "oci-archive" => {
+            let files = archive::open(&path, session).map_err(wrap)?;
+            Ok(Box::new(layout::Layout::open(text, Box::new(files), select, Some(base), true).map_err(wrap)?))
+        }
+        "docker-archive" => {
+            let files = archive::open(&path, session).map_err(wrap)?;
+            Ok(Box::new(docker::Archive::open(text, files, select, Some(base)).map_err(wrap)?))
+        }
+        _ => Err(Error::Usage(format!("`{text}` names no source (wanted oci:, oci-archive: or docker-archive:)"))),
+    }
+}
+
+/// What `load` reads.
+pub enum LoadFrom<'a> {
+    /// A file.
+    File(&'a Path),
+    /// A stream, which is spooled into the session.
+    Stream(&'a mut dyn Read),
+}
+
+/// Opens what `docker save`, `podman save` or `skopeo` wrote, whichever of the two formats it is.
+pub fn open_load(from: LoadFrom<'_>, session: &Session) -> Result<Box<dyn Source>> {
+    let (origin, base) = match &from {
+        LoadFrom::File(path) => (path.display().to_string(), Some(Reference::from_file_name(&base_name(path, true)))),
+        LoadFrom::Stream(_) => ("standard input".to_owned(), None),
+    };
+    let wrap = |problem| Error::Source { origin: origin.clone(), problem };
+    let files = match from {
+        LoadFrom::File(path) => archive::open(path, session),
+        LoadFrom::Stream(stream) => archive::spool(stream, "standard input", session),
+    }
+    .map_err(wrap)?;
+    if files.has("manifest.json") {
+        return Ok(Box::new(docker::Archive::open(&origin, files, Select::Default, None).map_err(wrap)?));
+    }
+    if files.has("oci-layout") || files.has("index.json") {
+        let layout = layout::Layout::open(&origin, Box::new(files), Select::Default, base, false);
+        return Ok(Box::new(layout.map_err(wrap)?));
+    }
+    let why = "is no image archive: it has neither manifest.json nor oci-layout and index.json";
+    Err(wrap(Problem::Document(why.into())))
+}
+
+/// Splits `PATH`, `PATH:TAG` and `PATH@DIGEST`. A path that exists as it stands wins.
+fn split_path(text: &str) -> Result<(PathBuf, Select)> {
+    if text.is_empty() {
+        return Err(Error::Usage("the source names no path".into()));
+    }
+    if Path::new(text).exists() {
+        return Ok((text.into(), Select::Default));
+    }
+    let at = text.rfind("@sha256:").or_else(|| text.rfind("@sha512:")).or_else(|| text.find(':'));
+    let (path, rest) = text.split_at(at.unwrap_or(text.len()));
+    Ok((path.into(), Select::parse(rest)?))
+}
+
+/// A file's name without what says that it is an archive.
+fn base_name(path: &Path, is_archive: bool) -> String {
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let given = path.file_name().or(real.file_name()).unwrap_or_default();
+    let mut name = given.to_string_lossy().into_owned();
+    if is_archive {
+        for ending in [".gz", ".zst", ".tgz", ".tar", ".oci"] {
+            if let Some(stem) = name.strip_suffix(ending).filter(|stem| !stem.is_empty()) {
+                name = stem.to_owned();
+            }
+        }
+    }
+    name
+}
+
+/// Named files that a source is made of: a folder or an archive.
+trait Files: Sync + Send {
+    /// The stream of a file, or none where there is no such file.
+    fn read(&self, name: &str) -> std::result::Result<Option<Box<dyn Read + Send>>, Problem>;
+}
+
+/// Opens a regular file and nothing that could block or never end.
+fn open_regular(path: &Path) -> std::io::Result<File> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "is not a regular file"));
+    }
+    File::open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_and_what_follows() {
+        let digest = Digest::of(b"");
+        assert_eq!(split_path("/no/dir").unwrap(), ("/no/dir".into(), Select::Default));
+        assert_eq!(split_path("/no/dir:3.2").unwrap(), ("/no/dir".into(), Select::Name("3.2".into())));
+        assert_eq!(split_path(&format!("/no/d@{digest}")).unwrap(), ("/no/d".into(), Select::Digest(digest)));
+        assert_eq!(split_path("/no/f:a/b:1").unwrap(), ("/no/f".into(), Select::Name("a/b:1".into())));
+        assert!(split_path("").is_err());
+        let dir = tempfile::tempdir().unwrap();
+        let odd = dir.path().join("a:b");
+        std::fs::write(&odd, "").unwrap();
+        assert_eq!(split_path(odd.to_str().unwrap()).unwrap(), (odd, Select::Default));
+    }
+
+    #[test]
+    fn base_names() {
+        assert_eq!(base_name(Path::new("/x/app.tar.gz"), true), "app");
+        assert_eq!(base_name(Path::new("/x/app.tar"), false), "app.tar");
+    }
+}

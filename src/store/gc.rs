@@ -1,0 +1,264 @@
+//! Finding and removing what nothing refers to.
+
+use super::session::{self, Found};
+use super::{Catalog, Error, Intent, Lock, Result, Store, mounts};
+use crate::digest::{Algorithm, Digest};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// What kind of thing was left over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// A document that no image names.
+    Blob,
+    /// A layer that no image names.
+    Layer,
+    /// A merged tree that belongs to no image, or to another version of the format.
+    Tree,
+    /// What a dead process left half done.
+    Partial,
+    /// A mount whose daemon is gone.
+    Mount,
+    /// A file that has no business where it stands.
+    Stray,
+}
+
+impl Kind {
+    /// In a word or two.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Blob => "blob",
+            Kind::Layer => "layer",
+            Kind::Tree => "tree",
+            Kind::Partial => "partial download",
+            Kind::Mount => "mount",
+            Kind::Stray => "file",
+        }
+    }
+}
+
+/// One thing that can go.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Garbage {
+    /// What it is.
+    pub kind: Kind,
+    /// Where it stands.
+    pub path: PathBuf,
+    /// How many bytes of disk go with it.
+    pub bytes: u64,
+}
+
+/// Everything in the store that neither the catalog, nor a live session, nor a live mount needs. Trees count only in
+/// the given version of the format.
+pub fn find(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Result<Vec<Garbage>> {
+    let needed = needed(store, lock, catalog)?;
+    let mut found = Vec::new();
+    for entry in session::find(store, lock)? {
+        if let Found::Dead(path) = entry {
+            found.push(garbage(Kind::Partial, path));
+        }
+    }
+    for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+        for (kind, folder, keep) in [(Kind::Blob, "blobs", &needed.blobs), (Kind::Layer, "layers", &needed.layers)] {
+            for (name, path) in list(&store.root().join(folder).join(algorithm.name()))? {
+                match format!("{}:{name}", algorithm.name()).parse::<Digest>() {
+                    Ok(digest) if keep.contains(&digest) => {}
+                    Ok(_) => found.push(garbage(kind, path)),
+                    Err(_) => found.push(garbage(Kind::Stray, path)),
+                }
+            }
+        }
+    }
+    for (_, path) in list(&store.root().join("trees"))? {
+        if !needed.trees.iter().any(|chain| store.tree_path(chain, format) == path) {
+            found.push(garbage(Kind::Tree, path));
+        }
+    }
+    found.extend(mounts::stale(store, lock)?.into_iter().map(|path| garbage(Kind::Mount, path)));
+    let torn = store.catalog_path().with_added_extension("new");
+    if torn.exists() {
+        found.push(garbage(Kind::Partial, torn));
+    }
+    Ok(found)
+}
+
+/// Removes what [`find`] found. Goes on past failures and returns the first one at the end.
+pub fn remove(store: &Store, lock: &Lock, found: &[Garbage]) -> Result<()> {
+    debug_assert!(lock.exclusive());
+    let mut first = Ok(());
+    for item in found {
+        let done = match item.kind {
+            Kind::Mount => mounts::reap(&item.path),
+            // Renamed first: a layer is there whole or not at all, whenever the power goes.
+            Kind::Layer => set_aside(store, &item.path).and_then(|aside| unlink(&aside)),
+            _ => unlink(&item.path),
+        };
+        first = first.and(done);
+    }
+    mounts::prune_logs(store)?;
+    first
+}
+
+/// [`find`] and [`remove`] in one.
+pub fn collect(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Result<Vec<Garbage>> {
+    let found = find(store, lock, catalog, format)?;
+    remove(store, lock, &found)?;
+    Ok(found)
+}
+
+/// Takes back what a failed session made, except what somebody else needs by now. The session has given up its intent.
+pub fn take_back(store: &Store, made: &Intent, format: u32) -> Result<()> {
+    let lock = store.lock_exclusive()?;
+    let needed = needed(store, &lock, &store.catalog()?)?;
+    let layers = made.layers.difference(&needed.layers).map(|d| (Kind::Layer, store.layer_dir(d)));
+    let blobs = made.blobs.difference(&needed.blobs).map(|d| (Kind::Blob, store.blob_path(d)));
+    let trees = made.trees.difference(&needed.trees).map(|d| (Kind::Tree, store.tree_path(d, format)));
+    let all = layers.chain(blobs).chain(trees).filter(|(_, path)| path.exists());
+    let all: Vec<Garbage> = all.map(|(kind, path)| garbage(kind, path)).collect();
+    remove(store, &lock, &all)
+}
+
+/// Removes what dead processes left half done, unless the store is busy: then somebody else will.
+pub fn reap_partials(store: &Store) -> Result<()> {
+    let Some(lock) = store.try_lock_exclusive()? else { return Ok(()) };
+    for entry in session::find(store, &lock)? {
+        if let Found::Dead(path) = entry {
+            unlink(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn needed(store: &Store, lock: &Lock, catalog: &Catalog) -> Result<Intent> {
+    let mut needed = Intent::default();
+    for image in catalog.images() {
+        needed.layers.extend(image.layers.iter().map(|l| l.diff_id.clone()));
+        needed.blobs.extend(image.blobs().cloned());
+        needed.trees.insert(image.chain_id());
+    }
+    for entry in session::find(store, lock)? {
+        if let Found::Live(intent) = entry {
+            needed.extend(intent);
+        }
+    }
+    Ok(needed)
+}
+
+fn set_aside(store: &Store, path: &Path) -> Result<PathBuf> {
+    let name = path.file_name().unwrap_or_default();
+    let aside = store.root().join("tmp").join(name).with_added_extension("dead");
+    fs::rename(path, &aside).map_err(Error::io("rename", path))?;
+    path.parent().map_or(Ok(()), super::sync_dir)?;
+    Ok(aside)
+}
+
+fn unlink(path: &Path) -> Result<()> {
+    let is_dir = fs::symlink_metadata(path).is_ok_and(|m| m.is_dir());
+    let done = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match done {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+fn garbage(kind: Kind, path: PathBuf) -> Garbage {
+    let bytes = disk_usage(&path);
+    Garbage { kind, path, bytes }
+}
+
+/// Bytes of disk under `path`; what cannot be read counts nothing.
+fn disk_usage(path: &Path) -> u64 {
+    let Ok(meta) = fs::symlink_metadata(path) else { return 0 };
+    let below = if meta.is_dir() { list(path).unwrap_or_default() } else { vec![] };
+    meta.blocks() * 512 + below.iter().map(|(_, path)| disk_usage(path)).sum::<u64>()
+}
+
+/// The names and paths in a folder, in order; none when there is no such folder.
+pub(crate) fn list(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+        Err(e) => return Err(Error::io("read", folder)(e)),
+    };
+    let mut all = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(Error::io("read", folder))?;
+        all.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
+    }
+    all.sort();
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Session;
+
+    const FORMAT: u32 = 1;
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        (dir, store)
+    }
+
+    fn put_layer(store: &Store, seed: &str) -> Digest {
+        let id = Digest::of(seed.as_bytes());
+        fs::create_dir(store.layer_dir(&id)).unwrap();
+        fs::write(store.layer_tar(&id), seed).unwrap();
+        id
+    }
+
+    fn gc(store: &Store) -> Vec<Kind> {
+        let lock = store.lock_exclusive().unwrap();
+        let found = collect(store, &lock, &store.catalog().unwrap(), FORMAT).unwrap();
+        found.into_iter().map(|g| g.kind).collect()
+    }
+
+    #[test]
+    fn a_live_intent_keeps_and_a_dead_one_does_not() {
+        let (_dir, store) = store();
+        let (kept, lost) = (put_layer(&store, "kept"), put_layer(&store, "lost"));
+        let session = Session::begin(&store).unwrap();
+        session.intend(&Intent { layers: [kept.clone()].into(), ..Intent::default() }).unwrap();
+        assert_eq!(gc(&store), [Kind::Layer]);
+        assert!(store.has_layer(&kept) && !store.has_layer(&lost));
+        drop(session);
+        assert_eq!(gc(&store), [Kind::Layer]);
+        assert!(!store.has_layer(&kept));
+        assert_eq!(gc(&store), []);
+    }
+
+    #[test]
+    fn partials_of_the_dead_go_and_those_of_the_living_stay() {
+        let (_dir, store) = store();
+        fs::create_dir(store.root().join("tmp/99-0")).unwrap();
+        fs::write(store.root().join("tmp/99-0/layer.tar"), "half").unwrap();
+        let live = Session::begin(&store).unwrap();
+        fs::write(live.temp_path("file"), "half").unwrap();
+        reap_partials(&store).unwrap();
+        assert_eq!(list(&store.root().join("tmp")).unwrap().len(), 1);
+        assert_eq!(gc(&store), []);
+    }
+
+    #[test]
+    fn a_failed_session_takes_back_only_what_nobody_needs() {
+        let (_dir, store) = store();
+        let (shared, own) = (put_layer(&store, "shared"), put_layer(&store, "own"));
+        let other = Session::begin(&store).unwrap();
+        other.intend(&Intent { layers: [shared.clone()].into(), ..Intent::default() }).unwrap();
+        let made = Intent { layers: [shared.clone(), own.clone()].into(), ..Intent::default() };
+        take_back(&store, &made, FORMAT).unwrap();
+        assert!(store.has_layer(&shared) && !store.has_layer(&own));
+    }
+
+    #[test]
+    fn strays_and_old_trees_go() {
+        let (_dir, store) = store();
+        fs::write(store.root().join("blobs/sha256/README"), "x").unwrap();
+        fs::write(store.tree_path(&Digest::of(b""), FORMAT + 1), "x").unwrap();
+        assert_eq!(gc(&store), [Kind::Stray, Kind::Tree]);
+    }
+}

@@ -1,0 +1,271 @@
+//! The register of live mounts: who serves which image where.
+//!
+//! A mount is live as long as some process holds the flock on its `lock` file. The flock belongs to the open file, so a
+//! daemon forked by the process that registered holds it too, and after both are gone nobody does.
+
+use super::{Error, Lock, Result, Store, gc, publish};
+use crate::digest::Digest;
+use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::SystemTime;
+
+const LOGS_KEPT: usize = 5;
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// What is known of a mount.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Info {
+    /// Twelve hex digits.
+    pub id: String,
+    /// The image's ID.
+    pub image: Digest,
+    /// The image as the user named it.
+    pub reference: String,
+    /// Where it is mounted.
+    #[serde(with = "path_bytes")]
+    pub mountpoint: PathBuf,
+    /// The serving process.
+    pub pid: u32,
+    /// When it began, RFC 3339.
+    pub started: String,
+}
+
+/// Holds a mount's registration. Dropping it only closes this process's side: a forked daemon keeps the mount live.
+/// Whoever ends the mount calls [`Guard::release`].
+pub struct Guard {
+    dir: PathBuf,
+    store: Store,
+    held: File,
+    info: Info,
+}
+
+impl Guard {
+    /// What was registered.
+    pub fn info(&self) -> &Info {
+        &self.info
+    }
+
+    /// The flocked file. Pass it on to a process that is to keep the mount live past an exec.
+    pub fn file(&self) -> &File {
+        &self.held
+    }
+
+    /// Where the daemon's log goes.
+    pub fn log_path(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    /// Writes down which process serves, after a fork.
+    pub fn set_pid(&mut self, pid: u32) -> Result<()> {
+        self.info.pid = pid;
+        write_info(&self.dir, &self.info)
+    }
+
+    /// Ends the registration: the mount is gone. The log stays for a while.
+    pub fn release(self) -> Result<()> {
+        reap(&self.dir)?;
+        prune_logs(&self.store)
+    }
+}
+
+/// Registers a mount of an image by this process. Fails with [`Error::NoSuchImage`] when the image has been removed in
+/// the meantime; from when this returns it cannot be.
+pub fn register(store: &Store, image: &Digest, reference: &str, mountpoint: &Path) -> Result<Guard> {
+    let _shared = store.lock_shared()?;
+    if store.catalog()?.get(image).is_none() {
+        return Err(Error::NoSuchImage(reference.to_owned()));
+    }
+    let started = jiff::Timestamp::now();
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let seed = format!("{image} {} {number} {started} {}", std::process::id(), mountpoint.display());
+    let id = Digest::of(seed.as_bytes()).short().to_owned();
+    let dir = store.root().join("mounts").join(&id);
+    fs::create_dir(&dir).map_err(Error::io("make", &dir))?;
+    let path = dir.join("lock");
+    let held = File::create_new(&path).map_err(Error::io("create", &path))?;
+    held.lock().map_err(Error::io("lock", &path))?;
+    let info = Info {
+        id,
+        image: image.clone(),
+        reference: reference.to_owned(),
+        mountpoint: mountpoint.to_owned(),
+        pid: std::process::id(),
+        started: started.to_string(),
+    };
+    write_info(&dir, &info)?;
+    Ok(Guard { dir, store: store.clone(), held, info })
+}
+
+/// All live mounts, oldest first.
+pub fn list(store: &Store) -> Result<Vec<Info>> {
+    let mut live = Vec::new();
+    for (_, dir) in gc::list(&store.root().join("mounts"))? {
+        if is_held(&dir) {
+            live.extend(read_info(&dir));
+        }
+    }
+    live.sort_by(|a, b| a.started.cmp(&b.started));
+    Ok(live)
+}
+
+/// The live mount at exactly this path, the newest if several are stacked there.
+pub fn by_mountpoint(store: &Store, mountpoint: &Path) -> Result<Option<Info>> {
+    Ok(list(store)?.into_iter().rfind(|info| info.mountpoint == mountpoint))
+}
+
+/// Where the log of a mount is, live or not.
+pub fn log_path(store: &Store, id: &str) -> PathBuf {
+    store.root().join("mounts").join(id).join("log")
+}
+
+/// Folders of mounts that are registered and not live.
+pub(super) fn stale(store: &Store, lock: &Lock) -> Result<Vec<PathBuf>> {
+    debug_assert!(lock.exclusive());
+    let all = gc::list(&store.root().join("mounts"))?.into_iter().map(|(_, dir)| dir);
+    let registered = |dir: &PathBuf| dir.join("lock").exists() || dir.join("info.json").exists() || !dir.is_dir();
+    Ok(all.filter(|dir| registered(dir) && !is_held(dir)).collect())
+}
+
+/// Takes a registration away; the log stays until [`prune_logs`] takes it.
+pub(super) fn reap(dir: &Path) -> Result<()> {
+    for name in ["info.json", "info.json.new", "lock"] {
+        match fs::remove_file(dir.join(name)) {
+            Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Err(Error::io("remove", dir.join(name))(e));
+            }
+            _ => {}
+        }
+    }
+    let _empty = fs::remove_dir(dir);
+    if dir.is_file() { fs::remove_file(dir).map_err(Error::io("remove", dir)) } else { Ok(()) }
+}
+
+/// Removes the logs of ended mounts but those of the last few.
+pub(super) fn prune_logs(store: &Store) -> Result<()> {
+    let mut ended = Vec::new();
+    for (_, dir) in gc::list(&store.root().join("mounts"))? {
+        if !dir.join("lock").exists() && dir.join("log").exists() {
+            let when = fs::metadata(dir.join("log")).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+            ended.push((when, dir));
+        }
+    }
+    ended.sort();
+    let surplus = ended.len().saturating_sub(LOGS_KEPT);
+    for (_, dir) in ended.drain(..surplus) {
+        // Another process may prune at the same time.
+        match fs::remove_dir_all(&dir) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("remove", dir)(e)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn is_held(dir: &Path) -> bool {
+    let file = File::open(dir.join("lock"));
+    file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
+}
+
+fn read_info(dir: &Path) -> Option<Info> {
+    serde_json::from_slice(&fs::read(dir.join("info.json")).ok()?).ok()
+}
+
+fn write_info(dir: &Path, info: &Info) -> Result<()> {
+    let path = dir.join("info.json");
+    let bytes =
+        serde_json::to_vec_pretty(info).map_err(|e| Error::Catalog { path: path.clone(), why: e.to_string() })?;
+    publish::replace(&path, &bytes)
+}
+
+/// A path as text where it is text, else as a list of bytes.
+mod path_bytes {
+    use super::{OsStrExt, OsString, OsStringExt, Path, PathBuf};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Form {
+        Text(String),
+        Bytes(Vec<u8>),
+    }
+
+    pub(super) fn serialize<S: Serializer>(path: &Path, s: S) -> Result<S::Ok, S::Error> {
+        match path.to_str() {
+            Some(text) => Form::Text(text.to_owned()),
+            None => Form::Bytes(path.as_os_str().as_bytes().to_vec()),
+        }
+        .serialize(s)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<PathBuf, D::Error> {
+        Ok(match Form::deserialize(d)? {
+            Form::Text(text) => PathBuf::from(text),
+            Form::Bytes(bytes) => PathBuf::from(OsString::from_vec(bytes)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Image;
+
+    fn store() -> (tempfile::TempDir, Store, Digest) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let id = Digest::of(b"image");
+        let image = Image {
+            id: id.clone(),
+            manifest: None,
+            indexes: vec![],
+            layers: vec![],
+            tags: vec![],
+            digests: vec![],
+            created: None,
+            pulled: String::new(),
+        };
+        store.update(|_, catalog| Ok::<_, Error>(catalog.insert(image))).unwrap();
+        (dir, store, id)
+    }
+
+    #[test]
+    fn a_mount_lives_as_long_as_its_lock() {
+        let (_dir, store, id) = store();
+        let odd = Path::new(std::ffi::OsStr::from_bytes(b"/mnt/\xff"));
+        let guard = register(&store, &id, "a:1", odd).unwrap();
+        assert_eq!(list(&store).unwrap().len(), 1);
+        assert_eq!(by_mountpoint(&store, odd).unwrap().unwrap(), *guard.info());
+        let twin = guard.file().try_clone().unwrap();
+        let dir = store.root().join("mounts").join(&guard.info().id);
+        drop(guard);
+        // The description is still held, as by a forked daemon.
+        assert_eq!(list(&store).unwrap().len(), 1);
+        drop(twin);
+        assert!(list(&store).unwrap().is_empty());
+        assert_eq!(stale(&store, &store.lock_exclusive().unwrap()).unwrap(), [dir.clone()]);
+        reap(&dir).unwrap();
+        assert!(!dir.exists());
+    }
+
+    #[test]
+    fn a_removed_image_cannot_be_registered() {
+        let (_dir, store, _) = store();
+        assert!(matches!(register(&store, &Digest::of(b"other"), "b", Path::new("/mnt")), Err(Error::NoSuchImage(_))));
+    }
+
+    #[test]
+    fn only_the_last_logs_stay() {
+        let (_dir, store, id) = store();
+        for _ in 0..LOGS_KEPT + 3 {
+            let guard = register(&store, &id, "a", Path::new("/mnt")).unwrap();
+            fs::write(guard.log_path(), "log").unwrap();
+            guard.release().unwrap();
+        }
+        assert_eq!(gc::list(&store.root().join("mounts")).unwrap().len(), LOGS_KEPT);
+    }
+}

@@ -1,0 +1,41 @@
+//! Writing so that a crash leaves the old state or the new one.
+
+use super::{Error, Result};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+/// Makes a new file with these bytes and syncs it. Syncing the folder is up to the caller.
+pub fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = File::create(path).map_err(Error::io("create", path))?;
+    file.write_all(bytes).map_err(Error::io("write", path))?;
+    file.sync_all().map_err(Error::io("sync", path))
+}
+
+/// Makes what was renamed into or out of a folder durable.
+pub fn sync_dir(path: &Path) -> Result<()> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", path))
+}
+
+/// Renames a file or folder to its final name, durably, where nothing or an equal file stands.
+pub(crate) fn rename_durably(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(Error::io("rename to", to))?;
+    to.parent().map_or(Ok(()), sync_dir)
+}
+
+/// Replaces `path` by these bytes. The caller holds the lock that goes with `path`, so the temporary name is its own.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temp = path.with_added_extension("new");
+    write_new(&temp, bytes).inspect_err(|_| drop(fs::remove_file(&temp)))?;
+    rename_durably(&temp, path)
+}
+
+/// Reads to the end; more than `cap` bytes are an error.
+pub fn read_capped(from: impl Read, cap: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    from.take(cap + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > cap {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("is longer than {cap} bytes")));
+    }
+    Ok(bytes)
+}

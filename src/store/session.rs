@@ -1,0 +1,168 @@
+//! A running pull's place in the store: a folder for its partials and its intent, alive as long as its flock is held.
+
+use super::{Error, Lock, Result, Store, publish};
+use crate::digest::Digest;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const INTENT: &str = "intent.json";
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// What a session needs: nobody removes it while the session lives.
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Intent {
+    /// DiffIDs of layers.
+    pub layers: BTreeSet<Digest>,
+    /// Digests of documents.
+    pub blobs: BTreeSet<Digest>,
+    /// ChainIDs of merged trees.
+    pub trees: BTreeSet<Digest>,
+}
+
+impl Intent {
+    /// Takes in another's needs.
+    pub fn extend(&mut self, other: Intent) {
+        self.layers.extend(other.layers);
+        self.blobs.extend(other.blobs);
+        self.trees.extend(other.trees);
+    }
+}
+
+/// A live session. Its folder and everything unpublished in it go when it is dropped.
+pub struct Session {
+    store: Store,
+    dir: PathBuf,
+    /// The folder itself, flocked.
+    _held: File,
+    files: AtomicU32,
+}
+
+impl Session {
+    /// Begins one.
+    pub fn begin(store: &Store) -> Result<Session> {
+        let _shared = store.lock_shared()?;
+        loop {
+            let name = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+            let dir = store.root().join("tmp").join(name);
+            match fs::create_dir(&dir) {
+                Ok(()) => {}
+                // A dead process had our number; its folder is reaped when somebody can.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(e) => return Err(Error::io("make", dir)(e)),
+            }
+            let held = File::open(&dir).map_err(Error::io("open", &dir))?;
+            held.lock().map_err(Error::io("lock", &dir))?;
+            return Ok(Session { store: store.clone(), dir, _held: held, files: AtomicU32::new(0) });
+        }
+    }
+
+    /// The store it belongs to.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// A fresh name in the session's folder.
+    pub fn temp_path(&self, kind: &str) -> PathBuf {
+        self.dir.join(format!("{kind}-{}", self.files.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// Says what this session needs. From when this returns, whatever of it is there stays there.
+    pub fn intend(&self, intent: &Intent) -> Result<()> {
+        let _shared = self.store.lock_shared()?;
+        let path = self.dir.join(INTENT);
+        let bytes =
+            serde_json::to_vec(intent).map_err(|e| Error::Catalog { path: path.clone(), why: e.to_string() })?;
+        publish::replace(&path, &bytes)
+    }
+
+    /// Gives the intent up, so that a collection treats what this session made like anything else.
+    pub fn give_up(&self) -> Result<()> {
+        match fs::remove_file(self.dir.join(INTENT)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", self.dir.join(INTENT))(e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Publishes a document whose digest the caller has checked. Returns whether it was not there before.
+    pub fn publish_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<bool> {
+        let to = self.store.blob_path(digest);
+        if fs::read(&to).is_ok_and(|old| old == bytes) {
+            return Ok(false);
+        }
+        self.publish_file(&to, bytes)?;
+        Ok(true)
+    }
+
+    /// Publishes a file, replacing what stands under its name.
+    pub fn publish_file(&self, to: &Path, bytes: &[u8]) -> Result<()> {
+        let temp = self.temp_path("file");
+        publish::write_new(&temp, bytes)?;
+        publish::rename_durably(&temp, to)
+    }
+
+    /// Publishes a layer from a folder of this session that holds its synced files. Returns whether it was not there
+    /// before: another process may have been faster.
+    pub fn publish_layer(&self, from: &Path, diff_id: &Digest) -> Result<bool> {
+        publish::sync_dir(from)?;
+        let to = self.store.layer_dir(diff_id);
+        match fs::rename(from, &to) {
+            Ok(()) => {}
+            Err(_) if self.store.has_layer(diff_id) => return Ok(false),
+            // The remains of a damaged layer: no tar, so nobody uses it.
+            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                let dead = self.temp_path("dead");
+                fs::rename(&to, &dead).map_err(Error::io("rename", &to))?;
+                fs::rename(from, &to).map_err(Error::io("rename to", &to))?;
+            }
+            Err(e) => return Err(Error::io("rename to", to)(e)),
+        }
+        to.parent().map_or(Ok(()), publish::sync_dir)?;
+        Ok(true)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.dir) {
+            tracing::warn!(path = %self.dir.display(), %error, "cannot remove a finished session's folder");
+        }
+    }
+}
+
+/// A session's folder as an outsider finds it.
+pub(super) enum Found {
+    /// Its process lives; this is what it needs.
+    Live(Intent),
+    /// Its process is gone.
+    Dead(PathBuf),
+}
+
+/// All sessions' folders. Under the exclusive lock nobody can be between making a folder and locking it.
+pub(super) fn find(store: &Store, lock: &Lock) -> Result<Vec<Found>> {
+    debug_assert!(lock.exclusive());
+    let tmp = store.root().join("tmp");
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&tmp).map_err(Error::io("read", &tmp))? {
+        let path = entry.map_err(Error::io("read", &tmp))?.path();
+        let held = match File::open(&path) {
+            Ok(file) => matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(_) => false,
+        };
+        if !held {
+            found.push(Found::Dead(path));
+            continue;
+        }
+        let intent = match fs::read(path.join(INTENT)) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|e| Error::Catalog { path: path.join(INTENT), why: e.to_string() })?,
+            Err(_) => Intent::default(),
+        };
+        found.push(Found::Live(intent));
+    }
+    Ok(found)
+}

@@ -8,7 +8,7 @@ mod wake;
 pub use wake::Waking;
 
 use crate::fs::Fs;
-use crate::sys;
+use crate::sys::{self, MountFlags};
 use adapter::Adapter;
 use fuser::{Config, MountOption, SessionACL};
 use std::io;
@@ -58,9 +58,8 @@ impl Options {
         let mut config = Config::default();
         config.mount_options = vec![
             MountOption::FSName(self.source.clone()),
-            MountOption::Subtype("plyfs".into()),
+            MountOption::Subtype(SUBTYPE.into()),
             MountOption::RO,
-            // No access time is ever written, so let no reader think that one might be.
             MountOption::NoAtime,
             either(self.suid, MountOption::Suid, MountOption::NoSuid),
             either(self.dev, MountOption::Dev, MountOption::NoDev),
@@ -69,13 +68,36 @@ impl Options {
         if self.default_permissions {
             config.mount_options.push(MountOption::DefaultPermissions);
         }
-        config.acl = if self.allow_other { SessionACL::All } else { SessionACL::Owner };
+        config.acl = self.acl();
         // With wake-ups cheap, a second worker lets one request wait for the disk and the others go on. Where the
         // worker polls, a second would poll against the caller for a processor.
         config.n_threads = Some(if waking == Waking::Poll { 1 } else { 2 });
         config
     }
+
+    fn acl(&self) -> SessionACL {
+        if self.allow_other { SessionACL::All } else { SessionACL::Owner }
+    }
+
+    /// Mounts by the system call where that is allowed, which knows the subtype that fuser would leave out, and through
+    /// fusermount3 where it is not.
+    fn connect(&self, adapter: Adapter, at: &Path, waking: Waking) -> io::Result<fuser::Session<Adapter>> {
+        let wanted = [(self.allow_other, "allow_other"), (self.default_permissions, "default_permissions")];
+        let options: Vec<&str> = wanted.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
+        let flags = MountFlags { suid: self.suid, dev: self.dev, exec: self.exec };
+        match sys::mount_fuse(&self.source, SUBTYPE, at, flags, &options) {
+            Ok(connection) => fuser::Session::from_fd(adapter, connection, self.acl(), self.config(waking))
+                .inspect_err(|_| drop(sys::unmount(at, true))),
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                fuser::Session::new(adapter, at, &self.config(waking))
+            }
+            Err(e) => Err(e),
+        }
+    }
 }
+
+/// The mount's type is `fuse.` and this.
+const SUBTYPE: &str = "plyfs";
 
 /// Why an image could not be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -119,8 +141,7 @@ pub fn mount(fs: Arc<Fs>, at: &Path, options: &Options) -> Result<Session, Mount
     }
     let wake = Arc::new(Wake::default());
     let waking = options.waking.settle();
-    let session =
-        fuser::Session::new(Adapter::new(fs, wake.clone()), &mountpoint, &options.config(waking)).map_err(refused)?;
+    let session = options.connect(Adapter::new(fs, wake.clone()), &mountpoint, waking).map_err(refused)?;
     let connection = session.as_fd().try_clone_to_owned().map_err(refused)?;
     let governor = Governor::start(&wake, waking, connection).map_err(refused)?;
     let worker =

@@ -341,7 +341,9 @@ fn plain_metadata(header: &Header, records: &[pax::Record<'_>]) -> Result<Entry,
 
 /// The extended attributes, held to what Linux can hold (xattr(7)): so no listing is ever too long to be read.
 fn xattrs(records: &[pax::Record<'_>]) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, EntryError> {
-    let set = records.iter().filter_map(|r| pax::xattr(*r)).collect::<Result<BTreeMap<_, _>, _>>()?;
+    // An empty value unsets what the key meant so far (POSIX), for attributes too: Docker and umoci show none either.
+    let mut set = records.iter().filter_map(|r| pax::xattr(*r)).collect::<Result<BTreeMap<_, _>, _>>()?;
+    set.retain(|_, value| !value.is_empty());
     if set.keys().any(|name| name.is_empty() || name.len() > 255 || name.contains(&0)) {
         return Err(EntryError::Xattr("a name is empty, longer than 255 bytes or has a NUL"));
     }

@@ -1,7 +1,9 @@
 //! Mounts: taking them down, and what the kernel keeps for them.
 
 use std::ffi::{CString, OsStr};
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -10,6 +12,42 @@ use std::process::{Command, Stdio};
 /// The device number (`st_dev`) of the file system that is mounted at `path`.
 pub fn device_of(path: &Path) -> io::Result<u64> {
     Ok(std::fs::metadata(path)?.dev())
+}
+
+/// What a mount allows; see mount(2).
+#[derive(Clone, Copy, Debug)]
+pub struct MountFlags {
+    /// Set-id bits and file capabilities work.
+    pub suid: bool,
+    /// Device nodes work.
+    pub dev: bool,
+    /// Programs can be run.
+    pub exec: bool,
+}
+
+/// Mounts a FUSE file system read-only, of type `fuse.SUBTYPE`, and gives the connection on which its requests come.
+/// `options` are the kernel's (`allow_other`, `default_permissions`). EPERM where the caller may not mount.
+pub fn mount_fuse(source: &str, subtype: &str, at: &Path, flags: MountFlags, options: &[&str]) -> io::Result<OwnedFd> {
+    let device = File::options().read(true).write(true).open("/dev/fuse")?;
+    let (fd, mode) = (device.as_raw_fd(), std::fs::metadata(at)?.mode());
+    // SAFETY: neither call takes anything or can fail.
+    let (uid, gid) = unsafe { (libc::getuid(), libc::getgid()) };
+    let own = format!("fd={fd},rootmode={:o},user_id={uid},group_id={gid}", mode & libc::S_IFMT);
+    let data = CString::new([&[own.as_str()], options].concat().join(","))?;
+    let (source, kind) = (CString::new(source)?, CString::new(format!("fuse.{subtype}"))?);
+    let target = CString::new(at.as_os_str().as_bytes())?;
+    let bit = |allowed: bool, bit: libc::c_ulong| if allowed { 0 } else { bit };
+    // No access time is ever written, so no reader shall think that one might be.
+    let bits = libc::MS_RDONLY
+        | libc::MS_NOATIME
+        | bit(flags.suid, libc::MS_NOSUID)
+        | bit(flags.dev, libc::MS_NODEV)
+        | bit(flags.exec, libc::MS_NOEXEC);
+    // SAFETY: all pointers are to NUL-terminated strings that outlive the call.
+    match unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), bits, data.as_ptr().cast()) } {
+        0 => Ok(device.into()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Unmounts what is mounted at `path`. With `detach` it leaves the tree of mounts at once, though files of it may be in

@@ -130,7 +130,8 @@ def main(layout, out):
         targets, senseless, unlisted = look_through(tar)
         bring_link_targets(targets, out, number)
         subprocess.run(["tar", "--extract", "--file", tar, "--directory", here, "--same-owner",
-                        "--preserve-permissions", "--warning=no-timestamp", "--delay-directory-restore", "--numeric-owner", "--xattrs", "--xattrs-include=*",
+                        "--preserve-permissions", "--delay-directory-restore", "--warning=no-timestamp", "--numeric-owner",
+                        "--xattrs", "--xattrs-include=*",
                         "--anchored", "--no-wildcards", *("--exclude=" + name for name in senseless)], check=True)
         fd = os.open(here, os.O_RDONLY | os.O_DIRECTORY)
         convert(fd, "", [os.path.join(out, str(n)) for n in range(number)])

@@ -87,7 +87,8 @@ impl Mounted<'_> {
     /// The daemon's private memory in bytes; 0 for an engine in the kernel.
     pub fn memory(&self) -> u64 {
         let Some(text) = self.proc("smaps_rollup") else { return 0 };
-        let private = text.lines().filter(|line| line.starts_with("Private_Clean") || line.starts_with("Private_Dirty"));
+        let private =
+            text.lines().filter(|line| line.starts_with("Private_Clean") || line.starts_with("Private_Dirty"));
         private.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum::<u64>() * 1024
     }
 

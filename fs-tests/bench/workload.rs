@@ -60,7 +60,9 @@ impl Paths {
             for name in names(&fd, &dir)? {
                 let path = if dir.is_empty() { name } else { [dir.as_slice(), b"/", &name].concat() };
                 // Longer than one system call takes.
-                let Some(text) = CString::new(path.clone()).ok().filter(|path| path.count_bytes() < 4095) else { continue };
+                let Some(text) = CString::new(path.clone()).ok().filter(|path| path.count_bytes() < 4095) else {
+                    continue;
+                };
                 let stat = rustix::fs::statat(&fd, &text, AtFlags::SYMLINK_NOFOLLOW)?;
                 let size = stat.st_size as u64;
                 match FileType::from_raw_mode(stat.st_mode) {

@@ -14,7 +14,8 @@ use std::path::PathBuf;
 ///
 /// A missing cache fails the test: a truth test that can be skipped is not one.
 pub fn big_image() -> PathBuf {
-    let cache = std::env::var_os("PLYFS_TEST_CACHE").map_or_else(|| PathBuf::from("/var/cache/plyfs-tests"), PathBuf::from);
+    let cache =
+        std::env::var_os("PLYFS_TEST_CACHE").map_or_else(|| PathBuf::from("/var/cache/plyfs-tests"), PathBuf::from);
     let image = cache.join("debian");
     assert!(image.join("stamp").is_file(), "no test image in {}: run scripts/make-image as root", image.display());
     image

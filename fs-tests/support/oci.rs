@@ -308,7 +308,13 @@ mod tests {
         build().docker().write_docker_archive(&dir.path().join("docker.tar"), &["name:tag"]);
         for source in ["oci:layout:latest", "oci-archive:oci.tar", "docker-archive:docker.tar"] {
             let mut command = Command::new("skopeo");
-            command.current_dir(dir.path()).args(["--insecure-policy", "copy", "-q", source, &format!("dir:{source}.out")]);
+            command.current_dir(dir.path()).args([
+                "--insecure-policy",
+                "copy",
+                "-q",
+                source,
+                &format!("dir:{source}.out"),
+            ]);
             assert!(command.status().unwrap().success(), "{source}");
         }
     }

@@ -17,6 +17,8 @@ use workload::{Paths, WORKLOADS, Workload, open_root};
 struct Options {
     rounds: usize,
     variants: Vec<String>,
+    /// The program to measure, to compare builds; else the one built with the benchmark.
+    plyfs: PathBuf,
     /// Run only engines whose name contains this.
     only: Option<String>,
 }
@@ -35,7 +37,8 @@ fn main() -> std::process::ExitCode {
 }
 
 fn options() -> Outcome<Options> {
-    let mut options = Options { rounds: 5, variants: Vec::new(), only: None };
+    let plyfs = PathBuf::from(env!("CARGO_BIN_EXE_plyfs"));
+    let mut options = Options { rounds: 5, variants: Vec::new(), plyfs, only: None };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or(format!("{word} needs a value"));
@@ -43,6 +46,7 @@ fn options() -> Outcome<Options> {
             // Cargo passes it to every benchmark.
             "--bench" => {}
             "--rounds" => options.rounds = value()?.parse().map_err(|e| format!("--rounds: {e}"))?,
+            "--plyfs" => options.plyfs = value()?.into(),
             "--variant" => options.variants.push(value()?),
             "--only" => options.only = Some(value()?),
             other => return Err(format!("unknown argument '{other}'")),
@@ -63,7 +67,7 @@ fn bench(options: &Options) -> Outcome<bool> {
     }
     let scratch = tempfile::Builder::new().prefix("plyfs-bench-").tempdir().map_err(|e| e.to_string())?;
     let setting = Setting {
-        plyfs: PathBuf::from(env!("CARGO_BIN_EXE_plyfs")),
+        plyfs: options.plyfs.clone(),
         root: scratch.path().join("root"),
         image: "oci:latest".to_owned(),
         at: scratch.path().join("mnt"),

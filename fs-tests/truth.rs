@@ -18,7 +18,13 @@ const ALLOWED: &[Allowed] = &[
         path: "/opt/raw/time_15032385535_1",
         field: "mtime",
         right: Some("15032385535 s + 0 ns"),
-        reason: "as above",
+        reason: "as above; ext4 cut the nanosecond off before GNU tar saw it",
+    },
+    Allowed {
+        path: "/opt/raw/user.empty",
+        field: "xattr user.empty",
+        right: Some("\"\""),
+        reason: "GNU tar writes an attribute without a value as an empty record; umoci takes that for none at all",
     },
     Allowed {
         path: "/opt/pax",
@@ -84,8 +90,6 @@ fn overlay_differs(difference: &Difference) -> bool {
     match (show(&difference.path).as_str(), difference.field.as_str()) {
         // Every merged directory has one link, and hard links across layers are separate inodes.
         (_, "nlink" | "links" | "d_ino") => true,
-        // A whiteout in a directory that only one layer has is listed, and cannot be looked up.
-        ("/opt/pax/nothing-there", "stat") => true,
         // A PAX record with an empty value means none: GNU tar sets the attribute nevertheless.
         ("/opt/raw/user.empty", "xattr user.empty") => true,
         // GNU tar's own times of directories that it was not told of or changed later, and of far futures.

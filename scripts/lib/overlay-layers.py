@@ -89,28 +89,29 @@ def adopt_parents(unlisted, out, number):
             os.utime(here, ns=(known[-1].st_atime_ns, known[-1].st_mtime_ns))
 
 
-def convert(fd, opaque):
+def convert(fd, path, lower):
     """Turn the markers below an open directory into overlayfs's form; directories are walked by descriptor, since a
-    path here can be longer than a path may be."""
+    path here can be longer than a path may be. `path` and the directories of `lower` only tell whether there is
+    anything to hide: overlayfs itself never makes a whiteout over nothing, and lists those that it finds."""
     names = os.listdir(fd)
     if OPAQUE in names:
         os.unlink(OPAQUE, dir_fd=fd)
-        opaque(fd)
+        mark_opaque(fd)
     for name in names:
         if name.startswith(PREFIX) and name != OPAQUE:
             os.unlink(name, dir_fd=fd)
             hidden = name[len(PREFIX):]
-            if hidden not in names:
+            if hidden not in names and any(os.path.lexists(os.path.join(dir, path, hidden)) for dir in lower):
                 os.mknod(hidden, 0o020000, 0, dir_fd=fd)
-            elif stat.S_ISDIR(os.stat(hidden, dir_fd=fd, follow_symlinks=False).st_mode):
+            elif hidden in names and stat.S_ISDIR(os.stat(hidden, dir_fd=fd, follow_symlinks=False).st_mode):
                 below = os.open(hidden, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
-                opaque(below)
+                mark_opaque(below)
                 os.close(below)
     for item in list(os.scandir(fd)):
         if item.is_dir(follow_symlinks=False):
             below = os.open(item.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
             before = os.stat(below)
-            convert(below, opaque)
+            convert(below, os.path.join(path, item.name), lower)
             os.utime(below, ns=(before.st_atime_ns, before.st_mtime_ns))
             os.close(below)
 
@@ -129,10 +130,11 @@ def main(layout, out):
         targets, senseless, unlisted = look_through(tar)
         bring_link_targets(targets, out, number)
         subprocess.run(["tar", "--extract", "--file", tar, "--directory", here, "--same-owner",
-                        "--preserve-permissions", "--warning=no-timestamp", "--numeric-owner", "--xattrs", "--xattrs-include=*",
+                        "--preserve-permissions", "--delay-directory-restore", "--warning=no-timestamp", "--numeric-owner",
+                        "--xattrs", "--xattrs-include=*",
                         "--anchored", "--no-wildcards", *("--exclude=" + name for name in senseless)], check=True)
         fd = os.open(here, os.O_RDONLY | os.O_DIRECTORY)
-        convert(fd, mark_opaque)
+        convert(fd, "", [os.path.join(out, str(n)) for n in range(number)])
         os.close(fd)
         adopt_parents(unlisted, out, number)
     os.unlink(tar)

@@ -1,0 +1,151 @@
+//! The engines that are compared, as data, and what they cost while they serve.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// One way of mounting the image.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    /// Column heading and JSON key.
+    pub name: String,
+    /// Program and arguments. `{rootfs}` is the unpacked tree, `{lower}` the layers topmost first with colons between,
+    /// `{plyfs}` the program, `{root}` its store, `{image}` the image in it, `{at}` the mount point.
+    pub mount: Vec<String>,
+}
+
+/// The engines, the plain directory first. `variants` are further sets of mount options for plyfs.
+pub fn engines(variants: &[String]) -> Vec<Engine> {
+    let fixed: &[(&str, &[&str])] = &[
+        ("directory", &["mount", "--bind", "{rootfs}", "{at}"]),
+        ("overlayfs", &["mount", "-t", "overlay", "overlay", "-o", "ro,lowerdir={lower}", "{at}"]),
+        ("fuse-overlayfs", &["fuse-overlayfs", "-o", "lowerdir={lower}", "{at}"]),
+        ("plyfs", &["{plyfs}", "--root", "{root}", "mount", "{image}", "{at}"]),
+    ];
+    let engine = |name: &str, words: &[&str]| Engine {
+        name: name.to_owned(),
+        mount: words.iter().map(|word| (*word).to_owned()).collect(),
+    };
+    let more = variants.iter().map(|options| {
+        let words = ["{plyfs}", "--root", "{root}", "mount", "-o", options, "{image}", "{at}"];
+        engine(&format!("plyfs {options}"), &words)
+    });
+    fixed.iter().map(|(name, words)| engine(name, words)).chain(more).collect()
+}
+
+/// What the placeholders of a mount command stand for.
+pub struct Setting {
+    /// Where `scripts/make-image` left the image.
+    pub cache: PathBuf,
+    /// The plyfs program.
+    pub plyfs: PathBuf,
+    /// A store with the image in it.
+    pub root: PathBuf,
+    /// The image's name in the store.
+    pub image: String,
+    /// Where everything is mounted, one after the other.
+    pub at: PathBuf,
+}
+
+/// A mounted engine; unmounted when dropped.
+pub struct Mounted<'a> {
+    at: &'a Path,
+    /// How long the mount command took.
+    pub took: Duration,
+    daemon: Option<u32>,
+}
+
+impl Setting {
+    fn fill(&self, word: &str) -> Result<String, String> {
+        let cache = self.cache.display();
+        let layers = fs::read_dir(self.cache.join("layers")).map_err(|e| format!("{cache}/layers: {e}"))?.count();
+        let lower: Vec<_> = (0..layers).rev().map(|n| format!("{cache}/layers/{n}")).collect();
+        Ok(word
+            .replace("{rootfs}", &format!("{cache}/unpacked/rootfs"))
+            .replace("{lower}", &lower.join(":"))
+            .replace("{plyfs}", &self.plyfs.display().to_string())
+            .replace("{root}", &self.root.display().to_string())
+            .replace("{image}", &self.image)
+            .replace("{at}", &self.at.display().to_string()))
+    }
+
+    /// Mount an engine.
+    pub fn mount(&self, engine: &Engine) -> Result<Mounted<'_>, String> {
+        let words = engine.mount.iter().map(|word| self.fill(word)).collect::<Result<Vec<_>, _>>()?;
+        let start = Instant::now();
+        run(&words)?;
+        let took = start.elapsed();
+        if !is_mounted(&self.at) {
+            return Err(format!("{} ended well and mounted nothing", engine.name));
+        }
+        Ok(Mounted { at: &self.at, took, daemon: daemon_of(&self.at) })
+    }
+}
+
+impl Mounted<'_> {
+    /// The daemon's private memory in bytes; 0 for an engine in the kernel.
+    pub fn memory(&self) -> u64 {
+        let Some(text) = self.proc("smaps_rollup") else { return 0 };
+        let private =
+            text.lines().filter(|line| line.starts_with("Private_Clean") || line.starts_with("Private_Dirty"));
+        private.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum::<u64>() * 1024
+    }
+
+    /// The daemon's processor time so far, in its clock's steps of 10 ms.
+    pub fn processor_time(&self) -> Duration {
+        // After the name in parentheses, which may hold anything: utime and stime are the 12th and 13th field.
+        let ticks = self.proc("stat").and_then(|text| {
+            let fields = text.rsplit_once(')')?.1.split_whitespace().skip(11).take(2);
+            fields.map(|field| field.parse::<u64>().ok()).sum::<Option<u64>>()
+        });
+        Duration::from_millis(ticks.unwrap_or(0) * 10)
+    }
+
+    fn proc(&self, file: &str) -> Option<String> {
+        fs::read_to_string(format!("/proc/{}/{file}", self.daemon?)).ok()
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let at = self.at.display().to_string();
+        if run(&["umount".to_owned(), at.clone()]).is_err() {
+            // A busy or dead mount must not stand under the next engine.
+            let _ = run(&["umount".to_owned(), "--lazy".to_owned(), at]);
+        }
+        // The daemon's end is not the next engine's load.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while self.proc("stat").is_some() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Run a command; what it said is the error. Its output goes to a file, since a daemon may keep it open.
+pub fn run(words: &[String]) -> Result<String, String> {
+    let failed = |what: String| format!("{}: {what}", words.join(" "));
+    let out = tempfile::NamedTempFile::new().map_err(|e| failed(e.to_string()))?;
+    let handle = || out.reopen().map_err(|e| failed(e.to_string()));
+    let [program, arguments @ ..] = words else { return Err("no command".to_owned()) };
+    let mut command = Command::new(program);
+    command.args(arguments).stdout(handle()?).stderr(handle()?).stdin(std::process::Stdio::null());
+    let status = command.status().map_err(|e| failed(e.to_string()))?;
+    let said = fs::read_to_string(out.path()).unwrap_or_default().trim().to_owned();
+    if status.success() { Ok(said) } else { Err(failed(format!("{status}: {said}"))) }
+}
+
+fn is_mounted(at: &Path) -> bool {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    table.lines().any(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point) == at))
+}
+
+/// The process that was started with the mount point as an argument and is still there.
+fn daemon_of(at: &Path) -> Option<u32> {
+    let at = at.display().to_string();
+    let processes = fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    processes.filter(|pid| *pid != std::process::id()).find(|pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|word| word == at.as_bytes())
+    })
+}

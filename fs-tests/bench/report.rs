@@ -1,0 +1,108 @@
+//! Samples, their medians, the table and the JSON.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+/// What one row counts in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// Milliseconds.
+    Milliseconds,
+    /// Microseconds for each call.
+    Microseconds,
+    /// Mebibytes.
+    Mebibytes,
+    /// Bytes for each entry of the image.
+    BytesPerEntry,
+}
+
+impl Unit {
+    fn name(self) -> &'static str {
+        match self {
+            Unit::Milliseconds => "ms",
+            Unit::Microseconds => "us/call",
+            Unit::Mebibytes => "MiB",
+            Unit::BytesPerEntry => "B/entry",
+        }
+    }
+}
+
+/// All samples of all rows, rows in the order in which they first came.
+#[derive(Default)]
+pub struct Samples {
+    rows: Vec<(String, Unit, BTreeMap<String, Vec<f64>>)>,
+}
+
+/// The engine that the ratios are to.
+const BASE: &str = "overlayfs";
+const LABEL: usize = 20;
+const CELL: usize = 15;
+
+impl Samples {
+    /// Keep a sample.
+    pub fn add(&mut self, row: &str, unit: Unit, engine: &str, value: f64) {
+        let at = self.rows.iter().position(|(name, ..)| name == row).unwrap_or_else(|| {
+            self.rows.push((row.to_owned(), unit, BTreeMap::new()));
+            self.rows.len() - 1
+        });
+        self.rows[at].2.entry(engine.to_owned()).or_default().push(value);
+    }
+
+    /// The table: a block of columns for as many engines as fit in 100 columns.
+    pub fn print(&self, engines: &[String]) {
+        for block in engines.chunks((100 - LABEL - 8) / CELL) {
+            print!("\n{:LABEL$}{:>8}", "median (ratio)", "unit");
+            block.iter().for_each(|engine| print!("{:>CELL$}", engine.chars().take(CELL - 1).collect::<String>()));
+            println!();
+            for (name, unit, samples) in &self.rows {
+                print!("{name:LABEL$}{:>8}", unit.name());
+                block.iter().for_each(|engine| print!("{:>CELL$}", cell(samples, engine)));
+                println!();
+            }
+        }
+        println!("\nMedians; in parentheses the ratio to {BASE}.");
+        println!("cold: a fresh mount over warm files. warm: the second pass on the same mount. The plain directory");
+        println!("has no fresh mount: its cold passes find the kernel's caches full.");
+    }
+
+    /// Every sample and median, for a program.
+    pub fn json(&self) -> Value {
+        let rows = self.rows.iter().map(|(name, unit, samples)| {
+            let engines: BTreeMap<_, _> = samples
+                .iter()
+                .map(|(engine, values)| (engine, json!({ "median": median(values), "samples": values })))
+                .collect();
+            json!({ "workload": name, "unit": unit.name(), "engines": engines })
+        });
+        rows.collect()
+    }
+}
+
+fn cell(samples: &BTreeMap<String, Vec<f64>>, engine: &str) -> String {
+    let Some(value) = samples.get(engine).and_then(|values| median(values)) else { return "-".to_owned() };
+    match samples.get(BASE).and_then(|values| median(values)).filter(|base| *base > 0.0) {
+        Some(base) => format!("{} ({:.2})", short(value), value / base),
+        None => short(value),
+    }
+}
+
+/// About three significant digits.
+fn short(value: f64) -> String {
+    match value {
+        v if v >= 100.0 => format!("{v:.0}"),
+        v if v >= 10.0 => format!("{v:.1}"),
+        v => format!("{v:.2}"),
+    }
+}
+
+fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => None,
+        odd if odd % 2 == 1 => Some(sorted[middle]),
+        _ => Some((sorted[middle - 1] + sorted[middle]) / 2.0),
+    }
+}

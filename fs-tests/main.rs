@@ -5,6 +5,7 @@
 
 mod corpus;
 mod merge_model;
+mod mounting;
 mod support;
 mod tidy;
 mod truth;

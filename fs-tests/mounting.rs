@@ -1,0 +1,370 @@
+//! How mounts begin, live and end: as root, as a plain user, by mount(8), by signals.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::support::env::{TestEnv, run};
+use super::support::oci::Image;
+use super::support::tar::{Entry, Tar};
+use super::support::tree::{Contents, diff, scan, scan_both};
+
+/// A user without privileges, as no package makes one.
+const USER: u32 = 54_321;
+
+fn image(env: &TestEnv) {
+    let tar = Tar::new()
+        .add(Entry::dir("secret").mode(0o700))
+        .add(Entry::file("secret/key", "for root").mode(0o600))
+        .add(Entry::file("open", "for all").owner(1000, 1000))
+        .add(Entry::file("suid", "#!").mode(0o4755))
+        .add(Entry::char_device("null", 1, 3).mode(0o666))
+        .add(Entry::file("acl", "shared").mode(0o640).xattr("system.posix_acl_access", acl_for(USER)))
+        .add(Entry::file("trusted", "x").xattr("trusted.t", "1").xattr("user.u", "2"))
+        .hard_link("again", "open")
+        .finish();
+    Image::new().layer(tar).tag("1").write_layout(&env.path("box"));
+    env.ok(["pull", "-q", &format!("oci:{}:1", env.path("box").display())]);
+}
+
+/// `u::rw-,u:USER:r--,g::---,m::r--,o::---` as the kernel stores it (acl(5), linux/posix_acl_xattr.h).
+fn acl_for(user: u32) -> Vec<u8> {
+    let entry = |tag: u16, permission: u16, id: u32| [&tag.to_le_bytes()[..], &permission.to_le_bytes(), &id.to_le_bytes()].concat();
+    let none = u32::MAX;
+    let entries = [entry(1, 6, none), entry(2, 4, user), entry(4, 0, none), entry(16, 4, none), entry(32, 0, none)];
+    [&2u32.to_le_bytes()[..], &entries.concat()].concat()
+}
+
+/// Waits for something to come true; tests of processes have no other way.
+#[track_caller]
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}: not within 20 seconds");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn daemon(env: &TestEnv) -> Pid {
+    let table = env.ok(["mounts"]);
+    let pid = table.lines().nth(1).unwrap().split_whitespace().nth(3).unwrap().parse().unwrap();
+    Pid::from_raw(pid).unwrap()
+}
+
+fn is_gone(pid: Pid) -> bool {
+    // A zombie that its parent, this machine's init, has not yet collected is gone too.
+    let status = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    status.map_or(true, |stat| stat.rsplit(')').next().unwrap().trim_start().starts_with('Z'))
+}
+
+#[test]
+fn a_mount_ends_by_every_signal_and_by_an_outside_umount() {
+    let env = TestEnv::new();
+    image(&env);
+    for end in [Some(Signal::TERM), Some(Signal::INT), None] {
+        let mount = env.mount("box:1", &[]);
+        assert_eq!(fs::read_to_string(mount.path().join("open")).unwrap(), "for all");
+        let pid = daemon(&env);
+        match end {
+            Some(signal) => kill_process(pid, signal).unwrap(),
+            None => assert_eq!(run(Command::new("umount").arg(mount.path())).code, 0),
+        }
+        eventually("the daemon ends", || is_gone(pid));
+        assert!(!mount.is_live(), "{end:?} left a dead mount");
+        assert_eq!(env.ok(["mounts", "-q"]), "", "{end:?} left its registration");
+        assert_eq!(env.ok(["system", "fsck"]).lines().count(), 0, "{end:?} left something behind");
+    }
+}
+
+#[test]
+fn open_files_outlive_the_mount_and_not_the_grace() {
+    let env = TestEnv::new();
+    image(&env);
+    let mount = env.mount("box:1", &[]);
+    let mut open = File::open(mount.path().join("open")).unwrap();
+    assert!(env.fails(["umount".as_ref(), mount.path().as_os_str()]).contains("in use"));
+    let pid = daemon(&env);
+    kill_process(pid, Signal::TERM).unwrap();
+    eventually("the mount goes", || !mount.is_live());
+    let mut text = String::new();
+    open.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "for all");
+    drop(open);
+    eventually("the daemon ends with the last file", || is_gone(pid));
+
+    let mount = env.mount("box:1", &[]);
+    let _held = File::open(mount.path().join("open")).unwrap();
+    let pid = daemon(&env);
+    kill_process(pid, Signal::TERM).unwrap();
+    eventually("the mount goes", || !mount.is_live());
+    kill_process(pid, Signal::TERM).unwrap();
+    eventually("a second signal does not wait", || is_gone(pid));
+}
+
+#[test]
+fn a_killed_daemon_is_cleaned_up_by_umount() {
+    let env = TestEnv::new();
+    image(&env);
+    let mount = env.mount("box:1", &[]);
+    let pid = daemon(&env);
+    kill_process(pid, Signal::KILL).unwrap();
+    eventually("the daemon dies", || is_gone(pid));
+    assert!(fs::metadata(mount.path()).is_err(), "who serves it?");
+    assert_eq!(env.ok(["mounts", "-q"]), "");
+    mount.unmount();
+    env.ok(["rmi", "box:1"]);
+    env.ok(["system", "fsck", "--repair"]);
+    env.ok(["system", "fsck"]);
+}
+
+#[test]
+fn in_front_it_stays_until_it_is_interrupted() {
+    let env = TestEnv::new();
+    image(&env);
+    let at = env.path("front");
+    fs::create_dir(&at).unwrap();
+    let mut command = env.command(["mount", "-f", "box:1"]);
+    let mut child: Child = command.arg(&at).stdin(Stdio::null()).spawn().unwrap();
+    eventually("the mount is live", || at.join("open").exists());
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(fs::read_dir(&at).unwrap().count(), 0, "the mount stayed");
+}
+
+#[test]
+fn a_pipe_of_the_caller_is_not_kept_open() {
+    let env = TestEnv::new();
+    image(&env);
+    let at = env.path("at");
+    fs::create_dir(&at).unwrap();
+    // `cat` ends when nobody has the other end of descriptor 3 any more.
+    let plyfs = format!("{:?}", env.command(["mount", "box:1"])).replace("env -u PLYFS_ROOT ", "");
+    let script = format!("{{ {plyfs} {at:?} 3>&1 >/dev/null 2>&1; }} | timeout 10 cat");
+    let ended = run(Command::new("bash").args(["-c", &script]));
+    let unmounted = run(env.command(["umount"]).arg(&at));
+    assert_eq!((ended.code, unmounted.code), (0, 0), "{ended:?} {unmounted:?}");
+}
+
+#[test]
+fn numbers_and_everything_else_are_the_same_at_every_mount() {
+    let env = TestEnv::new();
+    image(&env);
+    let inodes = |at: &Path| {
+        let mut all: Vec<_> = fs::read_dir(at).unwrap().map(|e| e.unwrap()).map(|e| (e.file_name(), e.metadata().unwrap().ino())).collect();
+        all.sort();
+        all
+    };
+    let (first, second) = (env.mount("box:1", &[]), env.mount("box:1", &["-o", "wake=off"]));
+    assert_eq!(inodes(first.path()), inodes(second.path()));
+    let (a, b) = scan_both(first.path(), second.path(), Contents::Hash);
+    assert!(a.faults.is_empty() && diff(&a, &b).is_empty());
+    let before = inodes(first.path());
+    first.unmount();
+    let third = env.mount("box:1", &["-o", "wake=poll"]);
+    assert_eq!(inodes(third.path()), before);
+    assert_eq!(fs::metadata(third.path()).unwrap().ino(), 1);
+}
+
+#[test]
+fn the_mount_is_what_its_options_say() {
+    let env = TestEnv::new();
+    image(&env);
+    let line = |at: &Path| {
+        let table = fs::read_to_string("/proc/mounts").unwrap();
+        table.lines().find(|l| l.split(' ').nth(1) == Some(at.to_str().unwrap())).unwrap().to_string()
+    };
+    let mount = env.mount("box:1", &[]);
+    let plain = line(mount.path());
+    assert!(plain.starts_with("box:1 ") && plain.contains(" fuse.plyfs ro,"), "{plain}");
+    for word in ["nosuid", "nodev", "noexec"] {
+        assert!(!plain.contains(word), "{plain}");
+    }
+    assert!(plain.contains("allow_other") && plain.contains("default_permissions"), "{plain}");
+    // The device works, and the kernel refuses to write before it asks anyone.
+    fs::write(mount.path().join("null"), "x").unwrap();
+    assert_eq!(fs::write(mount.path().join("open"), "x").unwrap_err().raw_os_error(), Some(30));
+    mount.unmount();
+    let mount = env.mount("box:1", &["-o", "nosuid,nodev", "-o", "noexec,fsname=mine"]);
+    let strict = line(mount.path());
+    assert!(strict.starts_with("mine ") && strict.contains("nosuid,nodev,noexec"), "{strict}");
+    assert_eq!(File::open(mount.path().join("null")).unwrap_err().raw_os_error(), Some(13));
+    let stat = rustix::fs::statvfs(mount.path()).unwrap();
+    assert_eq!((stat.f_bsize, stat.f_blocks, stat.f_bfree, stat.f_files, stat.f_namemax), (4096, 5, 0, 8, 255));
+}
+
+#[test]
+fn permissions_and_acls_hold_for_other_users_of_roots_mount() {
+    let env = TestEnv::new();
+    image(&env);
+    fs::set_permissions(env.path(""), PermissionsExt::from_mode(0o755)).unwrap();
+    let mount = env.mount("box:1", &[]);
+    fs::set_permissions(mount.path().parent().unwrap(), PermissionsExt::from_mode(0o755)).unwrap();
+    let reads = |uid: u32, name: &str| run(Command::new("cat").arg(mount.path().join(name)).uid(uid).gid(uid)).code == 0;
+    assert!(reads(USER, "open") && reads(USER, "acl") && !reads(USER, "secret/key"));
+    assert!(!reads(USER + 1, "acl"), "the ACL names one user");
+    assert!(reads(0, "secret/key"));
+    let listed = |uid: u32| run(Command::new("getfattr").args(["-d", "-m", "-"]).arg(mount.path().join("trusted")).uid(uid).gid(uid)).stdout;
+    assert!(listed(0).contains("trusted.t=\"1\"") && listed(0).contains("user.u=\"2\""));
+    assert!(!listed(USER).contains("trusted.t") && listed(USER).contains("user.u"), "{}", listed(USER));
+    let acl = run(Command::new("getfacl").args(["-n", "-p"]).arg(mount.path().join("acl"))).stdout;
+    assert!(acl.contains(&format!("user:{USER}:r--")), "{acl}");
+}
+
+/// A plyfs command as a plain user, with a store of his own.
+fn as_user(env: &TestEnv, args: &[&str]) -> Command {
+    let mut command = env.command(args);
+    command.uid(USER).gid(USER).env("HOME", env.path("home"));
+    command
+}
+
+#[test]
+fn a_plain_user_mounts_without_root_and_sees_the_true_owners() {
+    let env = TestEnv::new();
+    let own = |path: PathBuf| {
+        fs::create_dir(&path).unwrap();
+        std::os::unix::fs::chown(&path, Some(USER), Some(USER)).unwrap();
+        path
+    };
+    fs::set_permissions(env.path(""), PermissionsExt::from_mode(0o755)).unwrap();
+    let (_root, at) = (own(env.root()), own(env.path("mine")));
+    image(&env);
+    assert_eq!(run(Command::new("chown").arg("-R").arg(format!("{USER}:{USER}")).arg(env.root())).code, 0);
+    let mounted = run(as_user(&env, &["mount", "box:1"]).arg(&at));
+    assert_eq!(mounted.code, 0, "{mounted:?} (is /dev/fuse open to all, as fuse3's rules make it?)");
+    let stat = run(Command::new("stat").args(["-c", "%u %g %a"]).arg(at.join("open")).uid(USER).gid(USER));
+    let secret = run(Command::new("cat").arg(at.join("secret/key")).uid(USER).gid(USER));
+    let others = run(Command::new("cat").arg(at.join("open")).uid(USER + 1).gid(USER + 1));
+    let table = fs::read_to_string("/proc/mounts").unwrap();
+    let unmounted = run(as_user(&env, &["umount"]).arg(&at));
+    assert_eq!(stat.stdout, "1000 1000 644\n");
+    assert_eq!(secret.stdout, "for root", "he may read the layer, so he may read its files");
+    assert_ne!(others.code, 0, "another user came in");
+    let line = table.lines().find(|l| l.contains(at.to_str().unwrap())).unwrap();
+    assert!(line.contains("fuse.plyfs ro,nosuid,nodev"), "{line}");
+    assert_eq!(unmounted.code, 0, "{unmounted:?}");
+    let table = fs::read_to_string("/proc/mounts").unwrap();
+    assert!(!table.contains(at.to_str().unwrap()), "still mounted");
+}
+
+#[test]
+fn mount_8_and_an_fstab_line_work() {
+    let env = TestEnv::new();
+    image(&env);
+    let helper = Path::new("/sbin/mount.plyfs");
+    let _helper = Helper::install(helper);
+    let at = env.path("at");
+    fs::create_dir(&at).unwrap();
+    let options = format!("ro,root={}", env.root().display());
+    let mounted = run(Command::new("mount").args(["-t", "plyfs", "box:1"]).arg(&at).args(["-o", &options]));
+    assert_eq!(mounted.code, 0, "{mounted:?}");
+    assert_eq!(fs::read_to_string(at.join("open")).unwrap(), "for all");
+    assert_eq!(run(Command::new("umount").arg(&at)).code, 0);
+
+    let fstab = env.path("fstab");
+    fs::write(&fstab, format!("box:1 {} plyfs defaults,nofail,nosuid,root={} 0 0\n", at.display(), env.root().display())).unwrap();
+    let mounted = run(Command::new("mount").arg("-T").arg(&fstab).arg(&at));
+    assert_eq!(mounted.code, 0, "{mounted:?}");
+    assert!(at.join("open").exists());
+    assert_eq!(run(env.command(["umount"]).arg(&at)).code, 0);
+    let wrong = run(Command::new("mount").args(["-t", "plyfs", "nope"]).arg(&at).args(["-o", &options]));
+    assert!(wrong.code != 0 && wrong.stderr.contains("No such image: nope:latest"), "{wrong:?}");
+}
+
+/// The helper where mount(8) looks for it, for the length of a test; one that is installed is put back.
+struct Helper(PathBuf, Option<PathBuf>);
+
+impl Helper {
+    fn install(at: &Path) -> Helper {
+        let kept = at.with_extension("plyfs.kept");
+        let was = fs::rename(at, &kept).is_ok().then_some(kept);
+        symlink(env!("CARGO_BIN_EXE_plyfs"), at).unwrap();
+        Helper(at.into(), was)
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+        if let Some(kept) = &self.1 {
+            let _ = fs::rename(kept, &self.0);
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_mounted_is_refused_in_one_line() {
+    let env = TestEnv::new();
+    image(&env);
+    let file = env.path("file");
+    fs::write(&file, "").unwrap();
+    let refused = |args: &[&str], says: &str| {
+        let said = env.fails(args);
+        assert!(said.contains(says), "`{says}` is not in: {said}");
+        assert_eq!(env.ok(["mounts", "-q"]), "");
+    };
+    let at = env.path("at");
+    fs::create_dir(&at).unwrap();
+    let at = at.to_str().unwrap();
+    refused(&["mount", "nope", at], "No such image: nope:latest");
+    refused(&["mount", "box:1", "/no/such/place"], "/no/such/place: No such file or directory");
+    refused(&["mount", "box:1", file.to_str().unwrap()], "not a directory");
+    refused(&["mount", "-o", "nosiud", "box:1", at], "unknown mount option: nosiud");
+    refused(&["mount", "-o", "rw", "box:1", at], "read-only");
+    refused(&["umount", at], "not a plyfs mount");
+    let few = run(&mut env.command(["mount", "box:1"]));
+    assert_eq!((few.code, few.stderr.lines().next()), (1, Some("\"plyfs mount\" requires exactly 2 arguments.")));
+    assert_eq!(run(&mut env.command(["mount", "--wrong"])).code, 125);
+}
+
+#[test]
+fn a_mounted_image_is_kept() {
+    let env = TestEnv::new();
+    image(&env);
+    let id = env.ok(["images", "-q"]).trim().to_string();
+    let mount = env.mount(&id[..6], &[]);
+    let by_name = env.fails(["rmi", "box:1"]);
+    assert!(by_name.contains("conflict: unable to remove repository reference \"box:1\" (must force) - container "), "{by_name}");
+    let by_id = env.fails(["rmi", "-f", &id]);
+    assert!(by_id.contains(&format!("conflict: unable to delete {id} (cannot be forced)")), "{by_id}");
+    assert!(scan(mount.path(), Contents::Hash).faults.is_empty());
+    mount.unmount();
+    assert!(env.ok(["rmi", "box:1"]).contains("Deleted: sha256:"));
+}
+
+#[test]
+fn reads_of_any_shape_give_the_layers_bytes() {
+    let env = TestEnv::new();
+    let bytes: Vec<u8> = (0..3_000_000u32).flat_map(|i| i.to_le_bytes()).collect();
+    let sparse = Entry::sparse("holes", 5_000_000, &[(100, vec![7; 1000]), (4_000_000, vec![8; 600_000])], super::support::tar::Sparse::Pax10);
+    let tar = Tar::new().file("big", &bytes).add(sparse).finish();
+    Image::new().layer(tar).write_layout(&env.path("data"));
+    env.ok(["pull", "-q", &format!("oci:{}", env.path("data").display())]);
+    let mount = env.mount("data", &[]);
+    use std::os::unix::fs::FileExt;
+    let open = |name: &str, flags: i32| fs::OpenOptions::new().read(true).custom_flags(flags).open(mount.path().join(name)).unwrap();
+    assert_eq!(fs::read(mount.path().join("big")).unwrap(), bytes);
+    let direct = open("big", rustix::fs::OFlags::DIRECT.bits() as i32);
+    for (at, length) in [(0, 4096), (11_999_000, 1000), (11_999_990, 100), (12_000_000, 10), (4096 * 7, 1 << 21)] {
+        let mut buffer = vec![0; length];
+        let n = direct.read_at(&mut buffer, at).unwrap();
+        let end = (at as usize + length).min(bytes.len());
+        assert_eq!(&buffer[..n], &bytes[(at as usize).min(end)..end], "{length} bytes at {at}");
+    }
+    let holes = fs::read(mount.path().join("holes")).unwrap();
+    let mut want = vec![0; 5_000_000];
+    want[100..1100].fill(7);
+    want[4_000_000..4_600_000].fill(8);
+    assert!(holes == want);
+    let file = open("holes", 0);
+    let seek = |from| rustix::fs::seek(&file, from).unwrap();
+    use rustix::fs::SeekFrom::{Data, Hole};
+    assert_eq!((seek(Data(0)), seek(Hole(100)), seek(Data(2000)), seek(Hole(4_000_001))), (100, 1100, 4_000_000, 4_600_000));
+    assert_eq!(rustix::fs::seek(&file, Data(4_700_000)), Err(rustix::io::Errno::NXIO));
+    assert!(file.metadata().unwrap().blocks() * 512 < 1_000_000);
+}

@@ -3,6 +3,7 @@
 //! An image's layers are never unpacked. Each stays one plain tar beside a small index; the indexes are merged into one
 //! tree, and a FUSE driver serves that tree. See the README for what it does; this page is the map of how.
 
+pub mod cli;
 pub mod digest;
 pub mod image;
 pub mod layer;

@@ -1,3 +1,5 @@
 //! The `plyfs` program: one binary, also reached as `mount.plyfs` by the name it is called under.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    plyfs::cli::main(std::env::args_os().collect())
+}

@@ -108,21 +108,21 @@ fn take(
     let compressed = run_jobs(jobs, plan.layers.len(), source.origin(), |layer, stop| {
         let (size, fresh) = take_layer(session, source, layer, stop, progress)?;
         if fresh {
-            made(&|m| drop(m.layers.insert(layer.diff_id.clone())));
+            made(&|m| m.layers.extend([layer.diff_id.clone()]));
         }
         progress.layer(layer, Event::Complete);
         Ok(size)
     })?;
     let chain = chain_of(plan);
     if open::map_tree(store, &chain).is_none() {
-        made(&|m| drop(m.trees.insert(chain.clone())));
+        made(&|m| m.trees.extend([chain.clone()]));
         let diff_ids: Vec<&Digest> = plan.layers.iter().map(|l| &l.diff_id).collect();
         open::make_tree(session, &diff_ids, source.origin())?;
     }
     for document in documents(plan) {
         let digest = &document.descriptor.digest;
         if session.publish_blob(digest, &document.bytes)? {
-            made(&|m| drop(m.blobs.insert(digest.clone())));
+            made(&|m| m.blobs.extend([digest.clone()]));
         }
     }
     record(store, plan, &compressed)

@@ -1,0 +1,105 @@
+//! Sizes and ages as Docker writes them.
+
+/// Bytes in decimal units, three significant digits, no space: `5.57MB`.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
+    // Exact for all sizes that show differently: three digits out of fifty-three bits.
+    #[allow(clippy::cast_precision_loss)]
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    // From 999.5 on, three digits round to the next unit's 1.
+    while value >= 999.5 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    let decimals = match value {
+        v if v >= 99.95 => 0,
+        v if v >= 9.995 => 1,
+        _ => 2,
+    };
+    let digits = format!("{value:.decimals$}");
+    let digits = if digits.contains('.') { digits.trim_end_matches('0').trim_end_matches('.') } else { &digits };
+    format!("{digits}{}", UNITS[unit])
+}
+
+/// How long something took or has been, without ` ago`.
+pub fn age(seconds: i64) -> String {
+    // Docker rounds hours to the nearest, everything else down.
+    let hours = (seconds + 1800) / 3600;
+    match seconds {
+        i64::MIN..1 => "Less than a second".into(),
+        1 => "1 second".into(),
+        2..60 => format!("{seconds} seconds"),
+        60..120 => "About a minute".into(),
+        120..3600 => format!("{} minutes", seconds / 60),
+        _ if hours == 1 => "About an hour".into(),
+        _ if hours < 48 => format!("{hours} hours"),
+        _ if hours < 24 * 14 => format!("{} days", hours / 24),
+        _ if hours < 24 * 60 => format!("{} weeks", hours / 24 / 7),
+        _ if hours < 24 * 365 * 2 => format!("{} months", hours / 24 / 30),
+        _ => format!("{} years", seconds / 3600 / 24 / 365),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_at_every_boundary() {
+        for (bytes, text) in [
+            (0, "0B"),
+            (1, "1B"),
+            (999, "999B"),
+            (1000, "1kB"),
+            (1001, "1kB"),
+            (1005, "1kB"),
+            (1234, "1.23kB"),
+            (9_994, "9.99kB"),
+            (9_996, "10kB"),
+            (99_940, "99.9kB"),
+            (99_960, "100kB"),
+            (999_499, "999kB"),
+            (999_500, "1MB"),
+            (5_570_000, "5.57MB"),
+            (5_500_000, "5.5MB"),
+            (100_000_000, "100MB"),
+            (1_813_000_000, "1.81GB"),
+            (u64::MAX, "18.4EB"),
+        ] {
+            assert_eq!(size(bytes), text, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn ages_at_every_boundary() {
+        const MINUTE: i64 = 60;
+        const HOUR: i64 = 3600;
+        const DAY: i64 = 24 * HOUR;
+        for (seconds, text) in [
+            (-5, "Less than a second"),
+            (0, "Less than a second"),
+            (1, "1 second"),
+            (2, "2 seconds"),
+            (59, "59 seconds"),
+            (60, "About a minute"),
+            (119, "About a minute"),
+            (120, "2 minutes"),
+            (HOUR - 1, "59 minutes"),
+            (HOUR, "About an hour"),
+            (89 * MINUTE, "About an hour"),
+            (90 * MINUTE, "2 hours"),
+            (47 * HOUR + 29 * MINUTE, "47 hours"),
+            (48 * HOUR, "2 days"),
+            (14 * DAY - HOUR, "13 days"),
+            (14 * DAY, "2 weeks"),
+            (60 * DAY - HOUR, "8 weeks"),
+            (60 * DAY, "2 months"),
+            (730 * DAY - HOUR, "24 months"),
+            (730 * DAY, "2 years"),
+            (1200 * DAY, "3 years"),
+        ] {
+            assert_eq!(age(seconds), text, "{seconds}");
+        }
+    }
+}

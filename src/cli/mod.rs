@@ -1,0 +1,192 @@
+//! The command line: Docker's shape and messages. A dispatcher; each family of verbs has its own file.
+//!
+//! Exit codes: 0; 1 for failures and a wrong number of arguments; 64 for a bad template; 125 for flags that are unknown or
+//! malformed.
+
+mod args;
+pub mod human;
+mod images;
+mod inspect;
+mod mount;
+mod output;
+mod pull;
+mod system;
+mod tag;
+
+use crate::store::Store;
+use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// A union file system for container images
+#[derive(Parser)]
+#[command(name = "plyfs", version, disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every verb takes.
+#[derive(clap::Args)]
+struct Global {
+    /// The store [default: /var/lib/plyfs for root, else $XDG_DATA_HOME/plyfs]
+    #[arg(long, global = true, value_name = "DIR", env = "PLYFS_ROOT", hide_env_values = true)]
+    root: Option<PathBuf>,
+    /// What to log: off, error, warn, info, debug, trace, or a filter such as plyfs::pull=debug
+    #[arg(
+        long,
+        global = true,
+        value_name = "LEVEL",
+        env = "PLYFS_LOG",
+        default_value = "warn",
+        hide_env_values = true
+    )]
+    log_level: String,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Bring in an image
+    Pull(pull::PullArgs),
+    /// Bring in the images of an archive
+    Load(pull::LoadArgs),
+    /// List images
+    Images(images::ImagesArgs),
+    /// Show what is known of images
+    Inspect(inspect::InspectArgs),
+    /// Give an image another name
+    Tag(tag::TagArgs),
+    /// Remove images
+    Rmi(tag::RmiArgs),
+    /// Manage images
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Mount an image
+    Mount(mount::MountArgs),
+    /// Unmount
+    #[command(alias = "unmount")]
+    Umount(mount::UmountArgs),
+    /// List mounts
+    Mounts(mount::MountsArgs),
+    /// Look after the store
+    #[command(subcommand)]
+    System(system::SystemCommand),
+    /// Show the version
+    Version(system::VersionArgs),
+}
+
+#[derive(Subcommand)]
+enum ImageCommand {
+    /// List images
+    #[command(alias = "list")]
+    Ls(images::ImagesArgs),
+    /// Bring in an image
+    Pull(pull::PullArgs),
+    /// Bring in the images of an archive
+    Load(pull::LoadArgs),
+    /// Show what is known of images
+    Inspect(inspect::InspectArgs),
+    /// Give an image another name
+    Tag(tag::TagArgs),
+    /// Remove images
+    #[command(alias = "remove")]
+    Rm(tag::RmiArgs),
+}
+
+/// How a verb ends when it does not simply succeed.
+#[derive(Debug, thiserror::Error)]
+enum Exit {
+    /// With this code and this text on standard error, as it stands.
+    #[error("{1}")]
+    Text(u8, String),
+    /// With this code; everything has been said.
+    #[error("exit {0}")]
+    Said(u8),
+}
+
+/// Runs the program with these arguments, the first being the name it was called under.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let called = args.first().map(Path::new).and_then(Path::file_name).unwrap_or_default();
+    let done = if called == "mount.plyfs" { mount::helper(&args[1..]) } else { dispatch(args) };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => ExitCode::from(complain(&error)),
+    }
+}
+
+/// Prints an error as it should be printed; returns the exit code.
+fn complain(error: &anyhow::Error) -> u8 {
+    let broken_pipe = |e: &io::Error| e.kind() == io::ErrorKind::BrokenPipe;
+    if error.downcast_ref::<io::Error>().is_some_and(broken_pipe) {
+        // Whoever read our output has seen enough: the code of a death by SIGPIPE, and silence.
+        return 141;
+    }
+    let mut stderr = io::stderr().lock();
+    // Nothing is left to complain to when standard error is gone.
+    match error.downcast_ref::<Exit>() {
+        Some(Exit::Said(code)) => *code,
+        Some(Exit::Text(code, text)) => {
+            let _gone = writeln!(stderr, "{text}");
+            *code
+        }
+        None => {
+            let _gone = writeln!(stderr, "Error: {error}");
+            1
+        }
+    }
+}
+
+fn dispatch(args: Vec<OsString>) -> anyhow::Result<()> {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => return args::clap_error(&error),
+    };
+    let filter = tracing_subscriber::EnvFilter::try_new(&cli.global.log_level)
+        .map_err(|e| Exit::Text(125, format!("invalid argument for --log-level: {e}")))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).without_time().init();
+    let global = &cli.global;
+    match cli.command {
+        Command::Pull(a) | Command::Image(ImageCommand::Pull(a)) => pull::pull(global, &a),
+        Command::Load(a) | Command::Image(ImageCommand::Load(a)) => pull::load(global, &a),
+        Command::Images(a) | Command::Image(ImageCommand::Ls(a)) => images::images(global, &a),
+        Command::Inspect(a) | Command::Image(ImageCommand::Inspect(a)) => inspect::inspect(global, &a),
+        Command::Tag(a) | Command::Image(ImageCommand::Tag(a)) => tag::tag(global, &a),
+        Command::Rmi(a) | Command::Image(ImageCommand::Rm(a)) => tag::rmi(global, &a),
+        Command::Mount(a) => mount::mount(global, &a),
+        Command::Umount(a) => mount::umount(global, &a),
+        Command::Mounts(a) => mount::mounts(global, &a),
+        Command::System(a) => system::system(global, &a),
+        Command::Version(_) => system::version(),
+    }
+}
+
+impl Global {
+    /// Opens the store that the flags and the environment mean.
+    fn store(&self) -> anyhow::Result<Store> {
+        let root = match &self.root {
+            Some(root) => root.clone(),
+            None => default_root()?,
+        };
+        Ok(Store::open(&root)?)
+    }
+}
+
+fn default_root() -> anyhow::Result<PathBuf> {
+    use std::os::unix::fs::MetadataExt;
+    // A process's own folder belongs to its effective user.
+    if std::fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0) {
+        return Ok("/var/lib/plyfs".into());
+    }
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    if let Some(data) = absolute("XDG_DATA_HOME") {
+        return Ok(data.join("plyfs"));
+    }
+    match absolute("HOME") {
+        Some(home) => Ok(home.join(".local/share/plyfs")),
+        None => anyhow::bail!("neither XDG_DATA_HOME nor HOME is set: say where the store is by --root"),
+    }
+}

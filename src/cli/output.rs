@@ -1,0 +1,70 @@
+//! Standard output: lines, tables, JSON. A reader that went away is an error to the caller, never a panic.
+
+use serde::Serialize;
+use std::io::{self, Write};
+
+/// Prints text as it stands.
+pub(super) fn text(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    Ok(())
+}
+
+/// Prints one line.
+pub(super) fn line(line: impl std::fmt::Display) -> anyhow::Result<()> {
+    text(&format!("{line}\n"))
+}
+
+/// One complaint on standard error, the work going on.
+pub(super) fn complaint(line: impl std::fmt::Display) {
+    // Nothing is left to complain to when standard error is gone.
+    let _gone = writeln!(io::stderr().lock(), "{line}");
+}
+
+/// Prints a table as Go's tabwriter with minimum width 10 and padding 3 lays it out.
+pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()> {
+    text(&layout(headings, rows)?)
+}
+
+fn layout(headings: &[&str], rows: &[Vec<String>]) -> anyhow::Result<String> {
+    // Go counts the padding into the minimum width.
+    let mut writer = tabwriter::TabWriter::new(Vec::new()).minwidth(7).padding(3);
+    writeln!(writer, "{}", headings.join("\t"))?;
+    for row in rows {
+        writeln!(writer, "{}", row.join("\t"))?;
+    }
+    writer.flush()?;
+    let bytes = writer.into_inner().map_err(|e| anyhow::anyhow!("cannot lay a table out: {e}"))?;
+    Ok(String::from_utf8(bytes)?)
+}
+
+/// Prints JSON, indented by four as Docker does.
+pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    let mut bytes = Vec::new();
+    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
+    value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, formatter))?;
+    bytes.push(b'\n');
+    text(&String::from_utf8(bytes)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_as_docker_prints_them() {
+        let headings = ["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"];
+        let row = |cells: [&str; 5]| cells.map(str::to_owned).to_vec();
+        let empty = layout(&headings, &[]).unwrap();
+        assert_eq!(empty, "REPOSITORY   TAG       IMAGE ID   CREATED   SIZE\n");
+        let rows = [
+            row(["alpine", "latest", "05455a08881e", "2 years ago", "7.38MB"]),
+            row(["<none>", "<none>", "c059bfaa849c", "About a minute ago", "1GB"]),
+        ];
+        let want = "REPOSITORY   TAG       IMAGE ID       CREATED              SIZE\n\
+                    alpine       latest    05455a08881e   2 years ago          7.38MB\n\
+                    <none>       <none>    c059bfaa849c   About a minute ago   1GB\n";
+        assert_eq!(layout(&headings, &rows).unwrap(), want);
+    }
+}

@@ -1,0 +1,157 @@
+//! `pull` and `load`.
+
+use super::{Exit, Global, args, output};
+use crate::image::Platform;
+use crate::image::pull::{Event, Progress, Pulled, pull as take};
+use crate::image::source::{self, LayerPlan, LoadFrom, Plan, Want};
+use crate::reference::{DEFAULT_TAG, Reference};
+use crate::store::{Session, gc};
+use std::io::{self, IsTerminal};
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub(super) struct PullArgs {
+    /// Take every image of the source
+    #[arg(short, long)]
+    all_tags: bool,
+    /// Print only the image's name
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    platform: PlatformArg,
+    /// oci:DIR[:TAG|@DIGEST], oci-archive:FILE[:TAG|@DIGEST] or docker-archive:FILE[:REF]
+    #[arg(value_name = "SOURCE")]
+    args: Vec<String>,
+}
+
+#[derive(clap::Args)]
+pub(super) struct LoadArgs {
+    /// Read this file instead of standard input
+    #[arg(short, long, value_name = "FILE")]
+    input: Option<PathBuf>,
+    /// Print only the images' names
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    platform: PlatformArg,
+    #[arg(hide = true)]
+    args: Vec<String>,
+}
+
+#[derive(clap::Args)]
+struct PlatformArg {
+    /// For which machine, OS/ARCH[/VARIANT] [default: this one]
+    #[arg(long, env = "DOCKER_DEFAULT_PLATFORM", hide_env_values = true)]
+    platform: Option<Platform>,
+}
+
+impl PlatformArg {
+    fn want(&self, all: bool) -> Want {
+        let platform = self.platform.clone().unwrap_or_else(Platform::host);
+        Want { platform, strict: self.platform.is_some(), all }
+    }
+}
+
+/// Prints Docker's lines as a pull goes on.
+struct Lines {
+    /// For `TAG: Pulling from ...`.
+    from: Option<String>,
+    quiet: bool,
+}
+
+impl Lines {
+    fn say(&self, text: &str) {
+        if !self.quiet {
+            // A pull goes on when nobody listens any more.
+            let _gone = output::line(text);
+        }
+    }
+}
+
+impl Progress for Lines {
+    fn image(&self, plan: &Plan) {
+        if let Some(from) = &self.from {
+            let tag = plan.names.iter().find_map(Reference::tag).unwrap_or(DEFAULT_TAG);
+            self.say(&format!("{tag}: Pulling from {from}"));
+        }
+    }
+
+    fn layer(&self, layer: &LayerPlan, event: Event) {
+        match event {
+            Event::AlreadyExists => self.say(&format!("{}: Already exists", layer.short())),
+            Event::Complete => self.say(&format!("{}: Pull complete", layer.short())),
+            Event::Started | Event::Read(_) => {}
+        }
+    }
+
+    fn warning(&self, layer: &LayerPlan, text: &str) {
+        tracing::warn!("layer {}: {text}", layer.short());
+    }
+}
+
+pub(super) fn pull(global: &Global, a: &PullArgs) -> anyhow::Result<()> {
+    let [text] = args::exactly("pull", &a.args)?;
+    if !source::is_source(text) {
+        anyhow::bail!(
+            "registries are not supported yet: pull `{text}` by another tool into an OCI layout and give oci:DIR"
+        );
+    }
+    let store = global.store()?;
+    gc::reap_partials(&store)?;
+    let session = Session::begin(&store)?;
+    let source = source::open(text, &session)?;
+    let lines = Lines { from: Some(text.to_owned()), quiet: a.quiet };
+    for pulled in take(&session, &*source, &a.platform.want(a.all_tags), &lines)? {
+        if !a.quiet {
+            summary(&pulled)?;
+        }
+        output::line(canonical(&pulled))?;
+    }
+    Ok(())
+}
+
+fn summary(pulled: &Pulled) -> anyhow::Result<()> {
+    if let Some(digest) = &pulled.root {
+        output::line(format!("Digest: {digest}"))?;
+    }
+    let title = pulled.names.first().map_or_else(|| pulled.image.id.to_string(), Reference::familiar);
+    let status = if pulled.up_to_date { "Image is up to date" } else { "Downloaded newer image" };
+    output::line(format!("Status: {status} for {title}"))
+}
+
+fn canonical(pulled: &Pulled) -> String {
+    pulled.names.first().map_or_else(|| pulled.image.id.to_string(), Reference::to_string)
+}
+
+pub(super) fn load(global: &Global, a: &LoadArgs) -> anyhow::Result<()> {
+    args::none("load", &a.args)?;
+    if a.input.is_none() && io::stdin().is_terminal() {
+        return Err(Exit::Text(1, "requested load from stdin, but stdin is empty".into()).into());
+    }
+    let store = global.store()?;
+    gc::reap_partials(&store)?;
+    let session = Session::begin(&store)?;
+    let mut stdin = io::stdin();
+    let from = match &a.input {
+        Some(path) => LoadFrom::File(path),
+        None => LoadFrom::Stream(&mut stdin),
+    };
+    let source = source::open_load(from, &session)?;
+    let lines = Lines { from: None, quiet: true };
+    for pulled in take(&session, &*source, &a.platform.want(true), &lines)? {
+        for (name, id) in &pulled.taken {
+            let name = name.familiar();
+            output::line(format!(
+                "The image {name} already exists, renaming the old one with ID {id} to empty string"
+            ))?;
+        }
+        let tags: Vec<&Reference> = pulled.names.iter().filter(|n| n.tag().is_some()).collect();
+        for tag in &tags {
+            output::line(format!("Loaded image: {}", tag.familiar()))?;
+        }
+        if tags.is_empty() {
+            output::line(format!("Loaded image ID: {}", pulled.image.id))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,73 @@
+//! `system gc`, `system fsck`, `version`.
+
+use super::{Exit, Global, args, human, output};
+use crate::image::fsck::{self, Finding, Options};
+use crate::layer;
+use crate::store::gc;
+
+#[derive(clap::Subcommand)]
+pub(super) enum SystemCommand {
+    /// Remove what no image, mount or running pull needs
+    Gc(GcArgs),
+    /// Check the store, every byte of it
+    Fsck(FsckArgs),
+}
+
+#[derive(clap::Args)]
+pub(super) struct GcArgs {
+    #[arg(hide = true)]
+    args: Vec<String>,
+}
+
+#[derive(clap::Args)]
+pub(super) struct FsckArgs {
+    /// Mend what can be mended
+    #[arg(long)]
+    repair: bool,
+    /// Leave the layers' tars unread
+    #[arg(long)]
+    fast: bool,
+    #[arg(hide = true)]
+    args: Vec<String>,
+}
+
+#[derive(clap::Args)]
+pub(super) struct VersionArgs {}
+
+pub(super) fn system(global: &Global, command: &SystemCommand) -> anyhow::Result<()> {
+    match command {
+        SystemCommand::Gc(a) => collect(global, a),
+        SystemCommand::Fsck(a) => check(global, a),
+    }
+}
+
+fn collect(global: &Global, a: &GcArgs) -> anyhow::Result<()> {
+    args::none("system gc", &a.args)?;
+    let store = global.store()?;
+    let lock = store.lock_exclusive()?;
+    let removed = gc::collect(&store, &lock, &store.catalog()?, layer::FORMAT)?;
+    for item in &removed {
+        output::line(format_args!("Deleted {}: {}", item.kind.name(), item.path.display()))?;
+    }
+    let bytes = removed.iter().map(|item| item.bytes).sum();
+    output::line(format_args!("Total reclaimed space: {}", human::size(bytes)))
+}
+
+fn check(global: &Global, a: &FsckArgs) -> anyhow::Result<()> {
+    args::none("system fsck", &a.args)?;
+    let store = global.store()?;
+    let mut told = Ok(());
+    let mut tell = |finding: &Finding| {
+        let mended = if finding.mended { " (mended)" } else { "" };
+        if told.is_ok() {
+            told = output::line(format_args!("{}{mended}", finding.what));
+        }
+    };
+    let summary = fsck::fsck(&store, Options { repair: a.repair, fast: a.fast }, &mut tell)?;
+    told?;
+    if summary.wrong > 0 { Err(Exit::Said(1).into()) } else { Ok(()) }
+}
+
+pub(super) fn version() -> anyhow::Result<()> {
+    output::line(format_args!("plyfs version {}", env!("CARGO_PKG_VERSION")))
+}

@@ -176,9 +176,13 @@ impl Fault {
     fn at(self, origin: &str, position: usize, count: usize, layer: &LayerPlan) -> Error {
         match self {
             Fault::Store(e) => Error::Store(e),
-            Fault::Layer(problem) => {
-                Error::Layer { origin: origin.to_owned(), position, count, digest: layer.short().to_owned(), problem }
-            }
+            Fault::Layer(problem) => Error::Layer {
+                origin: origin.to_owned(),
+                position,
+                count,
+                digest: layer.short().to_owned(),
+                problem: Box::new(problem),
+            },
         }
     }
 }

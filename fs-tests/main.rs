@@ -1,1 +1,10 @@
+//! The one test binary.
+
+// A test that cannot go on says so by panicking.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod corpus;
+mod merge_model;
+mod support;
 mod tidy;
+mod truth;

@@ -5,9 +5,14 @@
 
 pub mod cli;
 pub mod digest;
+pub mod fs;
+pub mod fuse;
 pub mod image;
 pub mod layer;
+pub mod meta;
+pub mod name;
 pub mod reference;
 pub mod store;
 pub mod sys;
 pub mod tree;
+pub mod whiteout;

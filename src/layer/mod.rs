@@ -1,96 +1,118 @@
-//! Stand-in.
-use crate::digest::Digest;
-use crate::sys::Bytes;
-use std::io::{self, BufRead};
+//! One immutable layer: its tar, and the index that says what is where in it.
+//!
+//! [`index_tar`] reads a tar once, as it streams by, and makes the index; [`Index`] reads one where it lies.
 
-/// Format.
-pub const FORMAT: u32 = 0;
+mod build;
+mod check;
+mod index;
+mod pax;
+mod reader;
+mod sparse;
+mod writer;
 
-/// Limits.
-#[derive(Default)]
-pub struct Limits {}
+pub use build::{Draft, index_tar};
+pub use index::{Dirent, Extent, FORMAT, Index, IndexError, Node, Of, WHITEOUT, Xattrs, index_flags, node_flags};
+pub use writer::{TooMany, Writer};
 
-/// Error.
+use crate::name::{NameError, show};
+use crate::whiteout::InvalidWhiteout;
+use std::io;
+
+/// How much a layer may hold. Every bound is far above what real images have and far below what would hurt: a tar that
+/// goes over one is refused, never cut.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Entries in one layer.
+    pub entries: u64,
+    /// Bytes of one extension header (PAX records, GNU long names). Go's archive/tar, which Docker reads layers with,
+    /// has the same bound.
+    pub extension: u64,
+    /// Pieces of one sparse file.
+    pub extents: usize,
+    /// Bytes of all names, link targets and extended attributes in one layer.
+    pub metadata: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { entries: 10_000_000, extension: 1 << 20, extents: 1 << 20, metadata: 2 << 30 }
+    }
+}
+
+/// Why a tar is not a layer. The text names the entry; the caller names the layer.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
-    /// Stream.
+    /// The stream failed.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// Entry.
-    #[error("{0}")]
-    Bad(String),
+    /// The tar ends before it is complete.
+    #[error("the tar is cut short in {0}")]
+    Truncated(String),
+    /// Something that is no tar header at this offset.
+    #[error("the tar is damaged at byte {offset}: {why}")]
+    NotTar {
+        /// From the start of the tar.
+        offset: u64,
+        /// What is wrong.
+        why: String,
+    },
+    /// An entry that is wrong by itself or that contradicts another.
+    #[error("entry `{}` {why}", show(.path))]
+    Entry {
+        /// The entry's path as the archive has it.
+        path: Vec<u8>,
+        /// What is wrong.
+        why: EntryError,
+    },
+    /// Over a limit that belongs to no one entry.
+    #[error("the layer {0}")]
+    Limit(String),
 }
 
-/// Error.
+/// What is wrong with an entry.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct IndexError(String);
-
-/// Draft.
-pub struct Draft(u64);
-
-impl Draft {
-    /// Seal.
-    pub fn seal(self, diff_id: &Digest) -> Vec<u8> {
-        sealed(diff_id)
-    }
-    /// Entries.
-    pub fn entries(&self) -> u64 {
-        self.0
-    }
-    /// Warnings.
-    pub fn warnings(&self) -> &[String] {
-        &[]
-    }
-}
-
-pub(crate) fn sealed(of: &Digest) -> Vec<u8> {
-    let body = format!("standin {of}\n");
-    let sum = Digest::of(body.as_bytes());
-    format!("{body}{sum}\n").into_bytes()
-}
-
-/// Index.
-pub struct Index(Digest, bool);
-
-impl Index {
-    /// Open.
-    pub fn open(bytes: Bytes) -> Result<Index, IndexError> {
-        let text = String::from_utf8_lossy(&bytes).into_owned();
-        let d = text.lines().next().and_then(|l| l.strip_prefix("standin ")).and_then(|d| d.parse::<Digest>().ok());
-        let d = d.ok_or_else(|| IndexError("bad header".into()))?;
-        let ok = sealed(&d) == bytes[..];
-        Ok(Index(d, ok))
-    }
-    /// Check.
-    pub fn check(&self) -> Result<(), IndexError> {
-        if self.1 { Ok(()) } else { Err(IndexError("bad checksum".into())) }
-    }
-    /// Source.
-    pub fn source(&self) -> &Digest {
-        &self.0
-    }
-}
-
-/// Index.
-pub fn index_tar<R: BufRead>(tar: &mut R, _limits: &Limits) -> Result<Draft, LayerError> {
-    let mut n = 0;
-    {
-        let mut archive = tar::Archive::new(&mut *tar);
-        for entry in archive.entries()? {
-            let entry = entry?;
-            let path = entry.path_bytes().into_owned();
-            if path.ends_with(b".wh..") {
-                return Err(LayerError::Bad(format!("`{}`: a whiteout of `.`", String::from_utf8_lossy(&path))));
-            }
-            n += 1;
-        }
-    }
-    loop {
-        let len = tar.fill_buf()?.len();
-        if len == 0 {
-            return Ok(Draft(n));
-        }
-        tar.consume(len);
-    }
+#[allow(missing_docs, reason = "each variant's message is its documentation")]
+pub enum EntryError {
+    #[error(transparent)]
+    Name(#[from] NameError),
+    #[error(transparent)]
+    Whiteout(#[from] InvalidWhiteout),
+    #[error(transparent)]
+    TooMany(#[from] TooMany),
+    #[error("is the root of the layer and is not a directory")]
+    RootNotDir,
+    #[error("lies in `{}`, which is not a directory", show(.0))]
+    ParentNotDir(Vec<u8>),
+    #[error("lies inside a whiteout")]
+    InsideWhiteout,
+    #[error("lies behind too many symbolic links")]
+    SymlinkLoop,
+    #[error("is a hard link to `{}`, which is a directory", show(.0))]
+    LinkToDir(Vec<u8>),
+    #[error("is a hard link that leads back to itself by way of `{}`", show(.0))]
+    LinkCycle(Vec<u8>),
+    #[error("is a link that does not say to what")]
+    NoTarget,
+    #[error("has a link target of {0} bytes, 4095 is the most a file system takes")]
+    TargetTooLong(usize),
+    #[error("has a header field that is no number: {0}")]
+    Number(&'static str),
+    #[error("has an owner beyond 32 bits: {0}")]
+    Owner(u64),
+    #[error("is larger than a file can be: {0} bytes")]
+    TooLarge(u64),
+    #[error("is a device that Linux cannot have: {0}:{1}")]
+    Device(u32, u32),
+    #[error("has malformed PAX records")]
+    Pax,
+    #[error("has {0} bytes of extension header, {1} is the most")]
+    Extension(u64, u64),
+    #[error("has a malformed sparse map: {0}")]
+    Sparse(&'static str),
+    #[error("has more than {0} pieces of data")]
+    Extents(usize),
+    #[error("has extended attributes that no file can hold: {0}")]
+    Xattr(&'static str),
+    #[error("has the unknown type `{}`", .0.escape_ascii())]
+    Type(u8),
 }

@@ -1,24 +1,11 @@
-//! Stand-in.
-use std::fs::File;
-use std::io::{self, Read};
+//! Every system call that std lacks, and all `unsafe` code, behind safe typed wrappers.
 
-/// Bytes.
-pub enum Bytes {
-    /// Owned.
-    Owned(Vec<u8>),
-}
+mod fd;
+mod map;
+mod mount;
+mod process;
 
-impl std::ops::Deref for Bytes {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        let Bytes::Owned(v) = self;
-        v
-    }
-}
-
-/// Maps.
-pub fn map(mut file: &File) -> io::Result<Bytes> {
-    let mut v = Vec::new();
-    file.read_to_end(&mut v)?;
-    Ok(Bytes::Owned(v))
-}
+pub use fd::set_nonblocking;
+pub use map::{Bytes, map};
+pub use mount::{MountedAt, device_of, mounts, set_read_ahead, unmount};
+pub use process::{Fork, Inherited, Signals, describe, detach_from_terminal, fork, is_root};

@@ -1,13 +1,10 @@
-//! Stand-in.
-use crate::digest::Digest;
-use crate::layer::Index;
+//! The merge: one tree out of an image's layers. It is the only place that knows which layer wins, and does no I/O.
+//!
+//! The rules are those of the OCI image specification (layer.md, "Applying Changesets"): the topmost layer that has a
+//! name decides; a directory over a directory gives its attributes and both give their entries; anything else hides
+//! what is below. A whiteout or an opaque directory hides lower layers only, never its own, wherever it stood in the
+//! tar, since every layer's index is whole before it comes here.
 
-/// Error.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct MergeError(String);
+mod merge;
 
-/// Merge.
-pub fn merge(chain_id: &Digest, _layers: &[Index]) -> Result<Vec<u8>, MergeError> {
-    Ok(crate::layer::sealed(chain_id))
-}
+pub use merge::{MergeError, merge};

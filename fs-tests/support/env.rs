@@ -1,0 +1,156 @@
+//! A temporary root to run the plyfs binary in, and a mount that never outlives its test.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+
+/// One test's own store and scratch space, removed with it.
+pub struct TestEnv {
+    dir: TempDir,
+}
+
+/// How a command ended and what it said.
+#[derive(Debug)]
+pub struct Output {
+    /// The exit code, or 128 + the signal that killed it.
+    pub code: i32,
+    /// Standard output, as text.
+    pub stdout: String,
+    /// Standard error, as text.
+    pub stderr: String,
+}
+
+/// A mounted image. Dropping it unmounts, even while a panic unwinds.
+pub struct Mount {
+    at: PathBuf,
+    root: PathBuf,
+}
+
+impl TestEnv {
+    /// A fresh, empty environment.
+    pub fn new() -> Self {
+        Self { dir: tempfile::Builder::new().prefix("plyfs-test-").tempdir().unwrap() }
+    }
+
+    /// The store's root: `--root` of every command run here.
+    pub fn root(&self) -> PathBuf {
+        self.path("root")
+    }
+
+    /// A path in the scratch space; nothing is made there.
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A `plyfs` command on this root, to be changed before it is run.
+    pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        plyfs(&self.root(), args)
+    }
+
+    /// Run plyfs, however it ends.
+    pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Output {
+        run(&mut self.command(args))
+    }
+
+    /// Run plyfs and require success; returns its standard output.
+    #[track_caller]
+    pub fn ok<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> String {
+        let mut command = self.command(args);
+        let output = run(&mut command);
+        assert_eq!(output.code, 0, "{command:?} failed: {output:#?}");
+        output.stdout
+    }
+
+    /// Run plyfs and require exit code 1 and one line on standard error, which is returned.
+    #[track_caller]
+    pub fn fails<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> String {
+        let mut command = self.command(args);
+        let output = run(&mut command);
+        assert_eq!(output.code, 1, "{command:?} should have failed: {output:#?}");
+        assert_eq!(output.stderr.trim_end().lines().count(), 1, "{command:?}: not one clear line: {output:#?}");
+        output.stderr.trim_end().to_owned()
+    }
+
+    /// Mount an image of this root, with further options (`&["-o", "..."]` or none), on a new directory.
+    #[track_caller]
+    pub fn mount(&self, image: &str, options: &[&str]) -> Mount {
+        let at = tempfile::Builder::new().prefix("mnt-").tempdir_in(self.dir.path()).unwrap().keep();
+        // The guard first: a mount that fails half-way is cleaned up too.
+        let mount = Mount { at, root: self.root() };
+        let mut args: Vec<&OsStr> = vec![OsStr::new("mount")];
+        args.extend(options.iter().map(OsStr::new));
+        args.extend([OsStr::new(image), mount.path().as_os_str()]);
+        self.ok(args);
+        assert!(mount.is_live(), "plyfs mount returned before {} was a mount", mount.at.display());
+        mount
+    }
+}
+
+impl Mount {
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.at
+    }
+
+    /// Whether something is mounted there now.
+    pub fn is_live(&self) -> bool {
+        is_mounted(&self.at)
+    }
+
+    /// Unmount through plyfs and require that it worked.
+    #[track_caller]
+    pub fn unmount(self) {
+        let output = run(&mut plyfs(&self.root, [OsStr::new("umount"), self.at.as_os_str()]));
+        assert_eq!(output.code, 0, "plyfs umount failed: {output:#?}");
+        assert!(!self.is_live(), "{} is still mounted", self.at.display());
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if self.is_live() {
+            run(&mut plyfs(&self.root, [OsStr::new("umount"), self.at.as_os_str()]));
+        }
+        // A lazy unmount works on a dead or busy mount too. No assertion: this may run in a panic.
+        if self.is_live() {
+            run(Command::new("umount").arg("-l").arg(&self.at));
+        }
+        if self.is_live() {
+            run(Command::new("fusermount3").arg("-uz").arg(&self.at));
+        }
+    }
+}
+
+/// Run any command to its end. Output goes to files: a daemon that keeps a pipe open would hold up a reader of it.
+pub fn run(command: &mut Command) -> Output {
+    let (mut stdout, mut stderr) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    command.stdin(Stdio::null()).stdout(stdout.try_clone().unwrap()).stderr(stderr.try_clone().unwrap());
+    let status = command.status().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
+    let code =
+        status.code().unwrap_or_else(|| 128 + std::os::unix::process::ExitStatusExt::signal(&status).unwrap_or(0));
+    Output { code, stdout: text(&mut stdout), stderr: text(&mut stderr) }
+}
+
+fn text(file: &mut File) -> String {
+    let mut bytes = Vec::new();
+    file.rewind().unwrap();
+    file.read_to_end(&mut bytes).unwrap();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn plyfs<S: AsRef<OsStr>>(root: &Path, args: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plyfs"));
+    // A root in the caller's environment must not be taken for the test's.
+    command.env_remove("PLYFS_ROOT").arg("--root").arg(root).args(args);
+    command
+}
+
+/// Whether the kernel's mount table has this path. Asking the path itself would hang or fail on a dead mount.
+fn is_mounted(at: &Path) -> bool {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    table.lines().any(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point) == at))
+}

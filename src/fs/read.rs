@@ -1,0 +1,78 @@
+//! Reading files.
+
+use super::{Fs, FsError, Ino};
+use crate::layer::{Extent, IndexError, Node, node_flags};
+use crate::meta::Kind;
+use std::borrow::Cow;
+use std::os::unix::fs::FileExt;
+
+/// The most that one read gives; FUSE never asks for more than 1 MiB (256 pages), and a holey file's answer is put
+/// together in memory.
+const MAX_READ: u64 = 1 << 20;
+
+impl Fs {
+    /// Up to `size` bytes of a file from `offset` on, fewer only at its end. What lies in one piece in a layer's tar is
+    /// a piece of the mapping, untouched, so a fault of the disk shows where it is handed on; the rest is put together.
+    pub fn read(&self, ino: Ino, offset: u64, size: u32) -> Result<Cow<'_, [u8]>, FsError> {
+        let node = self.file(ino)?;
+        let size = u64::from(size).min(MAX_READ).min(node.size.get().saturating_sub(offset));
+        if size == 0 {
+            return Ok(Cow::Borrowed(&[]));
+        }
+        if !node.has(node_flags::SPARSE) {
+            return self.piece(node, node.data.get() + offset, size).map(Cow::Borrowed);
+        }
+        let mut bytes = vec![0; size as usize];
+        let extents = self.tree.extents(node)?;
+        let first = extents.partition_point(|e| end(e) <= offset);
+        for extent in extents[first..].iter().take_while(|e| e.logical.get() < offset + size) {
+            let from = extent.logical.get().max(offset);
+            let to = end(extent).min(offset + size);
+            let target = &mut bytes[(from - offset) as usize..(to - offset) as usize];
+            self.layer(node)?.file.read_exact_at(target, extent.offset.get() + (from - extent.logical.get()))?;
+        }
+        Ok(Cow::Owned(bytes))
+    }
+
+    /// Where the next data (or the next hole) at or behind `offset` begins; the end of the file counts as a hole.
+    pub fn seek(&self, ino: Ino, offset: u64, hole: bool) -> Result<u64, FsError> {
+        let node = self.file(ino)?;
+        let size = node.size.get();
+        if offset >= size {
+            return Err(FsError::NoData);
+        }
+        if !node.has(node_flags::SPARSE) {
+            return Ok(if hole { size } else { offset });
+        }
+        let extents = self.tree.extents(node)?;
+        let next = extents.get(extents.partition_point(|e| end(e) <= offset));
+        if hole {
+            // Extents that touch were joined when the index was made: one's end is a hole's start.
+            return Ok(next.filter(|e| e.logical.get() <= offset).map_or(offset, end).min(size));
+        }
+        next.map(|e| e.logical.get().max(offset)).ok_or(FsError::NoData)
+    }
+
+    fn file(&self, ino: Ino) -> Result<&Node, FsError> {
+        let node = self.node(ino)?;
+        match node.kind() {
+            Some(Kind::File) => Ok(node),
+            Some(Kind::Dir) => Err(FsError::IsDir),
+            _ => Err(FsError::WrongType),
+        }
+    }
+
+    fn piece(&self, node: &Node, offset: u64, size: u64) -> Result<&[u8], FsError> {
+        let bytes = &self.layer(node)?.bytes;
+        let range = offset as usize..(offset + size) as usize;
+        bytes.get(range).ok_or(IndexError::Damaged("a file's data lies outside of its layer").into())
+    }
+
+    fn layer(&self, node: &Node) -> Result<&super::Data, FsError> {
+        self.layers.get(usize::from(node.layer.get())).ok_or(IndexError::Damaged("a file is of no layer").into())
+    }
+}
+
+fn end(extent: &Extent) -> u64 {
+    extent.logical.get().saturating_add(extent.len.get())
+}

@@ -1,0 +1,171 @@
+//! The kernel's side: mounts an [`Fs`] and answers for it. The only module that names fuser, so that the transport can be
+//! replaced one day.
+
+mod adapter;
+mod convert;
+mod wake;
+
+pub use wake::Waking;
+
+use crate::fs::Fs;
+use crate::sys;
+use adapter::Adapter;
+use fuser::{Config, MountOption, SessionACL};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use wake::{Governor, Wake};
+
+/// How an image is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// What stands as the mount's source in `/proc/mounts`.
+    pub source: String,
+    /// Whether others than the user who mounts may enter (`allow_other`).
+    pub allow_other: bool,
+    /// Whether the kernel checks permissions by mode, owner and ACL (`default_permissions`).
+    pub default_permissions: bool,
+    /// Whether set-id bits and file capabilities work.
+    pub suid: bool,
+    /// Whether device nodes work.
+    pub dev: bool,
+    /// Whether programs can be run.
+    pub exec: bool,
+    /// What is done against the cost of wake-ups.
+    pub waking: Waking,
+}
+
+impl Options {
+    /// What suits the user: for root the mount is for everyone and works like a local file system, with set-id programs
+    /// and devices, so that one can chroot into it. Another user's is his alone; the kernel leaves set-id and devices
+    /// out of it, and he may read all of it, as he may read the layers that it is made of.
+    pub fn for_user(source: &str, root: bool) -> Options {
+        Options {
+            source: source.into(),
+            allow_other: root,
+            default_permissions: root,
+            suid: root,
+            dev: root,
+            exec: true,
+            waking: Waking::Auto,
+        }
+    }
+
+    fn config(&self, waking: Waking) -> Config {
+        let either = |on: bool, yes: MountOption, no: MountOption| if on { yes } else { no };
+        let mut config = Config::default();
+        config.mount_options = vec![
+            MountOption::FSName(self.source.clone()),
+            MountOption::Subtype("plyfs".into()),
+            MountOption::RO,
+            // No access time is ever written, so let no reader think that one might be.
+            MountOption::NoAtime,
+            either(self.suid, MountOption::Suid, MountOption::NoSuid),
+            either(self.dev, MountOption::Dev, MountOption::NoDev),
+            either(self.exec, MountOption::Exec, MountOption::NoExec),
+        ];
+        if self.default_permissions {
+            config.mount_options.push(MountOption::DefaultPermissions);
+        }
+        config.acl = if self.allow_other { SessionACL::All } else { SessionACL::Owner };
+        // With wake-ups cheap, a second worker lets one request wait for the disk and the others go on. Where the
+        // worker polls, a second would poll against the caller for a processor.
+        config.n_threads = Some(if waking == Waking::Poll { 1 } else { 2 });
+        config
+    }
+}
+
+/// Why an image could not be mounted.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The mountpoint is missing or of no use.
+    #[error("cannot mount at {}: {why}", path.display())]
+    Mountpoint {
+        /// Where.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The kernel, or fusermount3 for it, refused.
+    #[error("cannot mount at {}: {why}", path.display())]
+    Refused {
+        /// Where.
+        path: PathBuf,
+        /// What it said.
+        why: String,
+    },
+}
+
+/// How much the kernel reads ahead of a reader, in KiB: the default of 128 makes eight requests of one.
+const READ_AHEAD_KIB: u32 = 1024;
+
+/// A live mount and the threads that answer for it.
+pub struct Session {
+    worker: JoinHandle<io::Result<()>>,
+    governor: Governor,
+    mountpoint: PathBuf,
+    device: u64,
+}
+
+/// Mounts `fs` at the existing directory `at` and begins to answer. The mount is live when this returns.
+pub fn mount(fs: Arc<Fs>, at: &Path, options: &Options) -> Result<Session, MountError> {
+    let unusable = |why: String| MountError::Mountpoint { path: at.into(), why };
+    let refused = |e: io::Error| MountError::Refused { path: at.into(), why: why_refused(&e) };
+    let mountpoint = at.canonicalize().map_err(|e| unusable(sys::describe(&e)))?;
+    if !mountpoint.is_dir() {
+        return Err(unusable("it is not a directory".into()));
+    }
+    let wake = Arc::new(Wake::default());
+    let waking = options.waking.settle();
+    let session =
+        fuser::Session::new(Adapter::new(fs, wake.clone()), &mountpoint, &options.config(waking)).map_err(refused)?;
+    let connection = session.as_fd().try_clone_to_owned().map_err(refused)?;
+    let governor = Governor::start(&wake, waking, connection).map_err(refused)?;
+    let worker =
+        std::thread::Builder::new().name("plyfs-serve".into()).spawn(move || session.run()).map_err(refused)?;
+    let device = sys::device_of(&mountpoint).map_err(refused)?;
+    if let Err(e) = sys::set_read_ahead(device, READ_AHEAD_KIB) {
+        tracing::debug!("the kernel's read-ahead stays what it was: {e}");
+    }
+    Ok(Session { worker, governor, mountpoint, device })
+}
+
+/// One line out of what fuser and fusermount3 say, and what to do about it.
+fn why_refused(error: &io::Error) -> String {
+    let said = error.to_string();
+    let line = said.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it gave no reason");
+    match error.kind() {
+        io::ErrorKind::NotFound => format!("{line} (is FUSE in the kernel, and fusermount3 installed?)"),
+        io::ErrorKind::PermissionDenied if line.contains("user_allow_other") => {
+            "others may enter a user's mount only if /etc/fuse.conf has the line user_allow_other".into()
+        }
+        _ => line.strip_prefix("fusermount3: ").unwrap_or(line).to_string(),
+    }
+}
+
+impl Session {
+    /// Where it is mounted, as an absolute path.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// Takes the mount out of the tree of mounts, from any thread. Files that are open stay usable, and [`Session::run`]
+    /// goes on, until the last of them is closed. Does nothing if something else is mounted there by now.
+    pub fn detacher(&self) -> impl Fn() -> io::Result<()> + Send + 'static {
+        let (mountpoint, device) = (self.mountpoint.clone(), self.device);
+        move || match sys::device_of(&mountpoint) {
+            Ok(now) if now == device => sys::unmount(&mountpoint, true),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until the mount is gone and all its files are closed.
+    pub fn run(self) -> io::Result<()> {
+        let ended =
+            self.worker.join().unwrap_or_else(|_| Err(io::Error::other("the thread that serves the mount failed")));
+        drop(self.governor);
+        ended
+    }
+}

@@ -1,0 +1,394 @@
+//! The index: a tree of inodes as one flat file, read where it lies.
+//!
+//! One format serves twice. A *layer's* index describes one tar; it may hold whiteouts, opaque and implicit directories
+//! and hard links whose target only a lower layer can have. An *image's* index is the merge of its layers': no such
+//! thing is left in it and every inode names the layer that has its data. Both are mapped and used as they are: opening
+//! one reads its header only, so a mount costs the same whatever the image's size.
+//!
+//! # Format (version [`FORMAT`], little-endian, packed)
+//!
+//! | part | record |
+//! | --- | --- |
+//! | header | [`Header`] |
+//! | inodes | [`Node`]; inode 0 is the root; numbered breadth first, so a directory's children lie together |
+//! | directory entries | [`Dirent`], those of one directory together and sorted by name |
+//! | extents | [`Extent`], those of one sparse file together and ascending |
+//! | strings | names, link targets |
+//! | xattrs | per set: u16 count, then per attribute u16 name length, u32 value length, name, value |
+//!
+//! The header carries a hash of itself, checked at every open, and one of the rest, checked by [`Index::check`]. Every
+//! access is bounds-checked, so a damaged file gives [`IndexError`] and never a panic.
+
+use crate::digest::Digest;
+use crate::meta::{Kind, Time};
+use crate::sys::Bytes;
+use sha2::Digest as _;
+use std::ops::Range;
+use zerocopy::little_endian::{I64, U16, U32, U64};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// The version of the format. An index of another version is made anew from its tar.
+pub const FORMAT: u32 = 1;
+
+const MAGIC: [u8; 8] = *b"plyfsidx";
+
+/// Bits of [`Node::flags`].
+pub mod node_flags {
+    /// A directory that hides what lower layers have in it.
+    pub const OPAQUE: u16 = 1;
+    /// A directory that no entry of the layer describes: only a path leads through it.
+    pub const IMPLICIT: u16 = 2;
+    /// A regular file whose data is a list of extents.
+    pub const SPARSE: u16 = 4;
+}
+
+/// Bits of [`Header::flags`].
+pub mod index_flags {
+    /// Some inode has a POSIX ACL.
+    pub const ACLS: u32 = 1;
+    /// Some hard link's target is not in the layer.
+    pub const FOREIGN_LINKS: u32 = 2;
+}
+
+/// The inode number in a [`Dirent`] that is a whiteout.
+pub const WHITEOUT: u32 = u32::MAX;
+
+/// What an index is of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Of {
+    /// One layer.
+    Layer,
+    /// The merge of an image's layers.
+    Image,
+}
+
+/// The first bytes of the file.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone)]
+#[repr(C)]
+pub struct Header {
+    pub(super) magic: [u8; 8],
+    pub(super) format: U32,
+    pub(super) of: U32,
+    pub(super) flags: U32,
+    pub(super) nodes: U32,
+    pub(super) dirents: U32,
+    pub(super) extents: U32,
+    pub(super) strings: U64,
+    pub(super) xattrs: U64,
+    pub(super) blocks: U64,
+    pub(super) source: [u8; 136],
+    pub(super) body_hash: [u8; 32],
+    pub(super) header_hash: [u8; 32],
+}
+
+/// One inode, 64 bytes.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Debug)]
+#[repr(C)]
+pub struct Node {
+    /// `st_mode`; type bits 0 for a hard link whose target is not in the layer (the path is its target).
+    pub mode: U32,
+    /// Owner.
+    pub uid: U32,
+    /// Group.
+    pub gid: U32,
+    /// `st_nlink`.
+    pub nlink: U32,
+    /// `st_size` of a regular file.
+    pub size: U64,
+    /// Seconds of the modification time.
+    pub mtime_sec: I64,
+    /// Nanoseconds of it.
+    pub mtime_nsec: U32,
+    /// 0, or one more than where its set begins in the xattrs.
+    pub xattrs: U32,
+    /// File: where its data begins in the tar, or the number of its first extent. Directory: the number of its first
+    /// entry. Symbolic link: where its target begins in the strings. Device: its number.
+    pub data: U64,
+    /// Extents, entries, or bytes of the target.
+    pub count: U32,
+    /// The layer that has the data, the bottom one being 0.
+    pub layer: U16,
+    /// [`node_flags`].
+    pub flags: U16,
+    /// Directory: the inode that holds it; the root holds itself.
+    pub parent: U32,
+    /// 4 KiB blocks of data, saturating.
+    pub blocks: U32,
+}
+
+/// One name in a directory.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Debug)]
+#[repr(C)]
+pub struct Dirent {
+    /// Where the name begins in the strings.
+    pub name: U32,
+    /// The inode, or [`WHITEOUT`].
+    pub node: U32,
+    /// The name's length.
+    pub name_len: U16,
+    /// The inode's type bits, shifted right by 12.
+    pub kind: U16,
+}
+
+/// A piece of a sparse file that has data; between the pieces it reads as zeros.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Debug)]
+#[repr(C)]
+pub struct Extent {
+    /// Where it begins in the file.
+    pub logical: U64,
+    /// Where it begins in the tar.
+    pub offset: U64,
+    /// Bytes.
+    pub len: U64,
+}
+
+/// Why an index cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// No index, or one that a crash or a disk has damaged.
+    #[error("the index is damaged: {0}")]
+    Damaged(&'static str),
+    /// Written by another version of plyfs.
+    #[error("the index has format {0}, this plyfs reads format {FORMAT}")]
+    Format(u32),
+}
+
+/// An index, open. Cheap to read from many threads; holds its mapping.
+pub struct Index {
+    bytes: Bytes,
+    header: Header,
+    source: Digest,
+    nodes: Range<usize>,
+    dirents: Range<usize>,
+    extents: Range<usize>,
+    strings: Range<usize>,
+    xattrs: Range<usize>,
+}
+
+const BROKEN_REFERENCE: IndexError = IndexError::Damaged("a reference leads outside of it");
+
+impl Index {
+    /// Opens an index by its header, whose hash must be right and whose parts must add up to the file's length.
+    pub fn open(bytes: Bytes) -> Result<Index, IndexError> {
+        let (header, _) = Header::read_from_prefix(&bytes).map_err(|_| IndexError::Damaged("it is too short"))?;
+        if header.magic != MAGIC {
+            return Err(IndexError::Damaged("it does not begin as an index does"));
+        }
+        if header.format.get() != FORMAT {
+            return Err(IndexError::Format(header.format.get()));
+        }
+        if header.header_hash != header.hash() {
+            return Err(IndexError::Damaged("its header's checksum is wrong"));
+        }
+        let source = header.source().ok_or(IndexError::Damaged("it does not say what it is of"))?;
+        let ranges = header.ranges().ok_or(IndexError::Damaged("its parts are larger than a file can be"))?;
+        let [nodes, dirents, extents, strings, xattrs] = ranges;
+        if xattrs.end != bytes.len() || nodes.is_empty() {
+            return Err(IndexError::Damaged("its parts do not add up to its length"));
+        }
+        Ok(Index { bytes, header, source, nodes, dirents, extents, strings, xattrs })
+    }
+
+    /// What the index was made for: the DiffID of a layer, the chain ID of an image.
+    pub fn source(&self) -> &Digest {
+        &self.source
+    }
+
+    /// What it is of.
+    pub fn of(&self) -> Of {
+        if self.header.of.get() == 0 { Of::Layer } else { Of::Image }
+    }
+
+    /// [`index_flags`].
+    pub fn flags(&self) -> u32 {
+        self.header.flags.get()
+    }
+
+    /// 4 KiB blocks of all files together.
+    pub fn blocks(&self) -> u64 {
+        self.header.blocks.get()
+    }
+
+    /// All inodes, the root first.
+    pub fn nodes(&self) -> &[Node] {
+        self.records(&self.nodes)
+    }
+
+    /// The number of directory entries.
+    pub fn entries(&self) -> u32 {
+        self.header.dirents.get()
+    }
+
+    /// One inode.
+    pub fn node(&self, id: u32) -> Result<&Node, IndexError> {
+        self.nodes().get(id as usize).ok_or(BROKEN_REFERENCE)
+    }
+
+    /// A directory's entries, sorted by name; empty for anything else.
+    pub fn children(&self, dir: &Node) -> Result<&[Dirent], IndexError> {
+        if dir.kind() != Some(Kind::Dir) {
+            return Ok(&[]);
+        }
+        slice(self.records(&self.dirents), dir.data.get(), u64::from(dir.count.get()))
+    }
+
+    /// A sparse file's extents, ascending.
+    pub fn extents(&self, file: &Node) -> Result<&[Extent], IndexError> {
+        slice(self.records(&self.extents), file.data.get(), u64::from(file.count.get()))
+    }
+
+    /// An entry's name.
+    pub fn name(&self, entry: &Dirent) -> Result<&[u8], IndexError> {
+        slice(&self.bytes[self.strings.clone()], u64::from(entry.name.get()), u64::from(entry.name_len.get()))
+    }
+
+    /// A symbolic link's target, or the path that a hard link of a lower layer's inode names.
+    pub fn target(&self, link: &Node) -> Result<&[u8], IndexError> {
+        slice(&self.bytes[self.strings.clone()], link.data.get(), u64::from(link.count.get()))
+    }
+
+    /// The entry of `dir` with that name.
+    pub fn find(&self, dir: &Node, name: &[u8]) -> Result<Option<&Dirent>, IndexError> {
+        let entries = self.children(dir)?;
+        let mut low = 0;
+        let mut high = entries.len();
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.name(&entries[middle])?.cmp(name) {
+                std::cmp::Ordering::Less => low = middle + 1,
+                std::cmp::Ordering::Greater => high = middle,
+                std::cmp::Ordering::Equal => return Ok(Some(&entries[middle])),
+            }
+        }
+        Ok(None)
+    }
+
+    /// An inode's extended attributes.
+    pub fn xattrs(&self, node: &Node) -> Result<Xattrs<'_>, IndexError> {
+        let set = match node.xattrs.get() {
+            0 => &[0, 0][..],
+            at => self.bytes[self.xattrs.clone()].get(at as usize - 1..).ok_or(BROKEN_REFERENCE)?,
+        };
+        let (count, rest) = U16::read_from_prefix(set).map_err(|_| BROKEN_REFERENCE)?;
+        Ok(Xattrs { left: count.get(), rest })
+    }
+
+    fn records<T: FromBytes + Immutable + KnownLayout>(&self, range: &Range<usize>) -> &[T] {
+        // The ranges are whole multiples of the record and T has no alignment, so this cannot fail.
+        <[T]>::ref_from_bytes(&self.bytes[range.clone()]).unwrap_or(&[])
+    }
+
+    /// Whether the hash of everything behind the header is right.
+    pub(super) fn body_is_intact(&self) -> bool {
+        let body: [u8; 32] = sha2::Sha256::digest(&self.bytes[size_of::<Header>()..]).into();
+        body == self.header.body_hash
+    }
+}
+
+fn slice<T>(all: &[T], start: u64, count: u64) -> Result<&[T], IndexError> {
+    let start = usize::try_from(start).map_err(|_| BROKEN_REFERENCE)?;
+    let count = usize::try_from(count).map_err(|_| BROKEN_REFERENCE)?;
+    let end = start.checked_add(count).ok_or(BROKEN_REFERENCE)?;
+    all.get(start..end).ok_or(BROKEN_REFERENCE)
+}
+
+impl Header {
+    pub(super) fn new(of: Of, source: &Digest) -> Header {
+        let mut header = Header::new_zeroed();
+        header.magic = MAGIC;
+        header.format = FORMAT.into();
+        header.of = u32::from(of == Of::Image).into();
+        let text = source.to_string();
+        header.source[..text.len()].copy_from_slice(text.as_bytes());
+        header
+    }
+
+    pub(super) fn hash(&self) -> [u8; 32] {
+        let bytes = self.as_bytes();
+        sha2::Sha256::digest(&bytes[..bytes.len() - 32]).into()
+    }
+
+    fn source(&self) -> Option<Digest> {
+        let end = self.source.iter().position(|b| *b == 0)?;
+        str::from_utf8(&self.source[..end]).ok()?.parse().ok()
+    }
+
+    /// Where the parts lie, in their order.
+    fn ranges(&self) -> Option<[Range<usize>; 5]> {
+        let mut at = size_of::<Header>();
+        let mut part = |count: u64, size: usize| {
+            let start = at;
+            at = at.checked_add(usize::try_from(count).ok()?.checked_mul(size)?)?;
+            Some(start..at)
+        };
+        Some([
+            part(self.nodes.get().into(), size_of::<Node>())?,
+            part(self.dirents.get().into(), size_of::<Dirent>())?,
+            part(self.extents.get().into(), size_of::<Extent>())?,
+            part(self.strings.get(), 1)?,
+            part(self.xattrs.get(), 1)?,
+        ])
+    }
+}
+
+impl Node {
+    /// The kind; `None` for a hard link of a lower layer's inode.
+    pub fn kind(&self) -> Option<Kind> {
+        Kind::of(self.mode.get())
+    }
+
+    /// Whether it is a directory.
+    pub fn is_dir(&self) -> bool {
+        self.kind() == Some(Kind::Dir)
+    }
+
+    /// Whether all the given [`node_flags`] are set.
+    pub fn has(&self, flags: u16) -> bool {
+        self.flags.get() & flags == flags
+    }
+
+    /// The modification time.
+    pub fn mtime(&self) -> Time {
+        Time { sec: self.mtime_sec.get(), nsec: self.mtime_nsec.get() }
+    }
+}
+
+impl Dirent {
+    /// Whether it hides a name of the layers below.
+    pub fn is_whiteout(&self) -> bool {
+        self.node.get() == WHITEOUT
+    }
+
+    /// The kind of its inode.
+    pub fn kind(&self) -> Option<Kind> {
+        Kind::of(u32::from(self.kind.get()) << 12)
+    }
+}
+
+/// The extended attributes of an inode, each a name and a value; an item is an error if the index is damaged.
+pub struct Xattrs<'a> {
+    left: u16,
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for Xattrs<'a> {
+    type Item = Result<(&'a [u8], &'a [u8]), IndexError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.left = self.left.checked_sub(1)?;
+        let item = take_xattr(&mut self.rest).ok_or(BROKEN_REFERENCE);
+        if item.is_err() {
+            self.left = 0;
+        }
+        Some(item)
+    }
+}
+
+fn take_xattr<'a>(rest: &mut &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
+    let (name_len, tail) = U16::read_from_prefix(rest).ok()?;
+    let (value_len, tail) = U32::read_from_prefix(tail).ok()?;
+    let (name, tail) = tail.split_at_checked(name_len.get().into())?;
+    let (value, tail) = tail.split_at_checked(value_len.get() as usize)?;
+    *rest = tail;
+    Some((name, value))
+}

@@ -1,0 +1,107 @@
+//! Mounts: taking them down, and what the kernel keeps for them.
+
+use std::ffi::{CString, OsStr};
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// The device number (`st_dev`) of the file system that is mounted at `path`.
+pub fn device_of(path: &Path) -> io::Result<u64> {
+    Ok(std::fs::metadata(path)?.dev())
+}
+
+/// Unmounts what is mounted at `path`. With `detach` it leaves the tree of mounts at once, though files of it may be in
+/// use; without, that is EBUSY. A user without the privilege goes through fusermount3, which lets him take down his own.
+pub fn unmount(path: &Path, detach: bool) -> io::Result<()> {
+    let c_path = CString::new(path.as_os_str().as_bytes())?;
+    let flags = libc::UMOUNT_NOFOLLOW | if detach { libc::MNT_DETACH } else { 0 };
+    // SAFETY: `c_path` is a NUL-terminated string that outlives the call.
+    if unsafe { libc::umount2(c_path.as_ptr(), flags) } == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() != Some(libc::EPERM) {
+        return Err(error);
+    }
+    let mut arguments = vec![OsStr::new("-u"), OsStr::new("-q")];
+    if detach {
+        arguments.push(OsStr::new("-z"));
+    }
+    let output = Command::new("fusermount3").args(arguments).arg("--").arg(path).stdin(Stdio::null()).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    // It tells its reason in words only; the one that matters is that the mount is in use.
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.is_empty() || said.contains("busy") {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    Err(io::Error::other(said.lines().next().unwrap_or_default().to_string()))
+}
+
+/// Sets how far the kernel reads ahead on the file system with that device number. Only root may.
+pub fn set_read_ahead(device: u64, kib: u32) -> io::Result<()> {
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    std::fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), kib.to_string())
+}
+
+/// One line of the table of mounts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountedAt {
+    /// Where.
+    pub mountpoint: std::path::PathBuf,
+    /// The type, with a subtype behind a dot: `fuse.plyfs`.
+    pub kind: String,
+}
+
+/// The mounts that this process sees, in the order they were made (proc_pid_mountinfo(5)).
+pub fn mounts() -> io::Result<Vec<MountedAt>> {
+    Ok(parse_mountinfo(&std::fs::read("/proc/self/mountinfo")?))
+}
+
+fn parse_mountinfo(table: &[u8]) -> Vec<MountedAt> {
+    let line = |line: &[u8]| {
+        let mut fields = line.split(|b| *b == b' ');
+        let mountpoint = unescape(fields.nth(4)?);
+        let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+        let mountpoint = std::ffi::OsString::from_vec(mountpoint).into();
+        Some(MountedAt { mountpoint, kind: String::from_utf8_lossy(kind).into_owned() })
+    };
+    table.split(|b| *b == b'\n').filter_map(line).collect()
+}
+
+/// The kernel writes space, tab, newline and backslash as a backslash and three octal digits.
+fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((first, tail)) = rest.split_first() {
+        let code = tail.get(..3).and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 8).ok());
+        match (first, code) {
+            (b'\\', Some(code)) => {
+                out.push(code);
+                rest = &tail[3..];
+            }
+            _ => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_of_mounts_is_read() {
+        let table = b"22 1 254:0 / / rw - ext4 /dev/vda rw\n\
+            40 22 0:38 / /mnt/a\\040b\\134 rw,nosuid shared:1 master:2 - fuse.plyfs deb:1 rw,user_id=0\nshort\n";
+        let found = parse_mountinfo(table);
+        let at = |mountpoint: &str, kind: &str| MountedAt { mountpoint: mountpoint.into(), kind: kind.into() };
+        assert_eq!(found, [at("/", "ext4"), at("/mnt/a b\\", "fuse.plyfs")]);
+    }
+}

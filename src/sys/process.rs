@@ -1,0 +1,121 @@
+//! Processes: who we are, going into the background, signals.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// Whether the process acts as root (effective user 0), in whatever user namespace it is.
+pub fn is_root() -> bool {
+    // SAFETY: geteuid takes nothing and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// The two sides of [`fork`].
+pub enum Fork {
+    /// The process that was there, and the child's number.
+    Parent(i32),
+    /// The new one.
+    Child,
+}
+
+/// Splits the process in two.
+///
+/// The process must have one thread: locks that another thread held would stay held in the child for ever. That is
+/// checked, and more threads are an error.
+pub fn fork() -> io::Result<Fork> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("cannot go into the background with several threads running"));
+    }
+    // SAFETY: with one thread, checked above, no lock can be held by a thread that the child lacks, and no other thread
+    // can be started meanwhile, as this one is here.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Fork::Child),
+        child => Ok(Fork::Parent(child)),
+    }
+}
+
+/// Descriptors above standard error that the program was started with. A daemon that kept them would keep whoever reads
+/// the other end of a pipe waiting for it.
+pub struct Inherited(Vec<i32>);
+
+impl Inherited {
+    /// Notes them. Call first thing, before the program opens any of its own.
+    pub fn note() -> io::Result<Inherited> {
+        let listed = std::fs::read_dir("/proc/self/fd")?;
+        let numbers = listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let numbers: Vec<i32> = numbers.filter(|fd| *fd > 2).collect();
+        // The listing's own descriptor was among them and is closed by now.
+        Ok(Inherited(numbers.into_iter().filter(|fd| is_open(*fd)).collect()))
+    }
+
+    /// Closes them.
+    pub fn close(self) {
+        for fd in self.0 {
+            // SAFETY: the descriptor was open before the program opened any, so no value of the program owns it.
+            unsafe { libc::close(fd) };
+        }
+    }
+}
+
+fn is_open(fd: i32) -> bool {
+    // SAFETY: F_GETFD touches no memory, and a number that is not open is only an error.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+}
+
+/// Leaves the terminal and its signals behind: a session of its own, `/` as the working directory, nothing to read, and
+/// standard output and error going to `log`.
+pub fn detach_from_terminal(log: &File) -> io::Result<()> {
+    let null = File::open("/dev/null")?;
+    std::env::set_current_dir("/")?;
+    // SAFETY: setsid takes nothing; the descriptors given to dup2 are open for the length of the calls, and 0 to 2 are
+    // owned by no value of the program (std's handles name them by number only).
+    let done = unsafe {
+        libc::setsid();
+        [(null.as_raw_fd(), 0), (log.as_raw_fd(), 1), (log.as_raw_fd(), 2)]
+            .iter()
+            .all(|(from, to)| libc::dup2(*from, *to) >= 0)
+    };
+    if done { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Signals that end the program, held back from all threads that are started later and taken by [`Signals::wait`].
+pub struct Signals {
+    set: libc::sigset_t,
+}
+
+impl Signals {
+    /// Holds back SIGTERM, SIGINT and SIGHUP. Call before any thread is started, for threads inherit it.
+    pub fn block() -> io::Result<Signals> {
+        // SAFETY: a sigset_t is plain data that sigemptyset initialises before anything reads it; the pointers are to
+        // live locals.
+        let (set, failed) = unsafe {
+            let mut set = std::mem::zeroed();
+            libc::sigemptyset(&mut set);
+            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+                libc::sigaddset(&mut set, signal);
+            }
+            (set, libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()))
+        };
+        if failed == 0 { Ok(Signals { set }) } else { Err(io::Error::from_raw_os_error(failed)) }
+    }
+
+    /// Waits for the next of them.
+    pub fn wait(&self) -> io::Result<i32> {
+        let mut signal = 0;
+        // SAFETY: both pointers are to live values of the right type.
+        match unsafe { libc::sigwait(&self.set, &mut signal) } {
+            0 => Ok(signal),
+            failed => Err(io::Error::from_raw_os_error(failed)),
+        }
+    }
+}
+
+/// What an error of the system says, without the number that std adds.
+pub fn describe(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error ") {
+        Some(at) => text[..at].to_string(),
+        None => text,
+    }
+}

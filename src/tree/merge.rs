@@ -1,0 +1,272 @@
+//! Merging indexes.
+
+use crate::digest::Digest;
+use crate::layer::{Dirent, Index, IndexError, Node, Of, TooMany, WHITEOUT, Writer, index_flags, node_flags};
+use crate::meta::Kind;
+use crate::name::show;
+use std::collections::{HashMap, HashSet, VecDeque};
+use zerocopy::FromZeros;
+
+/// Why layers do not make an image. Layers count from 1, the bottom one.
+#[derive(Debug, thiserror::Error)]
+pub enum MergeError {
+    /// A layer's index is damaged.
+    #[error("layer {layer}: {why}")]
+    Index {
+        /// Which layer.
+        layer: usize,
+        /// What is wrong with it.
+        why: IndexError,
+    },
+    /// A hard link to what no layer below has.
+    #[error("layer {layer}: a hard link names `{}`, which {why}", show(.target))]
+    Link {
+        /// Which layer.
+        layer: usize,
+        /// What the link names.
+        target: Vec<u8>,
+        /// What is wrong with that.
+        why: &'static str,
+    },
+    /// The image has no layer, or more than can be numbered.
+    #[error("the image has {0} layers")]
+    Layers(usize),
+    /// The image is larger than an index can hold.
+    #[error("the image {0}")]
+    TooMany(#[from] TooMany),
+}
+
+/// An inode of one layer.
+type Key = (u16, u32);
+
+/// Merges an image's layers, the bottom one first, into one index that names `chain_id` as its source. An image without
+/// layers is an empty root directory.
+pub fn merge(chain_id: &Digest, layers: &[Index]) -> Result<Vec<u8>, MergeError> {
+    if layers.len() > usize::from(u16::MAX) {
+        return Err(MergeError::Layers(layers.len()));
+    }
+    let mut merge = Merge {
+        layers,
+        writer: Writer::default(),
+        links: HashMap::new(),
+        shared: HashSet::new(),
+        numbers: HashMap::new(),
+    };
+    merge.resolve_links()?;
+    merge.run()?;
+    Ok(merge.writer.seal(Of::Image, chain_id))
+}
+
+struct Merge<'a> {
+    layers: &'a [Index],
+    writer: Writer,
+    /// Hard links whose target another layer has, and that target.
+    links: HashMap<Key, Key>,
+    /// Inodes that such links name.
+    shared: HashSet<Key>,
+    /// The numbers of inodes that may have several names.
+    numbers: HashMap<Key, u32>,
+}
+
+/// A directory of the image, and those of the layers that make it up, the topmost first.
+struct Dir {
+    number: u32,
+    sources: Vec<Key>,
+}
+
+/// A name as one of a directory's sources has it.
+struct Named<'a> {
+    name: &'a [u8],
+    /// The source's place among the sources: the lower, the higher the layer.
+    rank: usize,
+    layer: u16,
+    entry: &'a Dirent,
+}
+
+impl<'a> Merge<'a> {
+    fn run(&mut self) -> Result<(), MergeError> {
+        let roots: Vec<Key> = (0..self.layers.len()).rev().map(|layer| (layer as u16, 0)).collect();
+        let root = self.dir(&roots, 0)?;
+        let mut queue = VecDeque::from([root]);
+        while let Some(dir) = queue.pop_front() {
+            self.fill(&dir, &mut queue)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a directory's entries, and queues the directories among them.
+    fn fill(&mut self, dir: &Dir, queue: &mut VecDeque<Dir>) -> Result<(), MergeError> {
+        let names = self.names(&dir.sources)?;
+        let start = self.writer.next_dirent()?;
+        let mut links = 2;
+        for group in names.chunk_by(|a, b| a.name == b.name) {
+            let top = &group[0];
+            if top.entry.is_whiteout() {
+                continue;
+            }
+            let key = (top.layer, top.entry.node.get());
+            if self.node(key)?.is_dir() {
+                let found: Vec<Key> = group.iter().map(|n| (n.layer, n.entry.node.get())).collect();
+                let child = self.dir(&found, dir.number)?;
+                let mode = self.writer.node_mut(child.number).mode.get();
+                self.writer.dirent(top.name, child.number, mode)?;
+                links += 1;
+                queue.push_back(child);
+            } else {
+                let number = self.inode(key)?;
+                let node = self.writer.node_mut(number);
+                node.nlink = (node.nlink.get() + 1).into();
+                let mode = node.mode.get();
+                self.writer.dirent(top.name, number, mode)?;
+            }
+        }
+        let count = self.writer.next_dirent()? - start;
+        let node = self.writer.node_mut(dir.number);
+        (node.data, node.count, node.nlink) = (u64::from(start).into(), count.into(), links.into());
+        Ok(())
+    }
+
+    /// All names of a directory's sources, sorted, those of the higher layer first among equals.
+    fn names(&self, sources: &[Key]) -> Result<Vec<Named<'a>>, MergeError> {
+        let mut all = Vec::new();
+        for (rank, key) in sources.iter().enumerate() {
+            let index = self.index(key.0);
+            let entries = index.children(self.node(*key)?).map_err(damaged(key.0))?;
+            all.reserve(entries.len());
+            for entry in entries {
+                let name = index.name(entry).map_err(damaged(key.0))?;
+                all.push(Named { name, rank, layer: key.0, entry });
+            }
+        }
+        if sources.len() > 1 {
+            all.sort_unstable_by(|a, b| (a.name, a.rank).cmp(&(b.name, b.rank)));
+        }
+        Ok(all)
+    }
+
+    /// The directory that `found` makes: what layers have under one name, the topmost first, the first a directory.
+    /// Directories are taken down to the first that is opaque or the first thing that is none.
+    fn dir(&mut self, found: &[Key], parent: u32) -> Result<Dir, MergeError> {
+        let (sources, attributes) = self.stack(found)?;
+        let mut node = match attributes {
+            Some(key) => self.copy(key)?,
+            None => Node::new_zeroed(),
+        };
+        if attributes.is_none() {
+            node.mode = (Kind::Dir.bits() | 0o755).into();
+        }
+        node.flags = 0.into();
+        node.parent = parent.into();
+        let number = self.writer.node(node)?;
+        Ok(Dir { number, sources })
+    }
+
+    /// Of what layers have under one name, the directories that are seen, and the one whose attributes count: the
+    /// topmost that an entry describes. An implicit directory takes a lower one's attributes even if it hides the
+    /// lower one's entries.
+    fn stack(&self, found: &[Key]) -> Result<(Vec<Key>, Option<Key>), MergeError> {
+        let mut sources = Vec::new();
+        let mut attributes = None;
+        let mut opaque = false;
+        for key in found {
+            let Some(node) = (key.1 != WHITEOUT).then(|| self.node(*key)).transpose()?.filter(|node| node.is_dir())
+            else {
+                break;
+            };
+            if attributes.is_none() && !node.has(node_flags::IMPLICIT) {
+                attributes = Some(*key);
+            }
+            if !opaque {
+                sources.push(*key);
+            }
+            opaque |= node.has(node_flags::OPAQUE);
+            if opaque && attributes.is_some() {
+                break;
+            }
+        }
+        Ok((sources, attributes))
+    }
+
+    /// The number of an inode that is no directory, written at its first name.
+    fn inode(&mut self, key: Key) -> Result<u32, MergeError> {
+        let key = self.links.get(&key).copied().unwrap_or(key);
+        let several = self.node(key)?.nlink.get() > 1 || self.shared.contains(&key);
+        if several && let Some(number) = self.numbers.get(&key) {
+            return Ok(*number);
+        }
+        let node = self.copy(key)?;
+        let number = self.writer.node(node)?;
+        if several {
+            self.numbers.insert(key, number);
+        }
+        Ok(number)
+    }
+
+    /// An inode with what it refers to copied into the new index; its links are counted anew.
+    fn copy(&mut self, key: Key) -> Result<Node, MergeError> {
+        let index = self.index(key.0);
+        let mut node = self.node(key)?.clone();
+        let set = index.xattrs(&node).and_then(|set| set.collect::<Result<Vec<_>, _>>()).map_err(damaged(key.0))?;
+        node.xattrs = self.writer.xattrs(&set)?.into();
+        if node.kind() == Some(Kind::Symlink) {
+            node.data = u64::from(self.writer.string(index.target(&node).map_err(damaged(key.0))?)?).into();
+        }
+        if node.has(node_flags::SPARSE) {
+            node.data = u64::from(self.writer.extents(index.extents(&node).map_err(damaged(key.0))?)?).into();
+        }
+        node.layer = key.0.into();
+        node.nlink = 0.into();
+        Ok(node)
+    }
+
+    /// Finds the inodes that hard links of one layer name in those below it. The target is what the path leads to
+    /// without this layer: a link may outlive the name it was made from.
+    fn resolve_links(&mut self) -> Result<(), MergeError> {
+        for layer in 0..self.layers.len() as u16 {
+            let index = self.index(layer);
+            if index.flags() & index_flags::FOREIGN_LINKS == 0 {
+                continue;
+            }
+            for (id, node) in index.nodes().iter().enumerate().filter(|(_, node)| node.kind().is_none()) {
+                let target = index.target(node).map_err(damaged(layer))?;
+                let wrong = |why| MergeError::Link { layer: usize::from(layer) + 1, target: target.to_vec(), why };
+                let key = self.find_below(layer, target)?.ok_or_else(|| wrong("no layer below has"))?;
+                if self.node(key)?.is_dir() {
+                    return Err(wrong("is a directory"));
+                }
+                let key = self.links.get(&key).copied().unwrap_or(key);
+                self.links.insert((layer, id as u32), key);
+                self.shared.insert(key);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the layers below `layer` have at that path, by its exact components.
+    fn find_below(&self, layer: u16, path: &[u8]) -> Result<Option<Key>, MergeError> {
+        let mut found: Vec<Key> = (0..layer).rev().map(|below| (below, 0)).collect();
+        for part in path.split(|b| *b == b'/') {
+            let mut named = Vec::new();
+            for key in self.stack(&found)?.0 {
+                let index = self.index(key.0);
+                if let Some(entry) = index.find(self.node(key)?, part).map_err(damaged(key.0))? {
+                    named.push((key.0, entry.node.get()));
+                }
+            }
+            found = named;
+        }
+        Ok(found.first().copied().filter(|key| key.1 != WHITEOUT))
+    }
+
+    fn index(&self, layer: u16) -> &'a Index {
+        &self.layers[usize::from(layer)]
+    }
+
+    fn node(&self, key: Key) -> Result<&'a Node, MergeError> {
+        self.index(key.0).node(key.1).map_err(damaged(key.0))
+    }
+}
+
+fn damaged(layer: u16) -> impl Fn(IndexError) -> MergeError {
+    move |why| MergeError::Index { layer: usize::from(layer) + 1, why }
+}

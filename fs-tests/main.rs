@@ -3,8 +3,10 @@
 // A test that cannot go on says so by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod cli;
 mod corpus;
 mod merge_model;
+mod store;
 mod support;
 mod tidy;
 mod truth;

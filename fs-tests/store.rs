@@ -261,3 +261,17 @@ fn a_failed_pull_keeps_what_others_need() {
     env.ok(["rmi", "one"]);
     assert!(listing(&env.root()).values().filter(|what| *what != "folder").count() <= 2, "catalog and lock are left");
 }
+
+#[test]
+fn one_image_by_two_manifests_keeps_both() {
+    let env = TestEnv::new();
+    let of = |compression| Image::new().compressed(tar(1), compression);
+    let (gzip, zstd) = (layout(&env, "a", &of(Compression::Gzip)), layout(&env, "b", &of(Compression::Zstd)));
+    env.ok(["pull", &gzip]);
+    let out = env.ok(["pull", &zstd]);
+    assert!(out.contains("Already exists") && out.contains("Downloaded newer image for b:latest"), "{out}");
+    assert!(env.ok(["pull", &gzip]).contains("Image is up to date for a:latest"));
+    env.ok(["system", "fsck"]);
+    env.ok(["rmi", "a", "b"]);
+    env.ok(["system", "fsck"]);
+}

@@ -253,6 +253,7 @@ fn record(store: &Store, plan: &Plan, compressed: &BTreeMap<&Digest, u64>) -> Re
         id: plan.config.descriptor.digest.clone(),
         manifest: plan.manifest.as_ref().map(|m| m.descriptor.digest.clone()),
         indexes: plan.indexes.iter().map(|d| d.descriptor.digest.clone()).collect(),
+        others: Vec::new(),
         layers,
         tags,
         digests,
@@ -268,7 +269,7 @@ fn commit(store: &Store, plans: &[Plan], images: Vec<Image>) -> Result<Vec<Pulle
         for (plan, mut image) in plans.iter().zip(images) {
             let owner = |name: &Reference| catalog.named(name).map(|i| i.id.clone());
             let known = catalog.get(&image.id).cloned();
-            let same = known.as_ref().is_some_and(|k| k.manifest == image.manifest || image.manifest.is_none());
+            let same = known.as_ref().is_some_and(|k| image.manifest.iter().all(|m| k.origins().any(|o| o == m)));
             let up_to_date = same && plan.names.iter().all(|name| owner(name).as_ref() == Some(&image.id));
             let others = plan.names.iter().filter_map(|name| Some((name.clone(), owner(name)?)));
             let taken = others.filter(|(name, id)| *id != image.id && name.tag().is_some()).collect();

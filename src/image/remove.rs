@@ -152,6 +152,7 @@ mod tests {
                 id: id.clone(),
                 manifest: None,
                 indexes: vec![],
+                others: vec![],
                 layers: layers
                     .iter()
                     .map(|l| LayerRecord {

@@ -223,6 +223,7 @@ mod tests {
             id: id.clone(),
             manifest: None,
             indexes: vec![],
+            others: vec![],
             layers: vec![],
             tags: vec![],
             digests: vec![],

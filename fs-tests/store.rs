@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::support::env::{TestEnv, run};
-use super::support::oci::{Blob, Compression, Image, digest};
+use super::support::oci::{Blob, Compression, Image, blob_path, descriptor, digest};
 use super::support::tar::Tar;
 
 fn tar(n: u8) -> Vec<u8> {
@@ -274,4 +274,78 @@ fn one_image_by_two_manifests_keeps_both() {
     env.ok(["system", "fsck"]);
     env.ok(["rmi", "a", "b"]);
     env.ok(["system", "fsck"]);
+}
+
+#[test]
+fn an_index_gives_each_machine_its_image() {
+    let env = TestEnv::new();
+    let dir = env.path("multi");
+    let of = |arch: &'static str, n| {
+        let set = move |c: &mut Value| {
+            c["architecture"] = json!(arch);
+            c["os"] = json!("linux");
+        };
+        Image::new().layer(tar(n)).edit_config(set).write_layout(&dir)
+    };
+    let mut list = Vec::new();
+    for (arch, n) in [("arm64", 1), ("amd64", 2)] {
+        let manifest = of(arch, n);
+        let bytes = fs::read(dir.join(blob_path(&manifest))).unwrap();
+        let mut entry = descriptor(&bytes, "application/vnd.oci.image.manifest.v1+json");
+        entry["platform"] = json!({"os": "linux", "architecture": arch});
+        list.push(entry);
+    }
+    let kind = "application/vnd.oci.image.index.v1+json";
+    let wrap = |manifests: Vec<Value>| {
+        let bytes = json!({"schemaVersion": 2, "mediaType": kind, "manifests": manifests}).to_string().into_bytes();
+        fs::write(dir.join(blob_path(&digest(&bytes))), &bytes).unwrap();
+        descriptor(&bytes, kind)
+    };
+    let root = |entry: &Value| {
+        let index = json!({"schemaVersion": 2, "manifests": [entry]});
+        fs::write(dir.join("index.json"), index.to_string()).unwrap();
+    };
+    let mut entry = wrap(list);
+    root(&entry);
+    let source = format!("oci:{}", dir.display());
+    for (platform, arch, n) in [("linux/amd64", "amd64", 2), ("linux/arm64/v8", "arm64", 1)] {
+        let out = env.ok(["pull", "--platform", platform, &source]);
+        assert!(out.contains(&format!("Digest: {}", entry["digest"].as_str().unwrap())), "{out}");
+        let found: Value = serde_json::from_str(&env.ok(["inspect", "multi"])).unwrap();
+        assert_eq!(
+            (&found[0]["Architecture"], &found[0]["RootFS"]["Layers"][0]),
+            (&json!(arch), &json!(digest(&tar(n))))
+        );
+    }
+    env.ok(["system", "fsck"]);
+    let error = env.fails(["pull", "--platform", "linux/s390x", &source]);
+    assert!(error.contains("no matching manifest for linux/s390x") && error.contains("linux/amd64"), "{error}");
+    // Indexes in indexes, to a depth.
+    for depth in 2..6 {
+        entry["platform"] = json!({"os": "linux", "architecture": "amd64"});
+        entry = wrap(vec![entry]);
+        root(&entry);
+        let ends = run(&mut env.command(["pull", "--platform", "linux/amd64", &source]));
+        assert_eq!(ends.code, i32::from(depth > 4), "{depth}: {ends:?}");
+    }
+}
+
+#[test]
+fn what_a_mount_needs_is_made_again() {
+    let env = TestEnv::new();
+    env.ok(["pull", &layout(&env, "image", &three())]);
+    let store = plyfs::store::Store::open(&env.root()).unwrap();
+    let image = store.resolve("image").unwrap();
+    let whole = listing(&env.root());
+    fs::remove_file(env.root().join("trees").join(whole.keys().find_map(|k| k.strip_prefix("trees/")).unwrap()))
+        .unwrap();
+    fs::remove_file(store.layer_index(&image.layers[1].diff_id)).unwrap();
+    let open = plyfs::image::open_tree(&store, &image).unwrap();
+    assert_eq!((open.tars.len(), open.tree.source()), (3, &image.chain_id()));
+    assert_eq!(listing(&env.root()), whole);
+    fs::remove_file(store.layer_tar(&image.layers[2].diff_id)).unwrap();
+    let error = plyfs::image::open_tree(&store, &image).err().unwrap().to_string();
+    let short = image.layers[2].diff_id.short();
+    assert!(error.starts_with(&format!("image image:latest is damaged: layer {short}")), "{error}");
+    assert!(error.ends_with("pull it again"), "{error}");
 }

@@ -201,8 +201,20 @@ fn a_whiteout_beside_new_content_of_its_name_makes_an_opaque_directory() {
 fn a_whiteout_of_nothing_below_is_tolerated() {
     let odd =
         Tar::new().whiteout("no/such/parent").whiteout("gone").dir("d").opaque("d").whiteout("d/old").whiteout("f/x");
-    shows(&[base(), odd.finish()], &["d/", "f/", "no/", "no/such/"]);
-    shows(&[Tar::new().whiteout("a").opaque("b").finish()], &["b/"]);
+    shows(&[base(), odd.finish()], &["d/", "f=3"]);
+    shows(&[Tar::new().whiteout("a").opaque("b").finish()], &[]);
+    shows(&[base(), Tar::new().whiteout("d").whiteout("d/old").opaque("d/sub").finish()], &["f=3"]);
+}
+
+/// umoci deletes a directory's entries one by one beside the device that takes its place.
+#[test]
+fn whiteouts_inside_what_is_no_directory_any_more_are_tolerated() {
+    let (before, after) =
+        (Tar::new().whiteout("d/old").file("d", "new"), Tar::new().file("d", "new").whiteout("d/old"));
+    let deeper = Tar::new().file("d", "new").whiteout("d/sub/x").opaque("d/sub");
+    for top in [before, after, deeper] {
+        shows(&[base(), top.finish()], &["d=new", "f=3"]);
+    }
 }
 
 #[test]

@@ -64,19 +64,22 @@ impl Layer {
     }
 }
 
+impl Layer {
+    /// Whether everything above the path is a directory or not there.
+    fn may_hold(&self, path: &[&'static str]) -> bool {
+        (1..path.len()).all(|length| matches!(self.tree.get(&path[..length]), None | Some(Node::Dir(_))))
+    }
+}
+
 /// Unpacks a layer by itself. `None` if it contradicts itself.
 fn unpack(ops: &[Op], inodes: &mut u32) -> Option<Layer> {
     let mut layer = Layer::default();
     for op in ops {
         match op {
-            Op::Whiteout(path) => {
-                parents(&mut layer.tree, path)?;
-                layer.whiteouts.push(path.clone());
-            }
-            Op::Opaque(path) => {
-                parents(&mut layer.tree, &[&path[..], &["x"]].concat())?;
-                layer.opaques.push(path.clone());
-            }
+            // A marker makes nothing, and means nothing inside of what is no directory.
+            Op::Whiteout(path) if layer.may_hold(path) => layer.whiteouts.push(path.clone()),
+            Op::Opaque(path) if layer.may_hold(&[&path[..], &["x"]].concat()) => layer.opaques.push(path.clone()),
+            Op::Whiteout(_) | Op::Opaque(_) => {}
             Op::Dir(path, mode) => {
                 parents(&mut layer.tree, path)?;
                 layer.tree.insert(path.clone(), Node::Dir(Some(*mode)));

@@ -40,14 +40,13 @@ fn command_of(error: &clap::Error) -> String {
 }
 
 /// Exactly `N` arguments to `plyfs VERB`.
-pub(super) fn exactly<'a, const N: usize>(verb: &str, args: &'a [String]) -> anyhow::Result<[&'a str; N]> {
-    let all: Vec<&str> = args.iter().map(String::as_str).collect();
+pub(super) fn exactly<'a, const N: usize, T>(verb: &str, args: &'a [T]) -> anyhow::Result<&'a [T; N]> {
     let noun = if N == 1 { "argument" } else { "arguments" };
-    all.try_into().map_err(|_| wrong_count(verb, &format!("requires exactly {N} {noun}")))
+    args.try_into().map_err(|_| wrong_count(verb, &format!("requires exactly {N} {noun}")))
 }
 
 /// At least one argument to `plyfs VERB`.
-pub(super) fn at_least_one<'a>(verb: &str, args: &'a [String]) -> anyhow::Result<&'a [String]> {
+pub(super) fn at_least_one<'a, T>(verb: &str, args: &'a [T]) -> anyhow::Result<&'a [T]> {
     if args.is_empty() { Err(wrong_count(verb, "requires at least 1 argument")) } else { Ok(args) }
 }
 

@@ -4,10 +4,12 @@
 //! malformed.
 
 mod args;
+mod daemon;
 pub mod human;
 mod images;
 mod inspect;
 mod mount;
+mod mount_options;
 mod output;
 mod pull;
 mod system;
@@ -167,12 +169,17 @@ fn dispatch(args: Vec<OsString>) -> anyhow::Result<()> {
 impl Global {
     /// Opens the store that the flags and the environment mean.
     fn store(&self) -> anyhow::Result<Store> {
-        let root = match &self.root {
-            Some(root) => root.clone(),
-            None => default_root()?,
-        };
-        Ok(Store::open(&root)?)
+        open_store(self.root.as_deref())
     }
+}
+
+/// Opens the store that was named, or the user's own.
+fn open_store(root: Option<&Path>) -> anyhow::Result<Store> {
+    let root = match root {
+        Some(root) => root.into(),
+        None => default_root()?,
+    };
+    Ok(Store::open(&root)?)
 }
 
 fn default_root() -> anyhow::Result<PathBuf> {

@@ -1,57 +1,164 @@
-//! `mount`, `umount`, `mounts`, and the `mount.plyfs` helper.
+//! `mount`, `umount`, `mounts`, and the `mount.plyfs` helper: what the user asks for. `daemon` does the serving.
 
-use super::{Global, args, output};
-use crate::store::mounts;
-use std::ffi::OsString;
+use super::mount_options::{self, Parsed};
+use super::{Exit, Global, args, daemon, output};
+use crate::fuse::Options;
+use crate::store::{Store, mounts};
+use crate::sys;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 #[derive(clap::Args)]
 pub(super) struct MountArgs {
-    /// Stay in front
+    /// Stay in front and log to standard error
     #[arg(short, long)]
     foreground: bool,
-    /// Mount options, comma-separated
+    /// Mount options, comma-separated: ro, [no]suid, [no]dev, [no]exec, allow_other, default_permissions, fsname=NAME,
+    /// wake=auto|latency|poll|off (what is done against the cost of waking idle processors)
     #[arg(short, value_name = "OPTIONS")]
     options: Vec<String>,
-    /// The image and where to mount it
+    /// The image (name, name:tag, name@digest or ID) and the directory to mount it at
     #[arg(value_names = ["IMAGE", "MOUNTPOINT"], num_args = 0..)]
-    args: Vec<String>,
+    args: Vec<OsString>,
 }
 
 #[derive(clap::Args)]
 pub(super) struct UmountArgs {
+    /// Unmount although files are in use; they stay usable until they are closed
+    #[arg(short, long)]
+    lazy: bool,
     /// Mountpoints
     #[arg(value_name = "MOUNTPOINT")]
-    args: Vec<String>,
+    args: Vec<OsString>,
 }
 
 #[derive(clap::Args)]
 pub(super) struct MountsArgs {
+    /// Only show mount IDs
+    #[arg(short, long)]
+    quiet: bool,
     #[arg(hide = true)]
     args: Vec<String>,
 }
 
-pub(super) fn mount(_global: &Global, a: &MountArgs) -> anyhow::Result<()> {
-    let [image, _at] = args::exactly("mount", &a.args)?;
-    let _later = (a.foreground, &a.options);
-    anyhow::bail!("cannot mount {image}: not built yet")
+pub(super) fn mount(global: &Global, a: &MountArgs) -> anyhow::Result<()> {
+    let [image, at] = args::exactly("mount", &a.args)?;
+    let image = image.to_string_lossy();
+    let parsed = mount_options::parse(&a.options, Options::for_user(&image, sys::is_root()), false)?;
+    if parsed.writable {
+        anyhow::bail!("an image is mounted read-only: leave the option rw out");
+    }
+    let store = match &parsed.root {
+        Some(root) => Store::open(root)?,
+        None => global.store()?,
+    };
+    start(&store, &image, Path::new(at), &parsed, a.foreground)
 }
 
-pub(super) fn umount(_global: &Global, a: &UmountArgs) -> anyhow::Result<()> {
+/// What mount(8) calls for type plyfs: `mount.plyfs IMAGE MOUNTPOINT [-sfnv] [-o OPTIONS]`. It passes `rw` unless told
+/// otherwise, so that says nothing here; as with other media that cannot be written, the mount is read-only all the same.
+pub(super) fn helper(arguments: &[OsString]) -> anyhow::Result<()> {
+    let mut operands: Vec<&OsStr> = Vec::new();
+    let (mut lists, mut sloppy, mut pretend) = (Vec::new(), false, false);
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        match argument.to_str() {
+            Some("-o") => lists.extend(rest.next().map(|list| list.to_string_lossy().into_owned())),
+            Some(flags) if flags.starts_with('-') && flags.len() > 1 => {
+                sloppy |= flags.contains('s');
+                pretend |= flags.contains('f');
+            }
+            _ => operands.push(argument),
+        }
+    }
+    let [image, at] = operands[..] else {
+        return Err(Exit::Text(1, "usage: mount.plyfs IMAGE MOUNTPOINT [-sfnv] [-o OPTIONS]".into()).into());
+    };
+    let image = image.to_string_lossy();
+    let parsed = mount_options::parse(&lists, Options::for_user(&image, sys::is_root()), sloppy)?;
+    if pretend {
+        return Ok(());
+    }
+    let store = super::open_store(parsed.root.as_deref())?;
+    start(&store, &image, Path::new(at), &parsed, false)
+}
+
+fn start(store: &Store, image: &str, at: &Path, parsed: &Parsed, foreground: bool) -> anyhow::Result<()> {
+    let mountpoint = existing_directory(at)?;
+    let found = store.resolve(image)?;
+    let opened = crate::image::open_tree(store, &found)?;
+    let guard = mounts::register(store, &found.id, image, &mountpoint)?;
+    daemon::serve(daemon::Job { opened, guard, mountpoint, options: parsed.options.clone() }, foreground)
+}
+
+fn existing_directory(at: &Path) -> anyhow::Result<PathBuf> {
+    let refuse = |why: &str| anyhow::anyhow!("cannot mount at {}: {why}", at.display());
+    let path = at.canonicalize().map_err(|e| refuse(&sys::describe(&e)))?;
+    if path.is_dir() { Ok(path) } else { Err(refuse("it is not a directory")) }
+}
+
+/// How long `umount` waits for the serving process to be gone, so that what comes next finds the image unused.
+const WAIT_FOR_END: Duration = Duration::from_secs(10);
+
+pub(super) fn umount(global: &Global, a: &UmountArgs) -> anyhow::Result<()> {
     let wanted = args::at_least_one("umount", &a.args)?;
-    anyhow::bail!("cannot unmount {}: not built yet", wanted.join(" "))
+    let store = global.store()?;
+    let mut failed = false;
+    for at in wanted {
+        if let Err(error) = unmount_one(&store, Path::new(at), a.lazy) {
+            output::complaint(format_args!("Error: {error}"));
+            failed = true;
+        }
+    }
+    if failed { Err(Exit::Said(1).into()) } else { Ok(()) }
+}
+
+fn unmount_one(store: &Store, at: &Path, lazy: bool) -> anyhow::Result<()> {
+    let path = resolve_mountpoint(at);
+    let top = sys::mounts()?.into_iter().rfind(|mounted| mounted.mountpoint == path);
+    if top.is_none_or(|mounted| mounted.kind != "fuse.plyfs") {
+        anyhow::bail!("{} is not a plyfs mount", at.display());
+    }
+    let served = mounts::by_mountpoint(store, &path)?;
+    sys::unmount(&path, lazy).map_err(|e| match e.kind() {
+        std::io::ErrorKind::ResourceBusy => {
+            anyhow::anyhow!("{} is in use: end what uses it, or unmount with --lazy", at.display())
+        }
+        _ => anyhow::anyhow!("cannot unmount {}: {}", at.display(), sys::describe(&e)),
+    })?;
+    let Some(served) = served.filter(|_| !lazy) else { return Ok(()) };
+    let deadline = Instant::now() + WAIT_FOR_END;
+    while mounts::list(store)?.iter().any(|live| live.id == served.id) {
+        if Instant::now() > deadline {
+            anyhow::bail!("{} is unmounted, but process {} has not ended", at.display(), served.pid);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
+/// The path as the table of mounts has it. What is mounted there is not asked, for its server may be dead.
+fn resolve_mountpoint(at: &Path) -> PathBuf {
+    let absolute = std::path::absolute(at).unwrap_or_else(|_| at.into());
+    let parent = absolute.parent().and_then(|parent| parent.canonicalize().ok());
+    let beside = parent.zip(absolute.file_name()).map(|(parent, name)| parent.join(name));
+    match beside {
+        Some(path) if !path.is_symlink() => path,
+        _ => at.canonicalize().unwrap_or(absolute),
+    }
 }
 
 pub(super) fn mounts(global: &Global, a: &MountsArgs) -> anyhow::Result<()> {
     args::none("mounts", &a.args)?;
+    let live = mounts::list(&global.store()?)?;
+    if a.quiet {
+        return live.iter().try_for_each(|mount| output::line(&mount.id));
+    }
     let row = |m: mounts::Info| {
         let mountpoint = m.mountpoint.display().to_string();
         vec![m.id, m.reference, m.image.short().to_owned(), m.pid.to_string(), mountpoint]
     };
-    let rows: Vec<Vec<String>> = mounts::list(&global.store()?)?.into_iter().map(row).collect();
+    let rows: Vec<Vec<String>> = live.into_iter().map(row).collect();
     output::table(&["MOUNT ID", "IMAGE", "IMAGE ID", "PID", "MOUNTPOINT"], &rows)
-}
-
-/// What mount(8) calls: `mount.plyfs IMAGE MOUNTPOINT [-sfnv] [-o OPTIONS]`.
-pub(super) fn helper(_args: &[OsString]) -> anyhow::Result<()> {
-    anyhow::bail!("cannot mount: not built yet")
 }

@@ -174,15 +174,18 @@ enum Fault {
 
 impl Fault {
     fn at(self, origin: &str, position: usize, count: usize, layer: &LayerPlan) -> Error {
-        match self {
-            Fault::Store(e) => Error::Store(e),
-            Fault::Layer(problem) => Error::Layer {
-                origin: origin.to_owned(),
-                position,
-                count,
-                digest: layer.short().to_owned(),
-                problem: Box::new(problem),
-            },
+        let problem = match self {
+            // A full disk names the layer too.
+            Fault::Store(store::Error::Io { path, cause, .. }) => Problem::Write { path, cause },
+            Fault::Store(e) => return Error::Store(e),
+            Fault::Layer(problem) => problem,
+        };
+        Error::Layer {
+            origin: origin.to_owned(),
+            position,
+            count,
+            digest: layer.short().to_owned(),
+            problem: Box::new(problem),
         }
     }
 }

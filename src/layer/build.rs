@@ -112,6 +112,7 @@ impl Builder {
             warnings: Vec::new(),
         };
         builder.nodes.push(implicit_dir(ROOT));
+        builder.hold(ROOT);
         builder
     }
 
@@ -132,17 +133,20 @@ impl Builder {
         match whiteout::classify(last)? {
             Marker::Reserved => {}
             Marker::Opaque => {
-                let dir = self.make_dir(parents)?;
-                self.set_flag(dir, node_flags::OPAQUE);
+                if let Some(dir) = self.marked_dir(parents)? {
+                    self.set_flag(dir, node_flags::OPAQUE);
+                }
             }
             Marker::Whiteout(hidden) => {
                 name::check(hidden)?;
-                let dir = self.make_dir(parents)?;
-                self.child_mut(dir, hidden).whiteout = true;
+                if let Some(dir) = self.marked_dir(parents)? {
+                    self.child_mut(dir, hidden).whiteout = true;
+                }
             }
             Marker::Plain => {
                 name::check(last)?;
                 let dir = self.make_dir(parents)?;
+                self.hold(dir);
                 self.place(dir, last, entry)?;
             }
         }
@@ -298,11 +302,30 @@ impl Builder {
         }
     }
 
-    /// What a hard link's target is in this layer, so far.
+    /// The directory that a marker stands in; none if the layer has something else there, as tools write that delete a
+    /// directory's content one by one and put a file in its place.
+    fn marked_dir(&mut self, parts: &[&[u8]]) -> Result<Option<u32>, EntryError> {
+        match self.make_dir(parts) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(EntryError::ParentNotDir(_)) => Ok(None),
+            Err(other) => Err(other),
+        }
+    }
+
+    /// A directory gets an entry: it and those above it are no longer bare.
+    fn hold(&mut self, mut dir: u32) {
+        while self.nodes[dir as usize].has(node_flags::BARE) {
+            let node = &mut self.nodes[dir as usize];
+            node.flags = (node.flags.get() & !node_flags::BARE).into();
+            dir = node.parent.get();
+        }
+    }
+
+    /// What a hard link's target is in this layer, so far. A bare directory is nothing that the layer has.
     fn find(&self, parts: &[&[u8]]) -> Result<Option<u32>, EntryError> {
         match self.walk(ROOT, parts.iter().map(|p| p.to_vec()).collect(), false)? {
-            Reached::Found(id) => Ok(Some(id)),
-            Reached::Missing { .. } | Reached::Blocked => Ok(None),
+            Reached::Found(id) if !self.nodes[id as usize].has(node_flags::BARE) => Ok(Some(id)),
+            _ => Ok(None),
         }
     }
 
@@ -385,7 +408,8 @@ impl Builder {
             let mut links = 2;
             let start = self.writer.next_dirent().map_err(full)?;
             for (name, child) in names {
-                let Some(id) = child.node else {
+                let bare = |id: &u32| self.nodes[*id as usize].has(node_flags::BARE);
+                let Some(id) = child.node.filter(|id| !(child.whiteout && bare(id))) else {
                     self.writer.dirent(name, super::WHITEOUT, 0).map_err(full)?;
                     continue;
                 };
@@ -430,11 +454,12 @@ fn blocks(bytes: u64) -> zerocopy::little_endian::U32 {
     u32::try_from(bytes.div_ceil(4096)).unwrap_or(u32::MAX).into()
 }
 
-/// A directory that only a path leads through: 0755 and root's until a lower layer says otherwise.
+/// A directory that only a path leads through: 0755 and root's until a lower layer says otherwise, and bare until an
+/// entry is put into it.
 fn implicit_dir(parent: u32) -> Node {
     let mut node = Node::new_zeroed();
     node.mode = (Kind::Dir.bits() | 0o755).into();
-    node.flags = node_flags::IMPLICIT.into();
+    node.flags = (node_flags::IMPLICIT | node_flags::BARE).into();
     node.parent = parent.into();
     node
 }

@@ -40,6 +40,9 @@ pub mod node_flags {
     pub const IMPLICIT: u16 = 2;
     /// A regular file whose data is a list of extents.
     pub const SPARSE: u16 = 4;
+    /// An implicit directory in which the layer has markers only: deleting makes nothing, so it is part of the image
+    /// only if a lower layer has a directory there.
+    pub const BARE: u16 = 8;
 }
 
 /// Bits of [`Header::flags`].

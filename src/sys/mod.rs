@@ -8,4 +8,4 @@ mod process;
 pub use fd::set_nonblocking;
 pub use map::{Bytes, map};
 pub use mount::{MountedAt, device_of, mounts, set_read_ahead, unmount};
-pub use process::{Fork, Inherited, Signals, describe, detach_from_terminal, fork, is_root};
+pub use process::{Fork, Signals, close_inherited, describe, detach_from_terminal, fork, is_root};

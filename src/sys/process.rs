@@ -35,32 +35,23 @@ pub fn fork() -> io::Result<Fork> {
     }
 }
 
-/// Descriptors above standard error that the program was started with. A daemon that kept them would keep whoever reads
-/// the other end of a pipe waiting for it.
-pub struct Inherited(Vec<i32>);
-
-impl Inherited {
-    /// Notes them. Call first thing, before the program opens any of its own.
-    pub fn note() -> io::Result<Inherited> {
-        let listed = std::fs::read_dir("/proc/self/fd")?;
-        let numbers = listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        let numbers: Vec<i32> = numbers.filter(|fd| *fd > 2).collect();
-        // The listing's own descriptor was among them and is closed by now.
-        Ok(Inherited(numbers.into_iter().filter(|fd| is_open(*fd)).collect()))
-    }
-
-    /// Closes them.
-    pub fn close(self) {
-        for fd in self.0 {
-            // SAFETY: the descriptor was open before the program opened any, so no value of the program owns it.
-            unsafe { libc::close(fd) };
+/// Closes the descriptors above standard error that the program was started with. A daemon that kept them would keep
+/// whoever reads the other end of a pipe waiting for it.
+pub fn close_inherited() -> io::Result<()> {
+    let listed = std::fs::read_dir("/proc/self/fd")?;
+    let numbers: Vec<i32> = listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    for fd in numbers.into_iter().filter(|fd| *fd > 2) {
+        // SAFETY: F_GETFD touches no memory, and close is reached only for a descriptor without FD_CLOEXEC. Everything
+        // that the program opens itself has that flag (std and the libraries set it at the open), so such a descriptor
+        // came with the exec and no value of the program owns it.
+        unsafe {
+            let flags = libc::fcntl(fd, libc::F_GETFD);
+            if flags >= 0 && flags & libc::FD_CLOEXEC == 0 {
+                libc::close(fd);
+            }
         }
     }
-}
-
-fn is_open(fd: i32) -> bool {
-    // SAFETY: F_GETFD touches no memory, and a number that is not open is only an error.
-    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+    Ok(())
 }
 
 /// Leaves the terminal and its signals behind: a session of its own, `/` as the working directory, nothing to read, and

@@ -74,6 +74,18 @@ struct Dir {
     sources: Vec<Key>,
 }
 
+/// Directories of several layers that make one, the topmost first, and the one that gives the attributes.
+struct Stack {
+    sources: Vec<Key>,
+    attributes: Option<Key>,
+}
+
+/// What a name comes to.
+enum Seen {
+    Dir(Stack),
+    Inode(Key),
+}
+
 /// A name as one of a directory's sources has it.
 struct Named<'a> {
     name: &'a [u8],
@@ -86,7 +98,7 @@ struct Named<'a> {
 impl<'a> Merge<'a> {
     fn run(&mut self) -> Result<(), MergeError> {
         let roots: Vec<Key> = (0..self.layers.len()).rev().map(|layer| (layer as u16, 0)).collect();
-        let root = self.dir(&roots, 0)?;
+        let root = self.dir(self.stack(&roots)?, 0)?;
         let mut queue = VecDeque::from([root]);
         while let Some(dir) = queue.pop_front() {
             self.fill(&dir, &mut queue)?;
@@ -100,25 +112,25 @@ impl<'a> Merge<'a> {
         let start = self.writer.next_dirent()?;
         let mut links = 2;
         for group in names.chunk_by(|a, b| a.name == b.name) {
-            let top = &group[0];
-            if top.entry.is_whiteout() {
-                continue;
-            }
-            let key = (top.layer, top.entry.node.get());
-            if self.node(key)?.is_dir() {
-                let found: Vec<Key> = group.iter().map(|n| (n.layer, n.entry.node.get())).collect();
-                let child = self.dir(&found, dir.number)?;
-                let mode = self.writer.node_mut(child.number).mode.get();
-                self.writer.dirent(top.name, child.number, mode)?;
-                links += 1;
-                queue.push_back(child);
-            } else {
-                let number = self.inode(key)?;
-                let node = self.writer.node_mut(number);
-                node.nlink = (node.nlink.get() + 1).into();
-                let mode = node.mode.get();
-                self.writer.dirent(top.name, number, mode)?;
-            }
+            let found: Vec<Key> = group.iter().map(|n| (n.layer, n.entry.node.get())).collect();
+            let number = match self.seen(&found)? {
+                None => continue,
+                Some(Seen::Dir(stack)) => {
+                    links += 1;
+                    let child = self.dir(stack, dir.number)?;
+                    let number = child.number;
+                    queue.push_back(child);
+                    number
+                }
+                Some(Seen::Inode(key)) => {
+                    let number = self.inode(key)?;
+                    let node = self.writer.node_mut(number);
+                    node.nlink = (node.nlink.get() + 1).into();
+                    number
+                }
+            };
+            let mode = self.writer.node_mut(number).mode.get();
+            self.writer.dirent(group[0].name, number, mode)?;
         }
         let count = self.writer.next_dirent()? - start;
         let node = self.writer.node_mut(dir.number);
@@ -144,47 +156,56 @@ impl<'a> Merge<'a> {
         Ok(all)
     }
 
-    /// The directory that `found` makes: what layers have under one name, the topmost first, the first a directory.
-    /// Directories are taken down to the first that is opaque or the first thing that is none.
-    fn dir(&mut self, found: &[Key], parent: u32) -> Result<Dir, MergeError> {
-        let (sources, attributes) = self.stack(found)?;
-        let mut node = match attributes {
+    /// Writes a directory without its entries.
+    fn dir(&mut self, stack: Stack, parent: u32) -> Result<Dir, MergeError> {
+        let mut node = match stack.attributes {
             Some(key) => self.copy(key)?,
-            None => Node::new_zeroed(),
+            None => Node { mode: (Kind::Dir.bits() | 0o755).into(), ..Node::new_zeroed() },
         };
-        if attributes.is_none() {
-            node.mode = (Kind::Dir.bits() | 0o755).into();
-        }
         node.flags = 0.into();
         node.parent = parent.into();
         let number = self.writer.node(node)?;
-        Ok(Dir { number, sources })
+        Ok(Dir { number, sources: stack.sources })
     }
 
-    /// Of what layers have under one name, the directories that are seen, and the one whose attributes count: the
-    /// topmost that an entry describes. An implicit directory takes a lower one's attributes even if it hides the
-    /// lower one's entries.
-    fn stack(&self, found: &[Key]) -> Result<(Vec<Key>, Option<Key>), MergeError> {
-        let mut sources = Vec::new();
-        let mut attributes = None;
+    /// What is seen of all that layers have under one name, the topmost first. Directories that hold markers only do not
+    /// count, unless they lie over a directory: they hide, but do not make.
+    fn seen(&self, found: &[Key]) -> Result<Option<Seen>, MergeError> {
+        for key in found {
+            if key.1 == WHITEOUT {
+                return Ok(None);
+            }
+            let node = self.node(*key)?;
+            if !node.is_dir() {
+                return Ok(Some(Seen::Inode(*key)));
+            }
+            if !node.has(node_flags::BARE) {
+                return Ok(Some(Seen::Dir(self.stack(found)?)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes directories from the top down to the first that is opaque or the first thing that is none. The attributes
+    /// are those of the topmost that an entry describes; a directory that none describes takes a lower one's even if it
+    /// hides the lower one's entries.
+    fn stack(&self, found: &[Key]) -> Result<Stack, MergeError> {
+        let mut stack = Stack { sources: Vec::new(), attributes: None };
         let mut opaque = false;
         for key in found {
             let Some(node) = (key.1 != WHITEOUT).then(|| self.node(*key)).transpose()?.filter(|node| node.is_dir())
             else {
                 break;
             };
-            if attributes.is_none() && !node.has(node_flags::IMPLICIT) {
-                attributes = Some(*key);
+            if stack.attributes.is_none() && !node.has(node_flags::IMPLICIT) {
+                stack.attributes = Some(*key);
             }
             if !opaque {
-                sources.push(*key);
+                stack.sources.push(*key);
             }
             opaque |= node.has(node_flags::OPAQUE);
-            if opaque && attributes.is_some() {
-                break;
-            }
         }
-        Ok((sources, attributes))
+        Ok(stack)
     }
 
     /// The number of an inode that is no directory, written at its first name.
@@ -230,10 +251,11 @@ impl<'a> Merge<'a> {
             for (id, node) in index.nodes().iter().enumerate().filter(|(_, node)| node.kind().is_none()) {
                 let target = index.target(node).map_err(damaged(layer))?;
                 let wrong = |why| MergeError::Link { layer: usize::from(layer) + 1, target: target.to_vec(), why };
-                let key = self.find_below(layer, target)?.ok_or_else(|| wrong("no layer below has"))?;
-                if self.node(key)?.is_dir() {
-                    return Err(wrong("is a directory"));
-                }
+                let key = match self.find_below(layer, target)? {
+                    Some(Seen::Inode(key)) => key,
+                    Some(Seen::Dir(_)) => return Err(wrong("is a directory")),
+                    None => return Err(wrong("no layer below has")),
+                };
                 let key = self.links.get(&key).copied().unwrap_or(key);
                 self.links.insert((layer, id as u32), key);
                 self.shared.insert(key);
@@ -243,19 +265,20 @@ impl<'a> Merge<'a> {
     }
 
     /// What the layers below `layer` have at that path, by its exact components.
-    fn find_below(&self, layer: u16, path: &[u8]) -> Result<Option<Key>, MergeError> {
-        let mut found: Vec<Key> = (0..layer).rev().map(|below| (below, 0)).collect();
+    fn find_below(&self, layer: u16, path: &[u8]) -> Result<Option<Seen>, MergeError> {
+        let roots: Vec<Key> = (0..layer).rev().map(|below| (below, 0)).collect();
+        let mut seen = Some(Seen::Dir(self.stack(&roots)?));
         for part in path.split(|b| *b == b'/') {
-            let mut named = Vec::new();
-            for key in self.stack(&found)?.0 {
-                let index = self.index(key.0);
-                if let Some(entry) = index.find(self.node(key)?, part).map_err(damaged(key.0))? {
-                    named.push((key.0, entry.node.get()));
+            let Some(Seen::Dir(stack)) = seen else { return Ok(None) };
+            let mut found = Vec::new();
+            for key in stack.sources {
+                if let Some(entry) = self.index(key.0).find(self.node(key)?, part).map_err(damaged(key.0))? {
+                    found.push((key.0, entry.node.get()));
                 }
             }
-            found = named;
+            seen = self.seen(&found)?;
         }
-        Ok(found.first().copied().filter(|key| key.1 != WHITEOUT))
+        Ok(seen)
     }
 
     fn index(&self, layer: u16) -> &'a Index {

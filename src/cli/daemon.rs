@@ -1,0 +1,122 @@
+//! The process that serves a mount: in the background or in front, until the mount is gone or a signal ends it.
+
+use crate::fs::{Data, Fs};
+use crate::fuse::{self, Options};
+use crate::image::OpenTree;
+use crate::store::mounts::Guard;
+use crate::sys::{self, Fork, Signals};
+use std::fs::File;
+use std::io::{BufRead, BufReader, PipeWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What is to be served.
+pub(super) struct Job {
+    pub opened: OpenTree,
+    /// The mount's registration: it keeps the image from being removed.
+    pub guard: Guard,
+    pub mountpoint: PathBuf,
+    pub options: Options,
+}
+
+/// How long files that are still open keep a process going that was told to end.
+const GRACE: Duration = Duration::from_secs(5);
+/// What the background process says when the mount is live; anything else is why it is not.
+const LIVE: &str = "live";
+
+/// Mounts and serves. In front it returns when the mount is gone; else when it is live, or with the reason why it is not.
+pub(super) fn serve(job: Job, foreground: bool) -> anyhow::Result<()> {
+    if foreground {
+        return run(job, || Ok(()));
+    }
+    let log_path = job.guard.log_path();
+    let log = File::options().create(true).append(true).open(&log_path)?;
+    let (from_child, to_parent) = std::io::pipe()?;
+    match sys::fork()? {
+        Fork::Child => {
+            drop(from_child);
+            let code = i32::from(in_background(job, &log, to_parent).is_err());
+            std::process::exit(code);
+        }
+        Fork::Parent(_) => {
+            drop(to_parent);
+            let mut said = String::new();
+            BufReader::new(from_child).read_line(&mut said)?;
+            match said.trim_end() {
+                LIVE => Ok(()),
+                "" => anyhow::bail!("the process that serves the mount died; {} may say why", log_path.display()),
+                why => anyhow::bail!("{why}"),
+            }
+        }
+    }
+}
+
+/// The child's whole life. Why it ends badly goes into the log, and to the parent while it listens.
+fn in_background(job: Job, log: &File, mut to_parent: PipeWriter) -> anyhow::Result<()> {
+    let ended = detach_and_run(job, log, &to_parent);
+    if let Err(error) = &ended {
+        tracing::error!("{error}");
+        // After the mount was live nobody listens any more.
+        let _unheard = writeln!(to_parent, "{error}");
+    }
+    ended
+}
+
+fn detach_and_run(mut job: Job, log: &File, mut to_parent: &PipeWriter) -> anyhow::Result<()> {
+    sys::close_inherited()?;
+    sys::detach_from_terminal(log)?;
+    job.guard.set_pid(std::process::id())?;
+    run(job, move || Ok(writeln!(to_parent, "{LIVE}")?))
+}
+
+fn run(job: Job, live: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let Job { opened, guard, mountpoint, options } = job;
+    let served = mount_and_wait(opened, &mountpoint, &options, live);
+    let released = guard.release();
+    served?;
+    Ok(released?)
+}
+
+fn mount_and_wait(
+    opened: OpenTree,
+    mountpoint: &Path,
+    options: &Options,
+    live: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let signals = Signals::block()?;
+    let layers = opened.tars.into_iter().map(Data::open).collect::<std::io::Result<Vec<Data>>>()?;
+    let session = fuse::mount(Arc::new(Fs::new(opened.tree, layers)), mountpoint, options)?;
+    let detach = session.detacher();
+    std::thread::Builder::new().name("plyfs-signals".into()).spawn(move || end_on_signals(&signals, detach))?;
+    tracing::info!("serving {} at {}", options.source, mountpoint.display());
+    live()?;
+    session.run()?;
+    tracing::info!("{} is unmounted", mountpoint.display());
+    Ok(())
+}
+
+/// The first signal takes the mount away at once and gives files that are open [`GRACE`] to be closed; the second does
+/// not wait. Either way no dead mount stays behind.
+fn end_on_signals(signals: &Signals, detach: impl Fn() -> std::io::Result<()>) {
+    let mut told = false;
+    while let Ok(signal) = signals.wait() {
+        if let Err(e) = detach() {
+            tracing::error!("signal {signal}: cannot unmount: {e}");
+            continue;
+        }
+        if std::mem::replace(&mut told, true) {
+            std::process::exit(0);
+        }
+        tracing::info!("signal {signal}: unmounted");
+        let force = || {
+            std::thread::sleep(GRACE);
+            tracing::warn!("files were still open when the time to close them was over");
+            std::process::exit(0);
+        };
+        if let Err(e) = std::thread::Builder::new().name("plyfs-grace".into()).spawn(force) {
+            tracing::error!("cannot wait for open files: {e}");
+            std::process::exit(0);
+        }
+    }
+}

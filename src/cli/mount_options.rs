@@ -1,0 +1,120 @@
+//! What stands behind `-o`.
+
+use crate::fuse::{Options, Waking};
+use std::path::PathBuf;
+
+/// Mount options, read.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Parsed {
+    /// How to mount.
+    pub options: Options,
+    /// Whether `rw` was asked for, by the last of `ro` and `rw`.
+    pub writable: bool,
+    /// `root=`: the store, for fstab lines, which have no other place to name it.
+    pub root: Option<PathBuf>,
+}
+
+/// Options that are mount(8)'s or systemd's own, or that ask for what a read-only image has anyway.
+const WITHOUT_EFFECT: &[&str] = &[
+    "defaults",
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "users",
+    "owner",
+    "group",
+    "nofail",
+    "_netdev",
+    "async",
+    "sync",
+    "dirsync",
+    "atime",
+    "noatime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nodiratime",
+    "diratime",
+    "lazytime",
+    "nolazytime",
+    "silent",
+    "loud",
+];
+
+/// Reads comma-separated lists of options, later ones winning, over what suits the user. With `sloppy`, unknown ones are
+/// passed over, as mount(8)'s `-s` asks.
+pub(super) fn parse(lists: &[String], defaults: Options, sloppy: bool) -> anyhow::Result<Parsed> {
+    let mut parsed = Parsed { options: defaults, writable: false, root: None };
+    for option in lists.iter().flat_map(|list| list.split(',')).filter(|option| !option.is_empty()) {
+        if !apply(option, &mut parsed)? && !sloppy {
+            anyhow::bail!("unknown mount option: {option}");
+        }
+    }
+    Ok(parsed)
+}
+
+/// Whether the option is known.
+fn apply(option: &str, parsed: &mut Parsed) -> anyhow::Result<bool> {
+    let options = &mut parsed.options;
+    match option.split_once('=') {
+        Some(("wake", value)) => options.waking = waking(value)?,
+        Some(("fsname", value)) => options.source = value.into(),
+        Some(("root", value)) => parsed.root = Some(value.into()),
+        Some(("comment", _)) => {}
+        Some((key, _)) if key.starts_with("x-") => {}
+        Some(_) => return Ok(false),
+        None => match option {
+            "ro" => parsed.writable = false,
+            "rw" => parsed.writable = true,
+            "suid" => options.suid = true,
+            "nosuid" => options.suid = false,
+            "dev" => options.dev = true,
+            "nodev" => options.dev = false,
+            "exec" => options.exec = true,
+            "noexec" => options.exec = false,
+            "allow_other" => options.allow_other = true,
+            "noallow_other" => options.allow_other = false,
+            "default_permissions" => options.default_permissions = true,
+            "nodefault_permissions" => options.default_permissions = false,
+            other => return Ok(WITHOUT_EFFECT.contains(&other) || other.starts_with("x-")),
+        },
+    }
+    Ok(true)
+}
+
+fn waking(value: &str) -> anyhow::Result<Waking> {
+    Ok(match value {
+        "auto" => Waking::Auto,
+        "latency" => Waking::Latency,
+        "poll" => Waking::Poll,
+        "off" => Waking::Off,
+        _ => anyhow::bail!("mount option wake={value}: wanted auto, latency, poll or off"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str, sloppy: bool) -> anyhow::Result<Parsed> {
+        parse(&[text.to_string()], Options::for_user("image", true), sloppy)
+    }
+
+    #[test]
+    fn the_last_word_counts() {
+        let parsed = read("nosuid,suid,dev,nodev,rw,ro,wake=poll,fsname=x", false).unwrap();
+        assert!(parsed.options.suid && !parsed.options.dev && !parsed.writable);
+        assert_eq!((parsed.options.waking, &*parsed.options.source), (Waking::Poll, "x"));
+    }
+
+    #[test]
+    fn an_fstab_line_works_and_a_slip_is_named() {
+        let parsed = read("defaults,noauto,nofail,x-systemd.automount,x-a=b,_netdev,root=/srv/plyfs", false).unwrap();
+        assert_eq!(parsed.root, Some("/srv/plyfs".into()));
+        assert_eq!(parsed.options, Options::for_user("image", true));
+        assert_eq!(read("nosiud", false).unwrap_err().to_string(), "unknown mount option: nosiud");
+        assert!(read("nosiud", true).is_ok());
+        assert!(read("wake=loud", true).is_err());
+    }
+}

@@ -3,9 +3,11 @@
 // A test that cannot go on says so by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod cli;
 mod corpus;
 mod merge_model;
 mod mounting;
+mod store;
 mod support;
 mod tidy;
 mod truth;

@@ -34,7 +34,7 @@ enum Node {
 
 type Tree = BTreeMap<Path, Node>;
 
-fn below<'a>(tree: &'a Tree, path: &[&'static str]) -> Vec<Path> {
+fn below(tree: &Tree, path: &[&'static str]) -> Vec<Path> {
     let path = path.to_vec();
     tree.keys().filter(|p| p.len() > path.len() && p.starts_with(&path)).cloned().collect()
 }

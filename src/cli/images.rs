@@ -129,6 +129,7 @@ mod tests {
             id: Digest::of(b"1"),
             manifest: None,
             indexes: vec![],
+            others: vec![],
             layers: vec![],
             tags: tags.iter().map(|t| t.parse().unwrap()).collect(),
             digests: digests.iter().map(by_digest).collect(),

@@ -25,11 +25,15 @@ const MAX_REQUEST: u32 = 1 << 20;
 pub struct Adapter {
     fs: Arc<Fs>,
     wake: Arc<Wake>,
+    /// Whether the kernel is to heed POSIX ACLs. That makes it check all permissions, so it is for mounts that want
+    /// that only; and it costs a request per inode that a caller's group decides about, so for images with ACLs only.
+    heed_acls: bool,
 }
 
 impl Adapter {
-    pub fn new(fs: Arc<Fs>, wake: Arc<Wake>) -> Adapter {
-        Adapter { fs, wake }
+    pub fn new(fs: Arc<Fs>, wake: Arc<Wake>, check_permissions: bool) -> Adapter {
+        let heed_acls = check_permissions && fs.has_acls();
+        Adapter { fs, wake, heed_acls }
     }
 
     /// The errno for the caller, and a line in the log if the fault is the store's.
@@ -72,8 +76,7 @@ impl Filesystem for Adapter {
                 tracing::warn!("this kernel's FUSE lacks {flag:?}: some operations will be slower");
             }
         }
-        // Heeding ACLs costs a request per inode that a caller's group decides about: only where there are any.
-        if self.fs.has_acls() && config.add_capabilities(InitFlags::FUSE_POSIX_ACL).is_err() {
+        if self.heed_acls && config.add_capabilities(InitFlags::FUSE_POSIX_ACL).is_err() {
             tracing::warn!("this kernel's FUSE does not heed POSIX ACLs: they are shown, but grant nothing");
         }
         // Both calls fail only by naming the nearest value that fits, which is then taken.

@@ -141,7 +141,8 @@ pub fn mount(fs: Arc<Fs>, at: &Path, options: &Options) -> Result<Session, Mount
     }
     let wake = Arc::new(Wake::default());
     let waking = options.waking.settle();
-    let session = options.connect(Adapter::new(fs, wake.clone()), &mountpoint, waking).map_err(refused)?;
+    let adapter = Adapter::new(fs, wake.clone(), options.default_permissions);
+    let session = options.connect(adapter, &mountpoint, waking).map_err(refused)?;
     let connection = session.as_fd().try_clone_to_owned().map_err(refused)?;
     let governor = Governor::start(&wake, waking, connection).map_err(refused)?;
     let worker =

@@ -2,7 +2,7 @@
 //! the store.
 //!
 //! A [`source::Source`] plans images (documents verified, layers listed) and yields their layers' streams;
-//! [`pull`] runs each missing layer once through [`pipeline`] and publishes it; [`open`] hands a mount the merged tree and
+//! [`pull`] runs each missing layer once through `pipeline` and publishes it; [`open`] hands a mount the merged tree and
 //! the tars; [`remove`] follows Docker's rules; [`fsck`] checks everything that can be made again or must be fetched again.
 
 pub mod fsck;
@@ -100,7 +100,7 @@ pub enum Error {
         /// The source as the user named it.
         origin: String,
         /// What is wrong.
-        problem: Problem,
+        problem: Box<Problem>,
     },
     /// Something about one layer.
     #[error("{origin}: layer {position} of {count} ({digest}): {problem}")]
@@ -114,7 +114,7 @@ pub enum Error {
         /// Twelve digits of the digest that the user saw it under.
         digest: String,
         /// What is wrong.
-        problem: Problem,
+        problem: Box<Problem>,
     },
     /// The layers do not fit together.
     #[error("{origin}: {problem}")]
@@ -122,7 +122,7 @@ pub enum Error {
         /// The source or the image.
         origin: String,
         /// The message names layer and entry.
-        problem: tree::MergeError,
+        problem: Box<tree::MergeError>,
     },
     /// An image of the store has lost something that must be fetched again.
     #[error("image {image} is damaged: {what}; pull it again")]

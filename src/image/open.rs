@@ -62,7 +62,8 @@ pub(super) fn map_tree(store: &Store, chain: &Digest) -> Option<Index> {
 pub(super) fn make_tree(session: &Session, diff_ids: &[&Digest], origin: &str) -> Result<Digest> {
     let chain = chain_ids(diff_ids.iter().copied()).pop().unwrap_or_else(|| Digest::of(b""));
     let indexes = diff_ids.iter().map(|id| open_index(session, id)).collect::<Result<Vec<Index>>>()?;
-    let bytes = tree::merge(&chain, &indexes).map_err(|problem| Error::Merge { origin: origin.to_owned(), problem })?;
+    let bytes = tree::merge(&chain, &indexes)
+        .map_err(|problem| Error::Merge { origin: origin.to_owned(), problem: Box::new(problem) })?;
     session.publish_file(&session.store().tree_path(&chain, layer::FORMAT), &bytes)?;
     Ok(chain)
 }

@@ -76,10 +76,7 @@ pub(super) fn run(
         (inflated, draft)
     });
     // In order of who is to blame: a damaged blob explains whatever came of it.
-    let compressed_size = match inflated {
-        Err(problem) => return Err(problem),
-        Ok(size) => size,
-    };
+    let compressed_size = inflated?;
     if let Some(cause) = chunks.write_error.take() {
         return Err(Problem::Write { path: tar_path.to_owned(), cause });
     }

@@ -108,21 +108,21 @@ fn take(
     let compressed = run_jobs(jobs, plan.layers.len(), source.origin(), |layer, stop| {
         let (size, fresh) = take_layer(session, source, layer, stop, progress)?;
         if fresh {
-            made(&|m| drop(m.layers.insert(layer.diff_id.clone())));
+            made(&|m| m.layers.extend([layer.diff_id.clone()]));
         }
         progress.layer(layer, Event::Complete);
         Ok(size)
     })?;
     let chain = chain_of(plan);
     if open::map_tree(store, &chain).is_none() {
-        made(&|m| drop(m.trees.insert(chain.clone())));
+        made(&|m| m.trees.extend([chain.clone()]));
         let diff_ids: Vec<&Digest> = plan.layers.iter().map(|l| &l.diff_id).collect();
         open::make_tree(session, &diff_ids, source.origin())?;
     }
     for document in documents(plan) {
         let digest = &document.descriptor.digest;
         if session.publish_blob(digest, &document.bytes)? {
-            made(&|m| drop(m.blobs.insert(digest.clone())));
+            made(&|m| m.blobs.extend([digest.clone()]));
         }
     }
     record(store, plan, &compressed)
@@ -174,11 +174,18 @@ enum Fault {
 
 impl Fault {
     fn at(self, origin: &str, position: usize, count: usize, layer: &LayerPlan) -> Error {
-        match self {
-            Fault::Store(e) => Error::Store(e),
-            Fault::Layer(problem) => {
-                Error::Layer { origin: origin.to_owned(), position, count, digest: layer.short().to_owned(), problem }
-            }
+        let problem = match self {
+            // A full disk names the layer too.
+            Fault::Store(store::Error::Io { path, cause, .. }) => Problem::Write { path, cause },
+            Fault::Store(e) => return Error::Store(e),
+            Fault::Layer(problem) => problem,
+        };
+        Error::Layer {
+            origin: origin.to_owned(),
+            position,
+            count,
+            digest: layer.short().to_owned(),
+            problem: Box::new(problem),
         }
     }
 }
@@ -249,6 +256,7 @@ fn record(store: &Store, plan: &Plan, compressed: &BTreeMap<&Digest, u64>) -> Re
         id: plan.config.descriptor.digest.clone(),
         manifest: plan.manifest.as_ref().map(|m| m.descriptor.digest.clone()),
         indexes: plan.indexes.iter().map(|d| d.descriptor.digest.clone()).collect(),
+        others: Vec::new(),
         layers,
         tags,
         digests,
@@ -264,7 +272,7 @@ fn commit(store: &Store, plans: &[Plan], images: Vec<Image>) -> Result<Vec<Pulle
         for (plan, mut image) in plans.iter().zip(images) {
             let owner = |name: &Reference| catalog.named(name).map(|i| i.id.clone());
             let known = catalog.get(&image.id).cloned();
-            let same = known.as_ref().is_some_and(|k| k.manifest == image.manifest || image.manifest.is_none());
+            let same = known.as_ref().is_some_and(|k| image.manifest.iter().all(|m| k.origins().any(|o| o == m)));
             let up_to_date = same && plan.names.iter().all(|name| owner(name).as_ref() == Some(&image.id));
             let others = plan.names.iter().filter_map(|name| Some((name.clone(), owner(name)?)));
             let taken = others.filter(|(name, id)| *id != image.id && name.tag().is_some()).collect();

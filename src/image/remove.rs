@@ -152,6 +152,7 @@ mod tests {
                 id: id.clone(),
                 manifest: None,
                 indexes: vec![],
+                others: vec![],
                 layers: layers
                     .iter()
                     .map(|l| LayerRecord {
@@ -171,7 +172,11 @@ mod tests {
                 let _there = std::fs::create_dir(self.store.layer_dir(&layer.diff_id));
                 std::fs::write(self.store.layer_tar(&layer.diff_id), "x").unwrap();
             }
-            self.store.update(|_, c| Ok::<_, StoreError>(c.insert(image))).unwrap();
+            let insert = |_: &_, c: &mut Catalog| {
+                c.insert(image);
+                Ok::<_, StoreError>(())
+            };
+            self.store.update(insert).unwrap();
             id
         }
 

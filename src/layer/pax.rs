@@ -9,6 +9,9 @@ use crate::meta::Time;
 /// One record; an empty value unsets what a global or ustar header said.
 pub type Record<'a> = (&'a [u8], &'a [u8]);
 
+/// An extended attribute's name and value.
+pub type Xattr = (Vec<u8>, Vec<u8>);
+
 /// Splits the records of an extended header.
 pub fn records(mut bytes: &[u8]) -> Result<Vec<Record<'_>>, EntryError> {
     let mut all = Vec::new();
@@ -61,7 +64,7 @@ pub fn time(text: &[u8]) -> Option<Time> {
 
 /// An extended attribute, if the record is one: `SCHILY.xattr.NAME` has the value as it is, `LIBARCHIVE.xattr.NAME` has
 /// the name URL-encoded and the value in base64. No other record is an attribute.
-pub fn xattr(record: Record<'_>) -> Option<Result<(Vec<u8>, Vec<u8>), EntryError>> {
+pub fn xattr(record: Record<'_>) -> Option<Result<Xattr, EntryError>> {
     let (key, value) = record;
     if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
         return Some(Ok((name.to_vec(), value.to_vec())));

@@ -28,6 +28,9 @@ pub struct Image {
     /// The image indexes that led to the manifest, outermost first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub indexes: Vec<Digest>,
+    /// Manifests and indexes by which the same image came too: with its layers compressed otherwise, say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<Digest>,
     /// Its layers, the bottom one first.
     pub layers: Vec<LayerRecord>,
     /// Its names with a tag.
@@ -86,9 +89,14 @@ impl Image {
         self.layers.iter().map(|l| l.size).sum()
     }
 
-    /// The documents it needs: config, manifest, indexes.
+    /// The documents it needs: config, manifests, indexes.
     pub fn blobs(&self) -> impl Iterator<Item = &Digest> {
-        std::iter::once(&self.id).chain(&self.manifest).chain(&self.indexes)
+        std::iter::once(&self.id).chain(self.origins())
+    }
+
+    /// The manifests and indexes by which it came.
+    pub fn origins(&self) -> impl Iterator<Item = &Digest> {
+        self.manifest.iter().chain(&self.indexes).chain(&self.others)
     }
 
     /// Its names, those with tags first.
@@ -147,13 +155,16 @@ impl Catalog {
         self.images.iter().find(|i| i.references().any(|r| r == name))
     }
 
-    /// Adds an image, or brings the record of one that is there up to date; names it had stay.
+    /// Adds an image, or brings the record of one that is there up to date; names it had stay, and so do the documents
+    /// by which it came before.
     pub fn insert(&mut self, image: Image) {
         let names: Vec<Reference> = image.references().cloned().collect();
         match self.get_mut(&image.id) {
             Some(old) => {
                 let (tags, digests) = (std::mem::take(&mut old.tags), std::mem::take(&mut old.digests));
-                *old = Image { tags, digests, ..image.clone() };
+                let mut others: Vec<Digest> = old.origins().cloned().collect();
+                others.retain(|d| image.manifest.as_ref() != Some(d) && !image.indexes.contains(d));
+                *old = Image { tags, digests, others, ..image.clone() };
             }
             None => self.images.push(Image { tags: vec![], digests: vec![], ..image.clone() }),
         }
@@ -237,6 +248,7 @@ mod tests {
             id: Digest::of(seed.as_bytes()),
             manifest: None,
             indexes: vec![],
+            others: vec![],
             layers: vec![],
             tags: tags.iter().map(|t| t.parse().unwrap()).collect(),
             digests: vec![],

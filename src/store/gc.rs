@@ -1,7 +1,7 @@
 //! Finding and removing what nothing refers to.
 
 use super::session::{self, Found};
-use super::{Catalog, Error, Intent, Lock, Result, Store, mounts};
+use super::{Catalog, Error, Intent, Lock, Result, Store, mounts, publish};
 use crate::digest::{Algorithm, Digest};
 use std::fs;
 use std::io;
@@ -77,7 +77,7 @@ pub fn find(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Resul
         }
     }
     found.extend(mounts::stale(store, lock)?.into_iter().map(|path| garbage(Kind::Mount, path)));
-    let torn = store.catalog_path().with_added_extension("new");
+    let torn = publish::beside(&store.catalog_path());
     if torn.exists() {
         found.push(garbage(Kind::Partial, torn));
     }
@@ -148,7 +148,7 @@ fn needed(store: &Store, lock: &Lock, catalog: &Catalog) -> Result<Intent> {
 
 fn set_aside(store: &Store, path: &Path) -> Result<PathBuf> {
     let name = path.file_name().unwrap_or_default();
-    let aside = store.root().join("tmp").join(name).with_added_extension("dead");
+    let aside = store.root().join("tmp").join(format!("{}.dead", name.to_string_lossy()));
     fs::rename(path, &aside).map_err(Error::io("rename", path))?;
     path.parent().map_or(Ok(()), super::sync_dir)?;
     Ok(aside)

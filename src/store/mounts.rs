@@ -73,7 +73,7 @@ impl Guard {
     }
 }
 
-/// Registers a mount of an image by this process. Fails with [`Error::NoSuchImage`] when the image has been removed in
+/// Registers a mount of an image by this process, before it opens the image's files. Fails with [`Error::NoSuchImage`] when the image has been removed in
 /// the meantime; from when this returns it cannot be.
 pub fn register(store: &Store, image: &Digest, reference: &str, mountpoint: &Path) -> Result<Guard> {
     let _shared = store.lock_shared()?;
@@ -223,13 +223,18 @@ mod tests {
             id: id.clone(),
             manifest: None,
             indexes: vec![],
+            others: vec![],
             layers: vec![],
             tags: vec![],
             digests: vec![],
             created: None,
             pulled: String::new(),
         };
-        store.update(|_, catalog| Ok::<_, Error>(catalog.insert(image))).unwrap();
+        let insert = |_: &_, catalog: &mut crate::store::Catalog| {
+            catalog.insert(image);
+            Ok::<_, Error>(())
+        };
+        store.update(insert).unwrap();
         (dir, store, id)
     }
 
@@ -247,7 +252,7 @@ mod tests {
         assert_eq!(list(&store).unwrap().len(), 1);
         drop(twin);
         assert!(list(&store).unwrap().is_empty());
-        assert_eq!(stale(&store, &store.lock_exclusive().unwrap()).unwrap(), [dir.clone()]);
+        assert_eq!(stale(&store, &store.lock_exclusive().unwrap()).unwrap(), std::slice::from_ref(&dir));
         reap(&dir).unwrap();
         assert!(!dir.exists());
     }

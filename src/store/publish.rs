@@ -3,7 +3,7 @@
 use super::{Error, Result};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Makes a new file with these bytes and syncs it. Syncing the folder is up to the caller.
 pub fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -25,9 +25,16 @@ pub(crate) fn rename_durably(from: &Path, to: &Path) -> Result<()> {
 
 /// Replaces `path` by these bytes. The caller holds the lock that goes with `path`, so the temporary name is its own.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temp = path.with_added_extension("new");
+    let temp = beside(path);
     write_new(&temp, bytes).inspect_err(|_| drop(fs::remove_file(&temp)))?;
     rename_durably(&temp, path)
+}
+
+/// The name under which [`replace`] prepares the new file.
+pub(crate) fn beside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
 }
 
 /// Reads to the end; more than `cap` bytes are an error.

@@ -126,7 +126,7 @@ impl Source for Archive {
     }
 
     fn images(&self, want: &Want) -> Result<Vec<Plan>> {
-        let wrap = |problem| Error::Source { origin: self.origin.clone(), problem };
+        let wrap = |problem| Error::Source { origin: self.origin.clone(), problem: Box::new(problem) };
         let chosen = self.chosen(want.all).map_err(wrap)?;
         chosen.into_iter().map(|item| self.plan(item, want).map_err(wrap)).collect()
     }

@@ -182,7 +182,7 @@ impl Source for Layout {
     }
 
     fn images(&self, want: &Want) -> Result<Vec<Plan>> {
-        let wrap = |problem| Error::Source { origin: self.origin.clone(), problem };
+        let wrap = |problem| Error::Source { origin: self.origin.clone(), problem: Box::new(problem) };
         let mut plans = Vec::new();
         for root in self.chosen(want).map_err(wrap)? {
             let plan = oci::plan(self, root, want).map_err(wrap)?;

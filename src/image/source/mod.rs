@@ -117,7 +117,7 @@ pub fn is_source(text: &str) -> bool {
 /// Opens `oci:DIR[:TAG|@DIGEST]`, `oci-archive:FILE[:TAG|@DIGEST]` or `docker-archive:FILE[:REF]`. A compressed archive is
 /// unpacked into the session.
 pub fn open(text: &str, session: &Session) -> Result<Box<dyn Source>> {
-    let wrap = |problem| Error::Source { origin: text.to_owned(), problem };
+    let wrap = |problem| Error::Source { origin: text.to_owned(), problem: Box::new(problem) };
     let (scheme, rest) = text.split_once(':').unwrap_or((text, ""));
     let (path, select) = split_path(rest)?;
     let base = Reference::from_file_name(&base_name(&path, scheme != "oci"));
@@ -152,7 +152,7 @@ pub fn open_load(from: LoadFrom<'_>, session: &Session) -> Result<Box<dyn Source
         LoadFrom::File(path) => (path.display().to_string(), Some(Reference::from_file_name(&base_name(path, true)))),
         LoadFrom::Stream(_) => ("standard input".to_owned(), None),
     };
-    let wrap = |problem| Error::Source { origin: origin.clone(), problem };
+    let wrap = |problem| Error::Source { origin: origin.clone(), problem: Box::new(problem) };
     let files = match from {
         LoadFrom::File(path) => archive::open(path, session),
         LoadFrom::Stream(stream) => archive::spool(stream, "standard input", session),

@@ -1,0 +1,172 @@
+//! The command line as scripts know it: lines, tables and exit codes.
+
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+
+use super::support::env::{TestEnv, run};
+use super::support::oci::{Image, digest};
+use super::support::tar::Tar;
+
+fn tar(n: u8) -> Vec<u8> {
+    Tar::new().file(format!("file-{n}"), vec![n; 5000]).finish()
+}
+
+/// An environment with the image `app:1` of layers 1 and 2. Returns its ID without the algorithm.
+fn with_app() -> (TestEnv, String) {
+    let env = TestEnv::new();
+    let image = Image::new().layer(tar(1)).layer(tar(2)).tag("1").edit_config(|c| {
+        c["created"] = json!("2020-02-02T02:02:02Z");
+        c["config"] = json!({ "Cmd": ["sh"], "Env": ["A=b"] });
+    });
+    image.write_layout(&env.path("app"));
+    env.ok(["pull", "-q", &format!("oci:{}:1", env.path("app").display())]);
+    let id = env.ok(["images", "-q", "--no-trunc"]).trim().replace("sha256:", "");
+    (env, id)
+}
+
+#[test]
+fn a_pull_prints_dockers_lines() {
+    let env = TestEnv::new();
+    let manifest = Image::new().layer(tar(1)).tag("1").write_layout(&env.path("app"));
+    let source = format!("oci:{}:1", env.path("app").display());
+    let out = env.ok(["pull", &source]);
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!(lines[0], format!("1: Pulling from {source}"));
+    assert!(lines[1].len() == 12 + ": Pull complete".len() && lines[1].ends_with(": Pull complete"), "{out}");
+    let rest = [
+        format!("Digest: {manifest}"),
+        "Status: Downloaded newer image for app:1".into(),
+        "docker.io/library/app:1".into(),
+    ];
+    assert_eq!(lines[2..], rest);
+    assert_eq!(env.ok(["pull", "-q", &source]), "docker.io/library/app:1\n");
+    let by_digest = format!("oci:{}@{manifest}", env.path("app").display());
+    assert_eq!(env.ok(["pull", "-q", &by_digest]), format!("docker.io/library/app@{manifest}\n"));
+    let error = env.fails(["pull", &source.replace(":1", ":2")]);
+    assert!(error.contains("holds no image `2`; there is: 1"), "{error}");
+    assert!(env.fails(["pull", "alpine"]).contains("registries are not supported yet"));
+}
+
+#[test]
+fn images_as_a_table() {
+    let (env, id) = with_app();
+    let short = &id[..12];
+    env.ok(["tag", "app:1", "localhost:5000/a/b:x"]);
+    let out = env.ok(["images"]);
+    let age = out.lines().nth(1).unwrap().split("   ").filter(|c| !c.is_empty()).nth(3).unwrap().trim().to_owned();
+    assert!(age.ends_with(" years ago"), "{out}");
+    let want = format!(
+        "REPOSITORY           TAG       IMAGE ID       CREATED       SIZE\n\
+         app                  1         {short}   {age}   13.3kB\n\
+         localhost:5000/a/b   x         {short}   {age}   13.3kB\n"
+    );
+    assert_eq!(out, want);
+    assert_eq!(env.ok(["image", "ls", "-q", "app"]), format!("{short}\n"));
+    assert_eq!(
+        env.ok(["images", "--digests", "app:1"]).lines().next().unwrap().split_whitespace().nth(2),
+        Some("DIGEST")
+    );
+    assert_eq!(env.ok(["images", "-q", "app:2"]), "");
+}
+
+#[test]
+fn inspect_in_dockers_shape() {
+    let (env, id) = with_app();
+    let out = env.ok(["inspect", "app:1"]);
+    assert!(out.starts_with("[\n    {\n        \"Id\": \"sha256:"), "{out}");
+    let value: Value = serde_json::from_str(&out).unwrap();
+    let keys: Vec<&str> = value[0].as_object().unwrap().keys().map(String::as_str).collect();
+    let want = "Id RepoTags RepoDigests Comment Created Author Config Architecture Os Size GraphDriver RootFS Metadata";
+    assert_eq!(keys.join(" "), want);
+    assert_eq!(value[0]["RepoTags"], json!(["app:1"]));
+    assert_eq!(value[0]["RootFS"], json!({"Type": "layers", "Layers": [digest(&tar(1)), digest(&tar(2))]}));
+    assert_eq!(value[0]["Config"]["Cmd"], json!(["sh"]));
+    // Those found are shown all the same.
+    let some = run(&mut env.command(["inspect", "nope", &id[..6]]));
+    assert_eq!((some.code, some.stderr.as_str()), (1, "Error: No such image: nope:latest\n"));
+    assert_eq!(some.stdout, out);
+    assert_eq!(run(&mut env.command(["inspect", "-f", "{{.Id", "app:1"])).code, 64);
+}
+
+#[test]
+fn removal_says_what_went() {
+    let (env, id) = with_app();
+    env.ok(["tag", "app:1", "other"]);
+    let error = env.fails(["rmi", &id[..12]]);
+    let want = format!(
+        "Error: conflict: unable to delete {} (must be forced) - image is referenced in multiple repositories",
+        &id[..12]
+    );
+    assert_eq!(error, want);
+    assert_eq!(env.ok(["rmi", "other"]), "Untagged: other:latest\n");
+    // Errors do not stop it.
+    let out = run(&mut env.command(["rmi", "nope", "app:1"]));
+    assert_eq!((out.code, out.stderr.as_str()), (1, "Error: No such image: nope:latest\n"));
+    let chain = digest(format!("{} {}", digest(&tar(1)), digest(&tar(2))).as_bytes());
+    let lines: Vec<&str> = out.stdout.lines().collect();
+    assert_eq!(lines[0], "Untagged: app:1");
+    assert!(lines[1].starts_with("Untagged: app@sha256:"), "{lines:?}");
+    let rest = [format!("Deleted: sha256:{id}"), format!("Deleted: {chain}"), format!("Deleted: {}", digest(&tar(1)))];
+    assert_eq!(lines[2..], rest);
+    let forced = run(&mut env.command(["rmi", "-f", "nope"]));
+    assert_eq!((forced.code, forced.stderr.as_str()), (0, "Error: No such image: nope:latest\n"));
+    assert_eq!(env.ok(["images"]), "REPOSITORY   TAG       IMAGE ID   CREATED   SIZE\n");
+}
+
+#[test]
+fn loading_says_what_came() {
+    let env = TestEnv::new();
+    let file = env.path("save.tar");
+    Image::new().layer(tar(1)).write_docker_archive(&file, &["one:1", "two:2"]);
+    assert_eq!(env.ok(["load", "-i", file.to_str().unwrap()]), "Loaded image: one:1\nLoaded image: two:2\n");
+    Image::new().layer(tar(1)).write_docker_archive(&file, &[]);
+    let id = env.ok(["images", "-q", "--no-trunc", "one"]);
+    assert_eq!(env.ok(["load", "-i", file.to_str().unwrap()]), format!("Loaded image ID: {id}"));
+    Image::new().layer(tar(2)).write_docker_archive(&file, &["one:1"]);
+    let out = env.ok(["load", "-i", file.to_str().unwrap()]);
+    let taken = format!("The image one:1 already exists, renaming the old one with ID {} to empty string\n", id.trim());
+    assert_eq!(out, taken + "Loaded image: one:1\n");
+    // From standard input, compressed.
+    Image::new().layer(tar(3)).tag("t").write_oci_archive(&file);
+    let gz = env.path("save.tar.gz");
+    let zip =
+        std::process::Command::new("gzip").arg("-c").arg(&file).stdout(std::fs::File::create(&gz).unwrap()).status();
+    assert!(zip.unwrap().success());
+    let mut command = env.command(["load"]);
+    let output = command.stdin(std::fs::File::open(&gz).unwrap()).stdout(Stdio::piped()).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with("Loaded image ID: sha256:"), "{output:?}");
+    std::fs::write(&file, "no tar at all").unwrap();
+    assert!(env.fails(["load", "-i", file.to_str().unwrap()]).contains("save.tar: is no"));
+}
+
+#[test]
+fn exit_codes_and_usage() {
+    let env = TestEnv::new();
+    let end = |args: &[&str]| {
+        let output = run(&mut env.command(args));
+        (output.code, output.stderr)
+    };
+    let two = "\"plyfs tag\" requires exactly 2 arguments.\nSee 'plyfs tag --help'.\n";
+    assert_eq!(end(&["tag", "a"]), (1, two.to_owned()));
+    assert_eq!(end(&["rmi"]).1, "\"plyfs rmi\" requires at least 1 argument.\nSee 'plyfs rmi --help'.\n");
+    assert_eq!(end(&["images", "a", "b"]).0, 1);
+    assert_eq!(end(&["images", "--nope"]), (125, "unknown flag: --nope\nSee 'plyfs images --help'.\n".to_owned()));
+    let short = "unknown shorthand flag: 'z' in -z\nSee 'plyfs images --help'.\n";
+    assert_eq!(end(&["images", "-z"]), (125, short.to_owned()));
+    let word = "plyfs: 'frobnicate' is not a plyfs command.\nSee 'plyfs --help'\n";
+    assert_eq!(end(&["frobnicate"]), (1, word.to_owned()));
+    assert_eq!(end(&["tag", "nope", "x"]), (1, "Error: No such image: nope:latest\n".to_owned()));
+    assert_eq!(end(&["tag", "nope", "X"]).0, 1);
+    assert_eq!(env.ok(["version"]), format!("plyfs version {}\n", env!("CARGO_PKG_VERSION")));
+    assert!(env.ok(["--help"]).contains("Usage: plyfs"));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_panic() {
+    let (env, _) = with_app();
+    let mut child = env.command(["inspect", "app:1"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.stderr.is_empty(), "{output:?}");
+}

@@ -17,8 +17,6 @@ const TOP: &[&str] = &[
     "CHANGELOG.md",
     "Cargo.lock",
     "Cargo.toml",
-    "LICENSE-APACHE",
-    "LICENSE-MIT",
     "README.md",
     "fs-tests",
     "rustfmt.toml",

@@ -20,7 +20,7 @@ impl Fs {
             return Ok(Cow::Borrowed(&[]));
         }
         if !node.has(node_flags::SPARSE) {
-            return self.piece(node, node.data.get() + offset, size).map(Cow::Borrowed);
+            return self.piece(node, offset, size).map(Cow::Borrowed);
         }
         let mut bytes = vec![0; size as usize];
         let extents = self.tree.extents(node)?;
@@ -63,9 +63,11 @@ impl Fs {
     }
 
     fn piece(&self, node: &Node, offset: u64, size: u64) -> Result<&[u8], FsError> {
-        let bytes = &self.layer(node)?.bytes;
-        let range = offset as usize..(offset + size) as usize;
-        bytes.get(range).ok_or(IndexError::Damaged("a file's data lies outside of its layer").into())
+        let start = node.data.get().checked_add(offset).and_then(|start| usize::try_from(start).ok());
+        let end = start.and_then(|start| start.checked_add(usize::try_from(size).ok()?));
+        let range = start.zip(end).map(|(start, end)| start..end);
+        let piece = range.and_then(|range| self.layer(node).ok()?.bytes.get(range));
+        piece.ok_or(IndexError::Damaged("a file's data lies outside of its layer").into())
     }
 
     fn layer(&self, node: &Node) -> Result<&super::Data, FsError> {

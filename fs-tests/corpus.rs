@@ -20,7 +20,7 @@ pub fn image(layers: &[Vec<u8>]) -> Result<Image, String> {
     image_within(layers, &Limits::default())
 }
 
-fn image_within(layers: &[Vec<u8>], limits: &Limits) -> Result<Image, String> {
+pub fn image_within(layers: &[Vec<u8>], limits: &Limits) -> Result<Image, String> {
     let (mut indexes, mut data, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
     for tar in layers {
         let draft = index_tar(&mut &tar[..], limits).map_err(|e| e.to_string())?;

@@ -1,7 +1,7 @@
 //! How mounts begin, live and end: as root, as a plain user, by mount(8), by signals.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -123,6 +123,68 @@ fn a_killed_daemon_is_cleaned_up_by_umount() {
     env.ok(["rmi", "box:1"]);
     env.ok(["system", "fsck", "--repair"]);
     env.ok(["system", "fsck"]);
+}
+
+#[test]
+fn a_signal_reaches_every_place_the_mount_was_bound_to() {
+    let env = TestEnv::new();
+    image(&env);
+    let (mount, other) = (env.mount("box:1", &[]), env.path("other"));
+    fs::create_dir(&other).unwrap();
+    assert_eq!(run(Command::new("mount").arg("--bind").arg(mount.path()).arg(&other)).code, 0);
+    let pid = daemon(&env);
+    kill_process(pid, Signal::TERM).unwrap();
+    eventually("the daemon ends", || is_gone(pid));
+    let empty = fs::read_dir(&other).map(|entries| entries.count()).ok();
+    run(Command::new("umount").arg("-l").arg(&other));
+    assert!(!mount.is_live());
+    assert_eq!(empty, Some(0), "a dead mount stayed");
+}
+
+#[test]
+fn a_mount_under_another_does_not_die_and_both_come_off() {
+    let env = TestEnv::new();
+    image(&env);
+    let lower = env.mount("box:1", &[]);
+    let pid = daemon(&env);
+    env.ok(["mount".as_ref(), "box:1".as_ref(), lower.path().as_os_str()]);
+    kill_process(pid, Signal::TERM).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    env.ok(["umount".as_ref(), lower.path().as_os_str()]);
+    let below = fs::read_to_string(lower.path().join("open")).map_err(|e| e.to_string());
+    env.ok(["umount".as_ref(), lower.path().as_os_str()]);
+    assert_eq!(below, Ok("for all".into()), "the covered mount is dead");
+    assert_eq!(env.ok(["mounts", "-q"]), "");
+}
+
+/// The kernel stops writers of a read-only mount, but root can remount it.
+#[test]
+fn an_image_stays_read_only_when_it_is_remounted() {
+    let env = TestEnv::new();
+    image(&env);
+    let mount = env.mount("box:1", &[]);
+    assert_eq!(run(Command::new("mount").args(["-i", "-o", "remount,rw"]).arg(mount.path())).code, 0);
+    let at = |name: &str| mount.path().join(name);
+    let refused = [
+        ("write", fs::OpenOptions::new().append(true).open(at("open")).and_then(|mut f| f.write_all(b"x"))),
+        ("truncate", fs::OpenOptions::new().write(true).open(at("open")).and_then(|f| f.set_len(0))),
+        ("create", File::create(at("new")).map(drop)),
+        ("mkdir", fs::create_dir(at("new"))),
+        ("unlink", fs::remove_file(at("open"))),
+        ("rmdir", fs::remove_dir(at("secret"))),
+        ("rename", fs::rename(at("open"), at("new"))),
+        ("link", fs::hard_link(at("open"), at("new"))),
+        ("symlink", symlink("open", at("new"))),
+        ("chmod", fs::set_permissions(at("open"), PermissionsExt::from_mode(0o0))),
+        (
+            "setxattr",
+            rustix::fs::setxattr(at("open"), "user.a", b"1", rustix::fs::XattrFlags::empty()).map_err(Into::into),
+        ),
+    ];
+    for (what, result) in refused {
+        assert_eq!(result.unwrap_err().raw_os_error(), Some(30), "{what}");
+    }
+    assert_eq!(fs::read_to_string(at("open")).unwrap(), "for all");
 }
 
 #[test]

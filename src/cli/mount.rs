@@ -6,6 +6,7 @@ use crate::fuse::Options;
 use crate::store::{Store, mounts};
 use crate::sys;
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -156,7 +157,7 @@ pub(super) fn mounts(global: &Global, a: &MountsArgs) -> anyhow::Result<()> {
         return live.iter().try_for_each(|mount| output::line(&mount.id));
     }
     let row = |m: mounts::Info| {
-        let mountpoint = m.mountpoint.display().to_string();
+        let mountpoint = crate::name::show(m.mountpoint.as_os_str().as_bytes());
         vec![m.id, m.reference, m.image.short().to_owned(), m.pid.to_string(), mountpoint]
     };
     let rows: Vec<Vec<String>> = live.into_iter().map(row).collect();

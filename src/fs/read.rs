@@ -20,7 +20,7 @@ impl Fs {
             return Ok(Cow::Borrowed(&[]));
         }
         if !node.has(node_flags::SPARSE) {
-            return self.piece(node, offset, size).map(Cow::Borrowed);
+            return self.piece(node, node.data.get().saturating_add(offset), size).map(Cow::Borrowed);
         }
         let mut bytes = vec![0; size as usize];
         let extents = self.tree.extents(node)?;
@@ -28,8 +28,10 @@ impl Fs {
         for extent in extents[first..].iter().take_while(|e| e.logical.get() < offset + size) {
             let from = extent.logical.get().max(offset);
             let to = end(extent).min(offset + size);
-            let target = &mut bytes[(from - offset) as usize..(to - offset) as usize];
-            self.layer(node)?.file.read_exact_at(target, extent.offset.get() + (from - extent.logical.get()))?;
+            let within = (from - offset) as usize..to.saturating_sub(offset) as usize;
+            let target = bytes.get_mut(within).ok_or(IndexError::Damaged("extents overlap"))?;
+            let at = extent.offset.get().saturating_add(from - extent.logical.get());
+            self.layer(node)?.file.read_exact_at(target, at)?;
         }
         Ok(Cow::Owned(bytes))
     }
@@ -63,11 +65,9 @@ impl Fs {
     }
 
     fn piece(&self, node: &Node, offset: u64, size: u64) -> Result<&[u8], FsError> {
-        let start = node.data.get().checked_add(offset).and_then(|start| usize::try_from(start).ok());
-        let end = start.and_then(|start| start.checked_add(usize::try_from(size).ok()?));
-        let range = start.zip(end).map(|(start, end)| start..end);
-        let piece = range.and_then(|range| self.layer(node).ok()?.bytes.get(range));
-        piece.ok_or(IndexError::Damaged("a file's data lies outside of its layer").into())
+        let bytes = &self.layer(node)?.bytes;
+        let range = offset as usize..offset.saturating_add(size) as usize;
+        bytes.get(range).ok_or(IndexError::Damaged("a file's data lies outside of its layer").into())
     }
 
     fn layer(&self, node: &Node) -> Result<&super::Data, FsError> {

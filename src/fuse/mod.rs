@@ -154,6 +154,23 @@ pub fn mount(fs: Arc<Fs>, at: &Path, options: &Options) -> Result<Session, Mount
     Ok(Session { worker, governor, mountpoint, device })
 }
 
+/// Detaches the mounts of that device number that nothing covers, the last one first.
+fn detach_all(device: u64) -> io::Result<()> {
+    let mut table = sys::mounts()?;
+    while let Some(last) = table.pop() {
+        if last.device != device {
+            if let Some(covered) = table.iter().rfind(|below| below.mountpoint == last.mountpoint)
+                && covered.device == device
+            {
+                return Err(io::Error::other(format!("another mount lies over {}", last.mountpoint.display())));
+            }
+            continue;
+        }
+        sys::unmount(&last.mountpoint, true)?;
+    }
+    Ok(())
+}
+
 /// One line out of what fuser and fusermount3 say, and what to do about it.
 fn why_refused(error: &io::Error) -> String {
     let said = error.to_string();
@@ -173,14 +190,12 @@ impl Session {
         &self.mountpoint
     }
 
-    /// Takes the mount out of the tree of mounts, from any thread. Files that are open stay usable, and [`Session::run`]
-    /// goes on, until the last of them is closed. Does nothing if something else is mounted there by now.
+    /// Takes the mount out of the tree of mounts, from any thread, wherever it has been bound or moved to. Files that are
+    /// open stay usable, and [`Session::run`] goes on, until the last of them is closed. Under another mount it has to
+    /// stay, which is an error: taking it away would take the other one with it.
     pub fn detacher(&self) -> impl Fn() -> io::Result<()> + Send + 'static {
-        let (mountpoint, device) = (self.mountpoint.clone(), self.device);
-        move || match sys::device_of(&mountpoint) {
-            Ok(now) if now == device => sys::unmount(&mountpoint, true),
-            _ => Ok(()),
-        }
+        let device = self.device;
+        move || detach_all(device)
     }
 
     /// Waits until the mount is gone and all its files are closed.

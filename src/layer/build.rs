@@ -11,6 +11,7 @@ use crate::digest::Digest;
 use crate::meta::Kind;
 use crate::name::{self, show};
 use crate::whiteout::{self, Marker};
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::io::BufRead;
 use zerocopy::FromZeros;
@@ -43,7 +44,7 @@ impl Draft {
 /// an index is of a whole layer or is not.
 pub fn index_tar<R: BufRead>(tar: &mut R, limits: &Limits) -> Result<Draft, LayerError> {
     let mut reader = Reader::new(tar, limits);
-    let mut builder = Builder::new();
+    let mut builder = Builder::new(limits);
     while let Some(entry) = reader.next()? {
         builder.entries += 1;
         if builder.entries > limits.entries {
@@ -83,7 +84,8 @@ enum Reached {
     Blocked,
 }
 
-struct Builder {
+struct Builder<'l> {
+    limits: &'l Limits,
     writer: Writer,
     /// Inodes in the order they came; parents of directories are kept up to date, entries are not in `writer` yet.
     nodes: Vec<Node>,
@@ -91,6 +93,8 @@ struct Builder {
     children: HashMap<u32, HashMap<Box<[u8]>, Child>>,
     /// Stand-ins for hard links whose target was not there when they were read, and the links' paths.
     pending: HashMap<u32, Vec<u8>>,
+    /// Bytes of the targets of symbolic links that were followed.
+    followed: Cell<u64>,
     entries: u64,
     metadata: u64,
     duplicates: u64,
@@ -99,13 +103,15 @@ struct Builder {
 
 const ROOT: u32 = 0;
 
-impl Builder {
-    fn new() -> Builder {
+impl<'l> Builder<'l> {
+    fn new(limits: &'l Limits) -> Builder<'l> {
         let mut builder = Builder {
+            limits,
             writer: Writer::default(),
             nodes: Vec::new(),
             children: HashMap::new(),
             pending: HashMap::new(),
+            followed: Cell::new(0),
             entries: 0,
             metadata: 0,
             duplicates: 0,
@@ -219,6 +225,7 @@ impl Builder {
             Body::Sparse { size, extents } => {
                 node.data = u64::from(self.writer.extents(extents)?).into();
                 node.count = (extents.len() as u32).into();
+                self.metadata += size_of_val(extents.as_slice()) as u64;
                 node.flags = node_flags::SPARSE.into();
                 node.blocks = blocks(extents.iter().map(|e| e.len.get()).sum());
                 (Kind::File, *size)
@@ -264,10 +271,11 @@ impl Builder {
         self.children.entry(dir).or_default().entry(name.into()).or_default()
     }
 
+    /// Directories that only a path leads through count as much as entries do, for one path may make thousands.
     fn push(&mut self, node: Node) -> Result<u32, EntryError> {
-        let id = u32::try_from(self.nodes.len()).map_err(|_| EntryError::Extents(u32::MAX as usize))?;
+        let id = u32::try_from(self.nodes.len()).ok().filter(|id| u64::from(*id) <= self.limits.entries);
         self.nodes.push(node);
-        Ok(id)
+        id.ok_or(EntryError::Inodes(self.limits.entries))
     }
 
     fn set_flag(&mut self, id: u32, flag: u16) {
@@ -294,6 +302,11 @@ impl Builder {
                 Reached::Found(id) if self.nodes[id as usize].is_dir() => return Ok(id),
                 Reached::Found(_) | Reached::Blocked => return Err(EntryError::ParentNotDir(parts.join(&b'/'))),
                 Reached::Missing { dir, name, rest } => {
+                    // A symbolic link's target may name what no entry could.
+                    name::check(&name)?;
+                    if whiteout::classify(&name)? != Marker::Plain {
+                        return Err(EntryError::InsideWhiteout);
+                    }
                     let made = self.push(implicit_dir(dir))?;
                     self.child_mut(dir, &name).node = Some(made);
                     reached = self.walk(made, rest, true)?;
@@ -346,11 +359,12 @@ impl Builder {
             match self.nodes[next as usize].kind() {
                 Some(Kind::Dir) => at = next,
                 Some(Kind::Symlink) if follow_last || !last => {
+                    let target = self.writer.string_at(&self.nodes[next as usize]);
                     followed += 1;
-                    if followed > MAX_SYMLINKS {
+                    self.followed.set(self.followed.get() + target.len() as u64);
+                    if followed > MAX_SYMLINKS || self.followed.get() > self.limits.metadata {
                         return Err(EntryError::SymlinkLoop);
                     }
-                    let target = self.writer.string_at(&self.nodes[next as usize]);
                     if target.starts_with(b"/") {
                         at = ROOT;
                     }
@@ -372,27 +386,30 @@ impl Builder {
     }
 
     /// The inode that stands behind a hard link which came before its target; the stand-in itself if only a lower layer
-    /// can have it. Asked when the layer is complete, and only of links that are still in it.
-    fn settle(&self, link: u32) -> Result<u32, LayerError> {
+    /// can have it. Asked when the layer is complete, and only of links that are still in it. `settled` keeps what was
+    /// found, so that a long chain of links is gone through once.
+    fn settle(&self, link: u32, settled: &mut HashMap<u32, u32>) -> Result<u32, LayerError> {
+        let wrong = |why| LayerError::Entry { path: self.pending.get(&link).cloned().unwrap_or_default(), why };
+        let mut passed = Vec::new();
         let mut at = link;
-        for step in 0.. {
-            let node = &self.nodes[at as usize];
-            if node.kind().is_some() {
+        while self.nodes[at as usize].kind().is_none() {
+            if let Some(end) = settled.get(&at) {
+                at = *end;
                 break;
             }
-            let path = self.pending.get(&link).cloned().unwrap_or_default();
-            let wrong = |why| LayerError::Entry { path: path.clone(), why };
-            let target = self.writer.string_at(node);
+            let target = self.writer.string_at(&self.nodes[at as usize]);
             let parts = name::components(target).map_err(|e| wrong(e.into()))?;
             let Some(next) = self.find(&parts).map_err(wrong)? else { break };
             if self.nodes[next as usize].is_dir() {
                 return Err(wrong(EntryError::LinkToDir(target.to_vec())));
             }
-            if step > self.pending.len() || next == at {
+            passed.push(at);
+            if passed.len() > self.pending.len() || next == at {
                 return Err(wrong(EntryError::LinkCycle(target.to_vec())));
             }
             at = next;
         }
+        settled.extend(passed.into_iter().map(|link| (link, at)));
         Ok(at)
     }
 
@@ -400,6 +417,7 @@ impl Builder {
     fn finish(mut self) -> Result<Draft, LayerError> {
         let full = |why: super::TooMany| LayerError::Limit(why.to_string());
         let mut numbers: HashMap<u32, u32> = HashMap::new();
+        let mut settled = HashMap::new();
         let root = self.writer.node(self.nodes[0].clone()).map_err(full)?;
         let mut queue = VecDeque::from([(ROOT, root)]);
         while let Some((old, new)) = queue.pop_front() {
@@ -413,7 +431,7 @@ impl Builder {
                     self.writer.dirent(name, super::WHITEOUT, 0).map_err(full)?;
                     continue;
                 };
-                let id = self.settle(id)?;
+                let id = self.settle(id, &mut settled)?;
                 let mut node = self.nodes[id as usize].clone();
                 let mode = node.mode.get();
                 let number = if node.is_dir() {

@@ -22,14 +22,15 @@ use std::io;
 /// goes over one is refused, never cut.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Entries in one layer.
+    /// Entries in one layer, and inodes, for a path makes the directories that it leads through.
     pub entries: u64,
     /// Bytes of one extension header (PAX records, GNU long names). Go's archive/tar, which Docker reads layers with,
     /// has the same bound.
     pub extension: u64,
     /// Pieces of one sparse file.
     pub extents: usize,
-    /// Bytes of all names, link targets and extended attributes in one layer.
+    /// Bytes of all names, link targets, extended attributes and sparse maps in one layer; also of the symbolic links'
+    /// targets that are followed on the way to its entries.
     pub metadata: u64,
 }
 
@@ -91,6 +92,10 @@ pub enum EntryError {
     LinkToDir(Vec<u8>),
     #[error("is a hard link that leads back to itself by way of `{}`", show(.0))]
     LinkCycle(Vec<u8>),
+    #[error("is one of more than {0} files and directories")]
+    Inodes(u64),
+    #[error("has a NUL byte in its link target")]
+    TargetNul,
     #[error("is a link that does not say to what")]
     NoTarget,
     #[error("has a link target of {0} bytes, 4095 is the most a file system takes")]

@@ -135,6 +135,7 @@ impl<'r, R: BufRead> Reader<'r, R> {
             b'5' => Body::Dir,
             b'\0' | b'0' | b'7' | b'S' => self.file(header, records, &path)?,
             b'1' | b'2' if link.is_empty() => return Err(wrong(EntryError::NoTarget)),
+            b'1' | b'2' if link.contains(&0) => return Err(wrong(EntryError::TargetNul)),
             b'1' | b'2' if link.len() > PATH_MAX => return Err(wrong(EntryError::TargetTooLong(link.len()))),
             b'1' => Body::Link(link),
             b'2' => Body::Symlink(link),
@@ -366,6 +367,11 @@ fn device_number(header: &Header) -> Result<u32, EntryError> {
 fn field(raw: &[u8], value: impl Fn() -> io::Result<u64>, name: &'static str) -> Result<u64, EntryError> {
     if raw.iter().all(|b| matches!(b, 0 | b' ')) {
         return Ok(0);
+    }
+    // The tar crate takes the last eight bytes of a base-256 number and drops what does not fit into them.
+    let dropped = raw.len().saturating_sub(8);
+    if raw[0] & 0x80 != 0 && ![&[0x80, 0, 0, 0][..], &[0xff; 4]].iter().any(|sign| sign[..dropped] == raw[..dropped]) {
+        return Err(EntryError::Number(name));
     }
     value().map_err(|_| EntryError::Number(name))
 }

@@ -88,6 +88,8 @@ pub fn set_read_ahead(device: u64, kib: u32) -> io::Result<()> {
 /// One line of the table of mounts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountedAt {
+    /// The device number of the file system (`st_dev`).
+    pub device: u64,
     /// Where.
     pub mountpoint: std::path::PathBuf,
     /// The type, with a subtype behind a dot: `fuse.plyfs`.
@@ -102,10 +104,12 @@ pub fn mounts() -> io::Result<Vec<MountedAt>> {
 fn parse_mountinfo(table: &[u8]) -> Vec<MountedAt> {
     let line = |line: &[u8]| {
         let mut fields = line.split(|b| *b == b' ');
-        let mountpoint = unescape(fields.nth(4)?);
+        let (major, minor) = str::from_utf8(fields.nth(2)?).ok()?.split_once(':')?;
+        let device = libc::makedev(major.parse().ok()?, minor.parse().ok()?);
+        let mountpoint = unescape(fields.nth(1)?);
         let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
         let mountpoint = std::ffi::OsString::from_vec(mountpoint).into();
-        Some(MountedAt { mountpoint, kind: String::from_utf8_lossy(kind).into_owned() })
+        Some(MountedAt { device, mountpoint, kind: String::from_utf8_lossy(kind).into_owned() })
     };
     table.split(|b| *b == b'\n').filter_map(line).collect()
 }
@@ -139,7 +143,12 @@ mod tests {
         let table = b"22 1 254:0 / / rw - ext4 /dev/vda rw\n\
             40 22 0:38 / /mnt/a\\040b\\134 rw,nosuid shared:1 master:2 - fuse.plyfs deb:1 rw,user_id=0\nshort\n";
         let found = parse_mountinfo(table);
-        let at = |mountpoint: &str, kind: &str| MountedAt { mountpoint: mountpoint.into(), kind: kind.into() };
-        assert_eq!(found, [at("/", "ext4"), at("/mnt/a b\\", "fuse.plyfs")]);
+        let at = |device, mountpoint: &str, kind: &str| MountedAt {
+            device,
+            mountpoint: mountpoint.into(),
+            kind: kind.into(),
+        };
+        let (root, image) = (libc::makedev(254, 0), libc::makedev(0, 38));
+        assert_eq!(found, [at(root, "/", "ext4"), at(image, "/mnt/a b\\", "fuse.plyfs")]);
     }
 }

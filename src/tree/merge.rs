@@ -147,6 +147,14 @@ impl<'a> Merge<'a> {
             all.reserve(entries.len());
             for entry in entries {
                 let name = index.name(entry).map_err(damaged(key.0))?;
+                // In a damaged index a directory might lie in itself, and the merge would never end.
+                if !entry.is_whiteout()
+                    && let child = self.node((key.0, entry.node.get()))?
+                    && child.is_dir()
+                    && (child.parent.get() != key.1 || entry.node.get() <= key.1)
+                {
+                    return Err(damaged(key.0)(IndexError::Damaged("a directory has another parent")));
+                }
                 all.push(Named { name, rank, layer: key.0, entry });
             }
         }

@@ -398,6 +398,21 @@ fn what_cannot_be_mounted_is_refused_in_one_line() {
 }
 
 #[test]
+fn too_few_descriptors_are_not_called_damage() {
+    let env = TestEnv::new();
+    image(&env);
+    let at = env.path("at");
+    fs::create_dir(&at).unwrap();
+    let plyfs =
+        format!("{:?}", env.command(["mount", "box:1", at.to_str().unwrap()])).replace("env -u PLYFS_ROOT ", "");
+    for descriptors in 4..9 {
+        let said = run(Command::new("bash").args(["-c", &format!("ulimit -n {descriptors}; {plyfs}")]));
+        assert!(said.code != 0 || run(env.command(["umount"]).arg(&at)).code == 0, "{said:?}");
+        assert!(!said.stderr.contains("damaged"), "{said:?}");
+    }
+}
+
+#[test]
 fn a_mounted_image_is_kept() {
     let env = TestEnv::new();
     image(&env);

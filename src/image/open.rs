@@ -24,9 +24,13 @@ pub fn open_tree(store: &Store, image: &Image) -> Result<OpenTree> {
     let mut tars = Vec::with_capacity(image.layers.len());
     for layer in &image.layers {
         let path = store.layer_tar(&layer.diff_id);
-        let broken = |e: std::io::Error| Error::Broken {
-            image: image.title(),
-            what: format!("layer {}: {}: {e}", layer.diff_id.short(), path.display()),
+        let broken = |e: std::io::Error| match e.kind() {
+            std::io::ErrorKind::NotFound => Error::Broken {
+                image: image.title(),
+                what: format!("layer {}: {}: {e}", layer.diff_id.short(), path.display()),
+            },
+            // Too few descriptors, say: pulling again would not help.
+            _ => Error::Store(crate::store::Error::io("open", &path)(e)),
         };
         let tar = File::open(&path).map_err(broken)?;
         let size = tar.metadata().map_err(broken)?.len();

@@ -5,6 +5,7 @@
 
 mod cli;
 mod corpus;
+mod crash;
 mod merge_model;
 mod mounting;
 mod store;

@@ -95,7 +95,7 @@ fn a_daemons_log_says_when_and_what() {
     kill_process(daemon(&env), Signal::TERM).unwrap();
     eventually("the mount ends", || env.ok(["mounts", "-q"]).is_empty());
     let text = log(&id);
-    for words in [format!("serving box:1 at {at}"), "signal 15: unmounted".into(), format!("{at} is unmounted")] {
+    for words in [format!("serving box:1 at {at}"), "signal 15: unmounting".into(), format!("{at} is unmounted")] {
         assert!(text.contains(&words), "`{words}` is not in: {text}");
     }
     for line in text.lines() {

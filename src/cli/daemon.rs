@@ -103,6 +103,8 @@ fn mount_and_wait(
 fn end_on_signals(signals: &Signals, detach: impl Fn() -> std::io::Result<()>) {
     let mut told = false;
     while let Ok(signal) = signals.wait() {
+        // Said first: once the mount is gone the process may end at any moment.
+        tracing::info!("signal {signal}: unmounting");
         if let Err(e) = detach() {
             tracing::error!("signal {signal}: cannot unmount: {e}");
             continue;
@@ -110,7 +112,6 @@ fn end_on_signals(signals: &Signals, detach: impl Fn() -> std::io::Result<()>) {
         if std::mem::replace(&mut told, true) {
             std::process::exit(0);
         }
-        tracing::info!("signal {signal}: unmounted");
         let force = || {
             std::thread::sleep(GRACE);
             tracing::warn!("files were still open when the time to close them was over");

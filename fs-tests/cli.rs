@@ -170,3 +170,59 @@ fn a_reader_that_goes_away_is_no_panic() {
     let output = child.wait_with_output().unwrap();
     assert!(output.stderr.is_empty(), "{output:?}");
 }
+
+#[test]
+fn output_that_cannot_be_written_is_said_to_be_so() {
+    let (env, _) = with_app();
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = env.command(["images"]).stdout(full).stderr(Stdio::piped()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(said, "Error: cannot write to standard output: No space left on device\n");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn help_fits_a_terminal_and_says_how_to_use_each_verb() {
+    let env = TestEnv::new();
+    for verb in ["", "pull", "load", "images", "inspect", "tag", "rmi", "image", "mount", "umount", "mounts", "system"]
+    {
+        let mut command = env.command(verb.split_whitespace().chain(["--help"]));
+        let output = run(command.env("COLUMNS", "80"));
+        assert_eq!(output.code, 0);
+        assert!(output.stdout.contains(format!("Usage: plyfs {verb}").trim_end()), "{}", output.stdout);
+        for line in output.stdout.lines() {
+            assert!(line.chars().count() <= 80, "{verb}: {line}");
+        }
+    }
+    // With nothing to do, the same.
+    for verb in ["image", "system"] {
+        assert_eq!(env.ok([verb]), env.ok([verb, "--help"]));
+    }
+    let wrong = run(&mut env.command(["pull", "--platform", "nonsense", "oci:x"]));
+    assert_eq!(wrong.code, 125);
+    assert!(wrong.stderr.ends_with("\nSee 'plyfs pull --help'.\n") && wrong.stderr.lines().count() == 2, "{wrong:?}");
+}
+
+#[test]
+fn a_catalog_that_cannot_be_used_is_named_before_any_work() {
+    let (env, _) = with_app();
+    let source = format!("oci:{}:1", env.path("app").display());
+    let catalog = env.root().join("catalog.json");
+    let whole = std::fs::read(&catalog).unwrap();
+    for (bytes, words) in [
+        (&b"{\"version\":9}"[..], "use the plyfs that wrote it"),
+        (&whole[..99], "move it away"),
+        (b"", "move it away"),
+    ] {
+        std::fs::write(&catalog, bytes).unwrap();
+        for args in [&["images"][..], &["pull", &source], &["rmi", "app:1"], &["system", "gc"], &["system", "fsck"]] {
+            let output = run(&mut env.command(args));
+            assert_eq!((output.code, output.stdout.as_str()), (1, ""), "{args:?}");
+            assert!(output.stderr.contains(words) && output.stderr.lines().count() == 1, "{args:?}: {output:?}");
+        }
+    }
+    // What the message says works.
+    std::fs::remove_file(&catalog).unwrap();
+    assert_eq!(env.ok(["pull", &source]).matches("Already exists").count(), 2);
+    assert_eq!(env.ok(["system", "fsck"]), "");
+}

@@ -5,6 +5,7 @@
 
 mod cli;
 mod corpus;
+mod crash;
 mod hostile;
 mod merge_model;
 mod mounting;

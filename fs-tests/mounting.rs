@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::support::env::{TestEnv, run};
+use super::support::env::{Mount, TestEnv, run};
 use super::support::oci::Image;
 use super::support::tar::{Entry, Tar};
 use super::support::tree::{Contents, diff, scan, scan_both};
@@ -82,6 +82,32 @@ fn a_mount_ends_by_every_signal_and_by_an_outside_umount() {
         assert_eq!(env.ok(["mounts", "-q"]), "", "{end:?} left its registration");
         assert_eq!(env.ok(["system", "fsck"]).lines().count(), 0, "{end:?} left something behind");
     }
+}
+
+#[test]
+fn a_daemons_log_says_when_and_what() {
+    let env = TestEnv::new();
+    image(&env);
+    let log = |id: &str| fs::read_to_string(env.root().join("mounts").join(id.trim()).join("log")).unwrap();
+    let mount = env.mount("box:1", &[]);
+    let at = mount.path().display().to_string();
+    let id = env.ok(["mounts", "-q"]);
+    kill_process(daemon(&env), Signal::TERM).unwrap();
+    eventually("the mount ends", || env.ok(["mounts", "-q"]).is_empty());
+    let text = log(&id);
+    for words in [format!("serving box:1 at {at}"), "signal 15: unmounting".into(), format!("{at} is unmounted")] {
+        assert!(text.contains(&words), "`{words}` is not in: {text}");
+    }
+    for line in text.lines() {
+        let (when, rest) = line.split_once(' ').unwrap();
+        assert!(when.starts_with("20") && when.len() == "2026-01-01T00:00:00.000Z".len(), "{line}");
+        assert!(when.ends_with('Z') && rest.trim_start().starts_with("INFO plyfs::"), "{line}");
+    }
+    // What the user chose holds, and in front there is silence while all is well.
+    let mount = Mount::by(&env, &mut env.command(["--log-level", "error", "mount", "box:1"]));
+    let id = env.ok(["mounts", "-q"]);
+    mount.unmount();
+    assert_eq!(log(&id), "");
 }
 
 #[test]
@@ -287,9 +313,15 @@ fn permissions_and_acls_hold_for_other_users_of_roots_mount() {
     assert!(acl.contains(&format!("user:{USER}:r--")), "{acl}");
 }
 
-/// A plyfs command as a plain user, with a store of his own.
+/// A plyfs command as a plain user, with a store of his own and a program that he can reach, wherever the build is. cp
+/// makes it: a file that this process had open for writing could not be run while another thread forks.
 fn as_user(env: &TestEnv, args: &[&str]) -> Command {
-    let mut command = env.command(args);
+    let (made, own) = (env.command(args), env.path("plyfs"));
+    if !own.exists() {
+        assert_eq!(run(Command::new("cp").arg(made.get_program()).arg(&own)).code, 0);
+    }
+    let mut command = Command::new(own);
+    command.env_remove("PLYFS_ROOT").args(made.get_args()).current_dir("/");
     command.uid(USER).gid(USER).env("HOME", env.path("home"));
     command
 }

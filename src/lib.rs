@@ -1,7 +1,63 @@
 //! plyfs: a union file system for container images.
 //!
 //! An image's layers are never unpacked. Each stays one plain tar beside a small index; the indexes are merged into one
-//! tree, and a FUSE driver serves that tree. See the README for what it does; this page is the map of how.
+//! tree, and a FUSE driver serves that tree out of the mapped tars. An image never changes, so the kernel may cache
+//! everything for ever. The README says what the program does; this page is the map of how.
+//!
+//! # Data flows one way
+//!
+//! ```text
+//!   pull: sources ─► image ─► layer (index) ─► store (tars, indexes, documents, catalog)
+//!                      └────► tree (merge) ──►
+//!   mount: store ─► image (open) ─► fs ─► fuse ─► kernel
+//! ```
+//!
+//! Arrows mean "feeds". Imports go the other way and never back; `fs-tests/tidy.rs` has the table of who may import
+//! whom and reads every source file for it.
+//!
+//! # Modules
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | [`sys`] | every system call that std lacks, and all unsafe code, behind safe typed wrappers |
+//! | [`digest`] | content digests, parsed once and checked while streaming; the only type that becomes a blob's path |
+//! | [`name`] | one checked path component, and a path inside a layer |
+//! | [`meta`] | file kinds, modes, owners, times, extended attributes |
+//! | [`whiteout`] | the only code that knows how layers write deletions down |
+//! | [`mod@reference`] | names of images: `name`, `name:tag`, `name@digest` |
+//! | [`layer`] | one immutable layer: reads its tar once, makes its index, reads the index where it is mapped |
+//! | [`tree`] | the one merge rule: finished indexes in, one merged index out; no I/O |
+//! | [`store`] | what is on disk and how it changes: publishing, locks, sessions, mounts, collection; documents the format |
+//! | [`image`] | the glue: sources, pull, open, remove, check |
+//! | [`fs`] | inodes and operations on a merged tree, without a kernel: tests call it directly |
+//! | [`fuse`] | the kernel's side: converts, calls `fs`, replies; the only module that names fuser |
+//! | [`cli`] | the door: arguments, Docker's words, the mount helper, the daemon |
+//!
+//! # Invariants
+//!
+//! Each is held by a test that reads the source (`fs-tests/tidy.rs`), not by memory:
+//!
+//! 1. `unsafe` stands only under `sys/`, and every block says why it is sound.
+//! 2. `fuser` is named only under `fuse/`, so that the transport can be replaced one day.
+//! 3. How a deletion is written is known to `whiteout.rs` alone.
+//! 4. A layer's index is complete before any merge: an opaque marker hides lower layers only, wherever it stands in the
+//!    tar.
+//! 5. Errno is chosen in `fs/error.rs` alone, by an exhaustive match; operations return a typed error with its cause.
+//! 6. Environment, printing and exit belong to the door.
+//! 7. Nothing unwraps or expects outside tests; a poisoned lock is entered, as what it guards is whole at every step.
+//! 8. A file stays under 800 lines without its tests, a function under 70; exceptions are listed with their reason.
+//!
+//! # Locks
+//!
+//! All locks on disk are flocks, so a dead process holds none. In this order:
+//!
+//! 1. the store's `lock`: shared to begin something (a session, an intent, a mount), exclusive to change the catalog or
+//!    to remove anything;
+//! 2. a session's folder or a mount's `lock` file, held as long as it lives. Others only ever try these, without waiting.
+//!
+//! Inside a process: what a session made and which layers wait for a worker are each behind a mutex that is held for a
+//! few instructions and under which no other lock is taken. A session's folder is removed under its own mutex, by the
+//! session or by the signal that ends it. `fs` locks nothing.
 
 // A test that cannot go on says so by panicking.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]

@@ -78,19 +78,24 @@ impl TestEnv {
     /// Mount an image of this root, with further options (`&["-o", "..."]` or none), on a new directory.
     #[track_caller]
     pub fn mount(&self, image: &str, options: &[&str]) -> Mount {
-        let at = tempfile::Builder::new().prefix("mnt-").tempdir_in(self.dir.path()).unwrap().keep();
-        // The guard first: a mount that fails half-way is cleaned up too.
-        let mount = Mount { at, root: self.root() };
-        let mut args: Vec<&OsStr> = vec![OsStr::new("mount")];
-        args.extend(options.iter().map(OsStr::new));
-        args.extend([OsStr::new(image), mount.path().as_os_str()]);
-        self.ok(args);
-        assert!(mount.is_live(), "plyfs mount returned before {} was a mount", mount.at.display());
-        mount
+        let args = ["mount"].iter().chain(options).chain([&image]);
+        Mount::by(self, &mut self.command(args))
     }
 }
 
 impl Mount {
+    /// Mount by a command that lacks only the mountpoint, which is made and given to it.
+    #[track_caller]
+    pub fn by(env: &TestEnv, command: &mut Command) -> Mount {
+        let at = tempfile::Builder::new().prefix("mnt-").tempdir_in(env.dir.path()).unwrap().keep();
+        // The guard first: a mount that fails half-way is cleaned up too.
+        let mount = Mount { at, root: env.root() };
+        let output = run(command.arg(mount.path()));
+        assert_eq!(output.code, 0, "{command:?} failed: {output:#?}");
+        assert!(mount.is_live(), "plyfs mount returned before {} was a mount", mount.at.display());
+        mount
+    }
+
     /// Where it is mounted.
     pub fn path(&self) -> &Path {
         &self.at

@@ -2,16 +2,18 @@
 
 use super::Exit;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use std::ffi::OsString;
 
 /// Ends the program as a command line that clap refuses, or that asks for help, should.
-pub(super) fn clap_error(error: &clap::Error) -> anyhow::Result<()> {
+pub(super) fn clap_error(error: &clap::Error, parser: &clap::Command, words: &[OsString]) -> anyhow::Result<()> {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => text.clone(),
         Some(ContextValue::Strings(texts)) => texts.join(" "),
         _ => String::new(),
     };
     let arg = context(ContextKind::InvalidArg);
-    let see = format!("See '{} --help'.", command_of(error));
+    let command = command_of(parser, words);
+    let see = format!("See '{command} --help'.");
     let code_and_text = match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             return super::output::text(&error.render().to_string());
@@ -26,17 +28,26 @@ pub(super) fn clap_error(error: &clap::Error) -> anyhow::Result<()> {
             let name = context(ContextKind::InvalidSubcommand);
             (1, format!("plyfs: '{name}' is not a plyfs command.\nSee 'plyfs --help'"))
         }
-        _ => (125, error.render().to_string().trim_end().trim_start_matches("error: ").to_owned()),
+        ErrorKind::MissingSubcommand => (1, format!("\"{command}\" requires a command.\n{see}")),
+        _ => {
+            let text = error.render().to_string();
+            let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+            (125, format!("{first}\n{see}"))
+        }
     };
     Err(Exit::Text(code_and_text.0, code_and_text.1).into())
 }
 
-/// The command that was being parsed, taken from its usage line.
-fn command_of(error: &clap::Error) -> String {
-    let usage = error.get(ContextKind::Usage).map(ToString::to_string).unwrap_or_default();
-    let words = usage.split_whitespace().skip_while(|w| *w != "plyfs");
-    let command: Vec<&str> = words.take_while(|w| w.starts_with(|c: char| c.is_ascii_lowercase())).collect();
-    if command.is_empty() { "plyfs".into() } else { command.join(" ") }
+/// The command that the words mean, `plyfs image ls`, in its own name where an alias was used.
+fn command_of(mut at: &clap::Command, words: &[OsString]) -> String {
+    let mut path = at.get_name().to_owned();
+    for word in words.iter().skip(1) {
+        if let Some(command) = at.find_subcommand(word) {
+            path = format!("{path} {}", command.get_name());
+            at = command;
+        }
+    }
+    path
 }
 
 /// Exactly `N` arguments to `plyfs VERB`.

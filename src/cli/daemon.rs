@@ -1,5 +1,6 @@
 //! The process that serves a mount: in the background or in front, until the mount is gone or a signal ends it.
 
+use super::log;
 use crate::fs::{Data, Fs};
 use crate::fuse::{self, Options};
 use crate::image::OpenTree;
@@ -31,12 +32,12 @@ pub(super) fn serve(job: Job, foreground: bool) -> anyhow::Result<()> {
         return run(job, || Ok(()));
     }
     let log_path = job.guard.log_path();
-    let log = File::options().create(true).append(true).open(&log_path)?;
+    let log_file = File::options().create(true).append(true).open(&log_path)?;
     let (from_child, to_parent) = std::io::pipe()?;
     match sys::fork()? {
         Fork::Child => {
             drop(from_child);
-            let code = i32::from(in_background(job, &log, to_parent).is_err());
+            let code = i32::from(in_background(job, &log_file, to_parent).is_err());
             std::process::exit(code);
         }
         Fork::Parent(_) => {
@@ -53,8 +54,8 @@ pub(super) fn serve(job: Job, foreground: bool) -> anyhow::Result<()> {
 }
 
 /// The child's whole life. Why it ends badly goes into the log, and to the parent while it listens.
-fn in_background(job: Job, log: &File, mut to_parent: PipeWriter) -> anyhow::Result<()> {
-    let ended = detach_and_run(job, log, &to_parent);
+fn in_background(job: Job, log_file: &File, mut to_parent: PipeWriter) -> anyhow::Result<()> {
+    let ended = detach_and_run(job, log_file, &to_parent);
     if let Err(error) = &ended {
         tracing::error!("{error}");
         // After the mount was live nobody listens any more.
@@ -63,9 +64,10 @@ fn in_background(job: Job, log: &File, mut to_parent: PipeWriter) -> anyhow::Res
     ended
 }
 
-fn detach_and_run(mut job: Job, log: &File, mut to_parent: &PipeWriter) -> anyhow::Result<()> {
+fn detach_and_run(mut job: Job, log_file: &File, mut to_parent: &PipeWriter) -> anyhow::Result<()> {
     sys::close_inherited()?;
-    sys::detach_from_terminal(log)?;
+    sys::detach_from_terminal(log_file)?;
+    log::become_daemons()?;
     job.guard.set_pid(std::process::id())?;
     run(job, move || Ok(writeln!(to_parent, "{LIVE}")?))
 }
@@ -101,6 +103,8 @@ fn mount_and_wait(
 fn end_on_signals(signals: &Signals, detach: impl Fn() -> std::io::Result<()>) {
     let mut told = false;
     while let Ok(signal) = signals.wait() {
+        // Said first: once the mount is gone the process may end at any moment.
+        tracing::info!("signal {signal}: unmounting");
         if let Err(e) = detach() {
             tracing::error!("signal {signal}: cannot unmount: {e}");
             continue;
@@ -108,7 +112,6 @@ fn end_on_signals(signals: &Signals, detach: impl Fn() -> std::io::Result<()>) {
         if std::mem::replace(&mut told, true) {
             std::process::exit(0);
         }
-        tracing::info!("signal {signal}: unmounted");
         let force = || {
             std::thread::sleep(GRACE);
             tracing::warn!("files were still open when the time to close them was over");

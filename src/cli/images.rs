@@ -8,6 +8,7 @@ use jiff::Timestamp;
 const NONE: &str = "<none>";
 
 #[derive(clap::Args)]
+#[command(override_usage = "plyfs images [OPTIONS] [REPOSITORY[:TAG]]")]
 pub(super) struct ImagesArgs {
     /// Show all images; there are no intermediate ones to hide
     #[arg(short, long)]
@@ -21,7 +22,7 @@ pub(super) struct ImagesArgs {
     /// Show only IDs
     #[arg(short, long)]
     quiet: bool,
-    /// REPOSITORY[:TAG]
+    /// Only images of this repository, or this one
     #[arg(value_name = "REPOSITORY[:TAG]")]
     args: Vec<String>,
 }

@@ -7,6 +7,7 @@ use crate::store::{Image, Store};
 use serde_json::{Map, Value, json};
 
 #[derive(clap::Args)]
+#[command(override_usage = "plyfs inspect [OPTIONS] IMAGE...")]
 pub(super) struct InspectArgs {
     /// `json` for one line of JSON for each image
     #[arg(short, long)]
@@ -47,10 +48,9 @@ pub(super) fn inspect(global: &Global, a: &InspectArgs) -> anyhow::Result<()> {
 
 /// The image in Docker's shape.
 fn describe(store: &Store, image: &Image) -> anyhow::Result<Value> {
-    let config: Map<String, Value> = match serde_json::from_slice(&store.blob(&image.id, DOCUMENT_CAP)?) {
-        Ok(config) => config,
-        Err(e) => anyhow::bail!("the config of image {} is damaged: {e}; pull it again", image.id.short()),
-    };
+    let broken = |why: String| anyhow::anyhow!("image {} is damaged: its config: {why}; pull it again", image.title());
+    let bytes = store.blob(&image.id, DOCUMENT_CAP).map_err(|e| broken(e.to_string()))?;
+    let config: Map<String, Value> = serde_json::from_slice(&bytes).map_err(|e| broken(e.to_string()))?;
     let text = |name: &str| config.get(name).and_then(Value::as_str).unwrap_or_default();
     let names = |list: &[Reference]| list.iter().map(Reference::familiar).collect::<Vec<_>>();
     let history = config.get("history").and_then(Value::as_array);

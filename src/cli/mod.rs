@@ -8,6 +8,8 @@ mod daemon;
 pub mod human;
 mod images;
 mod inspect;
+mod interrupt;
+mod log;
 mod mount;
 mod mount_options;
 mod output;
@@ -16,7 +18,7 @@ mod system;
 mod tag;
 
 use crate::store::Store;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -24,7 +26,8 @@ use std::process::ExitCode;
 
 /// A union file system for container images
 #[derive(Parser)]
-#[command(name = "plyfs", version, disable_help_subcommand = true)]
+#[command(name = "plyfs", bin_name = "plyfs", version, disable_help_subcommand = true, arg_required_else_help = true)]
+#[command(max_term_width = 100, after_help = EXAMPLES)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -32,22 +35,23 @@ struct Cli {
     command: Command,
 }
 
+const EXAMPLES: &str = "Examples:
+  plyfs pull oci:/srv/debian:12
+  plyfs mount debian:12 /mnt
+  plyfs umount /mnt";
+const GLOBAL: &str = "Global options";
+const LOG_VARIABLE: &str = "PLYFS_LOG";
+
 /// What every verb takes.
 #[derive(clap::Args)]
 struct Global {
     /// The store [default: /var/lib/plyfs for root, else $XDG_DATA_HOME/plyfs]
-    #[arg(long, global = true, value_name = "DIR", env = "PLYFS_ROOT", hide_env_values = true)]
+    #[arg(long, global = true, value_name = "DIR", env = "PLYFS_ROOT", hide_env_values = true, help_heading = GLOBAL)]
     root: Option<PathBuf>,
-    /// What to log: off, error, warn, info, debug, trace, or a filter such as plyfs::pull=debug
-    #[arg(
-        long,
-        global = true,
-        value_name = "LEVEL",
-        env = "PLYFS_LOG",
-        default_value = "warn",
-        hide_env_values = true
-    )]
-    log_level: String,
+    /// What to log: off, error, warn, info, debug, trace, or a filter such as plyfs::pull=debug [default: warn; for a
+    /// mount's daemon info]
+    #[arg(long, global = true, value_name = "LEVEL", env = LOG_VARIABLE, hide_env_values = true, help_heading = GLOBAL)]
+    log_level: Option<String>,
 }
 
 #[derive(Subcommand)]
@@ -65,7 +69,7 @@ enum Command {
     /// Remove images
     Rmi(tag::RmiArgs),
     /// Manage images
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = true)]
     Image(ImageCommand),
     /// Mount an image
     Mount(mount::MountArgs),
@@ -75,7 +79,7 @@ enum Command {
     /// List mounts
     Mounts(mount::MountsArgs),
     /// Look after the store
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = true)]
     System(system::SystemCommand),
     /// Show the version
     Version(system::VersionArgs),
@@ -113,7 +117,7 @@ enum Exit {
 /// Runs the program with these arguments, the first being the name it was called under.
 pub fn main(args: Vec<OsString>) -> ExitCode {
     let called = args.first().map(Path::new).and_then(Path::file_name).unwrap_or_default();
-    let done = if called == "mount.plyfs" { mount::helper(&args[1..]) } else { dispatch(args) };
+    let done = if called == "mount.plyfs" { helper(&args[1..]) } else { dispatch(&args) };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => ExitCode::from(complain(&error)),
@@ -142,14 +146,18 @@ fn complain(error: &anyhow::Error) -> u8 {
     }
 }
 
-fn dispatch(args: Vec<OsString>) -> anyhow::Result<()> {
+/// The program as `mount.plyfs`, which has no flags of its own.
+fn helper(args: &[OsString]) -> anyhow::Result<()> {
+    log::begin(std::env::var(LOG_VARIABLE).ok().as_deref())?;
+    mount::helper(args)
+}
+
+fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
-        Err(error) => return args::clap_error(&error),
+        Err(error) => return args::clap_error(&error, &Cli::command(), args),
     };
-    let filter = tracing_subscriber::EnvFilter::try_new(&cli.global.log_level)
-        .map_err(|e| Exit::Text(125, format!("invalid argument for --log-level: {e}")))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).without_time().init();
+    log::begin(cli.global.log_level.as_deref())?;
     let global = &cli.global;
     match cli.command {
         Command::Pull(a) | Command::Image(ImageCommand::Pull(a)) => pull::pull(global, &a),

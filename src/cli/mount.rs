@@ -11,6 +11,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 #[derive(clap::Args)]
+#[command(override_usage = "plyfs mount [OPTIONS] IMAGE MOUNTPOINT")]
+#[command(
+    after_help = "Examples:\n  plyfs mount debian:12 /mnt\n  plyfs mount -o nosuid,nodev,wake=off debian:12 /mnt"
+)]
 pub(super) struct MountArgs {
     /// Stay in front and log to standard error
     #[arg(short, long)]
@@ -25,6 +29,7 @@ pub(super) struct MountArgs {
 }
 
 #[derive(clap::Args)]
+#[command(override_usage = "plyfs umount [OPTIONS] MOUNTPOINT...")]
 pub(super) struct UmountArgs {
     /// Unmount although files are in use; they stay usable until they are closed
     #[arg(short, long)]
@@ -88,8 +93,15 @@ pub(super) fn helper(arguments: &[OsString]) -> anyhow::Result<()> {
 fn start(store: &Store, image: &str, at: &Path, parsed: &Parsed, foreground: bool) -> anyhow::Result<()> {
     let mountpoint = existing_directory(at)?;
     let found = store.resolve(image)?;
-    let opened = crate::image::open_tree(store, &found)?;
+    // Registered first, so that nobody removes what is about to be opened or made again.
     let guard = mounts::register(store, &found.id, image, &mountpoint)?;
+    let opened = match crate::image::open_tree(store, &found) {
+        Ok(opened) => opened,
+        Err(error) => {
+            guard.release()?;
+            return Err(error.into());
+        }
+    };
     daemon::serve(daemon::Job { opened, guard, mountpoint, options: parsed.options.clone() }, foreground)
 }
 

@@ -1,14 +1,18 @@
 //! Standard output: lines, tables, JSON. A reader that went away is an error to the caller, never a panic.
 
+use crate::sys;
 use serde::Serialize;
 use std::io::{self, Write};
 
 /// Prints text as it stands.
 pub(super) fn text(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()?;
-    Ok(())
+    let done = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    done.map_err(|e| match e.kind() {
+        // The caller may end quietly: whoever read has seen enough.
+        io::ErrorKind::BrokenPipe => e.into(),
+        _ => anyhow::anyhow!("cannot write to standard output: {}", sys::describe(&e)),
+    })
 }
 
 /// Prints one line.

@@ -1,15 +1,16 @@
 //! `pull` and `load`.
 
-use super::{Exit, Global, args, output};
+use super::{Exit, Global, args, interrupt, output};
 use crate::image::Platform;
 use crate::image::pull::{Event, Progress, Pulled, pull as take};
 use crate::image::source::{self, LayerPlan, LoadFrom, Plan, Want};
 use crate::reference::{DEFAULT_TAG, Reference};
-use crate::store::{Session, gc};
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
+#[command(override_usage = "plyfs pull [OPTIONS] SOURCE")]
+#[command(after_help = "Examples:\n  plyfs pull oci:/srv/debian:12\n  plyfs pull docker-archive:saved.tar:me/app:1")]
 pub(super) struct PullArgs {
     /// Take every image of the source
     #[arg(short, long)]
@@ -25,6 +26,8 @@ pub(super) struct PullArgs {
 }
 
 #[derive(clap::Args)]
+#[command(override_usage = "plyfs load [OPTIONS] [-i FILE]")]
+#[command(after_help = "Examples:\n  plyfs load -i saved.tar.gz\n  docker save me/app:1 | plyfs load")]
 pub(super) struct LoadArgs {
     /// Read this file instead of standard input
     #[arg(short, long, value_name = "FILE")]
@@ -96,12 +99,12 @@ pub(super) fn pull(global: &Global, a: &PullArgs) -> anyhow::Result<()> {
             "registries are not supported yet: pull `{text}` by another tool into an OCI layout and give oci:DIR"
         );
     }
-    let store = global.store()?;
-    gc::reap_partials(&store)?;
-    let session = Session::begin(&store)?;
-    let source = source::open(text, &session)?;
     let lines = Lines { from: Some(text.to_owned()), quiet: a.quiet };
-    for pulled in take(&session, &*source, &a.platform.want(a.all_tags), &lines)? {
+    let all = interrupt::in_session(&global.store()?, |session| {
+        let source = source::open(text, session)?;
+        Ok(take(session, &*source, &a.platform.want(a.all_tags), &lines)?)
+    })?;
+    for pulled in all {
         if !a.quiet {
             summary(&pulled)?;
         }
@@ -128,17 +131,17 @@ pub(super) fn load(global: &Global, a: &LoadArgs) -> anyhow::Result<()> {
     if a.input.is_none() && io::stdin().is_terminal() {
         return Err(Exit::Text(1, "requested load from stdin, but stdin is empty".into()).into());
     }
-    let store = global.store()?;
-    gc::reap_partials(&store)?;
-    let session = Session::begin(&store)?;
     let mut stdin = io::stdin();
     let from = match &a.input {
         Some(path) => LoadFrom::File(path),
         None => LoadFrom::Stream(&mut stdin),
     };
-    let source = source::open_load(from, &session)?;
     let lines = Lines { from: None, quiet: true };
-    for pulled in take(&session, &*source, &a.platform.want(true), &lines)? {
+    let all = interrupt::in_session(&global.store()?, |session| {
+        let source = source::open_load(from, session)?;
+        Ok(take(session, &*source, &a.platform.want(true), &lines)?)
+    })?;
+    for pulled in all {
         for (name, id) in &pulled.taken {
             let name = name.familiar();
             output::line(format!(

@@ -6,6 +6,8 @@ use crate::reference::Reference;
 use crate::store;
 
 #[derive(clap::Args)]
+#[command(override_usage = "plyfs tag [OPTIONS] SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]")]
+#[command(after_help = "Example:\n  plyfs tag debian:12 localhost:5000/debian:stable")]
 pub(super) struct TagArgs {
     /// The image and its new name
     #[arg(value_names = ["SOURCE_IMAGE[:TAG]", "TARGET_IMAGE[:TAG]"], num_args = 0..)]
@@ -13,6 +15,7 @@ pub(super) struct TagArgs {
 }
 
 #[derive(clap::Args)]
+#[command(override_usage = "plyfs rmi [OPTIONS] IMAGE...")]
 pub(super) struct RmiArgs {
     /// Remove an image with all its names, and do not mind one that is not there
     #[arg(short, long)]

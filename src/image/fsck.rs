@@ -3,10 +3,12 @@
 use super::{Result, manifest, open};
 use crate::digest::{Digest, Hasher};
 use crate::layer;
-use crate::store::{self, Catalog, Image, Lock, Session, Store, gc};
+use crate::store::{self, Catalog, Image, LayerRecord, Lock, Session, Store, gc};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
 
 /// How to check.
 #[derive(Clone, Copy, Debug, Default)]
@@ -26,14 +28,6 @@ pub struct Finding {
     pub mended: bool,
 }
 
-struct Check<'a> {
-    store: &'a Store,
-    options: Options,
-    tell: &'a mut dyn FnMut(&Finding),
-    wrong: usize,
-    found: usize,
-}
-
 /// What a check came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Summary {
@@ -43,19 +37,126 @@ pub struct Summary {
     pub wrong: usize,
 }
 
-/// Checks the whole store, telling each finding as it comes. Holds the store's lock: pulls that want to finish and
-/// removals wait.
+/// What did not look right while nobody was kept from changing the store.
+#[derive(Default)]
+struct Suspects {
+    layers: BTreeSet<Digest>,
+    trees: BTreeSet<Digest>,
+    blobs: BTreeSet<Digest>,
+}
+
+struct Check<'a> {
+    store: &'a Store,
+    options: Options,
+    /// Where what is made again is prepared; there when mending.
+    session: Option<Session>,
+    tell: &'a mut dyn FnMut(&Finding),
+    wrong: usize,
+    found: usize,
+}
+
+/// Checks the whole store and tells each finding.
+///
+/// The long part, reading everything, holds no lock: pulls, mounts and removals go on. Only what looked wrong, which may
+/// just have been removed, is looked at again under the exclusive lock, where leaks are searched and mending is done.
+/// What comes in meanwhile was checked as it came.
 pub fn fsck(store: &Store, options: Options, tell: &mut dyn FnMut(&Finding)) -> Result<Summary> {
-    // Mending publishes through a session, which must begin before the exclusive lock is taken.
+    let suspects = Suspects::of(store, &store.catalog()?, options)?;
+    // A session must begin before the exclusive lock is taken.
     let session = if options.repair { Some(Session::begin(store)?) } else { None };
     let lock = store.lock_exclusive()?;
     let catalog = store.catalog()?;
-    let mut check = Check { store, options, tell, wrong: 0, found: 0 };
+    let mut check = Check { store, options, session, tell, wrong: 0, found: 0 };
+    check.privacy()?;
     check.garbage(&lock, &catalog)?;
-    let bad_layers = check.layers(session.as_ref(), &catalog)?;
-    check.trees(session.as_ref(), &catalog, &bad_layers);
-    check.images(&catalog, &bad_layers)?;
+    let bad_layers = check.layers(&catalog, &suspects.layers)?;
+    check.trees(&catalog, &suspects.trees, &bad_layers);
+    check.images(&catalog, &suspects.blobs, &bad_layers)?;
     Ok(Summary { found: check.found, wrong: check.wrong })
+}
+
+impl Suspects {
+    fn of(store: &Store, catalog: &Catalog, options: Options) -> Result<Suspects> {
+        let mut suspects = Suspects::default();
+        for record in distinct_layers(catalog) {
+            if tar_fault(store, record, options.fast)?.is_some() || index_fault(store, &record.diff_id).is_some() {
+                suspects.layers.insert(record.diff_id.clone());
+            }
+        }
+        for (chain, _) in distinct_trees(catalog) {
+            if tree_fault(store, &chain).is_some() {
+                suspects.trees.insert(chain);
+            }
+        }
+        let blobs: BTreeSet<&Digest> = catalog.images().iter().flat_map(Image::blobs).collect();
+        suspects.blobs.extend(blobs.into_iter().filter(|digest| blob_fault(store, digest).is_some()).cloned());
+        Ok(suspects)
+    }
+}
+
+/// Each layer that images name, once.
+fn distinct_layers(catalog: &Catalog) -> impl Iterator<Item = &LayerRecord> {
+    let mut seen = BTreeSet::new();
+    catalog.images().iter().flat_map(|i| &i.layers).filter(move |record| seen.insert(&record.diff_id))
+}
+
+/// Each stack of layers, once, with an image that has it.
+fn distinct_trees(catalog: &Catalog) -> impl Iterator<Item = (Digest, &Image)> {
+    let mut seen = BTreeSet::new();
+    catalog.images().iter().map(|image| (image.chain_id(), image)).filter(move |(chain, _)| seen.insert(chain.clone()))
+}
+
+fn tar_fault(store: &Store, record: &LayerRecord, fast: bool) -> Result<Option<String>> {
+    let path = store.layer_tar(&record.diff_id);
+    let mut file = match File::open(&path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Some("layer.tar is missing".into())),
+        Err(e) => return Err(store::Error::io("open", path)(e).into()),
+    };
+    let length = file.metadata().map_err(store::Error::io("read", &path))?.len();
+    if length != record.size {
+        return Ok(Some(format!("layer.tar has {length} bytes, wanted {}", record.size)));
+    }
+    if fast {
+        return Ok(None);
+    }
+    let mut hasher = Hasher::new(record.diff_id.algorithm());
+    if let Err(e) = io::copy(&mut file, &mut hasher) {
+        return Ok(Some(format!("layer.tar cannot be read: {e}")));
+    }
+    let got = hasher.finish();
+    Ok((got != record.diff_id).then(|| format!("layer.tar has digest {got}")))
+}
+
+fn index_fault(store: &Store, diff_id: &Digest) -> Option<String> {
+    if !store.layer_index(diff_id).exists() {
+        return Some("its index is missing".into());
+    }
+    match open::map_index(store, diff_id) {
+        None => Some("its index is damaged or outdated".into()),
+        Some(index) => index.check().err().map(|e| format!("its index is damaged: {e}")),
+    }
+}
+
+fn tree_fault(store: &Store, chain: &Digest) -> Option<String> {
+    match open::map_tree(store, chain) {
+        None if store.tree_path(chain, layer::FORMAT).exists() => Some("is damaged".to_owned()),
+        None => Some("is missing".to_owned()),
+        Some(tree) => tree.check().err().map(|e| format!("is damaged: {e}")),
+    }
+}
+
+fn blob_fault(store: &Store, digest: &Digest) -> Option<String> {
+    match store.blob(digest, manifest::DOCUMENT_CAP) {
+        Ok(bytes) => {
+            let mut hasher = Hasher::new(digest.algorithm());
+            hasher.update(&bytes);
+            let got = hasher.finish();
+            (got != *digest).then(|| format!("blob {} has digest {got}", digest.short()))
+        }
+        Err(_) if !store.blob_path(digest).exists() => Some(format!("blob {} is missing", digest.short())),
+        Err(e) => Some(e.to_string()),
+    }
 }
 
 impl Check<'_> {
@@ -63,6 +164,23 @@ impl Check<'_> {
         self.found += 1;
         self.wrong += usize::from(!mended);
         (self.tell)(&Finding { what, mended });
+    }
+
+    /// Layers hold what only their images' root may read, in files that anyone could.
+    fn privacy(&mut self) -> Result<()> {
+        for folder in self.store.folders() {
+            let mode = fs::metadata(&folder).map_err(store::Error::io("read", &folder))?.mode() & 0o7777;
+            if mode & 0o077 == 0 {
+                continue;
+            }
+            if self.options.repair {
+                fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))
+                    .map_err(store::Error::io("change the mode of", &folder))?;
+            }
+            let what = format!("{} is open to others: it has mode {mode:04o}, wanted 0700", folder.display());
+            self.report(what, self.options.repair);
+        }
+        Ok(())
     }
 
     /// What nothing refers to.
@@ -81,140 +199,74 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Every layer that an image names: its tar, then its index. Returns what is wrong with those that must be fetched
-    /// again.
-    fn layers(&mut self, session: Option<&Session>, catalog: &Catalog) -> Result<BTreeMap<Digest, String>> {
+    /// Suspected layers: the tar, then the index. Returns what is wrong with those that must be fetched again.
+    fn layers(&mut self, catalog: &Catalog, suspects: &BTreeSet<Digest>) -> Result<BTreeMap<Digest, String>> {
         let mut bad = BTreeMap::new();
-        let mut seen = BTreeSet::new();
-        for record in catalog.images().iter().flat_map(|i| &i.layers) {
+        for record in distinct_layers(catalog).filter(|record| suspects.contains(&record.diff_id)) {
             let diff_id = &record.diff_id;
-            if !seen.insert(diff_id.clone()) {
-                continue;
-            }
-            if let Some(why) = self.tar_fault(diff_id, record.size)? {
-                let dir = self.store.layer_dir(diff_id);
-                let there = dir.exists();
-                if self.options.repair && there {
-                    remove_layer(session, self.store, diff_id)?;
-                }
-                if there {
-                    self.report(format!("layer {diff_id}: {why}"), self.options.repair);
+            if let Some(why) = tar_fault(self.store, record, self.options.fast)? {
+                if self.store.layer_dir(diff_id).exists() {
+                    let mended = self.session.as_ref().map(|session| session.set_layer_aside(diff_id)).transpose()?;
+                    self.report(format!("layer {diff_id}: {why}"), mended.is_some());
                 }
                 bad.insert(diff_id.clone(), why);
-                continue;
-            }
-            if let Some(why) = self.index_fault(diff_id) {
-                let mended = session.map(|s| open::make_index(s, diff_id));
-                match mended {
-                    Some(Err(e)) => self.report(format!("layer {diff_id}: {why}, and {e}"), false),
-                    other => self.report(format!("layer {diff_id}: {why}"), other.is_some()),
-                }
+            } else if let Some(why) = index_fault(self.store, diff_id) {
+                let mended = self.session.as_ref().map(|session| open::make_index(session, diff_id));
+                self.report_made(&format!("layer {diff_id}: {why}"), mended);
             }
         }
         Ok(bad)
     }
 
-    fn tar_fault(&self, diff_id: &Digest, size: u64) -> Result<Option<String>> {
-        let path = self.store.layer_tar(diff_id);
-        let mut file = match File::open(&path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Some("layer.tar is missing".into())),
-            Err(e) => return Err(store::Error::io("open", path)(e).into()),
-        };
-        let length = file.metadata().map_err(store::Error::io("read", &path))?.len();
-        if length != size {
-            return Ok(Some(format!("layer.tar has {length} bytes, wanted {size}")));
-        }
-        if self.options.fast {
-            return Ok(None);
-        }
-        let mut hasher = Hasher::new(diff_id.algorithm());
-        if let Err(e) = io::copy(&mut file, &mut hasher) {
-            return Ok(Some(format!("layer.tar cannot be read: {e}")));
-        }
-        let got = hasher.finish();
-        Ok((got != *diff_id).then(|| format!("layer.tar has digest {got}")))
-    }
-
-    fn index_fault(&self, diff_id: &Digest) -> Option<String> {
-        if !self.store.layer_index(diff_id).exists() {
-            return Some("its index is missing".into());
-        }
-        match open::map_index(self.store, diff_id) {
-            None => Some("its index is damaged or outdated".into()),
-            Some(index) => index.check().err().map(|e| format!("its index is damaged: {e}")),
-        }
-    }
-
-    /// The merged tree of every image whose layers are whole.
-    fn trees(&mut self, session: Option<&Session>, catalog: &Catalog, bad: &BTreeMap<Digest, String>) {
-        let mut seen = BTreeSet::new();
-        for image in catalog.images() {
-            let chain = image.chain_id();
-            if image.layers.iter().any(|l| bad.contains_key(&l.diff_id)) || !seen.insert(chain.clone()) {
+    /// The suspected merged trees of images whose layers are whole.
+    fn trees(&mut self, catalog: &Catalog, suspects: &BTreeSet<Digest>, bad: &BTreeMap<Digest, String>) {
+        for (chain, image) in distinct_trees(catalog).filter(|(chain, _)| suspects.contains(chain)) {
+            if image.layers.iter().any(|l| bad.contains_key(&l.diff_id)) {
                 continue;
             }
-            let why = match open::map_tree(self.store, &chain) {
-                None if self.store.tree_path(&chain, layer::FORMAT).exists() => "is damaged".to_owned(),
-                None => "is missing".to_owned(),
-                Some(tree) => match tree.check() {
-                    Ok(()) => continue,
-                    Err(e) => format!("is damaged: {e}"),
-                },
-            };
+            let Some(why) = tree_fault(self.store, &chain) else { continue };
             let diff_ids: Vec<&Digest> = image.layers.iter().map(|l| &l.diff_id).collect();
-            let mended = session.map(|s| open::make_tree(s, &diff_ids, &image.title()));
-            match mended {
-                Some(Err(e)) => self.report(format!("tree {chain}: {why}, and {e}"), false),
-                other => self.report(format!("tree {chain}: {why}"), other.is_some()),
-            }
+            let mended = self.session.as_ref().map(|s| open::make_tree(s, &diff_ids, &image.title()).map(drop));
+            self.report_made(&format!("tree {chain}: {why}"), mended);
+        }
+    }
+
+    /// Reports a fault of something that was made again, or not: then it says why.
+    fn report_made(&mut self, fault: &str, made: Option<Result<()>>) {
+        match made {
+            Some(Err(e)) => self.report(format!("{fault}, and {e}"), false),
+            other => self.report(fault.to_owned(), other.is_some()),
         }
     }
 
     /// What images name and cannot be made again.
-    fn images(&mut self, catalog: &Catalog, bad: &BTreeMap<Digest, String>) -> Result<()> {
+    fn images(&mut self, catalog: &Catalog, suspects: &BTreeSet<Digest>, bad: &BTreeMap<Digest, String>) -> Result<()> {
+        let mut bad_blobs = BTreeMap::new();
+        for digest in suspects {
+            if let Some(why) = blob_fault(self.store, digest) {
+                bad_blobs.insert(digest, why);
+            }
+        }
         for image in catalog.images() {
-            let mut faults: Vec<String> = Vec::new();
-            for layer in &image.layers {
-                if let Some(why) = bad.get(&layer.diff_id) {
-                    faults.push(format!("layer {}: {why}", layer.diff_id.short()));
-                }
-            }
-            for digest in image.blobs() {
-                faults.extend(self.blob_fault(digest)?);
-            }
-            faults.dedup();
+            let layers = image.layers.iter().filter_map(|l| {
+                let why = bad.get(&l.diff_id)?;
+                // A pull takes a tar of the right size for whole.
+                let first = if self.store.has_layer(&l.diff_id) { "mend with --repair, then " } else { "" };
+                Some(format!("layer {}: {why}; {first}pull it again", l.diff_id.short()))
+            });
+            let blobs = image.blobs().filter_map(|digest| Some(format!("{}; pull it again", bad_blobs.get(digest)?)));
+            let faults: BTreeSet<String> = layers.chain(blobs).collect();
             for fault in faults {
-                self.report(format!("image {} ({}): {fault}; pull it again", title(image), image.id.short()), false);
+                self.report(format!("image {} ({}): {fault}", title(image), image.id.short()), false);
+            }
+        }
+        if self.options.repair {
+            // Out of the way, so that the next pull brings them back.
+            for digest in bad_blobs.into_keys() {
+                remove_file(&self.store.blob_path(digest))?;
             }
         }
         Ok(())
-    }
-
-    fn blob_fault(&self, digest: &Digest) -> Result<Option<String>> {
-        let fault = match self.store.blob(digest, manifest::DOCUMENT_CAP) {
-            Ok(bytes) => {
-                let mut hasher = Hasher::new(digest.algorithm());
-                hasher.update(&bytes);
-                let got = hasher.finish();
-                if got == *digest {
-                    return Ok(None);
-                }
-                format!("blob {} has digest {got}", digest.short())
-            }
-            Err(_) if !self.store.blob_path(digest).exists() => format!("blob {} is missing", digest.short()),
-            Err(e) => e.to_string(),
-        };
-        if self.options.repair {
-            // Out of the way, so that the next pull brings it back.
-            match fs::remove_file(self.store.blob_path(digest)) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    return Err(store::Error::io("remove", self.store.blob_path(digest))(e).into());
-                }
-                _ => {}
-            }
-        }
-        Ok(Some(fault))
     }
 }
 
@@ -222,10 +274,9 @@ fn title(image: &Image) -> String {
     if image.tags.is_empty() { "<none>".into() } else { image.title() }
 }
 
-fn remove_layer(session: Option<&Session>, store: &Store, diff_id: &Digest) -> Result<()> {
-    let Some(session) = session else { return Ok(()) };
-    let dir = store.layer_dir(diff_id);
-    let aside = session.temp_path("dead");
-    fs::rename(&dir, &aside).map_err(store::Error::io("rename", &dir))?;
-    Ok(dir.parent().map_or(Ok(()), store::sync_dir)?)
+fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(store::Error::io("remove", path)(e).into()),
+        _ => Ok(()),
+    }
 }

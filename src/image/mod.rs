@@ -19,7 +19,7 @@ pub use open::{OpenTree, open_tree};
 pub use platform::Platform;
 
 use crate::digest::{Digest, VerifyError};
-use crate::{layer, reference, store, tree};
+use crate::{layer, reference, store, sys, tree};
 use std::io;
 use std::path::PathBuf;
 
@@ -38,7 +38,7 @@ pub enum Problem {
         cause: VerifyError,
     },
     /// Reading failed.
-    #[error("cannot read {what}: {cause}")]
+    #[error("cannot read {what}: {}", sys::describe(cause))]
     Read {
         /// A path, or what else was read.
         what: String,
@@ -65,7 +65,7 @@ pub enum Problem {
     #[error("{0}")]
     Tar(layer::LayerError),
     /// Writing to the store failed.
-    #[error("cannot write {}: {cause}", path.display())]
+    #[error("cannot write {}: {}", path.display(), sys::describe(cause))]
     Write {
         /// The file.
         path: PathBuf,

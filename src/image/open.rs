@@ -4,10 +4,10 @@
 use super::{Error, Result};
 use crate::digest::Digest;
 use crate::layer::{self, Index};
-use crate::store::{Image, Session, Store, chain_ids};
+use crate::store::{self, Image, Session, Store, chain_ids};
 use crate::{sys, tree};
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{self, BufReader};
 
 const READ_BUFFER: usize = 256 << 10;
 
@@ -24,16 +24,15 @@ pub fn open_tree(store: &Store, image: &Image) -> Result<OpenTree> {
     let mut tars = Vec::with_capacity(image.layers.len());
     for layer in &image.layers {
         let path = store.layer_tar(&layer.diff_id);
-        let broken = |e: std::io::Error| match e.kind() {
-            std::io::ErrorKind::NotFound => Error::Broken {
-                image: image.title(),
-                what: format!("layer {}: {}: {e}", layer.diff_id.short(), path.display()),
-            },
-            // Too few descriptors, say: pulling again would not help.
-            _ => Error::Store(crate::store::Error::io("open", &path)(e)),
+        let tar = match File::open(&path) {
+            Ok(tar) => tar,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let what = format!("layer {}: {} is missing", layer.diff_id.short(), path.display());
+                return Err(Error::Broken { image: image.title(), what });
+            }
+            Err(e) => return Err(store::Error::io("open", path)(e).into()),
         };
-        let tar = File::open(&path).map_err(broken)?;
-        let size = tar.metadata().map_err(broken)?.len();
+        let size = tar.metadata().map_err(store::Error::io("read", &path))?.len();
         if size != layer.size {
             let what = format!("layer {} has {size} bytes, wanted {}", layer.diff_id.short(), layer.size);
             return Err(Error::Broken { image: image.title(), what });

@@ -6,7 +6,7 @@ use super::{Error, Problem, Result, open, pipeline};
 use crate::digest::Digest;
 use crate::layer;
 use crate::reference::Reference;
-use crate::store::{self, Image, Intent, LayerRecord, Session, Store, gc};
+use crate::store::{self, Catalog, Image, Intent, LayerRecord, Session, Store, gc};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -56,6 +56,8 @@ pub struct Pulled {
 
 /// Takes the wanted images of a source, or leaves the store as it was.
 pub fn pull(session: &Session, source: &dyn Source, want: &Want, progress: &dyn Progress) -> Result<Vec<Pulled>> {
+    // First, so that a store that cannot be used is said to be so before the work and not after it.
+    let recorded = recorded_sizes(&session.store().catalog()?);
     let plans = source.images(want)?;
     let mut intent = Intent::default();
     for plan in &plans {
@@ -65,9 +67,11 @@ pub fn pull(session: &Session, source: &dyn Source, want: &Want, progress: &dyn 
     }
     session.intend(&intent)?;
     let made = Mutex::new(Intent::default());
-    let taken = plans.iter().map(|plan| take(session, source, plan, progress, &made)).collect::<Result<Vec<_>>>();
-    let committed = taken.and_then(|images| commit(session.store(), &plans, images));
-    if committed.is_err() {
+    let taken =
+        plans.iter().map(|plan| take(session, source, plan, progress, &recorded, &made)).collect::<Result<Vec<_>>>();
+    let committed = taken.and_then(|images| commit(session, &plans, images));
+    // Who abandons the session ends the program; whole layers stay, for the next pull to take up.
+    if committed.is_err() && !session.is_abandoned() {
         let made = made.into_inner().unwrap_or_else(PoisonError::into_inner);
         let back = session.give_up().and_then(|()| gc::take_back(session.store(), &made, layer::FORMAT));
         if let Err(error) = back {
@@ -85,12 +89,14 @@ fn chain_of(plan: &Plan) -> Digest {
     store::chain_ids(plan.layers.iter().map(|l| &l.diff_id)).pop().unwrap_or_else(|| Digest::of(b""))
 }
 
-/// Brings one image's layers, tree and documents into the store. `made` collects what was not there before.
+/// Brings one image's layers, tree and documents into the store. `recorded` has the sizes of layers that came before,
+/// `made` collects what was not there before.
 fn take(
     session: &Session,
     source: &dyn Source,
     plan: &Plan,
     progress: &dyn Progress,
+    recorded: &BTreeMap<Digest, u64>,
     made: &Mutex<Intent>,
 ) -> Result<Image> {
     progress.image(plan);
@@ -99,9 +105,13 @@ fn take(
     let mut jobs = VecDeque::new();
     let mut queued = BTreeSet::new();
     for (at, layer) in plan.layers.iter().enumerate() {
-        if store.has_layer(&layer.diff_id) {
+        if queued.contains(&layer.diff_id) {
+            continue;
+        }
+        if has_whole(session, &layer.diff_id, recorded.get(&layer.diff_id).copied())? {
             progress.layer(layer, Event::AlreadyExists);
-        } else if queued.insert(&layer.diff_id) {
+        } else {
+            queued.insert(&layer.diff_id);
             jobs.push_back((at, layer));
         }
     }
@@ -126,6 +136,33 @@ fn take(
         }
     }
     record(store, plan, &compressed)
+}
+
+/// The sizes that the layers of images in the catalog had when they came.
+fn recorded_sizes(catalog: &Catalog) -> BTreeMap<Digest, u64> {
+    catalog.images().iter().flat_map(|i| &i.layers).map(|l| (l.diff_id.clone(), l.size)).collect()
+}
+
+/// Whether the store has the layer. One that has lost a part since it came is put aside, to be fetched again.
+fn has_whole(session: &Session, diff_id: &Digest, recorded: Option<u64>) -> Result<bool> {
+    let store = session.store();
+    let is_whole = || match fs::metadata(store.layer_tar(diff_id)) {
+        Ok(tar) => recorded.is_none_or(|size| size == tar.len()),
+        Err(_) => false,
+    };
+    if is_whole() {
+        return Ok(true);
+    }
+    if store.has_layer(diff_id) {
+        let _lock = store.lock_exclusive()?;
+        // Another pull may have done it meanwhile.
+        if is_whole() {
+            return Ok(true);
+        }
+        tracing::warn!("layer {} is damaged and fetched again", diff_id.short());
+        session.set_layer_aside(diff_id)?;
+    }
+    Ok(false)
 }
 
 /// Runs the jobs, a few at a time. The first failure stops the others and is the one returned.
@@ -266,8 +303,8 @@ fn record(store: &Store, plan: &Plan, compressed: &BTreeMap<&Digest, u64>) -> Re
 }
 
 /// Enters the images into the catalog, all or none. The session's intent has kept their parts until now.
-fn commit(store: &Store, plans: &[Plan], images: Vec<Image>) -> Result<Vec<Pulled>> {
-    store.update(|_, catalog| {
+fn commit(session: &Session, plans: &[Plan], images: Vec<Image>) -> Result<Vec<Pulled>> {
+    session.store().update_by(session, |_, catalog| {
         let mut pulled = Vec::new();
         for (plan, mut image) in plans.iter().zip(images) {
             let owner = |name: &Reference| catalog.named(name).map(|i| i.id.clone());

@@ -5,6 +5,7 @@ use crate::digest::Digest;
 use crate::layer;
 use crate::reference::Reference;
 use crate::store::{Catalog, Image, Store, gc, is_id_prefix, mounts};
+use std::collections::BTreeSet;
 
 /// One thing that a removal did, in Docker's words when printed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -104,7 +105,8 @@ fn plan(catalog: &Catalog, image: &Image, wanted: &str, force: bool, mount: Opti
         records.extend(all.into_iter().cloned().map(Record::Untagged));
     }
     records.push(Record::Deleted(image.id.clone()));
-    let kept: Vec<Digest> = catalog.images().iter().filter(|i| i.id != image.id).flat_map(Image::chain_ids).collect();
+    let kept: BTreeSet<Digest> =
+        catalog.images().iter().filter(|i| i.id != image.id).flat_map(Image::chain_ids).collect();
     let chains = image.chain_ids().into_iter().rev().take_while(|chain| !kept.contains(chain));
     records.extend(chains.map(Record::Deleted));
     Ok(records)

@@ -118,22 +118,29 @@ impl Catalog {
             Err(e) => return Err(Error::io("read", path)(e)),
         };
         let bad = |why: String| Error::Catalog { path: path.to_owned(), why };
+        let damaged = |e: serde_json::Error| {
+            bad(format!("damaged: {e}; move it away and pull the images again, whose layers are still there"))
+        };
         #[derive(Deserialize)]
         struct Header {
             version: u32,
         }
-        let header: Header = serde_json::from_slice(&bytes).map_err(|e| bad(format!("damaged: {e}")))?;
+        let header: Header = serde_json::from_slice(&bytes).map_err(damaged)?;
         if header.version != VERSION {
-            return Err(bad(format!("has version {}, this plyfs knows version {VERSION}", header.version)));
+            return Err(bad(format!(
+                "has version {}, this plyfs knows version {VERSION}: use the plyfs that wrote it",
+                header.version
+            )));
         }
-        serde_json::from_slice(&bytes).map_err(|e| bad(format!("damaged: {e}")))
+        serde_json::from_slice(&bytes).map_err(damaged)
     }
 
-    pub(super) fn write(&self, path: &Path) -> Result<()> {
+    /// Replaces the file at `path`, preparing the new one under the name `temp`.
+    pub(super) fn write(&self, path: &Path, temp: &Path) -> Result<()> {
         let mut bytes = serde_json::to_vec_pretty(self)
             .map_err(|e| Error::Catalog { path: path.to_owned(), why: e.to_string() })?;
         bytes.push(b'\n');
-        publish::replace(path, &bytes)
+        publish::replace_by(temp, path, &bytes)
     }
 
     /// All images, in the order they came in.
@@ -305,16 +312,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("catalog.json");
         let (old, new) = (catalog(vec![image("1", &["a:1"])]), catalog(vec![image("2", &["b:1"])]));
-        old.write(&path).unwrap();
+        let temp = publish::beside(&path);
+        old.write(&path, &temp).unwrap();
         // The new file cannot be made: the old one stays as it was.
-        fs::create_dir(dir.path().join("catalog.json.new")).unwrap();
-        assert!(new.write(&path).is_err());
+        fs::create_dir(&temp).unwrap();
+        assert!(new.write(&path, &temp).is_err());
         assert_eq!(Catalog::read(&path).unwrap(), old);
-        fs::remove_dir(dir.path().join("catalog.json.new")).unwrap();
+        fs::remove_dir(&temp).unwrap();
         // A torn temporary file of a crash is in nobody's way.
-        fs::write(dir.path().join("catalog.json.new"), b"{\"ver").unwrap();
+        fs::write(&temp, b"{\"ver").unwrap();
         assert_eq!(Catalog::read(&path).unwrap(), old);
-        new.write(&path).unwrap();
+        new.write(&path, &temp).unwrap();
         assert_eq!(Catalog::read(&path).unwrap(), new);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }

@@ -232,6 +232,18 @@ mod tests {
     }
 
     #[test]
+    fn a_session_that_is_in_the_catalog_keeps_nothing_by_itself() {
+        let (_dir, store) = store();
+        let layer = put_layer(&store, "layer");
+        let session = Session::begin(&store).unwrap();
+        session.intend(&Intent { layers: [layer].into(), ..Intent::default() }).unwrap();
+        assert_eq!(gc(&store), []);
+        store.update_by(&session, |_, _| Ok::<_, Error>(())).unwrap();
+        // Its image is removed before it has ended.
+        assert_eq!(gc(&store), [Kind::Layer]);
+    }
+
+    #[test]
     fn partials_of_the_dead_go_and_those_of_the_living_stay() {
         let (_dir, store) = store();
         fs::create_dir(store.root().join("tmp/99-0")).unwrap();

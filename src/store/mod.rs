@@ -1,7 +1,7 @@
 //! What plyfs keeps on disk, and the rules by which it changes. This page is the format's documentation.
 //!
 //! ```text
-//! ROOT/                          0700
+//! ROOT/                          0700, as is every folder right below it
 //!   catalog.json                 every image: version, then a list of records (see [`Image`])
 //!   lock                         flock: exclusive to change the catalog or remove anything, shared to begin something
 //!   blobs/<alg>/<hex>            manifests, image indexes and configs: the exact bytes received
@@ -43,6 +43,7 @@ pub use publish::{read_capped, sync_dir, write_new};
 pub use session::{Intent, Session};
 
 use crate::digest::Digest;
+use crate::sys;
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -52,7 +53,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file operation failed.
-    #[error("cannot {action} {}: {cause}", path.display())]
+    #[error("cannot {action} {}: {}", path.display(), sys::describe(cause))]
     Io {
         /// What was tried, as a verb: `write`.
         action: &'static str,
@@ -111,13 +112,19 @@ impl Store {
     /// Opens the store at `root`, making it (mode 0700) where it is not there yet.
     pub fn open(root: &Path) -> Result<Store> {
         let store = Store { root: std::path::absolute(root).map_err(Error::io("use", root))? };
-        for folder in ["", "blobs/sha256", "blobs/sha512", "layers/sha256", "layers/sha512", "trees", "tmp", "mounts"] {
-            let path = if folder.is_empty() { store.root.clone() } else { store.root.join(folder) };
+        for folder in ["blobs/sha256", "blobs/sha512", "layers/sha256", "layers/sha512", "trees", "tmp", "mounts"] {
+            let path = store.root.join(folder);
             if !path.is_dir() {
                 DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(Error::io("make", &path))?;
             }
         }
         Ok(store)
+    }
+
+    /// The folders right under the root. Each is closed to others (mode 0700) by itself, so that a root that was there
+    /// before may be open.
+    pub fn folders(&self) -> impl Iterator<Item = PathBuf> {
+        ["blobs", "layers", "trees", "tmp", "mounts"].into_iter().map(|folder| self.root.join(folder))
     }
 
     /// The store's top folder.
@@ -207,10 +214,33 @@ impl Store {
         self.update_locked(&lock, change)
     }
 
+    /// [`Store::update`] for a session, which prepares the new catalog in its own folder: whenever it is ended, nothing
+    /// of it stays behind. From then on the catalog keeps what the session needed: its intent goes under the same lock,
+    /// or a removal right after would spare what nobody needs once the session has ended.
+    pub fn update_by<T, E: From<Error>>(
+        &self,
+        session: &Session,
+        change: impl FnOnce(&Lock, &mut Catalog) -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        let lock = self.lock_exclusive()?;
+        let value = self.change(&lock, &session.temp_path("catalog"), change)?;
+        session.give_up()?;
+        Ok(value)
+    }
+
     /// [`Store::update`] for a caller that has the exclusive lock.
     pub fn update_locked<T, E: From<Error>>(
         &self,
         lock: &Lock,
+        change: impl FnOnce(&Lock, &mut Catalog) -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        self.change(lock, &publish::beside(&self.catalog_path()), change)
+    }
+
+    fn change<T, E: From<Error>>(
+        &self,
+        lock: &Lock,
+        temp: &Path,
         change: impl FnOnce(&Lock, &mut Catalog) -> std::result::Result<T, E>,
     ) -> std::result::Result<T, E> {
         debug_assert!(lock.exclusive);
@@ -218,7 +248,7 @@ impl Store {
         let before = catalog.clone();
         let value = change(lock, &mut catalog)?;
         if catalog != before {
-            catalog.write(&self.catalog_path())?;
+            catalog.write(&self.catalog_path(), temp)?;
         }
         Ok(value)
     }

@@ -73,8 +73,8 @@ impl Guard {
     }
 }
 
-/// Registers a mount of an image by this process, before it opens the image's files. Fails with [`Error::NoSuchImage`] when the image has been removed in
-/// the meantime; from when this returns it cannot be.
+/// Registers a mount of an image by this process, before it opens the image's files. Fails with [`Error::NoSuchImage`]
+/// when the image has been removed in the meantime; from when this returns it cannot be.
 pub fn register(store: &Store, image: &Digest, reference: &str, mountpoint: &Path) -> Result<Guard> {
     let _shared = store.lock_shared()?;
     if store.catalog()?.get(image).is_none() {

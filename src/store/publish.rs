@@ -25,9 +25,13 @@ pub(crate) fn rename_durably(from: &Path, to: &Path) -> Result<()> {
 
 /// Replaces `path` by these bytes. The caller holds the lock that goes with `path`, so the temporary name is its own.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temp = beside(path);
-    write_new(&temp, bytes).inspect_err(|_| drop(fs::remove_file(&temp)))?;
-    rename_durably(&temp, path)
+    replace_by(&beside(path), path, bytes)
+}
+
+/// [`replace`] under a temporary name that is the caller's own.
+pub(crate) fn replace_by(temp: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
+    write_new(temp, bytes).inspect_err(|_| drop(fs::remove_file(temp)))?;
+    rename_durably(temp, path)
 }
 
 /// The name under which [`replace`] prepares the new file.

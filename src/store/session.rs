@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 const INTENT: &str = "intent.json";
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -32,19 +33,48 @@ impl Intent {
     }
 }
 
-/// A live session. Its folder and everything unpublished in it go when it is dropped.
+/// A live session. Its folder and everything unpublished in it go when it is dropped or abandoned.
 pub struct Session {
     store: Store,
-    dir: PathBuf,
+    place: Arc<Place>,
     /// The folder itself, flocked.
     _held: File,
     files: AtomicU32,
 }
 
+/// A session's folder, which either the session or who abandons it takes away.
+struct Place {
+    dir: PathBuf,
+    abandoned: AtomicBool,
+    /// Held while the folder is being removed.
+    gone: Mutex<bool>,
+}
+
+impl Place {
+    /// Takes the folder away, once. It gets another name first, so that nothing can be made in it or published from it
+    /// by threads that still work there.
+    fn remove(&self) {
+        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut *gone, true) {
+            return;
+        }
+        let mut ended = self.dir.clone().into_os_string();
+        ended.push(".ended");
+        let done = fs::rename(&self.dir, &ended).and_then(|()| fs::remove_dir_all(&ended));
+        if let Err(error) = done {
+            tracing::warn!(path = %self.dir.display(), %error, "cannot remove a finished session's folder");
+        }
+    }
+}
+
 impl Session {
     /// Begins one.
     pub fn begin(store: &Store) -> Result<Session> {
-        let _shared = store.lock_shared()?;
+        Session::begin_under(&store.lock_shared()?, store)
+    }
+
+    /// Begins one without waiting, for a caller that has the store's lock.
+    pub fn begin_under(_lock: &Lock, store: &Store) -> Result<Session> {
         loop {
             let name = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
             let dir = store.root().join("tmp").join(name);
@@ -56,8 +86,24 @@ impl Session {
             }
             let held = File::open(&dir).map_err(Error::io("open", &dir))?;
             held.lock().map_err(Error::io("lock", &dir))?;
-            return Ok(Session { store: store.clone(), dir, _held: held, files: AtomicU32::new(0) });
+            let place = Arc::new(Place { dir, abandoned: AtomicBool::new(false), gone: Mutex::new(false) });
+            return Ok(Session { store: store.clone(), place, _held: held, files: AtomicU32::new(0) });
         }
+    }
+
+    /// What ends the session from another thread, at once and whatever goes on in it. From then on everything that is
+    /// tried in the session fails; nothing of it is published any more. What was published before stays.
+    pub fn abandoner(&self) -> impl Fn() + Send + use<> {
+        let place = Arc::clone(&self.place);
+        move || {
+            place.abandoned.store(true, Ordering::SeqCst);
+            place.remove();
+        }
+    }
+
+    /// Whether it has been abandoned: then its failures mean nothing.
+    pub fn is_abandoned(&self) -> bool {
+        self.place.abandoned.load(Ordering::SeqCst)
     }
 
     /// The store it belongs to.
@@ -67,13 +113,13 @@ impl Session {
 
     /// A fresh name in the session's folder.
     pub fn temp_path(&self, kind: &str) -> PathBuf {
-        self.dir.join(format!("{kind}-{}", self.files.fetch_add(1, Ordering::Relaxed)))
+        self.place.dir.join(format!("{kind}-{}", self.files.fetch_add(1, Ordering::Relaxed)))
     }
 
     /// Says what this session needs. From when this returns, whatever of it is there stays there.
     pub fn intend(&self, intent: &Intent) -> Result<()> {
         let _shared = self.store.lock_shared()?;
-        let path = self.dir.join(INTENT);
+        let path = self.place.dir.join(INTENT);
         let bytes =
             serde_json::to_vec(intent).map_err(|e| Error::Catalog { path: path.clone(), why: e.to_string() })?;
         publish::replace(&path, &bytes)
@@ -81,8 +127,8 @@ impl Session {
 
     /// Gives the intent up, so that a collection treats what this session made like anything else.
     pub fn give_up(&self) -> Result<()> {
-        match fs::remove_file(self.dir.join(INTENT)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", self.dir.join(INTENT))(e)),
+        match fs::remove_file(self.place.dir.join(INTENT)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", self.place.dir.join(INTENT))(e)),
             _ => Ok(()),
         }
     }
@@ -114,8 +160,7 @@ impl Session {
             Err(_) if self.store.has_layer(diff_id) => return Ok(false),
             // The remains of a damaged layer: no tar, so nobody uses it.
             Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {
-                let dead = self.temp_path("dead");
-                fs::rename(&to, &dead).map_err(Error::io("rename", &to))?;
+                self.set_layer_aside(diff_id)?;
                 fs::rename(from, &to).map_err(Error::io("rename to", &to))?;
             }
             Err(e) => return Err(Error::io("rename to", to)(e)),
@@ -123,13 +168,22 @@ impl Session {
         to.parent().map_or(Ok(()), publish::sync_dir)?;
         Ok(true)
     }
+
+    /// Takes a damaged layer out of the store, durably, so that it can come again. It goes with the session.
+    pub fn set_layer_aside(&self, diff_id: &Digest) -> Result<()> {
+        let dir = self.store.layer_dir(diff_id);
+        match fs::rename(&dir, self.temp_path("dead")) {
+            // Somebody else was faster.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            done => done.map_err(Error::io("rename", &dir))?,
+        }
+        dir.parent().map_or(Ok(()), publish::sync_dir)
+    }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.dir) {
-            tracing::warn!(path = %self.dir.display(), %error, "cannot remove a finished session's folder");
-        }
+        self.place.remove();
     }
 }
 
@@ -154,13 +208,18 @@ pub(super) fn find(store: &Store, lock: &Lock) -> Result<Vec<Found>> {
             Err(_) => false,
         };
         if !held {
-            found.push(Found::Dead(path));
+            // One that ended while we looked took its folder with it.
+            if fs::symlink_metadata(&path).is_ok() {
+                found.push(Found::Dead(path));
+            }
             continue;
         }
         let intent = match fs::read(path.join(INTENT)) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map_err(|e| Error::Catalog { path: path.join(INTENT), why: e.to_string() })?,
-            Err(_) => Intent::default(),
+            // It has not said yet, or has just ended.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Intent::default(),
+            Err(e) => return Err(Error::io("read", path.join(INTENT))(e)),
         };
         found.push(Found::Live(intent));
     }

@@ -70,6 +70,18 @@ pub fn detach_from_terminal(log: &File) -> io::Result<()> {
     if done { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+const ENDING: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+
+fn is_ignored(signal: i32) -> io::Result<bool> {
+    // SAFETY: a sigaction is plain data of integers and pointers, for which zeroes are valid; the call fills the live
+    // local and changes nothing, as no new action is given.
+    let (failed, action) = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        (libc::sigaction(signal, std::ptr::null(), &mut action), action)
+    };
+    if failed == 0 { Ok(action.sa_sigaction == libc::SIG_IGN) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Signals that end the program, held back from all threads that are started later and taken by [`Signals::wait`].
 pub struct Signals {
     set: libc::sigset_t,
@@ -78,13 +90,29 @@ pub struct Signals {
 impl Signals {
     /// Holds back SIGTERM, SIGINT and SIGHUP. Call before any thread is started, for threads inherit it.
     pub fn block() -> io::Result<Signals> {
+        Signals::hold_back(&ENDING)
+    }
+
+    /// [`Signals::block`] without those that the program was started to ignore, as by nohup(1) or, in the background of
+    /// a script, SIGINT by the shell.
+    pub fn block_heeded() -> io::Result<Signals> {
+        let mut heeded = Vec::new();
+        for signal in ENDING {
+            if !is_ignored(signal)? {
+                heeded.push(signal);
+            }
+        }
+        Signals::hold_back(&heeded)
+    }
+
+    fn hold_back(signals: &[i32]) -> io::Result<Signals> {
         // SAFETY: a sigset_t is plain data that sigemptyset initialises before anything reads it; the pointers are to
         // live locals.
         let (set, failed) = unsafe {
             let mut set = std::mem::zeroed();
             libc::sigemptyset(&mut set);
-            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
-                libc::sigaddset(&mut set, signal);
+            for signal in signals {
+                libc::sigaddset(&mut set, *signal);
             }
             (set, libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()))
         };

@@ -55,6 +55,7 @@ pub(super) fn spool(stream: &mut dyn Read, what: &str, session: &Session) -> Res
     let mut plain = Inflate::new(stream, failed)?;
     let mut out = File::options().create_new(true).read(true).write(true).open(&path).map_err(unwritable)?;
     let mut buffer = vec![0; COPY_BUFFER];
+    let mut empty = true;
     loop {
         let n = match plain.read(&mut buffer) {
             Ok(0) => break,
@@ -64,6 +65,10 @@ pub(super) fn spool(stream: &mut dyn Read, what: &str, session: &Session) -> Res
             Err(cause) => return Err(Problem::Inflate { kind: plain.kind().name(), cause }),
         };
         out.write_all(&buffer[..n]).map_err(unwritable)?;
+        empty = false;
+    }
+    if empty {
+        return Err(Problem::Document("is empty".into()));
     }
     // Only this process reads it: gone from the disk whenever the process goes.
     std::fs::remove_file(&path).map_err(unwritable)?;

@@ -169,7 +169,8 @@ pub fn open_load(from: LoadFrom<'_>, session: &Session) -> Result<Box<dyn Source
     Err(wrap(Problem::Document(why.into())))
 }
 
-/// Splits `PATH`, `PATH:TAG` and `PATH@DIGEST`. A path that exists as it stands wins.
+/// Splits `PATH`, `PATH:TAG` and `PATH@DIGEST`. The longest path that exists wins, so that folders may have colons in
+/// their names; where none does, the first colon ends it.
 fn split_path(text: &str) -> Result<(PathBuf, Select)> {
     if text.is_empty() {
         return Err(Error::Usage("the source names no path".into()));
@@ -177,7 +178,9 @@ fn split_path(text: &str) -> Result<(PathBuf, Select)> {
     if Path::new(text).exists() {
         return Ok((text.into(), Select::Default));
     }
-    let at = text.rfind("@sha256:").or_else(|| text.rfind("@sha512:")).or_else(|| text.find(':'));
+    let existing = || text.rmatch_indices(':').map(|(at, _)| at).find(|at| Path::new(&text[..*at]).exists());
+    let colon = || existing().or_else(|| text.find(':'));
+    let at = text.rfind("@sha256:").or_else(|| text.rfind("@sha512:")).or_else(colon);
     let (path, rest) = text.split_at(at.unwrap_or(text.len()));
     Ok((path.into(), Select::parse(rest)?))
 }
@@ -226,7 +229,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let odd = dir.path().join("a:b");
         std::fs::write(&odd, "").unwrap();
-        assert_eq!(split_path(odd.to_str().unwrap()).unwrap(), (odd, Select::Default));
+        assert_eq!(split_path(odd.to_str().unwrap()).unwrap(), (odd.clone(), Select::Default));
+        let tagged = format!("{}:localhost:5000/x:1", odd.display());
+        assert_eq!(split_path(&tagged).unwrap(), (odd, Select::Name("localhost:5000/x:1".into())));
     }
 
     #[test]

@@ -1,0 +1,335 @@
+//! Pulls that are interrupted, killed, held up and run against each other: what the store looks like afterwards.
+
+use std::fs;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::support::env::{Output, TestEnv, run};
+use super::support::oci::{Compression, Image, digest};
+use super::support::tar::Tar;
+
+/// A layer whose content no compression makes small.
+fn noise(seed: u32, bytes: u32) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state.to_le_bytes()
+    };
+    Tar::new().file(format!("noise-{seed}"), (0..bytes / 4).flat_map(|_| next()).collect::<Vec<u8>>()).finish()
+}
+
+fn small(n: u8) -> Vec<u8> {
+    Tar::new().dir("etc").file(format!("etc/file-{n}"), vec![n; 5000]).finish()
+}
+
+fn layout(env: &TestEnv, name: &str, image: &Image) -> String {
+    image.write_layout(&env.path(name));
+    format!("oci:{}", env.path(name).display())
+}
+
+/// Starts plyfs with the signals as a terminal has them, however the tests were started.
+fn start(env: &TestEnv, args: &[&str], signals: &str, stdin: Stdio) -> Child {
+    let plyfs = env.command(args);
+    let mut command = Command::new("env");
+    command.env_remove("PLYFS_ROOT").arg(signals).arg(plyfs.get_program()).args(plyfs.get_args());
+    command.stdin(stdin).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
+}
+
+fn end(child: Child) -> Output {
+    use std::os::unix::process::ExitStatusExt;
+    let output = child.wait_with_output().unwrap();
+    let code = output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap());
+    Output { code, stdout: String::new(), stderr: String::from_utf8_lossy(&output.stderr).into_owned() }
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+/// What an interrupted pull may leave: whole things that no image names, for the next pull to take up.
+#[track_caller]
+fn only_whole_leftovers(env: &TestEnv) {
+    assert_eq!(names(&env.root().join("tmp")), [""; 0]);
+    for line in run(&mut env.command(["system", "fsck"])).stdout.lines() {
+        let whole = ["leaked layer: ", "leaked blob: ", "leaked tree: "].iter().any(|what| line.starts_with(what));
+        assert!(whole, "left behind: {line}");
+    }
+}
+
+fn big(env: &TestEnv) -> String {
+    let layers = [noise(1, 6 << 20), noise(2, 3 << 20), small(1)];
+    layout(env, "big", &layers.into_iter().fold(Image::new(), Image::layer))
+}
+
+/// How long one pull takes here and now, so that a signal can be sent at any point of it.
+fn duration_of(env: &TestEnv, source: &str) -> Duration {
+    let begun = Instant::now();
+    env.ok(["pull", "-q", source]);
+    let taken = begun.elapsed();
+    env.ok(["rmi", "-f", "big"]);
+    taken
+}
+
+#[test]
+fn an_interrupted_pull_ends_at_once_and_cleans_up() {
+    let env = TestEnv::new();
+    let source = big(&env);
+    let whole = duration_of(&env, &source);
+    let (points, mut ended) = (24, 0);
+    for point in 0..points {
+        let (sent, code) = [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)][point % 3];
+        let child = start(&env, &["pull", "-q", &source], "--default-signal", Stdio::null());
+        std::thread::sleep(whole * u32::try_from(point).unwrap() / points as u32);
+        let asked = Instant::now();
+        signal(&child, sent);
+        let output = end(child);
+        assert!(asked.elapsed() < Duration::from_secs(5), "{sent:?} took {:?}", asked.elapsed());
+        if point > 1 {
+            // Before that the program may not have begun to heed signals: then it dies of them.
+            assert!([0, code].contains(&output.code), "{output:?}");
+        }
+        assert_eq!(output.stderr, "", "{sent:?}");
+        only_whole_leftovers(&env);
+        ended += usize::from(output.code == code);
+        assert!(output.code != 0 || env.ok(["images", "-q"]).lines().count() == 1);
+        run(&mut env.command(["rmi", "-f", "big"]));
+    }
+    assert!(ended > points / 3, "only {ended} of {points} pulls were met by their signal");
+    env.ok(["pull", &source]);
+    env.ok(["system", "gc"]);
+    assert_eq!(env.ok(["system", "fsck"]), "");
+}
+
+#[test]
+fn a_load_that_waits_for_input_or_the_lock_can_be_interrupted() {
+    let env = TestEnv::new();
+    let source = layout(&env, "small", &Image::new().layer(small(1)));
+    env.ok(["pull", "-q", &source]);
+    let mut child = start(&env, &["load"], "--default-signal", Stdio::piped());
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(&small(2)[..1024]).unwrap();
+    let begun = Instant::now();
+    while names(&env.root().join("tmp")).is_empty() && begun.elapsed() < Duration::from_secs(10) {}
+    signal(&child, Signal::INT);
+    assert_eq!(end(child).code, 130);
+    only_whole_leftovers(&env);
+    let lock = fs::File::options().write(true).open(env.root().join("lock")).unwrap();
+    lock.lock().unwrap();
+    let child = start(&env, &["pull", &source], "--default-signal", Stdio::null());
+    std::thread::sleep(Duration::from_millis(200));
+    signal(&child, Signal::TERM);
+    assert_eq!(end(child).code, 143);
+    drop(lock);
+    only_whole_leftovers(&env);
+}
+
+#[test]
+fn signals_that_were_ignored_stay_ignored() {
+    let env = TestEnv::new();
+    let mut child = start(&env, &["load"], "--ignore-signal=HUP", Stdio::piped());
+    let mut stdin = child.stdin.take().unwrap();
+    let begun = Instant::now();
+    while !env.root().join("tmp").is_dir() || names(&env.root().join("tmp")).is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(10));
+    }
+    signal(&child, Signal::HUP);
+    Image::new().layer(small(1)).write_docker_archive(&env.path("a.tar"), &["a:1"]);
+    stdin.write_all(&fs::read(env.path("a.tar")).unwrap()).unwrap();
+    drop(stdin);
+    assert_eq!(end(child).code, 0);
+    assert_eq!(env.ok(["images", "-q", "a:1"]).lines().count(), 1);
+}
+
+#[test]
+fn pulls_killed_anywhere_are_finished_by_the_next() {
+    let env = TestEnv::new();
+    let source = big(&env);
+    let whole = duration_of(&env, &source);
+    for point in 0..16 {
+        let mut child = start(&env, &["pull", "-q", &source], "--default-signal", Stdio::null());
+        std::thread::sleep(whole * point / 16);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let shown = env.ok(["images", "-q"]).lines().count();
+        if point % 4 == 0 || shown == 1 {
+            env.ok(["pull", "-q", &source]);
+            assert_eq!(names(&env.root().join("tmp")), [""; 0]);
+            assert_eq!(env.ok(["system", "fsck"]), "");
+            env.ok(["rmi", "-f", "big"]);
+        }
+    }
+    env.ok(["pull", "-q", &source]);
+    assert_eq!(env.ok(["system", "fsck"]), "");
+}
+
+/// Stops a process as soon as something holds.
+#[track_caller]
+fn stop_when(child: &Child, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "it never came to that point");
+    }
+    signal(child, Signal::STOP);
+}
+
+#[test]
+fn collections_and_removals_spare_what_a_running_pull_needs() {
+    let env = TestEnv::new();
+    let shared = layout(&env, "shared", &Image::new().layer(small(1)));
+    env.ok(["pull", "-q", &shared]);
+    let slow = Image::new().layer(small(1)).layer(small(2)).layer(noise(3, 24 << 20));
+    let source = layout(&env, "slow", &slow);
+    let layer = |n| env.root().join("layers/sha256").join(digest(&small(n)).replace("sha256:", ""));
+    let child = start(&env, &["pull", "-q", &source], "--default-signal", Stdio::null());
+    stop_when(&child, || layer(2).exists());
+    // The pull found the shared layer there; now its last image goes.
+    env.ok(["rmi", "shared"]);
+    assert_eq!(env.ok(["system", "gc"]), "Total reclaimed space: 0B\n");
+    assert_eq!(env.ok(["system", "fsck", "--repair"]), "");
+    assert!(layer(1).exists() && layer(2).exists());
+    signal(&child, Signal::CONT);
+    assert_eq!(end(child).code, 0);
+    assert_eq!(env.ok(["system", "fsck"]), "");
+    // The same, killed: nobody needs it any more.
+    env.ok(["rmi", "slow"]);
+    let mut child = start(&env, &["pull", "-q", &source], "--default-signal", Stdio::null());
+    stop_when(&child, || layer(2).exists());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(env.ok(["system", "gc"]).contains("Deleted layer: "));
+    assert_eq!(env.ok(["system", "fsck"]), "");
+}
+
+#[test]
+fn a_check_holds_nobody_up_and_is_not_fooled_by_removals() {
+    let env = TestEnv::new();
+    let zeros = Tar::new().file("zeros", vec![0u8; 128 << 20]).finish();
+    env.ok(["pull", "-q", &layout(&env, "zeros", &Image::new().layer(zeros).layer(small(2)))]);
+    env.ok(["pull", "-q", &layout(&env, "other", &Image::new().layer(small(3)))]);
+    let child = start(&env, &["system", "fsck", "--repair"], "--default-signal", Stdio::null());
+    let open = || {
+        let fds = fs::read_dir(format!("/proc/{}/fd", child.id())).into_iter().flatten();
+        fds.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.ends_with("layer.tar")))
+    };
+    stop_when(&child, open);
+    // While it is in the middle of the first image, everything else goes on.
+    env.ok(["pull", "-q", &layout(&env, "third", &Image::new().layer(small(4)))]);
+    env.ok(["rmi", "zeros"]);
+    env.ok(["rmi", "other"]);
+    signal(&child, Signal::CONT);
+    let output = end(child);
+    assert_eq!((output.code, output.stderr.as_str()), (0, ""));
+    assert_eq!(env.ok(["images", "-q"]).lines().count(), 1);
+    assert_eq!(env.ok(["system", "fsck"]), "");
+}
+
+#[test]
+fn many_processes_at_once() {
+    const PROCESSES: usize = 16;
+    const TIME: Duration = Duration::from_secs(6);
+    let env = TestEnv::new();
+    let of = |layers: &[u8]| layers.iter().fold(Image::new(), |image, n| image.layer(small(*n)));
+    let sources: Vec<String> = [&[1, 2][..], &[1, 3], &[1, 2, 3, 4], &[5]]
+        .iter()
+        .zip(["a", "b", "c", "d"])
+        .map(|(layers, name)| layout(&env, name, &of(layers)))
+        .collect();
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for process in 0..PROCESSES {
+            let (env, sources) = (&env, &sources);
+            scope.spawn(move || {
+                let mut round = process;
+                while begun.elapsed() < TIME {
+                    one_of_many(env, sources, round);
+                    round = round * 5 + 3;
+                    round %= 1009;
+                }
+            });
+        }
+    });
+    assert_eq!(env.ok(["system", "fsck"]), "");
+    for id in env.ok(["images", "-q", "--no-trunc"]).lines() {
+        run(&mut env.command(["rmi", "-f", id]));
+    }
+    assert_eq!(env.ok(["system", "gc"]), "Total reclaimed space: 0B\n");
+    for folder in ["blobs/sha256", "layers/sha256", "trees", "tmp", "mounts"] {
+        assert_eq!(names(&env.root().join(folder)), [""; 0], "{folder}");
+    }
+}
+
+/// One command out of those that run against each other, and whether it may fail.
+fn one_of_many(env: &TestEnv, sources: &[String], round: usize) {
+    let at = (round / 8) % sources.len();
+    let name = ["a", "b", "c", "d"][at];
+    let new = format!("tag-{}", round % 3);
+    let absent = "No such image";
+    let (args, excuse): (Vec<&str>, _) = match round % 8 {
+        0..=2 => (vec!["pull", "-q", &sources[at]], None),
+        3 => (vec!["tag", name, &new], Some(absent)),
+        4 => (vec!["rmi", "-f", &new], Some(absent)),
+        5 => (vec!["rmi", name], Some(absent)),
+        6 => (vec!["system", "gc"], None),
+        _ => (vec!["system", "fsck"], None),
+    };
+    let output = run(&mut env.command(&args));
+    let excused = excuse.is_some_and(|words| output.stderr.contains(words));
+    assert!(output.code == 0 || excused, "{args:?}: {output:?}");
+    if args[1] == "fsck" {
+        assert_eq!(output.stdout, "", "a check found fault with a working store");
+    }
+}
+
+#[test]
+fn a_layer_cut_short_is_named_and_pulled_again() {
+    let env = TestEnv::new();
+    let source = layout(&env, "image", &Image::new().layer(small(1)).compressed(small(2), Compression::Zstd));
+    env.ok(["pull", "-q", &source]);
+    let tar = env.root().join("layers/sha256").join(digest(&small(2)).replace("sha256:", "")).join("layer.tar");
+    let cut = || fs::File::options().write(true).open(&tar).unwrap().set_len(2000).unwrap();
+    cut();
+    fs::create_dir(env.path("mnt")).unwrap();
+    let error = env.fails(["mount".as_ref(), "image".as_ref(), env.path("mnt").as_os_str()]);
+    assert!(error.contains("2000 bytes, wanted 7168") && error.ends_with("pull it again"), "{error}");
+    assert_eq!(names(&env.root().join("mounts")), [""; 0], "a mount that failed left its registration");
+    // What the message says works, and so does the other way.
+    let again = env.ok(["pull", &source]);
+    assert_eq!((again.matches("Already exists").count(), again.matches("Pull complete").count()), (1, 1), "{again}");
+    assert_eq!(fs::read(&tar).unwrap(), small(2));
+    assert_eq!(env.ok(["system", "fsck"]), "");
+    cut();
+    let found = run(&mut env.command(["system", "fsck", "--repair"]));
+    assert!(found.code == 1 && found.stdout.contains("layer.tar has 2000 bytes, wanted 7168"), "{found:?}");
+    env.ok(["pull", &source]);
+    assert_eq!(env.ok(["system", "fsck"]), "");
+    // An open folder is seen.
+    let layers = env.root().join("layers");
+    let mode = |mode| fs::set_permissions(&layers, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    mode(0o755);
+    assert!(run(&mut env.command(["system", "fsck"])).stdout.contains("has mode 0755, wanted 0700"));
+    env.ok(["system", "fsck", "--repair"]);
+    assert_eq!(env.ok(["system", "fsck"]), "");
+}
+
+#[test]
+fn a_pipe_that_is_no_image_is_one_clear_line() {
+    let env = TestEnv::new();
+    let nothing = fs::File::open("/dev/null").unwrap();
+    let child = start(&env, &["load"], "--default-signal", Stdio::from(nothing.as_fd().try_clone_to_owned().unwrap()));
+    let output = end(child);
+    assert_eq!(output.code, 1);
+    assert_eq!(output.stderr.lines().count(), 1, "{output:?}");
+    assert!(output.stderr.contains("standard input: is empty"), "{output:?}");
+}

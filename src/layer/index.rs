@@ -45,7 +45,7 @@ pub mod node_flags {
     pub const BARE: u16 = 8;
 }
 
-/// Bits of [`Header::flags`].
+/// Bits of the header's flags.
 pub mod index_flags {
     /// Some inode has a POSIX ACL.
     pub const ACLS: u32 = 1;

@@ -345,6 +345,8 @@ fn a_plain_user_mounts_without_root_and_sees_the_true_owners() {
     let others = run(Command::new("cat").arg(at.join("open")).uid(USER + 1).gid(USER + 1));
     let table = fs::read_to_string("/proc/mounts").unwrap();
     let unmounted = run(as_user(&env, &["umount"]).arg(&at));
+    let rootly = run(as_user(&env, &["mount", "-o", "wake=latency", "box:1"]).arg(&at));
+    assert!(rootly.stderr.contains("wake=latency needs /dev/cpu_dma_latency: Permission denied"), "{rootly:?}");
     assert_eq!(stat.stdout, "1000 1000 644\n");
     assert_eq!(secret.stdout, "for root", "he may read the layer, so he may read its files");
     assert_ne!(others.code, 0, "another user came in");

@@ -143,11 +143,22 @@ pub fn mount(fs: Arc<Fs>, at: &Path, options: &Options) -> Result<Session, Mount
     let waking = options.waking.settle();
     let adapter = Adapter::new(fs, wake.clone(), options.default_permissions);
     let session = options.connect(adapter, &mountpoint, waking).map_err(refused)?;
-    let connection = session.as_fd().try_clone_to_owned().map_err(refused)?;
-    let governor = Governor::start(&wake, waking, connection).map_err(refused)?;
-    let worker =
-        std::thread::Builder::new().name("plyfs-serve".into()).spawn(move || session.run()).map_err(refused)?;
-    let device = sys::device_of(&mountpoint).map_err(refused)?;
+    // From here on the mount is there, and must not stay if nobody is to answer for it.
+    serve(session, wake, waking, mountpoint.clone()).map_err(|e| {
+        let _gone = sys::unmount(&mountpoint, true);
+        refused(e)
+    })
+}
+
+fn serve(
+    session: fuser::Session<Adapter>,
+    wake: Arc<Wake>,
+    waking: Waking,
+    mountpoint: PathBuf,
+) -> io::Result<Session> {
+    let governor = Governor::start(&wake, waking, session.as_fd().try_clone_to_owned()?)?;
+    let worker = std::thread::Builder::new().name("plyfs-serve".into()).spawn(move || session.run())?;
+    let device = sys::device_of(&mountpoint)?;
     if let Err(e) = sys::set_read_ahead(device, READ_AHEAD_KIB) {
         tracing::debug!("the kernel's read-ahead stays what it was: {e}");
     }

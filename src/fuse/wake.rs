@@ -66,9 +66,12 @@ impl Method {
     }
 
     fn latency() -> io::Result<Method> {
-        let mut file = File::options().write(true).open(PM_QOS)?;
-        file.write_all(&NO_DEMAND.to_ne_bytes())?;
-        Ok(Method::Latency(file))
+        let open = || {
+            let mut file = File::options().write(true).open(PM_QOS)?;
+            file.write_all(&NO_DEMAND.to_ne_bytes())?;
+            Ok(Method::Latency(file))
+        };
+        open().map_err(|e: io::Error| io::Error::other(format!("wake=latency needs {PM_QOS}: {}", sys::describe(&e))))
     }
 
     fn switch(&mut self, on: bool) -> io::Result<()> {

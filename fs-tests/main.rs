@@ -7,6 +7,8 @@ mod cli;
 mod corpus;
 mod merge_model;
 mod mounting;
+mod registry;
+mod registry_real;
 mod store;
 mod support;
 mod tidy;

@@ -105,7 +105,7 @@ fn take(
             jobs.push_back((at, layer));
         }
     }
-    let compressed = run_jobs(jobs, plan.layers.len(), source.origin(), |layer, stop| {
+    let compressed = run_jobs(jobs, plan.layers.len(), source, |layer, stop| {
         let (size, fresh) = take_layer(session, source, layer, stop, progress)?;
         if fresh {
             made(&|m| m.layers.extend([layer.diff_id.clone()]));
@@ -132,7 +132,7 @@ fn take(
 fn run_jobs<'a>(
     jobs: VecDeque<(usize, &'a LayerPlan)>,
     count: usize,
-    origin: &str,
+    source: &dyn Source,
     job: impl Fn(&'a LayerPlan, &AtomicBool) -> std::result::Result<u64, Fault> + Sync,
 ) -> Result<BTreeMap<&'a Digest, u64>> {
     let workers = jobs.len().min(LAYERS_AT_ONCE);
@@ -150,7 +150,8 @@ fn run_jobs<'a>(
                 Err(_) if outcome.1.is_some() => {}
                 Err(fault) => {
                     stop.store(true, Ordering::Relaxed);
-                    outcome.1 = Some(fault.at(origin, at + 1, count, layer));
+                    source.cancel();
+                    outcome.1 = Some(fault.at(source.origin(), at + 1, count, layer));
                 }
             }
         }

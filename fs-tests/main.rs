@@ -9,6 +9,7 @@ mod merge_model;
 mod mounting;
 mod registry;
 mod registry_real;
+mod registry_resume;
 mod store;
 mod support;
 mod tidy;

@@ -71,7 +71,10 @@ impl Trouble {
         }
         assert!(last.starts_with("Error: "), "{last}");
         assert_eq!(self.env.ok(["images", "-q"]), "");
+        // Whole layers stay for the next pull until they are collected.
+        self.env.ok(["system", "gc"]);
         self.env.ok(["system", "fsck"]);
+        assert_eq!(fs::read_dir(self.env.root().join("layers/sha256")).unwrap().count(), 0);
         last
     }
 }

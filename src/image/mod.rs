@@ -81,6 +81,15 @@ pub enum Problem {
 }
 
 impl Problem {
+    /// Whether it lies in the bytes themselves, rather than in getting them or in putting them away.
+    pub(crate) fn is_content(&self) -> bool {
+        match self {
+            Problem::Blob { .. } | Problem::Inflate { .. } | Problem::DiffId { .. } | Problem::Tar(_) => true,
+            Problem::Document(_) | Problem::Read { .. } | Problem::Write { .. } => false,
+            Problem::Registry(_) | Problem::Stopped => false,
+        }
+    }
+
     /// An error of reading `what`; a [`VerifyError`] or a registry's error that travelled inside it comes out as such.
     pub(crate) fn read(what: impl Into<String>, digest: Option<&Digest>, cause: io::Error) -> Problem {
         let cause = match cause.downcast::<registry::Error>() {

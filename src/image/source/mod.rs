@@ -31,6 +31,15 @@ pub trait Source: Sync {
     /// The stream of a layer as the source has it: compressed or not, unchecked.
     fn layer(&self, layer: &LayerPlan) -> std::result::Result<Box<dyn Read + Send>, Problem>;
 
+    /// The layer is in the store now: what the source keeps of it can go.
+    fn taken(&self, _layer: &LayerPlan) {}
+
+    /// The layer's stream was wrong: what the source keeps of it goes. Returns whether some of the stream came from
+    /// there, so that another try may do better.
+    fn discard(&self, _layer: &LayerPlan) -> bool {
+        false
+    }
+
     /// Nothing more is needed: whoever waits for something outside may stop.
     fn cancel(&self) {}
 }

@@ -5,11 +5,15 @@ use crate::digest::Digest;
 use crate::image::manifest::{self, DOCUMENT_CAP, Descriptor};
 use crate::image::{Error, Problem, Result};
 use crate::reference::Reference;
-use crate::registry::{Manifest, Repository, Settings};
-use crate::store::Store;
-use std::collections::BTreeMap;
-use std::io::{Cursor, Read};
+use crate::registry::{self, Blob, Manifest, Repository, Settings};
+use crate::store::{self, Partial, Store};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Cursor, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+
+/// Fetching so little again is cheaper than keeping it.
+const WORTH_KEEPING: u64 = 1 << 20;
 
 /// The images of one repository.
 struct Registry {
@@ -19,6 +23,23 @@ struct Registry {
     store: Store,
     /// The documents that tags stood for.
     roots: Mutex<BTreeMap<Digest, Vec<u8>>>,
+    /// Blobs that began with what an earlier pull left.
+    resumed: Mutex<BTreeSet<Digest>>,
+    cancelled: AtomicBool,
+}
+
+/// A layer's stream: what an earlier pull left of it, then the rest from the registry, kept as it comes.
+struct Resumed {
+    partial: Partial,
+    /// How much of the partial is still to be handed out.
+    left: u64,
+    /// Whether what comes is kept.
+    keep: bool,
+    rest: Option<Blob>,
+    /// Why there is no rest.
+    failed: Option<registry::Error>,
+    repository: Repository,
+    blob: Descriptor,
 }
 
 /// Opens the repository that the reference names. Nothing is asked of the registry yet. Documents that the store has are
@@ -30,6 +51,8 @@ pub fn open_registry(reference: &Reference, settings: &Settings, store: &Store) 
         repository: Repository::new(reference, settings),
         store: store.clone(),
         roots: Mutex::default(),
+        resumed: Mutex::default(),
+        cancelled: AtomicBool::new(false),
     })
 }
 
@@ -70,12 +93,68 @@ impl Registry {
         Ok(Plan { names, ..plan })
     }
 
+    /// The blob's stream, going on where an earlier pull ended. Waits for another process that is fetching it; asks the
+    /// registry for nothing before the first byte from there is read.
+    fn resume(&self, blob: &Descriptor) -> std::result::Result<Resumed, Problem> {
+        let give_up = || self.cancelled.load(Ordering::Relaxed);
+        let wrap = |e: store::Error| Problem::Document(e.to_string());
+        let mut partial = Partial::open(&self.store, &blob.digest, &give_up).map_err(wrap)?.ok_or(Problem::Stopped)?;
+        if partial.length() > blob.size {
+            let path = self.store.partial_path(&blob.digest);
+            partial.clear().map_err(|cause| Problem::Write { path, cause })?;
+        }
+        if partial.length() > 0 {
+            tracing::info!(digest = %blob.digest, have = partial.length(), of = blob.size, "going on with a download");
+            self.resumed.lock().unwrap_or_else(PoisonError::into_inner).insert(blob.digest.clone());
+        }
+        Ok(Resumed {
+            left: partial.length(),
+            partial,
+            keep: blob.size > WORTH_KEEPING,
+            rest: None,
+            failed: None,
+            repository: self.repository.clone(),
+            blob: blob.clone(),
+        })
+    }
+
     /// The document if the store has it whole.
     fn kept(&self, digest: &Digest) -> Option<Vec<u8>> {
         let bytes = self.store.blob(digest, DOCUMENT_CAP).ok()?;
         let mut hasher = crate::digest::Hasher::new(digest.algorithm());
         hasher.update(&bytes);
         (hasher.finish() == *digest).then_some(bytes)
+    }
+}
+
+impl Read for Resumed {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.left > 0 {
+            let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buf.len());
+            let n = self.partial.read(&mut buf[..most])?;
+            self.left -= n as u64;
+            if n == 0 && most > 0 {
+                return Err(io::Error::other("a partial download became shorter while it was read"));
+            }
+            return Ok(n);
+        }
+        if let Some(error) = &self.failed {
+            return Err(io::Error::other(error.clone()));
+        }
+        let rest = match &mut self.rest {
+            Some(rest) => rest,
+            none => match self.repository.blob(&self.blob.digest, self.blob.size, self.partial.length()) {
+                Ok(rest) => none.insert(rest),
+                Err(error) => {
+                    self.failed = Some(error.clone());
+                    return Err(io::Error::other(error));
+                }
+            },
+        };
+        let n = rest.read(buf)?;
+        // A download that cannot be kept is still a download.
+        self.keep = self.keep && self.partial.append(&buf[..n]).is_ok();
+        Ok(n)
     }
 }
 
@@ -120,14 +199,25 @@ impl Source for Registry {
 
     fn layer(&self, layer: &LayerPlan) -> std::result::Result<Box<dyn Read + Send>, Problem> {
         match &layer.place {
-            Place::Blob(blob) => {
-                Ok(Box::new(self.repository.blob(&blob.digest, blob.size, 0).map_err(Problem::Registry)?))
-            }
+            Place::Blob(blob) => Ok(Box::new(self.resume(blob)?)),
             Place::Member(name) => Err(Problem::Document(format!("has no layer {name}"))),
         }
     }
 
+    fn taken(&self, layer: &LayerPlan) {
+        if let Place::Blob(blob) = &layer.place {
+            self.store.forget_partial(&blob.digest);
+        }
+    }
+
+    fn discard(&self, layer: &LayerPlan) -> bool {
+        let Place::Blob(blob) = &layer.place else { return false };
+        self.store.forget_partial(&blob.digest);
+        self.resumed.lock().unwrap_or_else(PoisonError::into_inner).remove(&blob.digest)
+    }
+
     fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
         self.repository.cancel();
     }
 }

@@ -45,7 +45,6 @@ fn a_pull_prints_dockers_lines() {
     assert_eq!(env.ok(["pull", "-q", &by_digest]), format!("docker.io/library/app@{manifest}\n"));
     let error = env.fails(["pull", &source.replace(":1", ":2")]);
     assert!(error.contains("holds no image `2`; there is: 1"), "{error}");
-    assert!(env.fails(["pull", "alpine"]).contains("registries are not supported yet"));
 }
 
 #[test]

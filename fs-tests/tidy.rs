@@ -36,9 +36,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("tree", &["digest", "layer", "meta", "name"]),
     ("fs", &["layer", "meta", "name", "sys"]),
     ("fuse", &["fs", "meta", "name", "sys"]),
+    ("registry", &["digest", "reference", "sys"]),
     ("store", &["digest", "layer", "reference", "sys", "tree"]),
-    ("image", &["digest", "layer", "name", "reference", "store", "sys", "tree"]),
-    ("cli", &["digest", "fs", "fuse", "image", "layer", "name", "reference", "store", "sys", "tree"]),
+    ("image", &["digest", "layer", "name", "reference", "registry", "store", "sys", "tree"]),
+    ("cli", &["digest", "fs", "fuse", "image", "layer", "name", "reference", "registry", "store", "sys", "tree"]),
 ];
 
 struct Source {
@@ -162,6 +163,7 @@ fn an_index_is_whole_before_any_merge() {
             "name",
             "meta",
             "reference",
+            "registry",
             "main",
             "lib",
         ],

@@ -71,6 +71,7 @@ pub mod layer;
 pub mod meta;
 pub mod name;
 pub mod reference;
+pub mod registry;
 pub mod store;
 pub mod sys;
 pub mod tree;

@@ -47,6 +47,16 @@ impl Reference {
         format!("{}/{}", self.domain, self.path)
     }
 
+    /// The registry, `docker.io` or `localhost:5000`.
+    pub fn domain(&self) -> &str {
+        &self.domain
+    }
+
+    /// The repository within its registry, `library/alpine`.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
     /// The repository's name as people write it, `alpine`.
     pub fn familiar_name(&self) -> String {
         if self.domain != DEFAULT_DOMAIN {

@@ -14,6 +14,7 @@ mod mount;
 mod mount_options;
 mod output;
 mod pull;
+mod registry;
 mod system;
 mod tag;
 

@@ -1,5 +1,6 @@
 //! `pull` and `load`.
 
+use super::registry::RegistryArgs;
 use super::{Exit, Global, args, interrupt, output};
 use crate::image::Platform;
 use crate::image::pull::{Event, Progress, Pulled, pull as take};
@@ -9,10 +10,12 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
-#[command(override_usage = "plyfs pull [OPTIONS] SOURCE")]
-#[command(after_help = "Examples:\n  plyfs pull oci:/srv/debian:12\n  plyfs pull docker-archive:saved.tar:me/app:1")]
+#[command(override_usage = "plyfs pull [OPTIONS] NAME[:TAG|@DIGEST]|SOURCE")]
+#[command(
+    after_help = "Examples:\n  plyfs pull alpine:3\n  plyfs pull oci:/srv/debian:12\n  plyfs pull docker-archive:saved.tar:me/app:1"
+)]
 pub(super) struct PullArgs {
-    /// Take every image of the source
+    /// Take every image of the repository or source
     #[arg(short, long)]
     all_tags: bool,
     /// Print only the image's name
@@ -20,8 +23,11 @@ pub(super) struct PullArgs {
     quiet: bool,
     #[command(flatten)]
     platform: PlatformArg,
-    /// oci:DIR[:TAG|@DIGEST], oci-archive:FILE[:TAG|@DIGEST] or docker-archive:FILE[:REF]
-    #[arg(value_name = "SOURCE")]
+    #[command(flatten)]
+    registry: RegistryArgs,
+    /// [HOST[:PORT]/]REPO[:TAG][@DIGEST] of a registry, or oci:DIR[:TAG|@DIGEST], oci-archive:FILE[:TAG|@DIGEST],
+    /// docker-archive:FILE[:REF]
+    #[arg(value_name = "IMAGE")]
     args: Vec<String>,
 }
 
@@ -59,6 +65,8 @@ impl PlatformArg {
 struct Lines {
     /// For `TAG: Pulling from ...`.
     from: Option<String>,
+    /// Whether that is a registry.
+    remote: bool,
     quiet: bool,
 }
 
@@ -74,8 +82,11 @@ impl Lines {
 impl Progress for Lines {
     fn image(&self, plan: &Plan) {
         if let Some(from) = &self.from {
-            let tag = plan.names.iter().find_map(Reference::tag).unwrap_or(DEFAULT_TAG);
-            self.say(&format!("{tag}: Pulling from {from}"));
+            let tag = plan.names.iter().find_map(Reference::tag).map(str::to_owned);
+            // By digest alone, Docker says the whole name.
+            let by_digest = || plan.names.iter().find(|n| n.digest().is_some()).map(Reference::to_string);
+            let what = tag.or_else(|| by_digest().filter(|_| self.remote)).unwrap_or_else(|| DEFAULT_TAG.to_owned());
+            self.say(&format!("{what}: Pulling from {from}"));
         }
     }
 
@@ -95,11 +106,9 @@ impl Progress for Lines {
 pub(super) fn pull(global: &Global, a: &PullArgs) -> anyhow::Result<()> {
     let [text] = args::exactly("pull", &a.args)?;
     if !source::is_source(text) {
-        anyhow::bail!(
-            "registries are not supported yet: pull `{text}` by another tool into an OCI layout and give oci:DIR"
-        );
+        return pull_registry(global, a, text);
     }
-    let lines = Lines { from: Some(text.to_owned()), quiet: a.quiet };
+    let lines = Lines { from: Some(text.to_owned()), remote: false, quiet: a.quiet };
     let all = interrupt::in_session(&global.store()?, |session| {
         let source = source::open(text, session)?;
         Ok(take(session, &*source, &a.platform.want(a.all_tags), &lines)?)
@@ -113,13 +122,51 @@ pub(super) fn pull(global: &Global, a: &PullArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn pull_registry(global: &Global, a: &PullArgs, text: &str) -> anyhow::Result<()> {
+    let named: Reference = text.parse()?;
+    let is_bare = named.tag().is_none() && named.digest().is_none();
+    if a.all_tags && !is_bare {
+        anyhow::bail!("tag can't be used with --all-tags/-a");
+    }
+    let lines = Lines { from: Some(named.path().to_owned()), remote: true, quiet: a.quiet };
+    if is_bare && !a.all_tags {
+        lines.say(&format!("Using default tag: {DEFAULT_TAG}"));
+    }
+    let store = global.store()?;
+    let settings = a.registry.settings();
+    let all = interrupt::in_session(&store, |session| {
+        let source = source::open_registry(&named, &settings, &store);
+        Ok(take(session, &*source, &a.platform.want(a.all_tags), &lines)?)
+    })?;
+    if !a.all_tags {
+        for pulled in &all {
+            if !a.quiet {
+                summary(pulled)?;
+            }
+            output::line(canonical(pulled))?;
+        }
+        return Ok(());
+    }
+    if !a.quiet {
+        for digest in all.iter().filter_map(|pulled| pulled.root.as_ref()) {
+            output::line(format!("Digest: {digest}"))?;
+        }
+        output::line(status(all.iter().all(|pulled| pulled.up_to_date), &named.familiar()))?;
+    }
+    output::line(named)
+}
+
 fn summary(pulled: &Pulled) -> anyhow::Result<()> {
     if let Some(digest) = &pulled.root {
         output::line(format!("Digest: {digest}"))?;
     }
     let title = pulled.names.first().map_or_else(|| pulled.image.id.to_string(), Reference::familiar);
-    let status = if pulled.up_to_date { "Image is up to date" } else { "Downloaded newer image" };
-    output::line(format!("Status: {status} for {title}"))
+    output::line(status(pulled.up_to_date, &title))
+}
+
+fn status(up_to_date: bool, title: &str) -> String {
+    let what = if up_to_date { "Image is up to date" } else { "Downloaded newer image" };
+    format!("Status: {what} for {title}")
 }
 
 fn canonical(pulled: &Pulled) -> String {
@@ -136,7 +183,7 @@ pub(super) fn load(global: &Global, a: &LoadArgs) -> anyhow::Result<()> {
         Some(path) => LoadFrom::File(path),
         None => LoadFrom::Stream(&mut stdin),
     };
-    let lines = Lines { from: None, quiet: true };
+    let lines = Lines { from: None, remote: false, quiet: true };
     let all = interrupt::in_session(&global.store()?, |session| {
         let source = source::open_load(from, session)?;
         Ok(take(session, &*source, &a.platform.want(true), &lines)?)

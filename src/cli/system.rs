@@ -45,7 +45,8 @@ fn collect(global: &Global, a: &GcArgs) -> anyhow::Result<()> {
     args::none("system gc", &a.args)?;
     let store = global.store()?;
     let lock = store.lock_exclusive()?;
-    let removed = gc::collect(&store, &lock, &store.catalog()?, layer::FORMAT)?;
+    let mut removed = gc::collect(&store, &lock, &store.catalog()?, layer::FORMAT)?;
+    removed.extend(gc::remove_downloads(&store, &lock)?);
     for item in &removed {
         output::line(format_args!("Deleted {}: {}", item.kind.name(), item.path.display()))?;
     }

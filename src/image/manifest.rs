@@ -41,6 +41,26 @@ const LAYERS: [&str; 11] = [
     "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
 ];
 
+/// What to ask a registry for: everything that [`parse`] takes, and schema 1 last, to be refused by name.
+pub fn accept() -> String {
+    let wanted = [OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST].join(", ");
+    format!("{wanted}, {};q=0.1", SCHEMA_1[1])
+}
+
+/// Whether the type is one of manifests and indexes, taken or refused.
+pub fn is_manifest(media_type: &str) -> bool {
+    [OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST].contains(&media_type) || SCHEMA_1.contains(&media_type)
+}
+
+/// The type that a manifest or index gives itself; empty if it gives none.
+pub fn own_media_type(bytes: &[u8]) -> Option<String> {
+    match object(bytes, "manifest").ok()?.remove("mediaType") {
+        None => Some(String::new()),
+        Some(Value::String(text)) => Some(text),
+        Some(_) => None,
+    }
+}
+
 /// Points at a blob: what it is, what it hashes to, how long it is.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]

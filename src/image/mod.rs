@@ -19,7 +19,7 @@ pub use open::{OpenTree, open_tree};
 pub use platform::Platform;
 
 use crate::digest::{Digest, VerifyError};
-use crate::{layer, reference, store, sys, tree};
+use crate::{layer, reference, registry, store, sys, tree};
 use std::io;
 use std::path::PathBuf;
 
@@ -72,14 +72,30 @@ pub enum Problem {
         /// What the system said.
         cause: io::Error,
     },
+    /// A registry did not give it.
+    #[error(transparent)]
+    Registry(registry::Error),
     /// Another layer failed first.
     #[error("stopped, as another layer failed")]
     Stopped,
 }
 
 impl Problem {
-    /// An error of reading `what`; a [`VerifyError`] that travelled inside it comes out as such.
+    /// Whether it lies in the bytes themselves, rather than in getting them or in putting them away.
+    pub(crate) fn is_content(&self) -> bool {
+        match self {
+            Problem::Blob { .. } | Problem::Inflate { .. } | Problem::DiffId { .. } | Problem::Tar(_) => true,
+            Problem::Document(_) | Problem::Read { .. } | Problem::Write { .. } => false,
+            Problem::Registry(_) | Problem::Stopped => false,
+        }
+    }
+
+    /// An error of reading `what`; a [`VerifyError`] or a registry's error that travelled inside it comes out as such.
     pub(crate) fn read(what: impl Into<String>, digest: Option<&Digest>, cause: io::Error) -> Problem {
+        let cause = match cause.downcast::<registry::Error>() {
+            Ok(error) => return Problem::Registry(error),
+            Err(cause) => cause,
+        };
         match (cause.downcast::<VerifyError>(), digest) {
             (Ok(cause), Some(digest)) => Problem::Blob { digest: digest.clone(), cause },
             (Ok(cause), None) => Problem::Document(cause.to_string()),
@@ -94,6 +110,9 @@ pub enum Error {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// A registry did not give it.
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
     /// Something about the source as a whole.
     #[error("{origin}: {problem}")]
     Source {

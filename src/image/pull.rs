@@ -54,7 +54,8 @@ pub struct Pulled {
     pub taken: Vec<(Reference, Digest)>,
 }
 
-/// Takes the wanted images of a source, or leaves the store as it was.
+/// Takes the wanted images of a source, or leaves the store as it was; but layers that came whole before a registry
+/// failed stay for the next pull.
 pub fn pull(session: &Session, source: &dyn Source, want: &Want, progress: &dyn Progress) -> Result<Vec<Pulled>> {
     // First, so that a store that cannot be used is said to be so before the work and not after it.
     let recorded = recorded_sizes(&session.store().catalog()?);
@@ -72,13 +73,22 @@ pub fn pull(session: &Session, source: &dyn Source, want: &Want, progress: &dyn 
     let committed = taken.and_then(|images| commit(session, &plans, images));
     // Who abandons the session ends the program; whole layers stay, for the next pull to take up.
     if committed.is_err() && !session.is_abandoned() {
-        let made = made.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut made = made.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if committed.as_ref().is_err_and(is_outage) {
+            // Nothing is wrong with them: the next pull need not fetch them again.
+            made.layers.clear();
+        }
         let back = session.give_up().and_then(|()| gc::take_back(session.store(), &made, layer::FORMAT));
         if let Err(error) = back {
             tracing::warn!(%error, "cannot take back what a failed pull made; `plyfs system gc` will");
         }
     }
     committed
+}
+
+/// Whether a registry did not give a layer.
+fn is_outage(error: &Error) -> bool {
+    matches!(error, Error::Layer { problem, .. } if matches!(**problem, Problem::Registry(_)))
 }
 
 fn documents(plan: &Plan) -> impl Iterator<Item = &super::manifest::Document> {
@@ -115,8 +125,15 @@ fn take(
             jobs.push_back((at, layer));
         }
     }
-    let compressed = run_jobs(jobs, plan.layers.len(), source.origin(), |layer, stop| {
-        let (size, fresh) = take_layer(session, source, layer, stop, progress)?;
+    let compressed = run_jobs(jobs, plan.layers.len(), source, |layer, stop| {
+        let (size, fresh) = match take_layer(session, source, layer, stop, progress) {
+            Err(Fault::Layer(wrong)) if wrong.is_content() && source.discard(layer) => {
+                tracing::info!(layer = layer.short(), %wrong, "what an earlier pull left is of no use: starting over");
+                take_layer(session, source, layer, stop, progress)?
+            }
+            done => done?,
+        };
+        source.taken(layer);
         if fresh {
             made(&|m| m.layers.extend([layer.diff_id.clone()]));
         }
@@ -169,7 +186,7 @@ fn has_whole(session: &Session, diff_id: &Digest, recorded: Option<u64>) -> Resu
 fn run_jobs<'a>(
     jobs: VecDeque<(usize, &'a LayerPlan)>,
     count: usize,
-    origin: &str,
+    source: &dyn Source,
     job: impl Fn(&'a LayerPlan, &AtomicBool) -> std::result::Result<u64, Fault> + Sync,
 ) -> Result<BTreeMap<&'a Digest, u64>> {
     let workers = jobs.len().min(LAYERS_AT_ONCE);
@@ -187,7 +204,8 @@ fn run_jobs<'a>(
                 Err(_) if outcome.1.is_some() => {}
                 Err(fault) => {
                     stop.store(true, Ordering::Relaxed);
-                    outcome.1 = Some(fault.at(origin, at + 1, count, layer));
+                    source.cancel();
+                    outcome.1 = Some(fault.at(source.origin(), at + 1, count, layer));
                 }
             }
         }
@@ -237,6 +255,10 @@ fn take_layer(
 ) -> std::result::Result<(u64, bool), Fault> {
     progress.layer(layer, Event::Started);
     let stream = source.layer(layer).map_err(Fault::Layer)?;
+    // Whoever had it may have finished while we waited for it.
+    if session.store().has_layer(&layer.diff_id) {
+        return Ok((0, false));
+    }
     let blob = match &layer.place {
         Place::Blob(descriptor) => Some((&descriptor.digest, descriptor.size)),
         Place::Member(_) => None,

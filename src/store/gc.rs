@@ -1,12 +1,16 @@
 //! Finding and removing what nothing refers to.
 
 use super::session::{self, Found};
-use super::{Catalog, Error, Intent, Lock, Result, Store, mounts, publish};
+use super::{Catalog, Error, Intent, Lock, Result, Store, mounts, partial, publish};
 use crate::digest::{Algorithm, Digest};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A download that nobody took up for so long is forgotten.
+const DOWNLOAD_LIFE: Duration = Duration::from_secs(14 * 24 * 3600);
 
 /// What kind of thing was left over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,6 +23,8 @@ pub enum Kind {
     Tree,
     /// What a dead process left half done.
     Partial,
+    /// The beginning of a blob, kept for the next pull.
+    Download,
     /// A mount whose daemon is gone.
     Mount,
     /// A file that has no business where it stands.
@@ -33,6 +39,7 @@ impl Kind {
             Kind::Layer => "layer",
             Kind::Tree => "tree",
             Kind::Partial => "partial download",
+            Kind::Download => "unfinished download",
             Kind::Mount => "mount",
             Kind::Stray => "file",
         }
@@ -128,7 +135,20 @@ pub fn reap_partials(store: &Store) -> Result<()> {
             unlink(&path)?;
         }
     }
+    let is_old = |path: &PathBuf| {
+        let changed = fs::metadata(path).and_then(|m| m.modified());
+        changed.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > DOWNLOAD_LIFE))
+    };
+    partial::idle(store)?.iter().filter(|path| is_old(path)).for_each(|path| partial::remove(path));
     Ok(())
+}
+
+/// Removes the beginnings of blobs that nobody is fetching. They are not garbage until somebody says so.
+pub fn remove_downloads(store: &Store, lock: &Lock) -> Result<Vec<Garbage>> {
+    debug_assert!(lock.exclusive());
+    let found: Vec<Garbage> = partial::idle(store)?.into_iter().map(|p| garbage(Kind::Download, p)).collect();
+    found.iter().for_each(|item| partial::remove(&item.path));
+    Ok(found)
 }
 
 fn needed(store: &Store, lock: &Lock, catalog: &Catalog) -> Result<Intent> {

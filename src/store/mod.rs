@@ -12,6 +12,7 @@
 //!   tmp/<session>/               one running pull or load, held by a flock on the folder itself
 //!     intent.json                digests that this session needs and nobody may remove
 //!     ...                        files and folders on their way to being published
+//!   tmp/partial/<alg>-<hex>      what has come of a compressed blob so far, unchecked; flocked while it is fetched
 //!   mounts/<id>/
 //!     lock                       flock, held by the daemon as long as it serves
 //!     info.json                  image, mountpoint, process (see [`mounts::Info`])
@@ -28,17 +29,23 @@
 //! exclusively and keeps whatever the catalog, a live session's intent or a live mount needs. Readers of the catalog
 //! need no lock.
 //!
+//! **Partials.** A fetch that ends early leaves its partial, and the next one goes on with it: all of it is hashed again,
+//! and one that turns out wrong is thrown away. `system gc` removes those that nobody is fetching; so does a pull with
+//! those that nobody touched for two weeks.
+//!
 //! **Crashes.** A process that dies leaves at worst a session folder (reaped by the next pull, removal or collection) and
 //! whole layers that no image names, which the next pull of the image takes up and `system gc` removes otherwise.
 
 mod catalog;
 pub mod gc;
 pub mod mounts;
+mod partial;
 mod publish;
 mod session;
 
 pub(crate) use catalog::is_id_prefix;
 pub use catalog::{Catalog, Image, LayerRecord, chain_ids};
+pub use partial::Partial;
 pub use publish::{read_capped, sync_dir, write_new};
 pub use session::{Intent, Session};
 

@@ -1,6 +1,6 @@
 //! A running pull's place in the store: a folder for its partials and its intent, alive as long as its flock is held.
 
-use super::{Error, Lock, Result, Store, publish};
+use super::{Error, Lock, Result, Store, partial, publish};
 use crate::digest::Digest;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -202,6 +202,9 @@ pub(super) fn find(store: &Store, lock: &Lock) -> Result<Vec<Found>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(&tmp).map_err(Error::io("read", &tmp))? {
         let path = entry.map_err(Error::io("read", &tmp))?.path();
+        if path.file_name().is_some_and(|name| name == partial::FOLDER) {
+            continue;
+        }
         let held = match File::open(&path) {
             Ok(file) => matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,

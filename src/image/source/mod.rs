@@ -1,12 +1,14 @@
 //! Where images come from. A [`Source`] verifies an image's documents and lists its layers; whoever takes the image runs
-//! the layers' streams, which are checked as they pass. A registry is one more [`Blobs`] under [`oci`]'s planning.
+//! the layers' streams, which are checked as they pass.
 
 mod archive;
 mod docker;
 mod layout;
 pub mod oci;
+mod registry;
 
 pub use oci::Blobs;
+pub use registry::open_registry;
 
 use super::manifest::{Descriptor, Document};
 use super::platform::Platform;
@@ -28,6 +30,18 @@ pub trait Source: Sync {
 
     /// The stream of a layer as the source has it: compressed or not, unchecked.
     fn layer(&self, layer: &LayerPlan) -> std::result::Result<Box<dyn Read + Send>, Problem>;
+
+    /// The layer is in the store now: what the source keeps of it can go.
+    fn taken(&self, _layer: &LayerPlan) {}
+
+    /// The layer's stream was wrong: what the source keeps of it goes. Returns whether some of the stream came from
+    /// there, so that another try may do better.
+    fn discard(&self, _layer: &LayerPlan) -> bool {
+        false
+    }
+
+    /// Nothing more is needed: whoever waits for something outside may stop.
+    fn cancel(&self) {}
 }
 
 /// What the user wants of a source, beyond what the source was opened with.

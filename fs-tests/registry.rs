@@ -1,0 +1,541 @@
+//! Pulling from registries that lie, break and ask for proof.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::support::env::{Output, TestEnv, run};
+use super::support::oci::{Compression, Image, digest};
+use super::support::registry::{Content, Reply, Seen, Server, command, pull};
+use super::support::tar::Tar;
+
+const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// Two small layers and one of 300 kB that does not compress.
+fn image() -> Image {
+    let noise: Vec<u8> = (0..300_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
+    let tar = |n: u8| Tar::new().file(format!("file-{n}"), vec![n; 3000]).finish();
+    let big = Tar::new().file("noise", noise).finish();
+    Image::new().layer(tar(1)).compressed(big, Compression::None).compressed(tar(2), Compression::Zstd)
+}
+
+/// `team/app:1` with its manifest's digest.
+fn app() -> (Content, String) {
+    Content::of(&image(), "team/app", "1")
+}
+
+/// The server, what it has, and the one blob that the tests trouble.
+struct Trouble {
+    server: Server,
+    env: TestEnv,
+    manifest: String,
+    big: String,
+    length: usize,
+}
+
+impl Trouble {
+    /// A registry that is honest but for what `answer` makes of it.
+    fn with(answer: impl Fn(&Seen, Reply, bool) -> Reply + Send + Sync + 'static) -> Self {
+        let (content, manifest) = app();
+        let (big, length) = content.biggest();
+        let path = big.clone();
+        let server = Server::start(move |seen| answer(seen, content.reply(seen), seen.path == path));
+        Trouble { server, env: TestEnv::new(), manifest, big, length }
+    }
+
+    fn pull(&self) -> Output {
+        pull(&self.env, &format!("{}/team/app:1", self.server.host), &[])
+    }
+
+    /// The pull goes well, and where the big blob was asked for from, each time.
+    #[track_caller]
+    fn succeeds(&self) -> Vec<Option<usize>> {
+        let out = self.pull();
+        assert_eq!(out.code, 0, "{out:#?}");
+        assert!(out.stdout.contains(&format!("Digest: {}\n", self.manifest)), "{out:#?}");
+        self.env.ok(["system", "fsck"]);
+        self.server.seen().iter().filter(|s| s.path == self.big).map(Seen::from).collect()
+    }
+
+    /// The pull fails with these words in its last line, and leaves nothing.
+    #[track_caller]
+    fn fails(&self, words: &[&str]) -> String {
+        let out = self.pull();
+        assert_eq!(out.code, 1, "{out:#?}");
+        let last = out.stderr.trim_end().lines().last().unwrap_or_default().to_owned();
+        for word in words.iter().chain([&self.server.host.as_str()]) {
+            assert!(last.contains(word), "`{word}` is not in: {last}");
+        }
+        assert!(last.starts_with("Error: "), "{last}");
+        assert_eq!(self.env.ok(["images", "-q"]), "");
+        // Whole layers stay for the next pull until they are collected.
+        self.env.ok(["system", "gc"]);
+        self.env.ok(["system", "fsck"]);
+        assert_eq!(fs::read_dir(self.env.root().join("layers/sha256")).unwrap().count(), 0);
+        last
+    }
+}
+
+#[test]
+fn what_a_pull_says() {
+    let t = Trouble::with(|_, honest, _| honest);
+    let name = format!("{}/team/app", t.server.host);
+    let out = pull(&t.env, &format!("{name}:1"), &[]);
+    let lines: Vec<&str> = out.stdout.lines().collect();
+    assert_eq!(lines[0], "1: Pulling from team/app");
+    assert_eq!(lines[1..4].iter().filter(|l| l.ends_with(": Pull complete")).count(), 3, "{out:#?}");
+    let rest = [
+        format!("Digest: {}", t.manifest),
+        format!("Status: Downloaded newer image for {name}:1"),
+        format!("{name}:1"),
+    ];
+    assert_eq!(lines[4..], rest);
+    assert_eq!(out.stderr, "");
+    let asked = t.server.seen().len();
+    // Again: one request for the manifest, whatever else there is comes from the store.
+    let again = pull(&t.env, &format!("{name}:1"), &[]);
+    assert_eq!(again.stdout.matches(": Already exists").count(), 3);
+    assert!(again.stdout.contains(&format!("Status: Image is up to date for {name}:1\n")), "{again:#?}");
+    assert_eq!(t.server.seen().len(), asked + 1);
+    // By digest, with and without a tag that then means nothing.
+    for text in [format!("{name}@{}", t.manifest), format!("{name}:x@{}", t.manifest)] {
+        let out = pull(&t.env, &text, &[]).stdout;
+        assert!(out.starts_with(&format!("{name}@{}: Pulling from team/app\n", t.manifest)), "{out}");
+        assert!(out.ends_with(&format!("\n{name}@{}\n", t.manifest)), "{out}");
+    }
+    assert_eq!(t.server.seen().len(), asked + 1, "what the store has by digest was asked for");
+    assert_eq!(pull(&t.env, &format!("{name}:1"), &["-q"]).stdout, format!("{name}:1\n"));
+    let missing = pull(&t.env, &name, &[]);
+    assert_eq!(missing.stdout, "Using default tag: latest\n");
+    let host = &t.server.host;
+    let want = format!(
+        "Error: {host}: manifest latest of team/app: 404 Whatever: manifest unknown (asked without credentials)\n"
+    );
+    assert_eq!(missing.stderr.replace("404 Not Found", "404 Whatever"), want);
+    assert_eq!(pull(&t.env, &format!("{name}:1"), &["-a"]).stderr, "Error: tag can't be used with --all-tags/-a\n");
+    let accept = t.server.seen().iter().find(|s| s.path.contains("/manifests/")).unwrap().header("accept").to_owned();
+    for kind in ["image.index.v1+json", "image.manifest.v1+json", "list.v2+json", "manifest.v2+json"] {
+        assert!(accept.contains(kind), "{accept}");
+    }
+}
+
+#[test]
+fn broken_connections_are_taken_up_where_they_broke() {
+    let cut = Trouble::with(|seen, honest, big| match seen.before {
+        0 if big => honest.cut(100_000),
+        1 | 2 if big => honest.cut(50_000),
+        _ => honest,
+    });
+    assert_eq!(cut.succeeds(), [None, Some(100_000), Some(150_000), Some(200_000)]);
+    // A whole answer to a question for a part.
+    let whole = Trouble::with(|seen, honest, big| match seen.before {
+        0 if big => honest.cut(100_000),
+        _ => honest,
+    });
+    assert_eq!(whole.succeeds(), [None, Some(100_000)]);
+    let (content, _) = app();
+    let ignores = Trouble::with(move |seen, honest, big| match seen.before {
+        0 if big => honest.cut(100_000),
+        _ if big => content.reply(&Seen { headers: Default::default(), ..seen.clone() }),
+        _ => honest,
+    });
+    assert_eq!(ignores.succeeds(), [None, Some(100_000)]);
+    let stalls = Trouble::with(|seen, honest, big| match seen.before {
+        0 if big => honest.stall(70_000),
+        _ => honest,
+    });
+    assert_eq!(stalls.succeeds(), [None, Some(70_000)]);
+    // Another part than the one that was asked for, and none at all: then the whole.
+    for range in ["bytes 0-9/307200", "bytes 100000-307199/5", "lines 1-2/3"] {
+        let wrong = Trouble::with(move |seen, honest, big| match (seen.before, seen.from()) {
+            (0, _) if big => honest.cut(100_000),
+            (_, Some(_)) if big => honest.header("Content-Range", range),
+            _ => honest,
+        });
+        assert_eq!(wrong.succeeds(), [None, Some(100_000), None], "{range}");
+    }
+    let refuses = Trouble::with(|seen, honest, big| match (seen.before, seen.from()) {
+        (0, _) if big => honest.cut(100_000),
+        (_, Some(_)) if big => Reply::new(416),
+        _ => honest,
+    });
+    assert_eq!(refuses.succeeds(), [None, Some(100_000), None]);
+    let never = Trouble::with(|_, honest, big| if big { honest.cut(10) } else { honest });
+    never.fails(&["layer 2 of 3 (", "blob sha256:", "the connection broke", "(5 tries)"]);
+}
+
+#[test]
+fn wrong_bytes() {
+    let flipped = Trouble::with(|_, honest, big| if big { honest.edit(|b| b[1000] ^= 1) } else { honest });
+    flipped.fails(&["layer 2 of 3 (", "has digest sha256:"]);
+    // Damage in the part that is fetched later is found too: the hash goes on.
+    let later = Trouble::with(|seen, honest, big| match seen.before {
+        0 if big => honest.cut(1000),
+        _ if big => honest.edit(|b| b[5] ^= 1),
+        _ => honest,
+    });
+    later.fails(&["layer 2 of 3 (", "has digest sha256:"]);
+    let long = Trouble::with(|_, honest, big| if big { honest.edit(|b| b.push(0)) } else { honest });
+    let error = format!("it has {} bytes, longer than the {}", long.length + 1, long.length);
+    long.fails(&["layer 2 of 3 (", &error]);
+    let endless = Trouble::with(|_, honest, big| if big { honest.endless() } else { honest });
+    endless.fails(&["layer 2 of 3 (", "is longer than the"]);
+    let short = Trouble::with(|_, honest, big| if big { honest.edit(|b| b.truncate(9)) } else { honest });
+    short.fails(&["layer 2 of 3 (", "it has 9 bytes, shorter than the"]);
+}
+
+#[test]
+fn busy_servers() {
+    let busy = Trouble::with(|seen, honest, _| match seen.before {
+        0 => Reply::new(503),
+        1 => Reply::new(429).header("Retry-After", 0),
+        2 => Reply::new(500),
+        _ => honest,
+    });
+    busy.succeeds();
+    let patient = Trouble::with(|seen, honest, big| match seen.before {
+        0 if big => Reply::new(429).header("Retry-After", 1),
+        _ => honest,
+    });
+    let begun = Instant::now();
+    patient.succeeds();
+    assert!(begun.elapsed() >= Duration::from_secs(1), "Retry-After was not kept to");
+    let storm = Trouble::with(|_, honest, big| if big { Reply::new(429) } else { honest });
+    storm.fails(&["layer 2 of 3 (", "429 Too Many Requests", "(5 tries)"]);
+    assert_eq!(storm.server.count(&storm.big), 5);
+    let silent = Trouble::with(|seen, _, _| {
+        if seen.path.contains("/manifests/") { Reply::new(200).stall(0).body("x") } else { Reply::new(404) }
+    });
+    silent.fails(&["manifest 1 of team/app", "no answer for too long", "(5 tries)"]);
+    let gone = Trouble::with(|_, honest, big| if big { Reply::new(404) } else { honest });
+    gone.fails(&["layer 2 of 3 (", "404 Not Found"]);
+}
+
+#[test]
+fn redirects_carry_no_credentials() {
+    let (content, _) = app();
+    let (big, _) = content.biggest();
+    let store = content.clone();
+    let other = Server::start(move |seen| match seen.before {
+        0 => store.reply(seen).cut(1000),
+        _ => store.reply(seen),
+    });
+    let place = format!("http://{}{big}", other.host);
+    let server = Server::start(move |seen| match seen.header("authorization") {
+        "" => Reply::new(401).header("WWW-Authenticate", "Basic realm=\"x\""),
+        _ if seen.path == big => Reply::new(307).header("Location", &place),
+        _ => content.reply(seen),
+    });
+    let env = TestEnv::new();
+    let out = pull(&env, &format!("{}/team/app:1", server.host), &["--creds", "me:secret"]);
+    assert_eq!(out.code, 0, "{out:#?}");
+    assert!(!out.stderr.contains("secret"), "{out:#?}");
+    let seen = other.seen();
+    assert_eq!(seen.len(), 2);
+    assert!(seen.iter().all(|s| s.header("authorization").is_empty()), "{seen:#?}");
+    assert_eq!(seen[1].from(), Some(1000));
+    assert!(server.seen().iter().any(|s| s.header("authorization") == "Basic bWU6c2VjcmV0"));
+    let loops =
+        Trouble::with(|seen, honest, big| if big { Reply::new(302).header("Location", &seen.path) } else { honest });
+    loops.fails(&["layer 2 of 3 (", "more than 10 redirects"]);
+    let away = Trouble::with(
+        |_, honest, big| {
+            if big { Reply::new(302).header("Location", "http://storage.invalid/x") } else { honest }
+        },
+    );
+    away.fails(&["layer 2 of 3 (", "it redirects to storage.invalid, unencrypted"]);
+}
+
+#[test]
+fn documents_that_lie() {
+    let manifest = |answer: fn(Reply) -> Reply| {
+        Trouble::with(move |seen, honest, _| if seen.path.contains("/manifests/") { answer(honest) } else { honest })
+    };
+    manifest(|honest| honest.edit(|b| b.resize(5 << 20, b' ')))
+        .fails(&["manifest 1 of team/app", "longer than 4194304 bytes"]);
+    manifest(|honest| honest.endless()).fails(&["longer than 4194304 bytes"]);
+    let other = |honest: Reply| honest.header("Docker-Content-Digest", digest(b"other"));
+    manifest(other).fails(&["instead of", &digest(b"other")]);
+    manifest(|honest| honest.header("Docker-Content-Digest", "sha256:../../x")).succeeds();
+    let docker = "application/vnd.docker.distribution.manifest.v2+json";
+    let confused =
+        manifest(move |honest| honest.header("Content-Type", "application/vnd.docker.distribution.manifest.v2+json"));
+    confused.fails(&["says mediaType", docker]);
+    manifest(|honest| honest.header("Content-Type", "application/json; charset=utf-8")).succeeds();
+    manifest(|_| Reply::new(200).body("<html>")).fails(&["not valid JSON"]);
+    let schema_1 = json!({"schemaVersion": 1, "fsLayers": []}).to_string();
+    let old = Server::start(move |_| {
+        let kind = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+        Reply::new(200).header("Content-Type", kind).body(schema_1.clone())
+    });
+    let out = pull(&TestEnv::new(), &format!("{}/a", old.host), &[]);
+    assert!(out.stderr.contains("schema 1 manifest, which is obsolete"), "{out:#?}");
+    let both = image().edit_manifest(|m| m["manifests"] = json!([]));
+    let (content, _) = Content::of(&both, "a", "latest");
+    let server = Server::start(move |seen| content.reply(seen));
+    let out = pull(&TestEnv::new(), &format!("{}/a", server.host), &[]);
+    assert!(out.stderr.contains("both `manifests` and `layers`"), "{out:#?}");
+    // By digest, other bytes are refused whatever the headers say.
+    let t = manifest(|honest| honest.edit(|b| b.push(b' ')).header("Docker-Content-Digest", ""));
+    let out = pull(&t.env, &format!("{}/team/app@{}", t.server.host, t.manifest), &[]);
+    assert!(out.code == 1 && out.stderr.contains("instead of"), "{out:#?}");
+}
+
+/// A registry that wants bearer tokens and gives them out itself. `answer` is asked first.
+fn with_tokens(answer: impl Fn(&Seen) -> Option<Reply> + Send + Sync + 'static) -> Server {
+    let (content, _) = app();
+    let own = std::sync::Arc::new(OnceLock::<String>::new());
+    let host = own.clone();
+    let server = Server::start(move |seen| {
+        if let Some(reply) = answer(seen) {
+            return reply;
+        }
+        if seen.path.starts_with("/token") {
+            return Reply::new(200).body(r#"{"access_token":"good"}"#);
+        }
+        if seen.header("authorization") == "Bearer good" {
+            return content.reply(seen);
+        }
+        let realm = format!("http://{}/token", host.get().map_or("", String::as_str));
+        let challenge = format!("Bearer realm=\"{realm}\",service=\"reg\",scope=\"repository:team/app:pull\"");
+        Reply::new(401).header("WWW-Authenticate", challenge)
+    });
+    own.set(server.host.clone()).unwrap();
+    server
+}
+
+#[test]
+fn tokens() {
+    let env = TestEnv::new();
+    let server = with_tokens(|_| None);
+    let name = format!("{}/team/app:1", server.host);
+    let out = pull(&env, &name, &[]);
+    assert_eq!(out.code, 0, "{out:#?}");
+    assert_eq!(server.count("/token"), 1, "one token serves them all");
+    let asked = server.seen().into_iter().find(|s| s.path.starts_with("/token")).unwrap();
+    assert_eq!((asked.method.as_str(), asked.header("authorization")), ("GET", ""));
+    assert_eq!(asked.path, "/token?service=reg&scope=repository%3Ateam%2Fapp%3Apull");
+    // A password goes to the token server and nowhere else.
+    let server = with_tokens(|_| None);
+    let name = format!("{}/team/app:1", server.host);
+    assert_eq!(pull(&TestEnv::new(), &name, &["--creds", "me:secret"]).code, 0);
+    for seen in server.seen() {
+        assert_eq!(seen.header("authorization").starts_with("Basic"), seen.path.starts_with("/token"), "{seen:?}");
+    }
+    // An identity token is a matter of OAuth2.
+    let server = with_tokens(|_| None);
+    let (host, env) = (&server.host, TestEnv::new());
+    fs::write(env.path("auth.json"), json!({"auths": {host: {"identitytoken": "r/t"}}}).to_string()).unwrap();
+    let file = env.path("auth.json");
+    let name = format!("{host}/team/app:1");
+    let out = pull(&env, &name, &["--authfile", file.to_str().unwrap()]);
+    assert_eq!(out.code, 0, "{out:#?}");
+    let post = server.seen().into_iter().find(|s| s.method == "POST").unwrap();
+    assert_eq!(
+        post.body,
+        "grant_type=refresh_token&refresh_token=r%2Ft&service=reg&client_id=plyfs&scope=repository%3Ateam%2Fapp%3Apull"
+    );
+    // A server that knows OAuth2 only.
+    let server = with_tokens(|seen| (seen.path.contains("/token?")).then(|| Reply::new(405)));
+    let name = format!("{}/team/app:1", server.host);
+    assert_eq!(pull(&TestEnv::new(), &name, &["--creds", "me:se cret"]).code, 0);
+    let post = server.seen().into_iter().find(|s| s.method == "POST").unwrap();
+    assert!(post.body.starts_with("grant_type=password&username=me&password=se%20cret&"), "{}", post.body);
+}
+
+#[test]
+fn a_token_that_expires_on_the_way() {
+    let t = with_tokens(|seen| {
+        if seen.path.starts_with("/token") && seen.before > 0 {
+            return Some(Reply::new(200).body(r#"{"token":"good"}"#));
+        }
+        if seen.path.starts_with("/token") {
+            return Some(Reply::new(200).body(r#"{"token":"old","expires_in":600}"#));
+        }
+        // The first token is good for the manifest only.
+        let old = seen.header("authorization") == "Bearer old" && seen.path.contains("/manifests/");
+        old.then(|| app().0.reply(seen))
+    });
+    let env = TestEnv::new();
+    let out = pull(&env, &format!("{}/team/app:1", t.host), &[]);
+    assert_eq!(out.code, 0, "{out:#?}");
+    assert_eq!((t.count("/token"), out.stderr.as_str()), (2, ""));
+}
+
+#[test]
+fn who_may_and_who_may_not() {
+    let env = TestEnv::new();
+    let refused = |server: &Server, more: &[&str], words: &[&str]| {
+        let out = pull(&env, &format!("{}/team/app:1", server.host), more);
+        assert_eq!((out.code, out.stderr.lines().count()), (1, 1), "{out:#?}");
+        for word in words {
+            assert!(out.stderr.contains(word), "`{word}` is not in {}", out.stderr);
+        }
+        assert!(!out.stderr.contains("secret"), "{out:#?}");
+    };
+    let basic = Server::start(|_| Reply::new(401).header("WWW-Authenticate", "Basic realm=\"x\""));
+    refused(&basic, &[], &["401 Unauthorized: it is missing or private (asked without credentials)"]);
+    refused(&basic, &["--creds", "me:secret"], &["wrong user name or password (asked as me by --creds)"]);
+    let private = with_tokens(|seen| {
+        (!seen.path.starts_with("/token") && !seen.header("authorization").is_empty()).then(|| Reply::new(403))
+    });
+    refused(&private, &[], &["403 Forbidden: it is missing or private (asked without credentials)"]);
+    refused(&private, &["--creds", "me:secret"], &["missing or private (asked as me by --creds)"]);
+    let strict = with_tokens(|seen| seen.path.starts_with("/token").then(|| Reply::new(401)));
+    refused(&strict, &[], &["it is missing or private (asked without credentials)"]);
+    refused(&strict, &["--creds", "me:secret"], &["wrong credentials: its token server", "(asked as me by --creds)"]);
+    let odd = Server::start(|_| Reply::new(401).header("WWW-Authenticate", "Negotiate"));
+    refused(&odd, &[], &["authentication that plyfs does not know (negotiate)"]);
+    refused(&Server::start(|_| Reply::new(401)), &[], &["401"]);
+    refused(&basic, &["--authfile", "/nowhere/auth.json"], &["cannot read credentials from /nowhere/auth.json"]);
+}
+
+#[test]
+fn a_realm_in_a_private_network() {
+    for realm in [
+        "http://10.0.0.1/token",
+        "https://169.254.169.254/token",
+        "https://[fd00::1]/t",
+        "ftp://x/",
+        "http://auth.invalid/t",
+    ] {
+        let server = Server::start(move |_| {
+            Reply::new(401).header("WWW-Authenticate", format!("Bearer realm=\"{realm}\",service=\"x\""))
+        });
+        let out = pull(&TestEnv::new(), &format!("{}/a:1", server.host), &["--creds", "me:secret"]);
+        assert_eq!(out.code, 1);
+        let why = ["is in a private network", "is not encrypted", "is no URL"];
+        assert!(why.iter().any(|why| out.stderr.contains(why)), "{realm}: {out:#?}");
+    }
+    // A token server that this machine could reach is not asked: the name is another one.
+    let spy = Server::start(|_| Reply::new(200).body(r#"{"token":"x"}"#));
+    let port = spy.host.split(':').next_back().unwrap().to_owned();
+    let server = Server::start(move |_| {
+        Reply::new(401).header("WWW-Authenticate", format!("Bearer realm=\"http://localhost:{port}/token\""))
+    });
+    let out = pull(&TestEnv::new(), &format!("{}/a:1", server.host), &["--tls-verify=false"]);
+    assert!(out.code == 1 && out.stderr.contains("is in a private network"), "{out:#?}");
+    assert_eq!(spy.seen().len(), 0);
+}
+
+#[test]
+fn where_credentials_come_from() {
+    let server = Server::start(|seen| match seen.header("authorization") {
+        "" => Reply::new(401).header("WWW-Authenticate", "Basic realm=\"x\""),
+        _ => Reply::new(404),
+    });
+    let (host, env) = (server.host.as_str(), TestEnv::new());
+    let put = |path: &str, content: serde_json::Value| {
+        fs::create_dir_all(env.path(path).parent().unwrap()).unwrap();
+        fs::write(env.path(path), content.to_string()).unwrap();
+    };
+    let bin = env.path("bin");
+    fs::create_dir(&bin).unwrap();
+    let helper = bin.join("docker-credential-test");
+    let script = "#!/bin/sh\nread -r key; [ \"$1\" = get ] && echo \"{\\\"Username\\\":\\\"helped\\\",\\\"Secret\\\":\\\"$key\\\"}\"\n";
+    fs::write(&helper, script).unwrap();
+    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let user = |set: &dyn Fn(&mut std::process::Command)| {
+        let before = server.seen().len();
+        let mut command = command(&env, &["pull", &format!("{host}/team/app:1")]);
+        command.env("PATH", &path);
+        set(&mut command);
+        let out = run(&mut command);
+        let seen = server.seen().split_off(before);
+        let header = seen.last().map_or("", |s| s.header("authorization")).trim_start_matches("Basic ").to_owned();
+        let decoded = run(std::process::Command::new("sh").args(["-c", &format!("echo {header} | base64 -d")]));
+        (decoded.stdout, out.stderr)
+    };
+    let none = |_: &mut std::process::Command| {};
+    // Each file that is added goes before those that were there.
+    assert_eq!(user(&none).0, "");
+    put("home/.docker/config.json", json!({"auths": {host: {}}, "credsStore": "test"}));
+    assert_eq!(user(&none).0, format!("helped:{host}"));
+    put("home/.docker/config.json", json!({"credHelpers": {host: "test"}}));
+    let (who, error) = user(&none);
+    assert_eq!(who, format!("helped:{host}"));
+    assert!(error.contains("asked as helped by docker-credential-test, named in /"), "{error}");
+    put("home/.config/containers/auth.json", json!({"auths": {host: {"auth": "eGRnOnB3"}}}));
+    assert_eq!(user(&none).0, "xdg:pw");
+    let team = format!("{host}/team");
+    put("run/containers/auth.json", json!({"auths": {host: {"auth": "YTpi"}, team: {"auth": "dGVhbTpwdw=="}}}));
+    let (who, error) = user(&none);
+    assert_eq!(who, "team:pw");
+    assert!(error.contains("asked as team by /") && error.contains("run/containers/auth.json"), "{error}");
+    put("named.json", json!({"auths": {host: {"auth": "ZW52OnB3"}}}));
+    let by_name = |c: &mut std::process::Command| {
+        c.env("REGISTRY_AUTH_FILE", env.path("named.json"));
+    };
+    let given = |c: &mut std::process::Command| {
+        c.args(["--creds", "given:pw:x"]);
+    };
+    assert_eq!(user(&by_name).0, "env:pw");
+    assert_eq!(user(&given).0, "given:pw:x");
+    put("named.json", json!({"credHelpers": {host: "nowhere"}}));
+    let (_, error) = user(&by_name);
+    assert!(error.contains("cannot run docker-credential-nowhere"), "{error}");
+}
+
+#[test]
+fn every_tag_over_several_pages() {
+    let (content, _) = app();
+    let (second, _) = Content::of(&Image::new().layer(Tar::new().file("x", "y").finish()), "team/app", "2");
+    let server = Server::start(move |seen| match seen.path.as_str() {
+        "/v2/team/app/tags/list" => {
+            Reply::new(200).header("Link", "</v2/team/app/tags/list?last=1>; rel=\"next\"").body(r#"{"tags":["1"]}"#)
+        }
+        "/v2/team/app/tags/list?last=1" => Reply::new(200).body(r#"{"name":"team/app","tags":["2"]}"#),
+        "/v2/evil/tags/list" => Reply::new(200).header("Link", "<http://localhost:1/>; rel=next").body("{}"),
+        "/v2/odd/tags/list" => Reply::new(200).body(r#"{"tags":["../x"]}"#),
+        "/v2/none/tags/list" => Reply::new(200).body(r#"{"tags":null}"#),
+        path if path.ends_with("/1") => content.reply(seen),
+        path if path.ends_with("/2") => second.reply(seen),
+        _ if content.reply(seen).is_found() => content.reply(seen),
+        _ => second.reply(seen),
+    });
+    let (host, env) = (&server.host, TestEnv::new());
+    let out = pull(&env, &format!("{host}/team/app"), &["-a"]);
+    assert_eq!(out.code, 0, "{out:#?}");
+    for part in ["1: Pulling from team/app\n", "2: Pulling from team/app\n"] {
+        assert!(out.stdout.contains(part), "{out:#?}");
+    }
+    assert!(out.stdout.ends_with(&format!("Status: Downloaded newer image for {host}/team/app\n{host}/team/app\n")));
+    assert!(pull(&env, &format!("{host}/team/app"), &["-a"]).stdout.contains("Status: Image is up to date for"));
+    assert_eq!(env.ok(["images", "-q"]).lines().count(), 2);
+    for (repo, words) in [("evil", "goes on at another place"), ("odd", "which is no tag"), ("none", "has no tags")] {
+        let out = pull(&env, &format!("{host}/{repo}"), &["-a"]);
+        assert!(out.code == 1 && out.stderr.contains(words), "{out:#?}");
+    }
+}
+
+#[test]
+fn an_index_of_a_registry() {
+    let (content, manifest) = app();
+    let bytes = content.reply(&get("/v2/team/app/manifests/1")).into_body();
+    let entry = |arch: &str, digest: &str, size: usize| json!({"mediaType": OCI_MANIFEST, "digest": digest, "size": size, "platform": {"os": "linux", "architecture": arch}});
+    let list = [entry("s390x", &digest(b"no"), 2), entry("amd64", &manifest, bytes.len())];
+    let kind = "application/vnd.oci.image.index.v1+json";
+    let index = json!({"schemaVersion": 2, "mediaType": kind, "manifests": list}).to_string();
+    let root = digest(index.as_bytes());
+    let server = Server::start(move |seen| match seen.path.as_str() {
+        "/v2/team/app/manifests/multi" => Reply::new(200).header("Content-Type", kind).body(index.clone()),
+        _ => content.reply(seen),
+    });
+    let env = TestEnv::new();
+    let name = format!("{}/team/app:multi", server.host);
+    let out = pull(&env, &name, &["--platform", "linux/amd64"]);
+    assert_eq!(out.code, 0, "{out:#?}");
+    assert!(out.stdout.contains(&format!("Digest: {root}\n")), "{out:#?}");
+    let out = pull(&env, &name, &["--platform", "linux/riscv64"]);
+    assert!(out.stderr.contains("no matching manifest for linux/riscv64"), "{out:#?}");
+    let out = pull(&env, &name, &["--platform", "linux/s390x"]);
+    assert!(out.code == 1 && out.stderr.contains(&digest(b"no")), "{out:#?}");
+}
+
+fn get(path: &str) -> Seen {
+    Seen { method: "GET".into(), path: path.into(), headers: Default::default(), body: String::new(), before: 0 }
+}

@@ -1,0 +1,209 @@
+//! Pulls that end early, and what the next one makes of it.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use super::support::env::{Output, TestEnv};
+use super::support::oci::{Compression, Image};
+use super::support::registry::{Content, Reply, Seen, Server, command, pull};
+use super::support::tar::Tar;
+
+const MIB: usize = 1 << 20;
+
+/// A small layer and one of 4 MiB.
+fn image() -> Image {
+    let noise: Vec<u8> = (0..4 * MIB as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    Image::new()
+        .layer(Tar::new().file("small", "x").finish())
+        .compressed(Tar::new().file("noise", noise).finish(), Compression::None)
+}
+
+/// A registry whose big blob falls silent after so many bytes, as long as that is not 0.
+struct Slow {
+    server: Server,
+    env: TestEnv,
+    big: String,
+    stall: Arc<AtomicUsize>,
+}
+
+impl Slow {
+    fn new() -> Self {
+        let (content, _) = Content::of(&image(), "app", "1");
+        let (big, _) = content.biggest();
+        let stall = Arc::new(AtomicUsize::new(0));
+        let (path, at) = (big.clone(), stall.clone());
+        let server = Server::start(move |seen| match at.load(Ordering::SeqCst) {
+            at if at > 0 && seen.path == path => content.reply(seen).stall(at),
+            _ => content.reply(seen),
+        });
+        Slow { server, env: TestEnv::new(), big, stall }
+    }
+
+    fn name(&self) -> String {
+        format!("{}/app:1", self.server.host)
+    }
+
+    /// Where the big blob was asked for from, each time since the last question.
+    fn asked(&self, before: usize) -> Vec<Option<usize>> {
+        self.server.seen().split_off(before).iter().filter(|s| s.path == self.big).map(Seen::from).collect()
+    }
+
+    fn partials(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.env.root().join("tmp/partial"));
+        entries.map_or(vec![], |all| all.map(|e| e.unwrap().path()).collect())
+    }
+
+    fn kept(&self) -> usize {
+        self.partials().iter().map(|p| fs::metadata(p).map_or(0, |m| m.len() as usize)).max().unwrap_or(0)
+    }
+
+    /// Begins a pull that gets so many bytes more of the big blob, and kills it then.
+    fn kill_after(&self, more: usize) {
+        self.stall.store(more, Ordering::SeqCst);
+        let want = self.kept() + more;
+        let mut child = command(&self.env, &["pull", &self.name()]).stdout(Stdio::null()).spawn().unwrap();
+        let until = Instant::now() + Duration::from_secs(20);
+        while self.kept() < want {
+            assert!(Instant::now() < until, "{} of {want} bytes are kept", self.kept());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        self.stall.store(0, Ordering::SeqCst);
+    }
+
+    #[track_caller]
+    fn finish(&self) -> Output {
+        let out = pull(&self.env, &self.name(), &[]);
+        assert_eq!(out.code, 0, "{out:#?}");
+        self.env.ok(["system", "fsck"]);
+        assert_eq!(fs::read_dir(self.env.root().join("tmp")).unwrap().count(), 0);
+        out
+    }
+}
+
+#[test]
+fn a_killed_pull_is_taken_up_where_it_was() {
+    let slow = Slow::new();
+    // Five times in a row, each a bit further, at no round places.
+    let steps = [300_001, 700_000, 65_537, 1, 999_999];
+    let mut at = 0;
+    for step in steps {
+        let before = slow.server.seen().len();
+        slow.kill_after(step);
+        assert_eq!(slow.asked(before), [Some(at).filter(|at| *at > 0)]);
+        at += step;
+        assert_eq!(slow.kept(), at, "nothing that had come was lost");
+        assert_eq!(slow.env.ok(["images", "-q"]), "");
+    }
+    let before = slow.server.seen().len();
+    let out = slow.finish();
+    assert_eq!(slow.asked(before), [Some(at)]);
+    assert!(out.stdout.contains(": Already exists") || out.stdout.matches("Pull complete").count() == 2, "{out:#?}");
+}
+
+#[test]
+fn a_pull_that_gives_up_keeps_what_it_has() {
+    let slow = Slow::new();
+    let (content, _) = Content::of(&image(), "app", "1");
+    let path = slow.big.clone();
+    let dead = Server::start(move |seen| match seen.before {
+        0 if seen.path == path => content.reply(seen).cut(2 * MIB),
+        _ if seen.path == path => Reply::new(503),
+        _ => content.reply(seen),
+    });
+    let out = pull(&slow.env, &format!("{}/app:1", dead.host), &[]);
+    assert_eq!(out.code, 1, "{out:#?}");
+    assert!(out.stderr.contains("layer 2 of 2 (") && out.stderr.contains("503"), "{out:#?}");
+    assert_eq!(slow.kept(), 2 * MIB);
+    // The other layer stays as well, and another registry has the same blobs.
+    let out = slow.finish();
+    assert_eq!(slow.asked(0), [Some(2 * MIB)]);
+    assert_eq!(out.stdout.matches(": Already exists").count(), 1, "{out:#?}");
+}
+
+#[test]
+fn a_partial_that_is_of_no_use() {
+    let slow = Slow::new();
+    slow.kill_after(2 * MIB);
+    let path = slow.partials().remove(0);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[MIB] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let before = slow.server.seen().len();
+    slow.finish();
+    assert_eq!(slow.asked(before), [Some(2 * MIB), None], "a wrong beginning is found out and fetched again");
+    // Longer than the blob itself.
+    slow.env.ok(["rmi", &slow.name()]);
+    slow.kill_after(MIB);
+    fs::write(slow.partials().remove(0), vec![0; 9 * MIB]).unwrap();
+    let before = slow.server.seen().len();
+    slow.finish();
+    assert_eq!(slow.asked(before), [None]);
+    // All of it there, and nothing to fetch.
+    slow.env.ok(["rmi", &slow.name()]);
+    slow.kill_after(3 * MIB);
+    let path = slow.partials().remove(0);
+    let (content, _) = Content::of(&image(), "app", "1");
+    let whole = Seen {
+        method: "GET".into(),
+        path: slow.big.clone(),
+        headers: Default::default(),
+        body: String::new(),
+        before: 0,
+    };
+    fs::write(&path, content.reply(&whole).into_body()).unwrap();
+    let before = slow.server.seen().len();
+    slow.finish();
+    assert_eq!(slow.asked(before), []);
+}
+
+#[test]
+fn a_server_without_ranges() {
+    let slow = Slow::new();
+    slow.kill_after(2 * MIB);
+    let (content, _) = Content::of(&image(), "app", "1");
+    let plain = Server::start(move |seen| content.reply(&Seen { headers: Default::default(), ..seen.clone() }));
+    let out = pull(&slow.env, &format!("{}/app:1", plain.host), &[]);
+    assert_eq!(out.code, 0, "{out:#?}");
+    slow.env.ok(["system", "fsck"]);
+    assert_eq!(slow.kept(), 0);
+}
+
+#[test]
+fn collections_know_of_partials() {
+    let slow = Slow::new();
+    slow.kill_after(2 * MIB);
+    let found = super::support::env::run(&mut slow.env.command(["system", "fsck", "--repair"]));
+    assert!(!found.stdout.contains("tmp/partial"), "{found:#?}");
+    assert_eq!(slow.kept(), 2 * MIB, "a repair took it away");
+    let out = slow.env.ok(["system", "gc"]);
+    assert!(out.contains("Deleted unfinished download: /") && out.contains("Total reclaimed space: 2."), "{out}");
+    assert_eq!(slow.kept(), 0);
+    // One that is being fetched stays.
+    slow.stall.store(2 * MIB, Ordering::SeqCst);
+    let mut child = command(&slow.env, &["pull", &slow.name()]).stdout(Stdio::null()).spawn().unwrap();
+    while slow.kept() < 2 * MIB {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(!slow.env.ok(["system", "gc"]).contains("unfinished download"));
+    assert_eq!(slow.kept(), 2 * MIB);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn several_pulls_fetch_a_blob_once() {
+    let slow = Slow::new();
+    let start = |_| command(&slow.env, &["pull", "-q", &slow.name()]).stdout(Stdio::null()).spawn().unwrap();
+    let children: Vec<_> = (0..6).map(start).collect();
+    for mut child in children {
+        assert!(child.wait().unwrap().success());
+    }
+    assert_eq!(slow.asked(0), [None]);
+    slow.finish();
+}

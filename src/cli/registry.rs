@@ -1,0 +1,91 @@
+//! What the verbs that talk to registries share: their flags, and where this user's files are.
+
+use crate::registry::{Settings, Timing, credentials};
+use std::env;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+#[derive(clap::Args)]
+pub(super) struct RegistryArgs {
+    /// Read credentials from this file and no other
+    #[arg(long, value_name = "FILE", env = "REGISTRY_AUTH_FILE", hide_env_values = true)]
+    authfile: Option<PathBuf>,
+    /// Use these credentials and no file
+    #[arg(long, value_name = "USER[:PASSWORD]")]
+    creds: Option<String>,
+    /// With =false: take any certificate, and plain http too
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = true,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set
+    )]
+    tls_verify: bool,
+    /// For tests: how many seconds a server may be silent
+    #[arg(long, hide = true, value_parser = seconds)]
+    stall_timeout: Option<Duration>,
+    /// For tests: how many seconds to wait before the second try
+    #[arg(long, hide = true, value_parser = seconds)]
+    retry_pause: Option<Duration>,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().map_err(|e| e.to_string())?;
+    Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())
+}
+
+impl RegistryArgs {
+    /// How to talk to registries, by the flags, the environment and the usual places.
+    pub(super) fn settings(&self) -> Settings {
+        let usual = Timing::default();
+        Settings {
+            tls_verify: self.tls_verify,
+            cert_dirs: cert_dirs(),
+            credentials: credentials::Sources {
+                given: self.creds.clone(),
+                file: self.authfile.clone(),
+                usual_files: auth_files(),
+            },
+            timing: Timing {
+                stall: self.stall_timeout.unwrap_or(usual.stall),
+                pause: self.retry_pause.unwrap_or(usual.pause),
+                ..usual
+            },
+        }
+    }
+}
+
+fn absolute(name: &str) -> Option<PathBuf> {
+    env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute())
+}
+
+fn config_home() -> Option<PathBuf> {
+    absolute("XDG_CONFIG_HOME").or_else(|| Some(absolute("HOME")?.join(".config")))
+}
+
+/// Podman's files, then Docker's.
+fn auth_files() -> Vec<PathBuf> {
+    let docker = absolute("DOCKER_CONFIG").or_else(|| Some(absolute("HOME")?.join(".docker")));
+    let places = [
+        runtime_dir().map(|dir| dir.join("containers/auth.json")),
+        config_home().map(|dir| dir.join("containers/auth.json")),
+        docker.map(|dir| dir.join("config.json")),
+    ];
+    places.into_iter().flatten().collect()
+}
+
+/// Podman's fallback is of its own kind.
+fn runtime_dir() -> Option<PathBuf> {
+    use std::os::unix::fs::MetadataExt;
+    let user = || std::fs::metadata("/proc/self").map(|m| m.uid()).ok();
+    absolute("XDG_RUNTIME_DIR").or_else(|| Some(Path::new("/run/containers").join(user()?.to_string())))
+}
+
+fn cert_dirs() -> Vec<PathBuf> {
+    let own = config_home().map(|dir| dir.join("containers/certs.d"));
+    let shared = ["/etc/containers/certs.d", "/etc/docker/certs.d"].map(PathBuf::from);
+    own.into_iter().chain(shared).collect()
+}

@@ -1,0 +1,223 @@
+//! A repository of a registry as a source.
+
+use super::{Blobs, LayerPlan, Place, Plan, Source, Want, oci};
+use crate::digest::Digest;
+use crate::image::manifest::{self, DOCUMENT_CAP, Descriptor};
+use crate::image::{Error, Problem, Result};
+use crate::reference::Reference;
+use crate::registry::{self, Blob, Manifest, Repository, Settings};
+use crate::store::{self, Partial, Store};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Cursor, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Fetching so little again is cheaper than keeping it.
+const WORTH_KEEPING: u64 = 1 << 20;
+
+/// The images of one repository.
+struct Registry {
+    origin: String,
+    reference: Reference,
+    repository: Repository,
+    store: Store,
+    /// The documents that tags stood for.
+    roots: Mutex<BTreeMap<Digest, Vec<u8>>>,
+    /// Blobs that began with what an earlier pull left.
+    resumed: Mutex<BTreeSet<Digest>>,
+    cancelled: AtomicBool,
+}
+
+/// A layer's stream: what an earlier pull left of it, then the rest from the registry, kept as it comes.
+struct Resumed {
+    partial: Partial,
+    /// How much of the partial is still to be handed out.
+    left: u64,
+    /// Whether what comes is kept.
+    keep: bool,
+    rest: Option<Blob>,
+    /// Why there is no rest.
+    failed: Option<registry::Error>,
+    repository: Repository,
+    blob: Descriptor,
+}
+
+/// Opens the repository that the reference names. Nothing is asked of the registry yet. Documents that the store has are
+/// not fetched.
+pub fn open_registry(reference: &Reference, settings: &Settings, store: &Store) -> Box<dyn Source> {
+    Box::new(Registry {
+        origin: reference.familiar(),
+        reference: reference.clone(),
+        repository: Repository::new(reference, settings),
+        store: store.clone(),
+        roots: Mutex::default(),
+        resumed: Mutex::default(),
+        cancelled: AtomicBool::new(false),
+    })
+}
+
+impl Registry {
+    /// The image under one tag or digest.
+    fn plan(&self, name: &Reference, want: &Want) -> Result<Plan> {
+        let wrap = |problem| match problem {
+            Problem::Registry(error) => Error::Registry(error),
+            problem => Error::Source { origin: name.familiar(), problem: Box::new(problem) },
+        };
+        let asked = match (name.digest(), name.tag()) {
+            (Some(digest), _) => digest.to_string(),
+            (None, tag) => tag.unwrap_or_default().to_owned(),
+        };
+        let kept = name.digest().and_then(|digest| self.kept(digest)).and_then(|bytes| {
+            let media_type = manifest::own_media_type(&bytes)?;
+            Some(Manifest { digest: name.digest()?.clone(), media_type, bytes })
+        });
+        let root = match kept {
+            Some(kept) => kept,
+            None => self.repository.manifest(&asked, &manifest::accept(), DOCUMENT_CAP)?,
+        };
+        // Registries that know no better call a manifest plain JSON; then it says itself what it is.
+        let known = manifest::is_manifest(&root.media_type);
+        let descriptor = Descriptor {
+            media_type: if known { root.media_type } else { String::new() },
+            digest: root.digest,
+            size: root.bytes.len() as u64,
+            platform: None,
+            annotations: BTreeMap::new(),
+        };
+        let mut roots = self.roots.lock().unwrap_or_else(PoisonError::into_inner);
+        roots.insert(descriptor.digest.clone(), root.bytes);
+        drop(roots);
+        let plan = oci::plan(self, &descriptor, want).map_err(wrap)?;
+        let by_digest = name.by_digest(&descriptor.digest);
+        let names = if name.digest().is_some() { vec![by_digest] } else { vec![name.clone(), by_digest] };
+        Ok(Plan { names, ..plan })
+    }
+
+    /// The blob's stream, going on where an earlier pull ended. Waits for another process that is fetching it; asks the
+    /// registry for nothing before the first byte from there is read.
+    fn resume(&self, blob: &Descriptor) -> std::result::Result<Resumed, Problem> {
+        let give_up = || self.cancelled.load(Ordering::Relaxed);
+        let wrap = |e: store::Error| Problem::Document(e.to_string());
+        let mut partial = Partial::open(&self.store, &blob.digest, &give_up).map_err(wrap)?.ok_or(Problem::Stopped)?;
+        if partial.length() > blob.size {
+            let path = self.store.partial_path(&blob.digest);
+            partial.clear().map_err(|cause| Problem::Write { path, cause })?;
+        }
+        if partial.length() > 0 {
+            tracing::info!(digest = %blob.digest, have = partial.length(), of = blob.size, "going on with a download");
+            self.resumed.lock().unwrap_or_else(PoisonError::into_inner).insert(blob.digest.clone());
+        }
+        Ok(Resumed {
+            left: partial.length(),
+            partial,
+            keep: blob.size > WORTH_KEEPING,
+            rest: None,
+            failed: None,
+            repository: self.repository.clone(),
+            blob: blob.clone(),
+        })
+    }
+
+    /// The document if the store has it whole.
+    fn kept(&self, digest: &Digest) -> Option<Vec<u8>> {
+        let bytes = self.store.blob(digest, DOCUMENT_CAP).ok()?;
+        let mut hasher = crate::digest::Hasher::new(digest.algorithm());
+        hasher.update(&bytes);
+        (hasher.finish() == *digest).then_some(bytes)
+    }
+}
+
+impl Read for Resumed {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.left > 0 {
+            let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buf.len());
+            let n = self.partial.read(&mut buf[..most])?;
+            self.left -= n as u64;
+            if n == 0 && most > 0 {
+                return Err(io::Error::other("a partial download became shorter while it was read"));
+            }
+            return Ok(n);
+        }
+        if let Some(error) = &self.failed {
+            return Err(io::Error::other(error.clone()));
+        }
+        let rest = match &mut self.rest {
+            Some(rest) => rest,
+            none => match self.repository.blob(&self.blob.digest, self.blob.size, self.partial.length()) {
+                Ok(rest) => none.insert(rest),
+                Err(error) => {
+                    self.failed = Some(error.clone());
+                    return Err(io::Error::other(error));
+                }
+            },
+        };
+        let n = rest.read(buf)?;
+        // A download that cannot be kept is still a download.
+        self.keep = self.keep && self.partial.append(&buf[..n]).is_ok();
+        Ok(n)
+    }
+}
+
+impl Blobs for Registry {
+    fn blob(&self, descriptor: &Descriptor) -> std::result::Result<Box<dyn Read + Send>, Problem> {
+        let digest = &descriptor.digest;
+        let root = self.roots.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned();
+        if let Some(bytes) = root.or_else(|| self.kept(digest)) {
+            return Ok(Box::new(Cursor::new(bytes)));
+        }
+        if manifest::is_manifest(&descriptor.media_type) {
+            let found = self.repository.manifest(&digest.to_string(), &manifest::accept(), DOCUMENT_CAP);
+            return Ok(Box::new(Cursor::new(found.map_err(Problem::Registry)?.bytes)));
+        }
+        Ok(Box::new(self.repository.blob(digest, descriptor.size, 0).map_err(Problem::Registry)?))
+    }
+}
+
+impl Source for Registry {
+    fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    fn images(&self, want: &Want) -> Result<Vec<Plan>> {
+        if !want.all {
+            return Ok(vec![self.plan(&self.reference.clone().or_latest(), want)?]);
+        }
+        let mut plans = Vec::new();
+        for tag in self.repository.tags()? {
+            let tagged = self.reference.by_tag(&tag).map_err(|_| {
+                let why = format!("its list of tags holds `{}`, which is no tag", tag.escape_debug());
+                Error::Source { origin: self.origin.clone(), problem: Box::new(Problem::Document(why)) }
+            })?;
+            plans.push(self.plan(&tagged, want)?);
+        }
+        if plans.is_empty() {
+            let problem = Box::new(Problem::Document("the repository has no tags".into()));
+            return Err(Error::Source { origin: self.origin.clone(), problem });
+        }
+        Ok(plans)
+    }
+
+    fn layer(&self, layer: &LayerPlan) -> std::result::Result<Box<dyn Read + Send>, Problem> {
+        match &layer.place {
+            Place::Blob(blob) => Ok(Box::new(self.resume(blob)?)),
+            Place::Member(name) => Err(Problem::Document(format!("has no layer {name}"))),
+        }
+    }
+
+    fn taken(&self, layer: &LayerPlan) {
+        if let Place::Blob(blob) = &layer.place {
+            self.store.forget_partial(&blob.digest);
+        }
+    }
+
+    fn discard(&self, layer: &LayerPlan) -> bool {
+        let Place::Blob(blob) = &layer.place else { return false };
+        self.store.forget_partial(&blob.digest);
+        self.resumed.lock().unwrap_or_else(PoisonError::into_inner).remove(&blob.digest)
+    }
+
+    fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+        self.repository.cancel();
+    }
+}

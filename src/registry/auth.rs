@@ -1,0 +1,333 @@
+//! Proving who asks: challenges, tokens, and to whom credentials may be shown.
+
+use super::credentials::{Found, Login};
+use super::http::{self, Fault, Http, Request, Response};
+use super::url::{Url, is_private};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+/// More bytes than this are no token.
+const TOKEN_CAP: u64 = 1 << 20;
+/// How long a token is good when nobody says, and how long before its end it is not used any more.
+const TOKEN_LIFE: Duration = Duration::from_secs(60);
+const TOKEN_MARGIN: Duration = Duration::from_secs(5);
+
+/// One way to prove oneself that a server offers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Challenge {
+    /// `basic`, `bearer`, lower case.
+    pub scheme: String,
+    /// Its parameters, names in lower case.
+    pub parameters: BTreeMap<String, String>,
+}
+
+/// Parses `WWW-Authenticate` headers, each of which may hold several challenges.
+pub(super) fn challenges(response: &Response) -> Vec<Challenge> {
+    let all = response.headers().get_all("www-authenticate");
+    all.iter().filter_map(|value| value.to_str().ok()).flat_map(parse).collect()
+}
+
+fn parse(header: &str) -> Vec<Challenge> {
+    let mut found: Vec<Challenge> = Vec::new();
+    let mut rest = header.trim_start_matches([' ', ',', '\t']);
+    while !rest.is_empty() {
+        let end = rest.find([' ', ',', '=', '\t']).unwrap_or(rest.len());
+        let word = rest[..end].to_ascii_lowercase();
+        let after = rest[end..].trim_start();
+        if let (Some(value), Some(last)) = (after.strip_prefix('='), found.last_mut()) {
+            let (value, left) = parameter(value.trim_start());
+            last.parameters.entry(word).or_insert(value);
+            rest = left;
+        } else {
+            found.push(Challenge { scheme: word, parameters: BTreeMap::new() });
+            // Something that is no challenge must not hold us up.
+            rest = after.trim_start_matches('=');
+        }
+        rest = rest.trim_start_matches([' ', ',', '\t']);
+    }
+    found
+}
+
+/// A quoted or bare value and what follows it.
+fn parameter(text: &str) -> (String, &str) {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let end = text.find([',', ' ', '\t']).unwrap_or(text.len());
+        return (text[..end].to_owned(), &text[end..]);
+    };
+    let mut value = String::new();
+    let mut escaped = false;
+    for (at, c) in quoted.char_indices() {
+        match c {
+            _ if escaped => {
+                value.push(c);
+                escaped = false;
+            }
+            '\\' => escaped = true,
+            '"' => return (value, &quoted[at + 1..]),
+            c => value.push(c),
+        }
+    }
+    (value, "")
+}
+
+/// What a repository's requests are signed with.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Proof {
+    /// The `Authorization` header.
+    pub header: String,
+    /// From when on it is not good any more.
+    pub expires: Option<Instant>,
+}
+
+impl Proof {
+    fn lasting(header: String) -> Proof {
+        Proof { header, expires: None }
+    }
+
+    /// Whether it may still be used.
+    pub fn is_good(&self) -> bool {
+        self.expires.is_none_or(|end| Instant::now() < end)
+    }
+}
+
+/// Why no proof could be had.
+pub(super) enum Refusal {
+    /// The registry wants credentials and there are none.
+    Nameless,
+    /// The credentials are wrong.
+    Wrong(String),
+    /// The challenge is one that must not or cannot be answered.
+    Bad(String),
+    /// The token server failed; it may not the next time.
+    Failed(Fault),
+}
+
+/// Answers the challenges of a registry at `base`. Scopes that were asked for before stay in.
+pub(super) fn answer(
+    http: &Http,
+    base: &Url,
+    verify: bool,
+    offered: &[Challenge],
+    scopes: &mut BTreeMap<String, BTreeSet<String>>,
+    login: Option<&Found>,
+) -> Result<Proof, Refusal> {
+    let of = |scheme: &str| offered.iter().find(|c| c.scheme == scheme);
+    if let Some(Login::Bearer(token)) = login.map(|l| &l.login) {
+        return Ok(Proof::lasting(format!("Bearer {token}")));
+    }
+    if let Some(bearer) = of("bearer") {
+        let realm = bearer.parameters.get("realm").map(String::as_str).unwrap_or_default();
+        let realm = check_realm(realm, base, verify).map_err(Refusal::Bad)?;
+        if let Some(scope) = bearer.parameters.get("scope") {
+            merge(scopes, scope);
+        }
+        return token(http, &realm, bearer.parameters.get("service"), scopes, login);
+    }
+    if of("basic").is_some() {
+        return match login.map(|l| &l.login) {
+            Some(Login::Password { user, password }) => Ok(Proof::lasting(basic(user, password))),
+            Some(_) => Err(Refusal::Bad("it wants a password, and the credentials are a token".into())),
+            None => Err(Refusal::Nameless),
+        };
+    }
+    let schemes: Vec<&str> = offered.iter().map(|c| c.scheme.as_str()).collect();
+    Err(Refusal::Bad(format!("it wants an authentication that plyfs does not know ({})", schemes.join(", "))))
+}
+
+/// Where a token may be asked for: encrypted unless the registry itself is not, and no place inside somebody's network
+/// that a registry elsewhere points at.
+fn check_realm(realm: &str, base: &Url, verify: bool) -> Result<Url, String> {
+    let url = Url::parse(realm).ok_or_else(|| format!("its token server `{}` is no URL", realm.escape_debug()))?;
+    if url.host() == base.host() {
+        if !url.https && base.https && verify {
+            return Err(format!("its token server {url} is not encrypted"));
+        }
+        return Ok(url);
+    }
+    if !url.https && verify {
+        return Err(format!("its token server {url} is not encrypted"));
+    }
+    let named = |host: &str| host.chars().any(|c| c.is_ascii_alphabetic()) && !host.starts_with('[');
+    // A company's registry and its token server may both have names that lead into the company.
+    let kin = named(url.host()) && named(base.host()) && is_private(base.host());
+    if is_private(url.host()) && !kin {
+        return Err(format!("its token server {url} is in a private network"));
+    }
+    Ok(url)
+}
+
+fn merge(scopes: &mut BTreeMap<String, BTreeSet<String>>, text: &str) {
+    for scope in text.split_whitespace() {
+        if let Some((resource, actions)) = scope.rsplit_once(':') {
+            let known = scopes.entry(resource.to_owned()).or_default();
+            known.extend(actions.split(',').filter(|a| !a.is_empty()).map(str::to_owned));
+        }
+    }
+}
+
+/// A Basic `Authorization` header.
+pub(super) fn basic(user: &str, password: &str) -> String {
+    format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}")))
+}
+
+fn encode(text: &str) -> String {
+    utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
+}
+
+fn token(
+    http: &Http,
+    realm: &Url,
+    service: Option<&String>,
+    scopes: &BTreeMap<String, BTreeSet<String>>,
+    login: Option<&Found>,
+) -> Result<Proof, Refusal> {
+    let joined = |actions: &BTreeSet<String>| actions.iter().map(String::as_str).collect::<Vec<_>>().join(",");
+    let scopes: Vec<String> = scopes.iter().map(|(resource, a)| format!("{resource}:{}", joined(a))).collect();
+    let service = service.map(String::as_str);
+    let (user, grant) = match login.map(|l| &l.login) {
+        Some(Login::Identity(identity)) => {
+            let grant = format!("grant_type=refresh_token&refresh_token={}", encode(identity));
+            return exchange(http, realm, &Ask::Post { grant: &grant, service, scopes: &scopes }, login);
+        }
+        Some(Login::Password { user, password }) => {
+            let grant = format!("grant_type=password&username={}&password={}", encode(user), encode(password));
+            (Some((user, password)), Some(grant))
+        }
+        _ => (None, None),
+    };
+    let ask = Ask::Get { user: user.map(|(u, p)| (u.as_str(), p.as_str())), service, scopes: &scopes };
+    match (exchange(http, realm, &ask, login), grant) {
+        // Some servers know OAuth2 only.
+        (Err(Refusal::Bad(why)), Some(grant)) if why.ends_with(NO_GET) => {
+            exchange(http, realm, &Ask::Post { grant: &grant, service, scopes: &scopes }, login)
+        }
+        (done, _) => done,
+    }
+}
+
+const NO_GET: &str = "cannot be asked by GET";
+
+enum Ask<'a> {
+    Get { user: Option<(&'a str, &'a str)>, service: Option<&'a str>, scopes: &'a [String] },
+    Post { grant: &'a str, service: Option<&'a str>, scopes: &'a [String] },
+}
+
+fn exchange(http: &Http, realm: &Url, ask: &Ask<'_>, login: Option<&Found>) -> Result<Proof, Refusal> {
+    let asked = Instant::now();
+    let sent = match ask {
+        Ask::Get { user, service, scopes } => {
+            let mut query: Vec<String> = service.iter().map(|s| format!("service={}", encode(s))).collect();
+            query.extend(scopes.iter().map(|s| format!("scope={}", encode(s))));
+            query.extend(user.iter().map(|(user, _)| format!("account={}", encode(user))));
+            let join = if realm.path.contains('?') { '&' } else { '?' };
+            let url = Url { path: format!("{}{join}{}", realm.path, query.join("&")), ..realm.clone() };
+            let headers: Vec<_> = user.iter().map(|(u, p)| ("Authorization", basic(u, p))).collect();
+            http.send(&Request { url: &url, headers: &headers, form: None })
+        }
+        Ask::Post { grant, service, scopes } => {
+            let service = service.map(|s| format!("&service={}", encode(s))).unwrap_or_default();
+            let scope = encode(&scopes.join(" "));
+            let form = format!("{grant}{service}&client_id=plyfs&scope={scope}");
+            http.send(&Request { url: realm, headers: &[], form: Some(&form) })
+        }
+    };
+    let server = format!("its token server {}", realm.authority);
+    let at_server = |fault: Fault| match fault {
+        Fault::Lasting(why) => Fault::Lasting(format!("{server}: {why}")),
+        Fault::Unreachable(why) => Fault::Unreachable(format!("{server}: {why}")),
+        Fault::Passing(why) => Fault::Passing(format!("{server}: {why}")),
+    };
+    let response = sent.map_err(|fault| Refusal::Failed(at_server(fault)))?;
+    let status = response.status();
+    match status.as_u16() {
+        200..=299 => {}
+        401 | 403 if login.is_some() => return Err(Refusal::Wrong(format!("{server} answers {status}"))),
+        401 | 403 => return Err(Refusal::Nameless),
+        404 | 405 if matches!(ask, Ask::Get { .. }) && login.is_some() => {
+            return Err(Refusal::Bad(format!("{server} {NO_GET}")));
+        }
+        429 | 500..=599 => return Err(Refusal::Failed(Fault::Passing(format!("{server} answers {status}")))),
+        _ => return Err(Refusal::Bad(format!("{server} answers {status}"))),
+    }
+    let bytes = http::small_body(response, TOKEN_CAP).map_err(|fault| Refusal::Failed(at_server(fault)))?;
+    read_token(&bytes, asked).ok_or_else(|| Refusal::Bad(format!("{server} gives no token")))
+}
+
+fn read_token(bytes: &[u8], asked: Instant) -> Option<Proof> {
+    #[derive(Deserialize)]
+    struct Token {
+        token: Option<String>,
+        access_token: Option<String>,
+        expires_in: Option<u64>,
+    }
+    let answer: Token = serde_json::from_slice(bytes).ok()?;
+    let full = |t: &String| !t.is_empty() && t.chars().all(|c| c.is_ascii_graphic());
+    let token = answer.token.filter(full).or(answer.access_token.filter(full))?;
+    let life = answer.expires_in.filter(|s| *s > 0).map_or(TOKEN_LIFE, |s| Duration::from_secs(s.min(86400)));
+    let life = life.saturating_sub(TOKEN_MARGIN).max(Duration::from_secs(1));
+    Some(Proof { header: format!("Bearer {token}"), expires: Some(asked + life) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(text: &str) -> Url {
+        Url::parse(text).unwrap()
+    }
+
+    #[test]
+    fn challenges_are_parsed() {
+        let found = parse(r#"Bearer realm="https://a/t?x=1,2",service="s \"q\"", scope="repository:a/b:pull,push""#);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].parameters["realm"], "https://a/t?x=1,2");
+        assert_eq!(found[0].parameters["service"], "s \"q\"");
+        assert_eq!(found[0].parameters["scope"], "repository:a/b:pull,push");
+        let two = parse("Negotiate, BASIC realm=x , Bearer realm=\"y");
+        let schemes: Vec<&str> = two.iter().map(|c| c.scheme.as_str()).collect();
+        assert_eq!(schemes, ["negotiate", "basic", "bearer"]);
+        assert_eq!((two[1].parameters["realm"].as_str(), two[2].parameters["realm"].as_str()), ("x", "y"));
+        for odd in ["", ",", "= =", "a=b=c", "\"", "Bearer ,,,=", "é=\"", "Basic realm=\"\\"] {
+            let _any = parse(odd);
+        }
+    }
+
+    #[test]
+    fn realms() {
+        let far = url("https://registry.invalid/");
+        let near = url("http://127.0.0.1:5000/");
+        let ok = |realm: &str, base: &Url, verify| check_realm(realm, base, verify).is_ok();
+        assert!(ok("https://auth.invalid/token", &far, true));
+        assert!(!ok("http://auth.invalid/token", &far, true) && ok("http://auth.invalid/token", &far, false));
+        assert!(!ok("http://registry.invalid/token", &far, true));
+        assert!(ok("http://127.0.0.1:5001/token", &near, true));
+        for realm in ["https://127.0.0.1/t", "https://169.254.169.254/t", "https://[::1]/t", "https://localhost/t"] {
+            assert!(!ok(realm, &far, true) && !ok(realm, &far, false), "{realm}");
+        }
+        assert!(!ok("https://10.0.0.1/t", &near, true));
+        assert!(!ok("file:///etc/passwd", &far, true) && !ok("https://u:p@auth.invalid/", &far, true));
+    }
+
+    #[test]
+    fn scopes_merge() {
+        let mut scopes = BTreeMap::new();
+        merge(&mut scopes, "repository:a/b:pull");
+        merge(&mut scopes, "repository:a/b:push,pull registry:catalog:*");
+        assert_eq!(scopes.len(), 2);
+        assert_eq!(scopes["repository:a/b"].iter().map(String::as_str).collect::<Vec<_>>(), ["pull", "push"]);
+    }
+
+    #[test]
+    fn tokens() {
+        let now = Instant::now();
+        let header = |json: &str| read_token(json.as_bytes(), now).map(|p| p.header);
+        assert_eq!(header(r#"{"token":"a","access_token":"b"}"#).unwrap(), "Bearer a");
+        assert_eq!(header(r#"{"token":"","access_token":"b"}"#).unwrap(), "Bearer b");
+        assert!(header("{}").is_none() && header(r#"{"token":"a\r\nX: y"}"#).is_none() && header("[").is_none());
+        assert!(!Proof { header: String::new(), expires: Some(now) }.is_good());
+    }
+}

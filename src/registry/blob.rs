@@ -1,0 +1,157 @@
+//! A blob's stream, which goes on where it was when a connection breaks.
+
+use super::client::{Ask, Pauses, Repository};
+use super::http::{self, Response, header};
+use super::{Error, Kind, Result};
+use crate::digest::Digest;
+use std::io::{self, Read};
+
+/// So many bytes make a connection a good one: what breaks after them is a new fault and not one more of the same.
+const PROGRESS: u64 = 1 << 20;
+
+/// The bytes of a blob, unchecked, to be read once. A connection that breaks is replaced by one for the rest. An error is
+/// an [`io::Error`] carrying an [`Error`], and every further read repeats it.
+pub struct Blob {
+    repository: Repository,
+    ask: Ask,
+    size: u64,
+    /// How much has been handed out, from the blob's beginning.
+    at: u64,
+    body: Option<ureq::BodyReader<'static>>,
+    /// Whether the server is asked for the rest only.
+    ranges: bool,
+    pauses: Pauses,
+    /// Where the last fault was.
+    fault_at: u64,
+    failed: Option<Error>,
+}
+
+impl Blob {
+    /// The stream of a blob from byte `at` on. Asks at once, so that what is wrong from the beginning is an error here.
+    pub(super) fn open(repository: &Repository, digest: &Digest, size: u64, at: u64) -> Result<Blob> {
+        let ask = repository.ask(format!("blob {digest}"), &format!("blobs/{digest}"));
+        let pauses = repository.pauses();
+        let (repository, fault_at) = (repository.clone(), at);
+        let (body, ranges, failed) = (None, true, None);
+        let mut blob = Blob { repository, ask, size, at, body, ranges, pauses, fault_at, failed };
+        if at < size {
+            blob.connect()?;
+        }
+        Ok(blob)
+    }
+
+    fn protocol(&self, why: String) -> Error {
+        self.ask.error(&self.repository, Kind::Protocol, why)
+    }
+
+    /// Opens a connection for what is left.
+    fn connect(&mut self) -> Result<()> {
+        self.body = None;
+        loop {
+            let ranged = self.ranges && self.at > 0;
+            let range = ranged.then(|| format!("bytes={}-{}", self.at, self.size.saturating_sub(1)));
+            let response = self.repository.ask_for(&self.ask, range.as_deref(), Ok)?;
+            let (skip, total) = match response.status().as_u16() {
+                206 if ranged => match content_range(&response) {
+                    Some((from, total)) if from == self.at && total.is_none_or(|t| t == self.size) => (0, None),
+                    other => {
+                        tracing::info!(host = self.repository.host(), ?other, "a wrong Content-Range: starting over");
+                        self.ranges = false;
+                        continue;
+                    }
+                },
+                // Whatever it has against the range: the whole will do.
+                416 => {
+                    self.ranges = false;
+                    continue;
+                }
+                200 => (self.at, header(&response, "content-length").and_then(|n| n.parse::<u64>().ok())),
+                _ => return Err(self.protocol(format!("an answer that was not asked for: {}", response.status()))),
+            };
+            if let Some(total) = total.filter(|total| *total != self.size) {
+                let what = if total > self.size { "longer" } else { "shorter" };
+                let why = format!("it has {total} bytes, {what} than the {} that its descriptor says", self.size);
+                return Err(self.protocol(why));
+            }
+            self.body = Some(response.into_body().into_reader());
+            return self.skip(skip);
+        }
+    }
+
+    /// Passes over what was handed out before.
+    fn skip(&mut self, count: u64) -> Result<()> {
+        let Some(body) = &mut self.body else { return Ok(()) };
+        match io::copy(&mut body.take(count), &mut io::sink()) {
+            Ok(passed) if passed == count => Ok(()),
+            Ok(_) => self.broken("the connection broke".into()),
+            Err(e) => self.broken(http::describe(&e)),
+        }
+    }
+
+    /// Waits after a fault and connects again, unless there were too many.
+    fn broken(&mut self, why: String) -> Result<()> {
+        self.body = None;
+        if self.at >= self.fault_at + PROGRESS {
+            self.pauses = self.repository.pauses();
+        }
+        self.fault_at = self.at;
+        let why = format!("{why} after {} of {} bytes", self.at, self.size);
+        let error = self.ask.error(&self.repository, Kind::Failed, why);
+        self.pauses.wait(&self.repository, error, None)?;
+        self.connect()
+    }
+
+    fn next(&mut self, buf: &mut [u8]) -> Result<usize> {
+        loop {
+            let Some(body) = &mut self.body else {
+                if self.at >= self.size {
+                    return Ok(0);
+                }
+                self.connect()?;
+                continue;
+            };
+            let left = usize::try_from(self.size - self.at).unwrap_or(usize::MAX);
+            if left == 0 {
+                // Reads the end, which frees the connection. A byte too many is the taker's to refuse.
+                let extra = body.read(&mut buf[..1]).unwrap_or(0);
+                self.body = None;
+                return Ok(extra);
+            }
+            let most = left.min(buf.len());
+            match body.read(&mut buf[..most]) {
+                Ok(0) => self.broken("the connection broke".into())?,
+                Ok(n) => {
+                    self.at += n as u64;
+                    return Ok(n);
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => self.broken(http::describe(&e))?,
+            }
+        }
+    }
+}
+
+impl Read for Blob {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if buf.is_empty() {
+            return Ok(0);
+        }
+        let read = match &self.failed {
+            Some(error) => Err(error.clone()),
+            None => self.next(buf),
+        };
+        read.map_err(|error| {
+            self.failed = Some(error.clone());
+            io::Error::other(error)
+        })
+    }
+}
+
+/// Where a partial answer begins, and the length of the whole if it says so.
+fn content_range(response: &Response) -> Option<(u64, Option<u64>)> {
+    let (range, total) = header(response, "content-range")?.trim().strip_prefix("bytes ")?.split_once('/')?;
+    let (from, to) = range.split_once('-')?;
+    let (from, to) = (from.parse::<u64>().ok()?, to.parse::<u64>().ok()?);
+    let total = if total == "*" { None } else { Some(total.parse().ok()?) };
+    (from <= to).then_some((from, total))
+}

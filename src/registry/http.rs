@@ -1,0 +1,218 @@
+//! One HTTP exchange: who is trusted, what must be encrypted, how long to wait. No retries, no credentials, no redirects.
+
+use super::url::{Url, is_loopback};
+use super::{Settings, Timing};
+use rustls_native_certs::load_native_certs;
+use std::fs;
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use ureq::Agent;
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
+
+/// An answer whose body has not been read.
+pub(super) type Response = ureq::http::Response<ureq::Body>;
+
+/// What goes out.
+pub(super) struct Request<'a> {
+    /// Where to.
+    pub url: &'a Url,
+    /// Further headers.
+    pub headers: &'a [(&'static str, String)],
+    /// A form to post; else it is a GET.
+    pub form: Option<&'a str>,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// It will not be better the next time.
+    Lasting(String),
+    /// The server cannot be reached at all, or nothing is known yet of why not.
+    Unreachable(String),
+    /// It may be better the next time.
+    Passing(String),
+}
+
+impl Fault {
+    /// What happened.
+    pub fn text(&self) -> &str {
+        match self {
+            Fault::Lasting(text) | Fault::Unreachable(text) | Fault::Passing(text) => text,
+        }
+    }
+}
+
+/// The connections of one pull.
+pub(super) struct Http {
+    verify: bool,
+    timing: Timing,
+    /// Folders whose `*.crt` files are trusted too.
+    trusted: Vec<PathBuf>,
+    /// Made when first needed: for http and https, to elsewhere and to this machine.
+    agents: [OnceLock<Result<Agent, String>>; 4],
+}
+
+impl Http {
+    /// Connections to a registry at `authority` and to where it leads.
+    pub fn new(settings: &Settings, authority: &str) -> Http {
+        Http {
+            verify: settings.tls_verify,
+            timing: settings.timing,
+            trusted: settings.cert_dirs.iter().map(|dir| dir.join(authority)).collect(),
+            agents: Default::default(),
+        }
+    }
+
+    /// Sends one request and waits for the head of its answer, whatever its status.
+    pub fn send(&self, request: &Request<'_>) -> Result<Response, Fault> {
+        let agent = self.agent(request.url)?;
+        let url = request.url.to_string();
+        let done = match request.form {
+            None => {
+                let all = request.headers.iter().fold(agent.get(&url), |r, (name, value)| r.header(*name, value));
+                all.call()
+            }
+            Some(form) => {
+                let post = agent.post(&url).header("Content-Type", "application/x-www-form-urlencoded");
+                request.headers.iter().fold(post, |r, (name, value)| r.header(*name, value)).send(form)
+            }
+        };
+        done.map_err(|e| fault(&e))
+    }
+
+    fn agent(&self, url: &Url) -> Result<&Agent, Fault> {
+        // A proxy has no business between this machine and itself.
+        let local = is_loopback(url.host());
+        let slot = &self.agents[usize::from(url.https) * 2 + usize::from(local)];
+        let made = slot.get_or_init(|| {
+            let tls = if url.https { Some(self.trust()?) } else { None };
+            Ok(self.build(tls, local))
+        });
+        made.as_ref().map_err(|why| Fault::Lasting(why.clone()))
+    }
+
+    fn build(&self, tls: Option<TlsConfig>, direct: bool) -> Agent {
+        let mut config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .user_agent(concat!("plyfs/", env!("CARGO_PKG_VERSION")))
+            .accept_encoding("identity")
+            .timeout_connect(Some(self.timing.connect))
+            .timeout_recv_response(Some(self.timing.stall))
+            .timeout_per_read(Some(self.timing.stall))
+            .timeout_per_write(Some(self.timing.stall))
+            .input_buffer_size(128 << 10);
+        if direct {
+            config = config.proxy(None);
+        }
+        if let Some(tls) = tls {
+            config = config.tls_config(tls);
+        }
+        config.build().new_agent()
+    }
+
+    /// The system's certificates and those for this registry.
+    fn trust(&self) -> Result<TlsConfig, String> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = TlsConfig::builder().unversioned_rustls_crypto_provider(provider);
+        if !self.verify {
+            return Ok(tls.root_certs(RootCerts::from([])).disable_verification(true).build());
+        }
+        let mut roots: Vec<Certificate<'static>> = Vec::new();
+        roots.extend(load_native_certs().certs.iter().map(|cert| Certificate::from_der(cert).to_owned()));
+        for folder in &self.trusted {
+            roots.extend(certificates(folder)?);
+        }
+        Ok(tls.root_certs(RootCerts::from(roots)).build())
+    }
+}
+
+/// The certificates in a folder's `*.crt` files; none where there is no such folder.
+fn certificates(folder: &PathBuf) -> Result<Vec<Certificate<'static>>, String> {
+    let failed = |e: io::Error| format!("cannot read {}: {e}", folder.display());
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(vec![]),
+        Err(e) => return Err(failed(e)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        if path.extension().is_none_or(|e| e != "crt") {
+            continue;
+        }
+        let bytes = fs::read(&path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
+        for item in parse_pem(&bytes) {
+            match item {
+                Ok(PemItem::Certificate(cert)) => found.push(cert),
+                Ok(_) => {}
+                Err(e) => return Err(format!("{} holds no certificate: {e}", path.display())),
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn fault(error: &ureq::Error) -> Fault {
+    use ureq::Error as E;
+    match error {
+        E::Io(e) => io_fault(e),
+        E::HostNotFound => Fault::Unreachable("no such host".into()),
+        E::ConnectionFailed => Fault::Unreachable("cannot connect".into()),
+        E::ConnectProxyFailed(why) => Fault::Unreachable(format!("the proxy refused: {why}")),
+        E::Timeout(ureq::Timeout::Connect) => Fault::Unreachable("connecting takes too long".into()),
+        E::Timeout(_) => Fault::Passing("no answer for too long".into()),
+        E::Rustls(e) => tls_fault(e),
+        E::Protocol(e) => Fault::Passing(format!("not an HTTP answer: {e}")),
+        E::BodyStalled => Fault::Passing(error.to_string()),
+        other => Fault::Lasting(other.to_string()),
+    }
+}
+
+fn io_fault(error: &io::Error) -> Fault {
+    if let Some(e) = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
+        return tls_fault(e);
+    }
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
+            Fault::Unreachable(describe(error))
+        }
+        // The resolver's errors have no kind of their own.
+        _ if error.to_string().starts_with("failed to lookup") => Fault::Unreachable(describe(error)),
+        _ => Fault::Passing(describe(error)),
+    }
+}
+
+fn tls_fault(error: &rustls::Error) -> Fault {
+    match error {
+        rustls::Error::InvalidCertificate(why) => Fault::Lasting(format!("its TLS certificate is not trusted: {why}")),
+        other => Fault::Unreachable(format!("TLS: {other}")),
+    }
+}
+
+/// What broke while a body was read, in a few words.
+pub(super) fn describe(error: &io::Error) -> String {
+    match error.get_ref().and_then(|e| e.downcast_ref::<ureq::Error>()) {
+        Some(inner) => fault(inner).text().to_owned(),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => "the connection broke".to_owned(),
+        None => crate::sys::describe(error),
+    }
+}
+
+/// A body of at most `cap` bytes.
+pub(super) fn small_body(response: Response, cap: u64) -> Result<Vec<u8>, Fault> {
+    let mut bytes = Vec::new();
+    let read = response.into_body().into_reader().take(cap + 1).read_to_end(&mut bytes);
+    read.map_err(|e| Fault::Passing(describe(&e)))?;
+    if bytes.len() as u64 > cap {
+        return Err(Fault::Lasting(format!("the answer is longer than {cap} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// A header's text; none where it is missing or no text.
+pub(super) fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> {
+    response.headers().get(name)?.to_str().ok()
+}

@@ -1,0 +1,84 @@
+//! The client side of the distribution specification: manifests, blobs and tags of one repository. Writes nothing.
+//!
+//! What comes from a registry is a claim. Manifests are hashed here; a blob's stream is handed out unchecked, survives
+//! broken connections, and is for the taker to verify. Credentials go to the registry and to the token server that it
+//! names by the rules in `auth`, to nobody else, and only over TLS unless the user said otherwise or the registry is
+//! this machine. A proxy is used as `ALL_PROXY`, `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say.
+
+mod auth;
+mod blob;
+mod client;
+pub mod credentials;
+mod http;
+mod url;
+
+pub use blob::Blob;
+pub use client::{Manifest, Repository};
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How a pull talks to a registry.
+#[derive(Clone)]
+pub struct Settings {
+    /// Whether servers must prove who they are. If not, plain http will do too.
+    pub tls_verify: bool,
+    /// Folders with further certificates to trust: in each, `HOST[:PORT]/*.crt` for that registry.
+    pub cert_dirs: Vec<PathBuf>,
+    /// Where credentials come from.
+    pub credentials: credentials::Sources,
+    /// How long to wait for what.
+    pub timing: Timing,
+}
+
+/// How long to wait for what.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Timing {
+    /// For a connection.
+    pub connect: Duration,
+    /// For the next byte.
+    pub stall: Duration,
+    /// Before the second try; every further pause is twice as long.
+    pub pause: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        let seconds = Duration::from_secs;
+        Timing { connect: seconds(15), stall: seconds(30), pause: seconds(1) }
+    }
+}
+
+/// What kind of thing went wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// There is no such thing, or it is not for us to see.
+    Missing,
+    /// The credentials are wrong.
+    WrongCredentials,
+    /// The registry cannot be reached or trusted.
+    Unreachable,
+    /// It does not keep to the protocol.
+    Protocol,
+    /// Any other answer, and failures that outlasted all tries.
+    Failed,
+    /// The caller gave up.
+    Cancelled,
+}
+
+/// Why a registry did not give what was asked. Prints as one line with the host, what was asked, and why not.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{host}: {asked}: {why}")]
+pub struct Error {
+    /// The registry.
+    pub host: String,
+    /// What was asked, `manifest latest of library/alpine`.
+    pub asked: String,
+    /// What kind of thing went wrong.
+    pub kind: Kind,
+    /// The answer, and where the credentials came from if they matter.
+    pub why: String,
+}
+
+/// The result of asking a registry.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,144 @@
+//! What has come of a blob so far, kept for the next process when this one does not finish.
+
+use super::{Error, Result, Store};
+use crate::digest::Digest;
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+/// The folder below `tmp`.
+pub(super) const FOLDER: &str = "partial";
+const POLL: Duration = Duration::from_millis(50);
+
+/// The beginning of a blob, unchecked, in a file that this process alone has as long as this lives. An empty one goes
+/// when it is dropped.
+pub struct Partial {
+    file: File,
+    path: PathBuf,
+    length: u64,
+}
+
+impl Partial {
+    /// Opens or makes the blob's, waiting for whoever has it until `give_up` says so: then there is none.
+    pub fn open(store: &Store, digest: &Digest, give_up: &dyn Fn() -> bool) -> Result<Option<Partial>> {
+        let path = store.partial_path(digest);
+        let folder = path.parent().unwrap_or(store.root());
+        loop {
+            DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(Error::io("make", folder))?;
+            let file = match File::options().create(true).truncate(false).read(true).write(true).open(&path) {
+                Ok(file) => file,
+                // The folder went, being empty.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(Error::io("open", path)(e)),
+            };
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) if give_up() => return Ok(None),
+                Err(TryLockError::WouldBlock) => {
+                    thread::sleep(POLL);
+                    continue;
+                }
+                Err(TryLockError::Error(e)) => return Err(Error::io("lock", path)(e)),
+            }
+            let meta = file.metadata().map_err(Error::io("read", &path))?;
+            // Somebody may have removed it between opening and locking.
+            let same = |there: fs::Metadata| (there.dev(), there.ino()) == (meta.dev(), meta.ino());
+            if fs::metadata(&path).is_ok_and(same) {
+                return Ok(Some(Partial { file, path, length: meta.len() }));
+            }
+        }
+    }
+
+    /// How much there is.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) -> io::Result<()> {
+        self.length = 0;
+        self.file.set_len(0)?;
+        self.file.rewind()
+    }
+
+    /// Reads on from where the last read ended.
+    pub fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.file.read(buf)
+    }
+
+    /// Adds bytes at the end.
+    pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.seek(SeekFrom::Start(self.length))?;
+        self.file.write_all(bytes)?;
+        self.length += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if self.length == 0 {
+            remove(&self.path);
+        }
+    }
+}
+
+/// Removes a partial, and the folder with the last one. One that cannot be removed is left to a collection.
+pub(super) fn remove(path: &std::path::Path) {
+    let gone = fs::remove_file(path).and_then(|()| path.parent().map_or(Ok(()), fs::remove_dir));
+    tracing::trace!(path = %path.display(), ?gone, "partial removed");
+}
+
+/// The files of blobs that nobody is fetching.
+pub(super) fn idle(store: &Store) -> Result<Vec<PathBuf>> {
+    let all = super::gc::list(&store.root().join("tmp").join(FOLDER))?;
+    let is_idle = |path: &PathBuf| match File::open(path) {
+        Ok(file) => file.try_lock().is_ok(),
+        Err(_) => false,
+    };
+    Ok(all.into_iter().map(|(_, path)| path).filter(is_idle).collect())
+}
+
+impl Store {
+    /// Where a blob's beginning is kept.
+    pub fn partial_path(&self, digest: &Digest) -> PathBuf {
+        let name = format!("{}-{}", digest.algorithm().name(), digest.hex());
+        self.root().join("tmp").join(FOLDER).join(name)
+    }
+
+    /// Removes what was kept of a blob, if anything.
+    pub fn forget_partial(&self, digest: &Digest) {
+        remove(&self.partial_path(digest));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_at_a_time_and_empty_ones_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        let digest = Digest::of(b"x");
+        let never = || false;
+        let mut first = Partial::open(&store, &digest, &never).unwrap().unwrap();
+        assert!(Partial::open(&store, &digest, &|| true).unwrap().is_none());
+        assert_eq!(idle(&store).unwrap().len(), 0);
+        first.append(b"abc").unwrap();
+        drop(first);
+        assert_eq!(idle(&store).unwrap(), [store.partial_path(&digest)]);
+        let mut again = Partial::open(&store, &digest, &never).unwrap().unwrap();
+        let mut bytes = [0; 9];
+        assert_eq!((again.length(), again.read(&mut bytes).unwrap()), (3, 3));
+        again.append(b"de").unwrap();
+        assert_eq!(fs::read(store.partial_path(&digest)).unwrap(), b"abcde");
+        again.clear().unwrap();
+        drop(again);
+        assert!(!store.partial_path(&digest).exists());
+        assert_eq!(fs::read_dir(store.root().join("tmp")).unwrap().count(), 0);
+    }
+}

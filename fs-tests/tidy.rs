@@ -31,6 +31,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("meta", &[]),
     ("whiteout", &["name"]),
     ("sys", &[]),
+    ("template", &[]),
     ("reference", &["digest"]),
     ("layer", &["digest", "meta", "name", "sys", "whiteout"]),
     ("tree", &["digest", "layer", "meta", "name"]),
@@ -38,7 +39,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("fuse", &["fs", "meta", "name", "sys"]),
     ("store", &["digest", "layer", "reference", "sys", "tree"]),
     ("image", &["digest", "layer", "name", "reference", "store", "sys", "tree"]),
-    ("cli", &["digest", "fs", "fuse", "image", "layer", "name", "reference", "store", "sys", "tree"]),
+    ("cli", &["digest", "fs", "fuse", "image", "layer", "name", "reference", "store", "sys", "template", "tree"]),
 ];
 
 struct Source {
@@ -157,6 +158,7 @@ fn an_index_is_whole_before_any_merge() {
             "fs",
             "fuse",
             "sys",
+            "template",
             "digest",
             "whiteout",
             "name",

@@ -17,5 +17,6 @@ pub mod name;
 pub mod reference;
 pub mod store;
 pub mod sys;
+pub mod template;
 pub mod tree;
 pub mod whiteout;

@@ -5,6 +5,7 @@
 
 mod cli;
 mod corpus;
+mod listing;
 mod merge_model;
 mod mounting;
 mod store;

@@ -5,12 +5,18 @@
 
 mod args;
 mod daemon;
+mod df;
+mod filter;
+mod format;
+mod history;
 pub mod human;
 mod images;
 mod inspect;
 mod mount;
 mod mount_options;
 mod output;
+mod pattern;
+mod prune;
 mod pull;
 mod system;
 mod tag;
@@ -60,6 +66,8 @@ enum Command {
     Images(images::ImagesArgs),
     /// Show what is known of images
     Inspect(inspect::InspectArgs),
+    /// Show how an image was built
+    History(history::HistoryArgs),
     /// Give an image another name
     Tag(tag::TagArgs),
     /// Remove images
@@ -92,6 +100,10 @@ enum ImageCommand {
     Load(pull::LoadArgs),
     /// Show what is known of images
     Inspect(inspect::InspectArgs),
+    /// Show how an image was built
+    History(history::HistoryArgs),
+    /// Remove images that nobody needs
+    Prune(prune::PruneArgs),
     /// Give an image another name
     Tag(tag::TagArgs),
     /// Remove images
@@ -156,6 +168,8 @@ fn dispatch(args: Vec<OsString>) -> anyhow::Result<()> {
         Command::Load(a) | Command::Image(ImageCommand::Load(a)) => pull::load(global, &a),
         Command::Images(a) | Command::Image(ImageCommand::Ls(a)) => images::images(global, &a),
         Command::Inspect(a) | Command::Image(ImageCommand::Inspect(a)) => inspect::inspect(global, &a),
+        Command::History(a) | Command::Image(ImageCommand::History(a)) => history::history(global, &a),
+        Command::Image(ImageCommand::Prune(a)) => prune::prune(global, &a),
         Command::Tag(a) | Command::Image(ImageCommand::Tag(a)) => tag::tag(global, &a),
         Command::Rmi(a) | Command::Image(ImageCommand::Rm(a)) => tag::rmi(global, &a),
         Command::Mount(a) => mount::mount(global, &a),

@@ -11,6 +11,8 @@ pub(super) enum SystemCommand {
     Gc(GcArgs),
     /// Check the store, every byte of it
     Fsck(FsckArgs),
+    /// Show what takes how much room
+    Df(super::df::DfArgs),
 }
 
 #[derive(clap::Args)]
@@ -38,6 +40,7 @@ pub(super) fn system(global: &Global, command: &SystemCommand) -> anyhow::Result
     match command {
         SystemCommand::Gc(a) => collect(global, a),
         SystemCommand::Fsck(a) => check(global, a),
+        SystemCommand::Df(a) => super::df::df(global, a),
     }
 }
 

@@ -8,6 +8,7 @@ mod corpus;
 mod listing;
 mod merge_model;
 mod mounting;
+mod saving;
 mod store;
 mod support;
 mod tidy;

@@ -18,6 +18,7 @@ mod output;
 mod pattern;
 mod prune;
 mod pull;
+mod save;
 mod system;
 mod tag;
 
@@ -62,6 +63,8 @@ enum Command {
     Pull(pull::PullArgs),
     /// Bring in the images of an archive
     Load(pull::LoadArgs),
+    /// Write images into an archive
+    Save(save::SaveArgs),
     /// List images
     Images(images::ImagesArgs),
     /// Show what is known of images
@@ -98,6 +101,8 @@ enum ImageCommand {
     Pull(pull::PullArgs),
     /// Bring in the images of an archive
     Load(pull::LoadArgs),
+    /// Write images into an archive
+    Save(save::SaveArgs),
     /// Show what is known of images
     Inspect(inspect::InspectArgs),
     /// Show how an image was built
@@ -166,6 +171,7 @@ fn dispatch(args: Vec<OsString>) -> anyhow::Result<()> {
     match cli.command {
         Command::Pull(a) | Command::Image(ImageCommand::Pull(a)) => pull::pull(global, &a),
         Command::Load(a) | Command::Image(ImageCommand::Load(a)) => pull::load(global, &a),
+        Command::Save(a) | Command::Image(ImageCommand::Save(a)) => save::save(global, &a),
         Command::Images(a) | Command::Image(ImageCommand::Ls(a)) => images::images(global, &a),
         Command::Inspect(a) | Command::Image(ImageCommand::Inspect(a)) => inspect::inspect(global, &a),
         Command::History(a) | Command::Image(ImageCommand::History(a)) => history::history(global, &a),

@@ -250,6 +250,29 @@ fn prunes_ask_and_say_what_went() {
 }
 
 #[test]
+fn the_program_about_itself() {
+    let env = TestEnv::new();
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(env.ok(["version", "--format", "{{.Client.Version}}"]), format!("{version}\n"));
+    assert!(env.ok(["version", "-f", "json"]).starts_with("{\"Client\":{\"Version\":\""));
+    assert_eq!(run(&mut env.command(["version", "-f", "{{"])).code, 64);
+    for shell in ["bash", "zsh", "fish"] {
+        let script = env.ok(["completion", shell]);
+        assert!(script.contains("no-trunc") && script.contains("prune"), "{shell}: {script}");
+    }
+    let bash = env.path("completion");
+    std::fs::write(&bash, env.ok(["completion", "bash"])).unwrap();
+    assert_eq!(run(std::process::Command::new("bash").arg("-n").arg(&bash)).code, 0);
+    assert_eq!(run(&mut env.command(["completion", "tcsh"])).code, 125);
+    assert_eq!(run(&mut env.command(["completion"])).code, 1);
+    let pages = env.path("man");
+    std::fs::create_dir(&pages).unwrap();
+    env.ok(["man", pages.to_str().unwrap()]);
+    let page = std::fs::read_to_string(pages.join("plyfs-images.1")).unwrap();
+    assert!(page.contains(".TH") && page.contains("no\\-trunc"), "{page}");
+}
+
+#[test]
 fn disk_usage() {
     let env = TestEnv::new();
     add(&env, "a", "1", 2020, &[1, 2]);

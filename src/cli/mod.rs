@@ -8,6 +8,7 @@ mod daemon;
 mod df;
 mod filter;
 mod format;
+mod generate;
 mod history;
 pub mod human;
 mod images;
@@ -90,6 +91,11 @@ enum Command {
     System(system::SystemCommand),
     /// Show the version
     Version(system::VersionArgs),
+    /// Print completions for a shell
+    Completion(generate::CompletionArgs),
+    /// Write manual pages
+    #[command(hide = true)]
+    Man(generate::ManArgs),
 }
 
 #[derive(Subcommand)]
@@ -182,7 +188,9 @@ fn dispatch(args: Vec<OsString>) -> anyhow::Result<()> {
         Command::Umount(a) => mount::umount(global, &a),
         Command::Mounts(a) => mount::mounts(global, &a),
         Command::System(a) => system::system(global, &a),
-        Command::Version(_) => system::version(),
+        Command::Version(a) => system::version(&a),
+        Command::Completion(a) => generate::completion(&a),
+        Command::Man(a) => generate::man(&a),
     }
 }
 

@@ -71,6 +71,18 @@ impl Data {
         }
     }
 
+    /// About how many bytes its print takes.
+    pub(super) fn weight(&self) -> usize {
+        let sum = |all: &mut dyn Iterator<Item = usize>| all.fold(2usize, usize::saturating_add);
+        match self {
+            Data::Str(s) => s.len(),
+            Data::List(list) => sum(&mut list.iter().map(|item| item.weight() + 1)),
+            Data::Map(map) => sum(&mut map.iter().map(|(key, item)| key.len() + item.weight() + 2)),
+            Data::Struct(record) => sum(&mut record.fields.iter().map(|(key, item)| key.len() + item.weight() + 2)),
+            _ => 8,
+        }
+    }
+
     /// Whether `if` takes it for true.
     pub(super) fn truth(&self) -> bool {
         match self {

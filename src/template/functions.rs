@@ -8,6 +8,10 @@ use std::cmp::Ordering;
 use std::fmt::Write;
 use std::rc::Rc;
 
+const TOO_LONG: &str = "the result is too long";
+/// More pieces than this no text is split into.
+const PIECES_MAX: usize = 1 << 18;
+
 /// What a function takes in a place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Param {
@@ -107,6 +111,10 @@ pub(super) fn call(name: &str, args: &[Data], functions: Functions) -> Result<Da
     if functions == Functions::Headings && changes {
         return Ok(first.clone());
     }
+    // A template may double a text again and again.
+    if args.iter().fold(0, |sum: usize, arg| sum.saturating_add(arg.weight())) > OUTPUT_MAX {
+        return Err(TOO_LONG.into());
+    }
     Ok(match name {
         "eq" => Data::Bool(equals_any(first, rest)?),
         "ne" => Data::Bool(!equals(first, rest.first().unwrap_or(&Data::Missing))?),
@@ -128,7 +136,7 @@ pub(super) fn call(name: &str, args: &[Data], functions: Functions) -> Result<Da
         "title" => Data::str(title(&text(0))),
         "lower" => Data::str(text(0).to_lowercase()),
         "upper" => Data::str(text(0).to_uppercase()),
-        "split" => split(&text(0), &text(1)),
+        "split" => split(&text(0), &text(1))?,
         "join" => Data::str(join(first, &text(1))?),
         "pad" => Data::str(pad(&text(0), number(1), number(2))?),
         "truncate" => Data::str(truncate(&text(0), number(1))?),
@@ -367,15 +375,19 @@ fn title(text: &str) -> String {
     out
 }
 
-fn split(text: &str, by: &str) -> Data {
-    if by.is_empty() { Data::strings(text.chars().map(String::from)) } else { Data::strings(text.split(by)) }
+fn split(text: &str, by: &str) -> Result<Data> {
+    let pieces = if by.is_empty() { text.chars().count() } else { text.matches(by).count() + 1 };
+    if pieces > PIECES_MAX {
+        return Err(TOO_LONG.into());
+    }
+    Ok(if by.is_empty() { Data::strings(text.chars().map(String::from)) } else { Data::strings(text.split(by)) })
 }
 
 fn join(list: &Data, by: &str) -> Result<String> {
     let list = list.as_list().unwrap_or_default();
     let total = list.len().saturating_mul(by.len());
     if total > OUTPUT_MAX {
-        return Err("the result is too long".into());
+        return Err(TOO_LONG.into());
     }
     Ok(list.iter().map(Data::print).collect::<Vec<_>>().join(by))
 }
@@ -386,7 +398,7 @@ fn pad(text: &str, before: i64, after: i64) -> Result<String> {
     }
     let spaces = |n: i64| {
         let n = usize::try_from(n).map_err(|_| "strings: negative Repeat count".to_owned())?;
-        if n > OUTPUT_MAX { Err("the result is too long".to_owned()) } else { Ok(" ".repeat(n)) }
+        if n > OUTPUT_MAX { Err(TOO_LONG.to_owned()) } else { Ok(" ".repeat(n)) }
     };
     Ok(format!("{}{text}{}", spaces(before)?, spaces(after)?))
 }

@@ -168,6 +168,10 @@ mod tests {
         assert!(run("{{range 1000000000}}{{end}}").unwrap_err().to_string().contains("exceeded"));
         assert!(run("{{range 1000000}}{{pad \"x\" 100000 1}}{{end}}").unwrap_err().to_string().contains("longer than"));
         assert!(run("{{pad \"x\" 999999999 1}}").is_err());
+        let double = |by: &str| format!("{{{{$x := \"ab\"}}}}{{{{range 60}}}}{{{{$x = {by}}}}}{{{{end}}}}");
+        for by in ["print $x $x", "printf \"%s%s\" $x $x", "join (split $x \"b\") $x", "json (print $x $x)"] {
+            assert!(run(&double(by)).unwrap_err().to_string().contains("too long"), "{by}");
+        }
         assert!(run("{{printf \"%999999999d\" 1}}").unwrap().starts_with("%!d(BADINDEX)"));
     }
 

@@ -31,6 +31,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("meta", &[]),
     ("whiteout", &["name"]),
     ("sys", &[]),
+    ("template", &[]),
     ("reference", &["digest"]),
     ("layer", &["digest", "meta", "name", "sys", "whiteout"]),
     ("tree", &["digest", "layer", "meta", "name"]),
@@ -39,7 +40,23 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("registry", &["digest", "reference", "sys"]),
     ("store", &["digest", "layer", "reference", "sys", "tree"]),
     ("image", &["digest", "layer", "name", "reference", "registry", "store", "sys", "tree"]),
-    ("cli", &["digest", "fs", "fuse", "image", "layer", "name", "reference", "registry", "store", "sys", "tree"]),
+    (
+        "cli",
+        &[
+            "digest",
+            "fs",
+            "fuse",
+            "image",
+            "layer",
+            "name",
+            "reference",
+            "registry",
+            "store",
+            "sys",
+            "template",
+            "tree",
+        ],
+    ),
 ];
 
 struct Source {
@@ -158,6 +175,7 @@ fn an_index_is_whole_before_any_merge() {
             "fs",
             "fuse",
             "sys",
+            "template",
             "digest",
             "whiteout",
             "name",

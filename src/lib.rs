@@ -74,5 +74,6 @@ pub mod reference;
 pub mod registry;
 pub mod store;
 pub mod sys;
+pub mod template;
 pub mod tree;
 pub mod whiteout;

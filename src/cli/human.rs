@@ -2,20 +2,30 @@
 
 /// Bytes in decimal units, three significant digits, no space: `5.57MB`.
 pub fn size(bytes: u64) -> String {
+    sized(bytes, 3)
+}
+
+/// The same with four digits, where Docker prints four.
+pub fn precise_size(bytes: u64) -> String {
+    sized(bytes, 4)
+}
+
+fn sized(bytes: u64, digits: usize) -> String {
     const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
     // Exact for all sizes that show differently: three digits out of fifty-three bits.
     #[allow(clippy::cast_precision_loss)]
     let mut value = bytes as f64;
     let mut unit = 0;
-    // From 999.5 on, three digits round to the next unit's 1.
-    while value >= 999.5 && unit + 1 < UNITS.len() {
+    // From 999.5 on, three digits round to the next unit's 1; four do from 999.95 on.
+    let ceiling = if digits == 3 { 999.5 } else { 999.95 };
+    while value >= ceiling && unit + 1 < UNITS.len() {
         value /= 1000.0;
         unit += 1;
     }
     let decimals = match value {
-        v if v >= 99.95 => 0,
-        v if v >= 9.995 => 1,
-        _ => 2,
+        v if v >= ceiling / 10.0 => digits - 3,
+        v if v >= ceiling / 100.0 => digits - 2,
+        _ => digits - 1,
     };
     let digits = format!("{value:.decimals$}");
     let digits = if digits.contains('.') { digits.trim_end_matches('0').trim_end_matches('.') } else { &digits };
@@ -68,6 +78,15 @@ mod tests {
             (u64::MAX, "18.4EB"),
         ] {
             assert_eq!(size(bytes), text, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn four_digits() {
+        for (bytes, text) in
+            [(0, "0B"), (1_234_567, "1.235MB"), (13_300, "13.3kB"), (999_949, "999.9kB"), (999_960, "1MB")]
+        {
+            assert_eq!(precise_size(bytes), text, "{bytes}");
         }
     }
 

@@ -1,14 +1,43 @@
 //! `images` and `image ls`.
 
+use super::filter::{self, Filters, created};
+use super::format::{self, Columns, Row};
 use super::{Global, args, human, output};
 use crate::reference::Reference;
-use crate::store::Image;
+use crate::store::{Image, Store, mounts};
 use jiff::Timestamp;
 
-const NONE: &str = "<none>";
+pub(super) const NONE: &str = "<none>";
+/// What Docker prints for what it has not counted.
+const UNKNOWN: &str = "N/A";
+/// An image's columns, as Docker names them.
+pub(super) const COLUMNS: Columns = Columns {
+    type_name: "*formatter.imageContext",
+    fields: &[
+        ("Containers", "CONTAINERS"),
+        ("CreatedAt", "CREATED AT"),
+        ("CreatedSince", "CREATED"),
+        ("Digest", "DIGEST"),
+        ("ID", "IMAGE ID"),
+        ("Repository", "REPOSITORY"),
+        ("SharedSize", "SHARED SIZE"),
+        ("Size", "SIZE"),
+        ("Tag", "TAG"),
+        ("UniqueSize", "UNIQUE SIZE"),
+        ("VirtualSize", "SIZE"),
+    ],
+};
+const TABLE: &str = r"{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}";
+const TABLE_WITH_DIGESTS: &str = r"{{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}";
 
 #[derive(clap::Args)]
 #[command(override_usage = "plyfs images [OPTIONS] [REPOSITORY[:TAG]]")]
+#[command(after_help = "\
+Examples:
+  plyfs images -f reference='*:latest'              only what has the tag latest
+  plyfs images -f dangling=true -q                  the IDs of images without a tag
+  plyfs images --format '{{.Repository}}: {{.Size}}'
+  plyfs images --format 'table {{.ID}}\\t{{.Tag}}'")]
 pub(super) struct ImagesArgs {
     /// Show all images; there are no intermediate ones to hide
     #[arg(short, long)]
@@ -16,71 +45,109 @@ pub(super) struct ImagesArgs {
     /// Show digests
     #[arg(long)]
     digests: bool,
+    /// Only images that fit: dangling=BOOL, before=IMAGE, since=IMAGE, until=TIME, label=KEY[=VALUE], label!=KEY[=VALUE], reference=PATTERN
+    #[arg(short, long, value_name = "FILTER")]
+    filter: Vec<String>,
+    /// `table`, `table TEMPLATE`, `json`, or a Go template over ID, Repository, Tag, Digest, CreatedSince, CreatedAt, Size
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<String>,
     /// Show whole IDs
     #[arg(long)]
     no_trunc: bool,
     /// Show only IDs
     #[arg(short, long)]
     quiet: bool,
-    /// Only images of this repository, or this one
+    /// Show each image once, with all its names
+    #[arg(long, conflicts_with_all = ["digests", "format", "quiet"])]
+    tree: bool,
+    /// REPOSITORY[:TAG], or a pattern of them
     #[arg(value_name = "REPOSITORY[:TAG]")]
     args: Vec<String>,
 }
 
 /// One line of the list.
-struct Row<'a> {
-    image: &'a Image,
-    repository: String,
-    tag: String,
+pub(super) struct Line<'a> {
+    pub image: &'a Image,
+    pub repository: String,
+    pub tag: String,
     digest: String,
 }
 
 pub(super) fn images(global: &Global, a: &ImagesArgs) -> anyhow::Result<()> {
-    let filter = args::at_most_one("images", &a.args)?.map(str::parse::<Reference>).transpose()?;
-    let catalog = global.store()?.catalog()?;
+    let pattern = args::at_most_one("images", &a.args)?;
+    let store = global.store()?;
+    let catalog = store.catalog()?;
+    let mut filters = Filters::parse(&a.filter, filter::LIST, &catalog)?;
+    if let Some(pattern) = pattern {
+        filters.or_reference(pattern);
+    }
     let _nothing_hidden = a.all;
-    let mut images: Vec<Image> = catalog.images().iter().filter_map(|i| filtered(i, filter.as_ref())).collect();
+    let mut images = Vec::new();
+    for image in catalog.images() {
+        images.extend(filters.apply(&store, image)?);
+    }
     images.sort_by_key(|i| std::cmp::Reverse(created(i)));
-    let rows: Vec<Row<'_>> = images.iter().flat_map(|i| rows(i, a.digests)).collect();
     let id = |image: &Image| if a.no_trunc { image.id.to_string() } else { image.id.short().to_owned() };
-    if a.quiet {
-        let ids: Vec<String> = rows.iter().map(|row| id(row.image) + "\n").collect();
-        return output::text(&ids.concat());
+    if a.tree {
+        return tree(&store, &images, &id);
     }
+    let is_default = matches!(a.format.as_deref(), None | Some("" | "table"));
+    let format = if a.quiet && is_default { Some("{{.ID}}") } else { a.format.as_deref() };
+    let digests = a.digests || format.is_some_and(|f| f.contains("{{.Digest}}"));
+    let lines: Vec<Line<'_>> = images.iter().flat_map(|i| rows(i, digests)).collect();
     let now = Timestamp::now();
-    let mut headings = vec!["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"];
-    if a.digests {
-        headings.insert(2, "DIGEST");
-    }
-    let cells = |row: &Row<'_>| {
-        let mut cells = vec![row.repository.clone(), row.tag.clone()];
-        if a.digests {
-            cells.push(row.digest.clone());
-        }
-        cells.extend([id(row.image), since(row.image, now), human::size(row.image.size())]);
-        cells
-    };
-    output::table(&headings, &rows.iter().map(cells).collect::<Vec<_>>())
+    let unknown = || [(); 3].map(|()| UNKNOWN.to_owned());
+    let table = lines.iter().map(|line| cells(line, id(line.image), now, unknown())).collect();
+    format::list(format, if digests { TABLE_WITH_DIGESTS } else { TABLE }, &COLUMNS, table)
 }
 
-/// The image with only the names that the filter lets through, or none.
-fn filtered(image: &Image, filter: Option<&Reference>) -> Option<Image> {
-    let Some(filter) = filter else { return Some(image.clone()) };
-    let fits = |name: &Reference| {
-        name.name() == filter.name()
-            && filter.tag().is_none_or(|tag| name.tag() == Some(tag))
-            && filter.digest().is_none_or(|digest| name.digest() == Some(digest))
-    };
-    let mut image = image.clone();
-    image.tags.retain(fits);
-    image.digests.retain(fits);
-    (image.references().count() > 0).then_some(image)
+/// The cells of [`COLUMNS`]; `[containers, shared, unique]` are counted elsewhere.
+pub(super) fn cells(line: &Line<'_>, id: String, now: Timestamp, counted: [String; 3]) -> Row {
+    let [containers, shared, unique] = counted;
+    let image = line.image;
+    vec![
+        containers,
+        created_at(image),
+        since(image, now),
+        line.digest.clone(),
+        id,
+        line.repository.clone(),
+        shared,
+        human::size(image.size()),
+        line.tag.clone(),
+        unique,
+        human::precise_size(image.size()),
+    ]
+}
+
+/// Each image once: its names, what it takes on disk and took on the way, `U` where it is mounted.
+fn tree(store: &Store, images: &[Image], id: &dyn Fn(&Image) -> String) -> anyhow::Result<()> {
+    let mounts = mounts::list(store)?;
+    let mut lines = vec!["IMAGE\tID\tDISK USAGE\tCONTENT SIZE\tEXTRA".to_owned()];
+    for image in images {
+        let mut names: Vec<String> = image.tags.iter().map(Reference::familiar).collect();
+        let last = names.pop().unwrap_or_else(|| "<untagged>".into());
+        lines.append(&mut names);
+        let content = image.layers.iter().map(|l| l.compressed_size).sum();
+        let used = if mounts.iter().any(|m| m.image == image.id) { "U" } else { "" };
+        let (disk, content) = (human::size(image.size()), human::size(content));
+        lines.push(format!("{last}\t{}\t{disk}\t{content}\t{used}", id(image)));
+    }
+    output::text(&output::tabbed(&(lines.join("\n") + "\n"))?)
+}
+
+/// As Go prints a time.
+fn created_at(image: &Image) -> String {
+    match created(image) {
+        Some(at) => at.strftime("%Y-%m-%d %H:%M:%S +0000 UTC").to_string(),
+        None => UNKNOWN.into(),
+    }
 }
 
 /// Docker's rule: a row for each tag, with `digests` for each tag and digest of one repository; names by digest alone
 /// get a row without a tag.
-fn rows(image: &Image, digests: bool) -> Vec<Row<'_>> {
-    let row = |repository: String, tag: &str, digest: String| Row { image, repository, tag: tag.to_owned(), digest };
+pub(super) fn rows(image: &Image, digests: bool) -> Vec<Line<'_>> {
+    let row = |repository: String, tag: &str, digest: String| Line { image, repository, tag: tag.to_owned(), digest };
     let none = || NONE.to_owned();
     if image.references().count() == 0 {
         return vec![row(none(), NONE, none())];
@@ -105,17 +172,18 @@ fn rows(image: &Image, digests: bool) -> Vec<Row<'_>> {
     rows
 }
 
-fn created(image: &Image) -> Option<Timestamp> {
-    image.created.as_ref()?.parse().ok()
-}
-
 /// `2 weeks ago`; `N/A` where the image does not say.
 fn since(image: &Image, now: Timestamp) -> String {
-    match created(image) {
+    ago(created(image), now)
+}
+
+/// The same of any moment.
+pub(super) fn ago(moment: Option<Timestamp>, now: Timestamp) -> String {
+    match moment {
         Some(created) if created > Timestamp::UNIX_EPOCH => {
             format!("{} ago", human::age(now.as_second() - created.as_second()))
         }
-        _ => "N/A".into(),
+        _ => UNKNOWN.into(),
     }
 }
 
@@ -153,13 +221,6 @@ mod tests {
         assert_eq!(plain, want);
         let want = [row("a", "1", true), row("a", "2", true), row("b", "1", false), row("c", NONE, true)];
         assert_eq!(shown(&both, true), want);
-    }
-
-    #[test]
-    fn filters_keep_only_the_names_that_fit() {
-        let all = image(&["a:1", "a:2", "b:1"], &["a"]);
-        let left = |f: &str| filtered(&all, Some(&f.parse().unwrap())).map(|i| i.references().count());
-        assert_eq!((left("a"), left("a:2"), left("c")), (Some(3), Some(1), None));
     }
 
     #[test]

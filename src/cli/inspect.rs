@@ -1,17 +1,28 @@
 //! `inspect` and `image inspect`.
 
-use super::{Exit, Global, args, output};
+use super::{Exit, Global, args, format, output};
 use crate::image::manifest::DOCUMENT_CAP;
 use crate::reference::Reference;
 use crate::store::{Image, Store};
+use crate::template::{Data, Error, Functions, MissingKey, Record, Template};
 use serde_json::{Map, Value, json};
+use std::rc::Rc;
+
+/// What a config may hold, as Docker knows it.
+const CONFIG_TEXTS: &[&str] = &["Hostname", "Domainname", "User", "Image", "WorkingDir", "StopSignal"];
+const CONFIG_LISTS: &[&str] = &["Env", "Cmd", "Entrypoint", "OnBuild", "Shell"];
+const CONFIG_MAPS: &[&str] = &["ExposedPorts", "Volumes", "Labels"];
+const IMAGE_TEXTS: &[&str] = &["Parent", "DockerVersion", "Container", "Variant", "OsVersion"];
 
 #[derive(clap::Args)]
 #[command(override_usage = "plyfs inspect [OPTIONS] IMAGE...")]
 pub(super) struct InspectArgs {
-    /// `json` for one line of JSON for each image
+    /// `json` for one line of JSON for each image, or a Go template over what would be shown
     #[arg(short, long)]
     format: Option<String>,
+    /// What to look for: there are only images
+    #[arg(long = "type", value_name = "TYPE", value_parser = ["image"], hide = true)]
+    kind: Option<String>,
     /// Images
     #[arg(value_name = "IMAGE")]
     args: Vec<String>,
@@ -19,10 +30,11 @@ pub(super) struct InspectArgs {
 
 pub(super) fn inspect(global: &Global, a: &InspectArgs) -> anyhow::Result<()> {
     let wanted = args::at_least_one("inspect", &a.args)?;
-    let lines = match a.format.as_deref() {
-        None | Some("") => false,
-        Some("json") => true,
-        Some(_) => return Err(Exit::Text(64, "template parsing error: only `json` is supported so far".into()).into()),
+    let _only_images = &a.kind;
+    let template = match a.format.as_deref() {
+        None | Some("") => None,
+        Some("json") => Some(format::parse("{{json .}}")?),
+        Some(text) => Some(format::parse(text)?),
     };
     let store = global.store()?;
     let mut found = Vec::new();
@@ -33,12 +45,13 @@ pub(super) fn inspect(global: &Global, a: &InspectArgs) -> anyhow::Result<()> {
             Err(error) => missing.push(error),
         }
     }
-    if lines {
-        for image in &found {
-            output::line(serde_json::to_string(image)?)?;
+    match &template {
+        Some(template) => {
+            for image in &found {
+                output::line(fill(template, image).map_err(format::failed)?)?;
+            }
         }
-    } else {
-        output::json(&found)?;
+        None => output::json(&found)?,
     }
     for error in &missing {
         output::complaint(format_args!("Error: {error}"));
@@ -46,11 +59,61 @@ pub(super) fn inspect(global: &Global, a: &InspectArgs) -> anyhow::Result<()> {
     if missing.is_empty() { Ok(()) } else { Err(Exit::Said(1).into()) }
 }
 
-/// The image in Docker's shape.
-fn describe(store: &Store, image: &Image) -> anyhow::Result<Value> {
+/// The image's config as it came.
+pub(super) fn config(store: &Store, image: &Image) -> anyhow::Result<Map<String, Value>> {
     let broken = |why: String| anyhow::anyhow!("image {} is damaged: its config: {why}; pull it again", image.title());
     let bytes = store.blob(&image.id, DOCUMENT_CAP).map_err(|e| broken(e.to_string()))?;
-    let config: Map<String, Value> = serde_json::from_slice(&bytes).map_err(|e| broken(e.to_string()))?;
+    serde_json::from_slice(&bytes).map_err(|e| broken(e.to_string()))
+}
+
+/// Docker takes the image for a thing with known fields, and for plain JSON where the template does not fit that.
+fn fill(template: &Template, image: &Value) -> Result<String, Error> {
+    let typed = template.execute(&typed(image), MissingKey::NoValue, Functions::Data);
+    typed.or_else(|_| template.execute(&Data::from(image), MissingKey::Error, Functions::Data))
+}
+
+/// The image with Docker's fields, those too that it does not have.
+fn typed(image: &Value) -> Data {
+    let mut record = record(image, "image.InspectResponse", IMAGE_TEXTS, &[], &[]);
+    for (name, value) in &mut record.fields {
+        *value = match name.as_str() {
+            "Config" => {
+                let config = self::record(&image[&*name], "Config", CONFIG_TEXTS, CONFIG_LISTS, CONFIG_MAPS);
+                Data::Struct(Rc::new(config))
+            }
+            "GraphDriver" | "RootFS" | "Metadata" => {
+                Data::Struct(Rc::new(self::record(&image[&*name], "", &[], &[], &[])))
+            }
+            _ => continue,
+        };
+    }
+    Data::Struct(Rc::new(record))
+}
+
+/// An object as a thing; what it lacks of the given texts, lists and maps is there, empty.
+fn record(value: &Value, type_name: &'static str, texts: &[&str], lists: &[&str], maps: &[&str]) -> Record {
+    let none = Map::new();
+    let object = value.as_object().unwrap_or(&none);
+    let known = [(texts, Data::str("")), (lists, Data::NilList), (maps, Data::NilMap)];
+    let empty_of = |name: &str| known.iter().find(|(names, _)| names.contains(&name)).map(|(_, empty)| empty.clone());
+    let of = |name: &str, value: &Value| match value {
+        Value::Null => empty_of(name).unwrap_or(Data::Nil),
+        // Sets in Docker's types: keys without a value.
+        Value::Object(set) if matches!(name, "ExposedPorts" | "Volumes") => {
+            let nothing = || Data::record("struct {}", vec![]);
+            Data::Map(Rc::new(set.keys().map(|key| (key.clone(), nothing())).collect()))
+        }
+        value => Data::from(value),
+    };
+    let fields = object.iter().map(|(name, value)| (name.clone(), of(name, value))).collect();
+    let missing = known.iter().flat_map(|(names, _)| names.iter()).filter(|name| !object.contains_key(**name));
+    let empty = missing.filter_map(|name| Some(((*name).to_owned(), empty_of(name)?))).collect();
+    Record { type_name, fields, empty, escape_html: false }
+}
+
+/// The image in Docker's shape.
+fn describe(store: &Store, image: &Image) -> anyhow::Result<Value> {
+    let config = config(store, image)?;
     let text = |name: &str| config.get(name).and_then(Value::as_str).unwrap_or_default();
     let names = |list: &[Reference]| list.iter().map(Reference::familiar).collect::<Vec<_>>();
     let history = config.get("history").and_then(Value::as_array);

@@ -5,6 +5,11 @@
 
 mod args;
 mod daemon;
+mod df;
+mod filter;
+mod format;
+mod generate;
+mod history;
 pub mod human;
 mod images;
 mod inspect;
@@ -13,8 +18,11 @@ mod log;
 mod mount;
 mod mount_options;
 mod output;
+mod pattern;
+mod prune;
 mod pull;
 mod registry;
+mod save;
 mod system;
 mod tag;
 
@@ -61,10 +69,14 @@ enum Command {
     Pull(pull::PullArgs),
     /// Bring in the images of an archive
     Load(pull::LoadArgs),
+    /// Write images into an archive
+    Save(save::SaveArgs),
     /// List images
     Images(images::ImagesArgs),
     /// Show what is known of images
     Inspect(inspect::InspectArgs),
+    /// Show how an image was built
+    History(history::HistoryArgs),
     /// Give an image another name
     Tag(tag::TagArgs),
     /// Remove images
@@ -84,6 +96,11 @@ enum Command {
     System(system::SystemCommand),
     /// Show the version
     Version(system::VersionArgs),
+    /// Print completions for a shell
+    Completion(generate::CompletionArgs),
+    /// Write manual pages
+    #[command(hide = true)]
+    Man(generate::ManArgs),
 }
 
 #[derive(Subcommand)]
@@ -95,8 +112,14 @@ enum ImageCommand {
     Pull(pull::PullArgs),
     /// Bring in the images of an archive
     Load(pull::LoadArgs),
+    /// Write images into an archive
+    Save(save::SaveArgs),
     /// Show what is known of images
     Inspect(inspect::InspectArgs),
+    /// Show how an image was built
+    History(history::HistoryArgs),
+    /// Remove images that nobody needs
+    Prune(prune::PruneArgs),
     /// Give an image another name
     Tag(tag::TagArgs),
     /// Remove images
@@ -163,15 +186,20 @@ fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
     match cli.command {
         Command::Pull(a) | Command::Image(ImageCommand::Pull(a)) => pull::pull(global, &a),
         Command::Load(a) | Command::Image(ImageCommand::Load(a)) => pull::load(global, &a),
+        Command::Save(a) | Command::Image(ImageCommand::Save(a)) => save::save(global, &a),
         Command::Images(a) | Command::Image(ImageCommand::Ls(a)) => images::images(global, &a),
         Command::Inspect(a) | Command::Image(ImageCommand::Inspect(a)) => inspect::inspect(global, &a),
+        Command::History(a) | Command::Image(ImageCommand::History(a)) => history::history(global, &a),
+        Command::Image(ImageCommand::Prune(a)) => prune::prune(global, &a),
         Command::Tag(a) | Command::Image(ImageCommand::Tag(a)) => tag::tag(global, &a),
         Command::Rmi(a) | Command::Image(ImageCommand::Rm(a)) => tag::rmi(global, &a),
         Command::Mount(a) => mount::mount(global, &a),
         Command::Umount(a) => mount::umount(global, &a),
         Command::Mounts(a) => mount::mounts(global, &a),
         Command::System(a) => system::system(global, &a),
-        Command::Version(_) => system::version(),
+        Command::Version(a) => system::version(&a),
+        Command::Completion(a) => generate::completion(&a),
+        Command::Man(a) => generate::man(&a),
     }
 }
 

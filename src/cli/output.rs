@@ -32,12 +32,15 @@ pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> anyhow::Result<(
 }
 
 fn layout(headings: &[&str], rows: &[Vec<String>]) -> anyhow::Result<String> {
+    let rows: Vec<String> = rows.iter().map(|row| row.join("\t") + "\n").collect();
+    tabbed(&format!("{}\n{}", headings.join("\t"), rows.concat()))
+}
+
+/// Lays lines of cells with tabs between them out as [`table`] does.
+pub(super) fn tabbed(lines: &str) -> anyhow::Result<String> {
     // Go counts the padding into the minimum width.
     let mut writer = tabwriter::TabWriter::new(Vec::new()).minwidth(7).padding(3);
-    writeln!(writer, "{}", headings.join("\t"))?;
-    for row in rows {
-        writeln!(writer, "{}", row.join("\t"))?;
-    }
+    writer.write_all(lines.as_bytes())?;
     writer.flush()?;
     let bytes = writer.into_inner().map_err(|e| anyhow::anyhow!("cannot lay a table out: {e}"))?;
     Ok(String::from_utf8(bytes)?)

@@ -1,9 +1,11 @@
 //! `system gc`, `system fsck`, `version`.
 
-use super::{Exit, Global, args, human, output};
+use super::{Exit, Global, args, format, human, output};
+use crate::image::Platform;
 use crate::image::fsck::{self, Finding, Options};
 use crate::layer;
 use crate::store::gc;
+use crate::template::{Data, Functions, MissingKey};
 
 #[derive(clap::Subcommand)]
 pub(super) enum SystemCommand {
@@ -11,6 +13,8 @@ pub(super) enum SystemCommand {
     Gc(GcArgs),
     /// Check the store, every byte of it
     Fsck(FsckArgs),
+    /// Show what takes how much room
+    Df(super::df::DfArgs),
 }
 
 #[derive(clap::Args)]
@@ -32,12 +36,17 @@ pub(super) struct FsckArgs {
 }
 
 #[derive(clap::Args)]
-pub(super) struct VersionArgs {}
+pub(super) struct VersionArgs {
+    /// `json`, or a Go template over Client.Version, Client.Os and Client.Arch
+    #[arg(short, long, value_name = "FORMAT")]
+    format: Option<String>,
+}
 
 pub(super) fn system(global: &Global, command: &SystemCommand) -> anyhow::Result<()> {
     match command {
         SystemCommand::Gc(a) => collect(global, a),
         SystemCommand::Fsck(a) => check(global, a),
+        SystemCommand::Df(a) => super::df::df(global, a),
     }
 }
 
@@ -69,6 +78,17 @@ fn check(global: &Global, a: &FsckArgs) -> anyhow::Result<()> {
     if summary.wrong > 0 { Err(Exit::Said(1).into()) } else { Ok(()) }
 }
 
-pub(super) fn version() -> anyhow::Result<()> {
-    output::line(format_args!("plyfs version {}", env!("CARGO_PKG_VERSION")))
+pub(super) fn version(a: &VersionArgs) -> anyhow::Result<()> {
+    let version = env!("CARGO_PKG_VERSION");
+    let template = match a.format.as_deref() {
+        None | Some("") => return output::line(format_args!("plyfs version {version}")),
+        Some("json") => "{{json .}}",
+        Some(template) => template,
+    };
+    let host = Platform::host();
+    let text = |name: &str, value: &str| (name.to_owned(), Data::str(value));
+    let client = vec![text("Version", version), text("Os", &host.os), text("Arch", &host.architecture)];
+    let all = Data::record("plyfs.Version", vec![("Client".to_owned(), Data::record("plyfs.Client", client))]);
+    let filled = format::parse(template)?.execute(&all, MissingKey::NoValue, Functions::Data);
+    output::line(filled.map_err(format::failed)?)
 }

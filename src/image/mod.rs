@@ -13,6 +13,7 @@ mod pipeline;
 pub mod platform;
 pub mod pull;
 pub mod remove;
+pub mod save;
 pub mod source;
 
 pub use open::{OpenTree, open_tree};
@@ -157,6 +158,9 @@ pub enum Error {
     /// Docker's rules forbid it.
     #[error("conflict: {0}")]
     Conflict(String),
+    /// What was to go out could not be written.
+    #[error("cannot write the archive: {0}")]
+    Output(io::Error),
     /// A request that makes no sense.
     #[error("{0}")]
     Usage(String),

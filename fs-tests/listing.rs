@@ -1,0 +1,296 @@
+//! What users and scripts read of images: filters, formats, history, disk usage, prunes. Names and shapes are those of
+//! Docker's own documents.
+
+use serde_json::{Value, json};
+
+use super::support::env::{TestEnv, run};
+use super::support::oci::{Image, digest};
+use super::support::tar::Tar;
+
+fn tar(n: u8) -> Vec<u8> {
+    Tar::new().file(format!("file-{n}"), vec![n; 5000]).finish()
+}
+
+/// An image of these layers under `name:tag`, built in that year.
+fn add(env: &TestEnv, name: &str, tag: &str, year: i32, layers: &[u8]) -> String {
+    let place = env.path(format!("layout-{}-{tag}", name.replace('/', "-")));
+    let base = name.to_owned();
+    let mut image = Image::new().tag(tag).edit_config(move |c| {
+        c["created"] = json!(format!("{year}-01-02T03:04:05.6Z"));
+        c["config"] = json!({ "Cmd": ["sh", "-c"], "Labels": { "name": base, "b.c": "<x>&" }, "Volumes": null });
+    });
+    for n in layers {
+        image = image.layer(tar(*n));
+    }
+    image.write_layout(&place);
+    let pulled = env.ok(["pull", "-q", &format!("oci:{}:{tag}", place.display())]);
+    let pulled = pulled.trim();
+    let id = env.ok(["inspect", "-f", "{{.Id}}", pulled]);
+    let target = format!("{name}:{tag}");
+    env.ok(["tag", pulled, &target]);
+    env.ok(["rmi", pulled]);
+    id.trim().to_owned()
+}
+
+/// The images of the documents: deepone, alpine, redis, centos, and one of a user.
+fn documents() -> TestEnv {
+    let env = TestEnv::new();
+    add(&env, "deepone", "latest", 2024, &[1, 9]);
+    add(&env, "alpine", "latest", 2023, &[2]);
+    add(&env, "redis", "latest", 2022, &[3]);
+    add(&env, "lovelearnlinux/webserver", "v1", 2021, &[1, 4]);
+    add(&env, "centos", "latest", 2020, &[1]);
+    env
+}
+
+#[test]
+fn the_documents_commands() {
+    let env = documents();
+    let shown = |args: &[&str]| env.ok(args);
+    let table = shown(&["images"]);
+    let names: Vec<Vec<&str>> = table.lines().map(|l| l.split_whitespace().take(2).collect()).collect();
+    let want = [
+        vec!["REPOSITORY", "TAG"],
+        vec!["deepone", "latest"],
+        vec!["alpine", "latest"],
+        vec!["redis", "latest"],
+        vec!["lovelearnlinux/webserver", "v1"],
+        vec!["centos", "latest"],
+    ];
+    assert_eq!(names, want);
+    // As written there, `ls` and all: it is one more pattern.
+    let latest = shown(&["images", "ls", "--filter=reference=*:latest", "--format", "{{.Repository}}"]);
+    assert_eq!(latest, "deepone\nalpine\nredis\ncentos\n");
+    let latest = shown(&["image", "ls", "--filter=reference=*:latest", "--format", "{{.Repository}}"]);
+    assert_eq!(latest, "deepone\nalpine\nredis\ncentos\n");
+    assert_eq!(shown(&["image", "ls", "--format", "{{.Size}}"]), "13.3kB\n6.66kB\n6.66kB\n13.3kB\n6.66kB\n");
+    let each = shown(&["image", "ls", "--format", "{{.Repository}}: {{.Tag}}: {{.Size}}"]);
+    assert!(each.starts_with("deepone: latest: 13.3kB\nalpine: latest: 6.66kB\n"), "{each}");
+    assert!(each.contains("lovelearnlinux/webserver: v1: 13.3kB\n"), "{each}");
+    assert_eq!(shown(&["image", "ls", "--filter", "dangling=true"]).lines().count(), 1);
+    let digests = shown(&["image", "ls", "--digests", "alpine"]);
+    assert_eq!(digests.lines().next().unwrap().split_whitespace().nth(2), Some("DIGEST"));
+    let inspected: Value = serde_json::from_str(&shown(&["image", "inspect", "lovelearnlinux/webserver:v1"])).unwrap();
+    assert_eq!(inspected[0]["RootFS"]["Layers"], json!([digest(&tar(1)), digest(&tar(4))]));
+    // Removing: by name, by IDs, then all at once.
+    let gone = shown(&["image", "rm", "redis:latest"]);
+    let shape: Vec<&str> = gone.lines().map(|l| l.split(':').next().unwrap()).collect();
+    assert_eq!((gone.lines().next(), shape), (Some("Untagged: redis:latest"), vec!["Untagged", "Deleted", "Deleted"]));
+    let ids = shown(&["images", "-q", "centos"]) + &shown(&["images", "-q", "alpine"]);
+    let mut both = vec!["image", "rm"];
+    both.extend(ids.lines());
+    assert!(shown(&both).contains("Untagged: alpine:latest\n"));
+    let ids = shown(&["image", "ls", "-q"]);
+    let mut all = vec!["image", "rm"];
+    all.extend(ids.lines());
+    all.push("-f");
+    assert_eq!(shown(&all).lines().filter(|l| l.starts_with("Untagged: ")).count(), 2);
+    assert_eq!(shown(&["image", "ls", "-q"]), "");
+}
+
+#[test]
+fn filters_one_by_one_and_together() {
+    let env = documents();
+    let names = |filters: &[&str]| {
+        let mut args = vec!["images", "--format", "{{.Repository}}"];
+        args.extend(filters.iter().flat_map(|f| ["-f", f]));
+        env.ok(args).split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(names(&["before=redis"]), "lovelearnlinux/webserver centos");
+    assert_eq!(names(&["since=redis"]), "deepone alpine");
+    assert_eq!(names(&["before=deepone", "since=centos"]), "alpine redis lovelearnlinux/webserver");
+    assert_eq!(names(&["before=deepone", "before=redis"]), "lovelearnlinux/webserver centos");
+    assert_eq!(names(&["until=2021-06-01"]), "lovelearnlinux/webserver centos");
+    assert_eq!(names(&["until=24h"]).split(' ').count(), 5);
+    assert_eq!(names(&["label=name=redis"]), "redis");
+    assert_eq!(names(&["label=name", "label=name=redis"]), "redis");
+    assert_eq!(names(&["label=nope"]), "");
+    assert_eq!(names(&["label!=name=redis", "reference=*:latest"]), "deepone alpine centos");
+    assert_eq!(names(&["reference=*/*"]), "lovelearnlinux/webserver");
+    assert_eq!(names(&["reference=docker.io/library/*"]), "deepone alpine redis centos");
+    assert_eq!(names(&["reference=redis", "reference=alp*"]), "alpine redis");
+    assert_eq!(names(&["dangling=false", "reference=redis"]), "redis");
+    assert_eq!(env.ok(["images", "--format", "{{.Tag}}", "*/web*:v?"]), "v1\n");
+    let end = |args: &[&str]| {
+        let output = run(&mut env.command(args));
+        (output.code, output.stderr)
+    };
+    let bad = "invalid argument \"dangling\" for \"-f, --filter\" flag: bad format of filter (expected name=value)\n";
+    assert_eq!(end(&["images", "-f", "dangling"]), (125, bad.to_owned()));
+    assert_eq!(end(&["images", "-f", "foo=bar"]), (1, "Error: invalid filter 'foo'\n".to_owned()));
+    assert_eq!(end(&["images", "-f", "dangling=maybe"]), (1, "Error: invalid filter 'dangling=[maybe]'\n".to_owned()));
+    assert_eq!(end(&["images", "-f", "before=nope"]), (1, "Error: No such image: nope:latest\n".to_owned()));
+    assert_eq!(end(&["images", "-f", "reference=["]), (1, "Error: syntax error in pattern\n".to_owned()));
+}
+
+#[test]
+fn formats_of_images() {
+    let env = TestEnv::new();
+    let id = add(&env, "app", "1", 2020, &[1]);
+    let short = &id[7..19];
+    let json = env.ok(["images", "--format", "json"]);
+    let value: Value = serde_json::from_str(&json).unwrap();
+    let keys: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
+    let want = "Containers CreatedAt CreatedSince Digest ID Repository SharedSize Size Tag UniqueSize VirtualSize";
+    assert_eq!(keys.join(" "), want);
+    assert_eq!((value["ID"].as_str(), value["Digest"].as_str()), (Some(short), Some("<none>")));
+    assert_eq!(value["CreatedAt"], json!("2020-01-02 03:04:05 +0000 UTC"));
+    assert!(json.contains("\"Digest\":\"\\u003cnone\\u003e\""), "{json}");
+    assert_eq!(env.ok(["images", "--format", "{{json .}}"]), json);
+    let table = env.ok(["images", "--format", r"table {{.ID}}\t{{upper .Repository}}:{{.Tag}}"]);
+    assert_eq!(table, format!("IMAGE ID       REPOSITORY:TAG\n{short}   APP:1\n"));
+    assert_eq!(env.ok(["images", "-q", "--format", "{{.Size}}"]), "6.66kB\n");
+    assert_eq!(env.ok(["images", "--no-trunc", "--format", "{{.ID}}"]), format!("{id}\n"));
+    let tree = env.ok(["images", "--tree"]);
+    assert_eq!(tree.lines().next(), Some("IMAGE     ID             DISK USAGE   CONTENT SIZE   EXTRA"));
+    assert!(tree.contains(&format!("app:1     {short}   6.66kB       ")), "{tree}");
+    let end = |format: &str| {
+        let output = run(&mut env.command(["images", "--format", format]));
+        (output.code, output.stderr)
+    };
+    let unclosed = "template parsing error: template: :1: unclosed action\n";
+    assert_eq!(end("{{.ID"), (64, unclosed.to_owned()));
+    let nope = "template parsing error: template: :1:2: executing \"\" at <.Nope>: \
+                can't evaluate field Nope in type *formatter.imageContext\n";
+    assert_eq!(end("{{.Nope}}"), (1, nope.to_owned()));
+}
+
+#[test]
+fn templates_over_the_whole_image() {
+    let env = TestEnv::new();
+    let id = add(&env, "app", "1", 2020, &[1, 2]);
+    env.ok(["tag", "app:1", "b:2"]);
+    let shown = |format: &str| env.ok(["image", "inspect", "-f", format, "app:1"]);
+    assert_eq!(shown("{{.Id}}"), format!("{id}\n"));
+    assert_eq!(shown("{{.RepoTags}} {{json .RepoTags}}"), "[app:1 b:2] [\"app:1\",\"b:2\"]\n");
+    assert_eq!(
+        shown("{{range .RootFS.Layers}}{{println .}}{{end}}"),
+        format!("{}\n{}\n\n", digest(&tar(1)), digest(&tar(2)))
+    );
+    assert_eq!(shown("{{.Config.Labels.name}} {{index .Config.Labels \"b.c\"}}"), "app <x>&\n");
+    assert_eq!(shown("{{.Config.Labels}}"), "map[b.c:<x>& name:app]\n");
+    assert_eq!(shown("{{.Config.Labels.nope}}|{{index .Config.Labels \"nope\"}}"), "<no value>|\n");
+    assert_eq!(shown("{{.Config.Volumes}} {{json .Config.Volumes}} {{.Config.Entrypoint}}"), "map[] null []\n");
+    assert_eq!(shown("{{join .Config.Cmd \" \"}} {{len .RootFS.Layers}}"), "sh -c 2\n");
+    assert_eq!(shown("{{if eq .Os \"linux\"}}yes{{end}} {{.Variant}}"), "yes \n");
+    assert!(shown("json").starts_with("{\"Id\":\"sha256:"));
+    let some = run(&mut env.command(["inspect", "-f", "{{.Id}}", "nope", "app:1", "--type", "image"]));
+    assert_eq!((some.code, some.stdout.as_str()), (1, format!("{id}\n").as_str()));
+    assert_eq!(some.stderr, "Error: No such image: nope:latest\n");
+    let wrong = run(&mut env.command(["inspect", "-f", "{{.Config.Nope}}", "app:1"]));
+    let why =
+        "template parsing error: template: :1:9: executing \"\" at <.Config.Nope>: map has no entry for key \"Nope\"\n";
+    assert_eq!((wrong.code, wrong.stderr.as_str()), (1, why));
+    assert_eq!(run(&mut env.command(["inspect", "-f", "{{.Id", "app:1"])).code, 64);
+}
+
+#[test]
+fn history_tells_steps_and_sizes() {
+    let env = TestEnv::new();
+    let step =
+        |by: &str, empty: bool| json!({"created": "2020-02-02T02:02:02Z", "created_by": by, "empty_layer": empty});
+    let steps = json!([
+        step("/bin/sh -c #(nop) ADD file:0123456789abcdef0123456789abcdef in / and\tmore", false),
+        step("CMD [\"sh\"]", true),
+        {"created": "2020-02-02T02:02:03Z", "created_by": "RUN true", "comment": "buildkit.dockerfile.v0"},
+    ]);
+    let image = Image::new().layer(tar(1)).layer(tar(2)).tag("1").edit_config(move |c| c["history"] = steps.clone());
+    image.write_layout(&env.path("app"));
+    env.ok(["pull", "-q", &format!("oci:{}:1", env.path("app").display())]);
+    let id = env.ok(["images", "-q"]);
+    let out = env.ok(["history", "app:1"]);
+    let age = env.ok(["history", "--format", "{{.CreatedSince}}", "app:1"]).lines().next().unwrap().to_owned();
+    let want = format!(
+        "IMAGE          CREATED       CREATED BY                                      SIZE      COMMENT\n\
+         {}   {age}   RUN true                                        6.66kB    buildkit.dockerfile.v0\n\
+         <missing>      {age}   CMD [\"sh\"]                                      0B        \n\
+         <missing>      {age}   /bin/sh -c #(nop) ADD file:0123456789abcdef0…   6.66kB    \n",
+        id.trim()
+    );
+    assert_eq!(out, want);
+    assert_eq!(env.ok(["image", "history", "-q", "app:1"]), format!("{id}<missing>\n<missing>\n"));
+    let machines = env.ok(["history", "-H=false", "--no-trunc", "app:1"]);
+    assert!(machines.lines().nth(1).unwrap().contains("   2020-02-02T02:02:03Z   RUN true"), "{machines}");
+    assert!(machines.lines().nth(3).unwrap().contains("abcdef in / and more   6656"), "{machines}");
+    let json = env.ok(["history", "--format", "json", "app:1"]);
+    assert!(
+        json.starts_with("{\"Comment\":\"buildkit.dockerfile.v0\",\"CreatedAt\":\"2020-02-02T02:02:03Z\""),
+        "{json}"
+    );
+    assert_eq!(env.fails(["history", "nope"]), "Error: No such image: nope:latest");
+    assert_eq!(run(&mut env.command(["history"])).code, 1);
+}
+
+#[test]
+fn prunes_ask_and_say_what_went() {
+    let env = TestEnv::new();
+    let old = add(&env, "app", "1", 2020, &[1, 2]);
+    add(&env, "app", "2", 2021, &[1, 3]);
+    let asked = env.ok(["image", "prune"]);
+    let question = "Are you sure you want to continue? [y/N] ";
+    assert_eq!(asked, format!("WARNING! This will remove all dangling images.\n{question}"));
+    let all = "WARNING! This will remove all images without at least one container associated to them.\n";
+    assert_eq!(env.ok(["image", "prune", "-a"]), format!("{all}{question}"));
+    assert_eq!(env.ok(["image", "prune", "-f"]), "Total reclaimed space: 0B\n");
+    // A new image takes the name: the old one dangles.
+    env.ok(["tag", "app:2", "app:1"]);
+    assert_eq!(env.ok(["images", "-f", "dangling=true", "-q", "--no-trunc"]), format!("{old}\n"));
+    assert_eq!(env.ok(["image", "prune", "-f", "--filter", "label=nope"]), "Total reclaimed space: 0B\n");
+    let chain = digest(format!("{} {}", digest(&tar(1)), digest(&tar(2))).as_bytes());
+    let want = format!("Deleted Images:\ndeleted: {old}\ndeleted: {chain}\n\nTotal reclaimed space: 6.66kB\n");
+    assert_eq!(env.ok(["image", "prune", "-f"]), want);
+    assert_eq!(env.ok(["image", "prune", "-af", "--filter", "until=2000-01-01"]), "Total reclaimed space: 0B\n");
+    let out = env.ok(["image", "prune", "-a", "-f"]);
+    assert!(out.starts_with("Deleted Images:\nuntagged: app:2\nuntagged: app:1\ndeleted: sha256:"), "{out}");
+    assert!(out.ends_with("\n\nTotal reclaimed space: 13.3kB\n"), "{out}");
+    assert_eq!(env.ok(["images", "-q"]), "");
+    let bad = env.fails(["image", "prune", "-f", "--filter", "reference=x"]);
+    assert_eq!(bad, "Error: invalid filter 'reference'");
+    assert_eq!(run(&mut env.command(["image", "prune", "x"])).code, 1);
+}
+
+#[test]
+fn the_program_about_itself() {
+    let env = TestEnv::new();
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(env.ok(["version", "--format", "{{.Client.Version}}"]), format!("{version}\n"));
+    assert!(env.ok(["version", "-f", "json"]).starts_with("{\"Client\":{\"Version\":\""));
+    assert_eq!(run(&mut env.command(["version", "-f", "{{"])).code, 64);
+    for shell in ["bash", "zsh", "fish"] {
+        let script = env.ok(["completion", shell]);
+        assert!(script.contains("no-trunc") && script.contains("prune"), "{shell}: {script}");
+    }
+    let bash = env.path("completion");
+    std::fs::write(&bash, env.ok(["completion", "bash"])).unwrap();
+    assert_eq!(run(std::process::Command::new("bash").arg("-n").arg(&bash)).code, 0);
+    assert_eq!(run(&mut env.command(["completion", "tcsh"])).code, 125);
+    assert_eq!(run(&mut env.command(["completion"])).code, 1);
+    let pages = env.path("man");
+    std::fs::create_dir(&pages).unwrap();
+    env.ok(["man", pages.to_str().unwrap()]);
+    let page = std::fs::read_to_string(pages.join("plyfs-images.1")).unwrap();
+    assert!(page.contains(".TH") && page.contains("no\\-trunc"), "{page}");
+}
+
+#[test]
+fn disk_usage() {
+    let env = TestEnv::new();
+    add(&env, "a", "1", 2020, &[1, 2]);
+    add(&env, "b", "1", 2021, &[1, 3]);
+    let want = "TYPE         TOTAL     ACTIVE    SIZE      RECLAIMABLE\n\
+                Images       2         0         19.97kB   19.97kB (100%)\n\
+                Containers   0         0         0B        0B\n";
+    assert_eq!(env.ok(["system", "df"]), want);
+    let mount = env.mount("a:1", &[]);
+    let used = env.ok(["system", "df", "--format", "{{.Type}} {{.TotalCount}} {{.Active}} {{.Size}} {{.Reclaimable}}"]);
+    assert_eq!(used, "Images 2 1 19.97kB 6.656kB (33%)\nContainers 1 1 0B 0B\n");
+    let table = env.ok(["system", "df", "-v"]);
+    let heads = "REPOSITORY   TAG       IMAGE ID       CREATED       SIZE      SHARED SIZE   UNIQUE SIZE   CONTAINERS";
+    assert_eq!(table.lines().take(3).collect::<Vec<_>>(), ["Images space usage:", "", heads]);
+    assert!(table.lines().last().unwrap().ends_with("13.3kB    6.656kB       6.656kB       1"), "{table}");
+    // What is mounted stays.
+    let pruned = env.ok(["image", "prune", "-af"]);
+    assert!(pruned.ends_with("Total reclaimed space: 6.66kB\n"), "{pruned}");
+    mount.unmount();
+    assert_eq!(env.ok(["images", "--format", "{{.Repository}}"]), "a\n");
+}

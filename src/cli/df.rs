@@ -1,0 +1,89 @@
+//! `system df`: what takes how much room.
+
+use super::filter::created;
+use super::format::{self, Columns};
+use super::images::{self, cells, rows};
+use super::{Global, args, human, output};
+use crate::store::{Image, mounts};
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+
+const COLUMNS: Columns = Columns {
+    type_name: "*formatter.diskUsageImagesContext",
+    fields: &[
+        ("Active", "ACTIVE"),
+        ("Reclaimable", "RECLAIMABLE"),
+        ("Size", "SIZE"),
+        ("TotalCount", "TOTAL"),
+        ("Type", "TYPE"),
+    ],
+};
+const TABLE: &str = r"{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}";
+const TABLE_OF_IMAGES: &str = r"{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}\t{{.SharedSize}}\t{{.UniqueSize}}\t{{.Containers}}";
+
+#[derive(clap::Args)]
+pub(super) struct DfArgs {
+    /// Show each image
+    #[arg(short, long)]
+    verbose: bool,
+    /// `table`, `table TEMPLATE`, `json`, or a Go template over Type, TotalCount, Active, Size, Reclaimable; with -v over an image's fields
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<String>,
+    #[arg(hide = true)]
+    args: Vec<String>,
+}
+
+pub(super) fn df(global: &Global, a: &DfArgs) -> anyhow::Result<()> {
+    args::none("system df", &a.args)?;
+    let store = global.store()?;
+    let catalog = store.catalog()?;
+    let mounts = mounts::list(&store)?;
+    let mounted = |image: &Image| mounts.iter().filter(|m| m.image == image.id).count();
+    // How many images have the layer, and its size.
+    let mut layers = BTreeMap::new();
+    for image in catalog.images() {
+        let own: BTreeMap<_, _> = image.layers.iter().map(|l| (&l.diff_id, l.size)).collect();
+        for (id, size) in own {
+            layers.entry(id).or_insert((0u64, size)).0 += 1;
+        }
+    }
+    if a.verbose {
+        let mut images: Vec<&Image> = catalog.images().iter().collect();
+        images.sort_by_key(|i| std::cmp::Reverse(created(i)));
+        let now = Timestamp::now();
+        let mut table = Vec::new();
+        for image in images {
+            let own: BTreeMap<_, _> = image.layers.iter().map(|l| (&l.diff_id, l.size)).collect();
+            let unique =
+                own.iter().filter(|(id, _)| layers.get(*id).is_some_and(|(n, _)| *n == 1)).map(|(_, s)| s).sum();
+            let shared = image.size().saturating_sub(unique);
+            let counted = [mounted(image).to_string(), human::precise_size(shared), human::precise_size(unique)];
+            // An image is one line here, under its first name.
+            let line = rows(image, false).into_iter().next();
+            table.extend(line.map(|line| cells(&line, image.id.short().to_owned(), now, counted)));
+        }
+        if matches!(a.format.as_deref(), None | Some("" | "table")) {
+            output::text("Images space usage:\n\n")?;
+        }
+        return format::list(a.format.as_deref(), TABLE_OF_IMAGES, &images::COLUMNS, table);
+    }
+    let total: u64 = layers.values().map(|(_, size)| size).sum();
+    let active: Vec<&Image> = catalog.images().iter().filter(|i| mounted(i) > 0).collect();
+    let used: BTreeMap<_, _> = active.iter().flat_map(|i| &i.layers).map(|l| (&l.diff_id, l.size)).collect();
+    let free = total - used.values().sum::<u64>().min(total);
+    let percent = if total > 0 { format!(" ({}%)", u128::from(free) * 100 / u128::from(total)) } else { String::new() };
+    let count = mounts.len().to_string();
+    let row = |cells: [String; 5]| cells.to_vec();
+    let table = vec![
+        row([
+            active.len().to_string(),
+            human::precise_size(free) + &percent,
+            human::precise_size(total),
+            catalog.images().len().to_string(),
+            "Images".into(),
+        ]),
+        // A mount is to plyfs what a container is to Docker; nothing is written through one.
+        row([count.clone(), human::size(0), human::size(0), count, "Containers".into()]),
+    ];
+    format::list(a.format.as_deref(), TABLE, &COLUMNS, table)
+}

@@ -1,0 +1,95 @@
+//! `image prune`: what nobody needs goes, when the user says so.
+
+use super::filter::{self, Filters};
+use super::{Global, args, human, output};
+use crate::digest::Digest;
+use crate::image::remove::{Record, remove};
+use crate::image::{self};
+use crate::layer;
+use crate::store::{Image, Store, gc, mounts};
+use std::collections::BTreeMap;
+use std::io;
+
+#[derive(clap::Args)]
+pub(super) struct PruneArgs {
+    /// Remove all images that are not mounted, not only those without a tag
+    #[arg(short, long)]
+    all: bool,
+    /// Only images that fit: until=TIME, label=KEY[=VALUE], label!=KEY[=VALUE], dangling=BOOL
+    #[arg(long, value_name = "FILTER")]
+    filter: Vec<String>,
+    /// Do not ask
+    #[arg(short, long)]
+    force: bool,
+    #[arg(hide = true)]
+    args: Vec<String>,
+}
+
+pub(super) fn prune(global: &Global, a: &PruneArgs) -> anyhow::Result<()> {
+    args::none("image prune", &a.args)?;
+    let store = global.store()?;
+    let catalog = store.catalog()?;
+    let mut filters = Filters::parse(&a.filter, filter::PRUNE, &catalog)?;
+    // For this verb `dangling` says what to remove, and is no filter.
+    let all = a.all || filters.dangling.take() == Some(false);
+    if !a.force && !agreed(all)? {
+        return Ok(());
+    }
+    let mut doomed = Vec::new();
+    for image in catalog.images().iter().filter(|i| all || i.tags.is_empty()) {
+        doomed.extend(filters.apply(&store, image)?);
+    }
+    let mut freed = leftovers(&store)?;
+    let before = layers(&store)?;
+    let mut records = Vec::new();
+    for image in &doomed {
+        records.extend(removed(&store, image)?);
+    }
+    let after = layers(&store)?;
+    freed += before.iter().filter(|(id, _)| !after.contains_key(*id)).map(|(_, size)| size).sum::<u64>();
+    if !records.is_empty() {
+        output::line("Deleted Images:")?;
+        for record in records {
+            match record {
+                Record::Untagged(name) => output::line(format_args!("untagged: {}", name.familiar()))?,
+                Record::Deleted(digest) => output::line(format_args!("deleted: {digest}"))?,
+            }
+        }
+        output::line("")?;
+    }
+    output::line(format_args!("Total reclaimed space: {}", human::size(freed)))
+}
+
+/// Asks; only a yes is one.
+fn agreed(all: bool) -> anyhow::Result<bool> {
+    let what = if all { "images without at least one container associated to them" } else { "dangling images" };
+    output::text(&format!("WARNING! This will remove all {what}.\nAre you sure you want to continue? [y/N] "))?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y"))
+}
+
+/// What removing the image did: nothing where it is mounted or gone by now.
+fn removed(store: &Store, image: &Image) -> anyhow::Result<Vec<Record>> {
+    if mounts::list(store)?.iter().any(|m| m.image == image.id) {
+        return Ok(Vec::new());
+    }
+    match remove(store, &image.id.to_string(), true) {
+        Ok(records) => Ok(records),
+        Err(image::Error::Conflict(_) | image::Error::Store(crate::store::Error::NoSuchImage(_))) => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes what pulls that died and crashes left; returns how many bytes.
+fn leftovers(store: &Store) -> anyhow::Result<u64> {
+    let lock = store.lock_exclusive()?;
+    let gone = gc::collect(store, &lock, &store.catalog()?, layer::FORMAT)?;
+    Ok(gone.iter().map(|item| item.bytes).sum())
+}
+
+/// The layers of all images, each once, and their sizes.
+pub(super) fn layers(store: &Store) -> anyhow::Result<BTreeMap<Digest, u64>> {
+    let catalog = store.catalog()?;
+    Ok(catalog.images().iter().flat_map(|i| &i.layers).map(|l| (l.diff_id.clone(), l.size)).collect())
+}

@@ -1,0 +1,110 @@
+//! The parsed form, and how Go shows it in errors.
+
+use super::data::Data;
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// A whole template with those that it defines.
+#[derive(Clone, Debug)]
+pub(super) struct Tree {
+    pub text: String,
+    pub root: Vec<Node>,
+    pub defined: BTreeMap<String, Vec<Node>>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Node {
+    Text(String),
+    Action(Pipeline),
+    If(Branch),
+    With(Branch),
+    Range(Branch),
+    Template { pos: usize, name: String, shown: String, pipeline: Option<Pipeline> },
+    Break,
+    Continue,
+}
+
+/// What `if`, `with` and `range` have in common.
+#[derive(Clone, Debug)]
+pub(super) struct Branch {
+    pub pipeline: Pipeline,
+    pub body: Vec<Node>,
+    pub otherwise: Vec<Node>,
+}
+
+#[derive(Clone, Default, Debug)]
+pub(super) struct Pipeline {
+    pub pos: usize,
+    /// Variables to be set, without `$`.
+    pub variables: Vec<String>,
+    /// Whether they are there already.
+    pub assign: bool,
+    pub commands: Vec<Command>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Command {
+    pub pos: usize,
+    pub args: Vec<Expr>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Expr {
+    pub pos: usize,
+    pub kind: ExprKind,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum ExprKind {
+    Dot,
+    Nil,
+    Bool(bool),
+    /// A number or character and its text.
+    Number(Data, String),
+    /// A text, and as it was quoted.
+    Text(String, String),
+    Function(String),
+    Field(Vec<String>),
+    /// A variable's name with its `$`, and fields of it.
+    Variable(String, Vec<String>),
+    Parens(Box<Pipeline>),
+    /// Fields of what is in parentheses or of a function's value.
+    Chain(Box<Expr>, Vec<String>),
+}
+
+impl fmt::Display for Pipeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.variables.is_empty() {
+            write!(f, "{} {} ", self.variables.join(", "), if self.assign { "=" } else { ":=" })?;
+        }
+        for (at, command) in self.commands.iter().enumerate() {
+            write!(f, "{}{command}", if at > 0 { " | " } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, arg) in self.args.iter().enumerate() {
+            write!(f, "{}{arg}", if at > 0 { " " } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Expr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fields = |f: &mut fmt::Formatter<'_>, names: &[String]| names.iter().try_for_each(|n| write!(f, ".{n}"));
+        match &self.kind {
+            ExprKind::Dot => f.write_str("."),
+            ExprKind::Nil => f.write_str("nil"),
+            ExprKind::Bool(b) => write!(f, "{b}"),
+            ExprKind::Number(_, text) | ExprKind::Text(_, text) | ExprKind::Function(text) => f.write_str(text),
+            ExprKind::Field(names) => fields(f, names),
+            ExprKind::Variable(name, names) => f.write_str(name).and_then(|()| fields(f, names)),
+            ExprKind::Parens(pipeline) => write!(f, "({pipeline})"),
+            ExprKind::Chain(expr, names) => write!(f, "{expr}").and_then(|()| fields(f, names)),
+        }
+    }
+}

@@ -7,8 +7,8 @@
 //! # Data flows one way
 //!
 //! ```text
-//!   pull: sources ─► image ─► layer (index) ─► store (tars, indexes, documents, catalog)
-//!                      └────► tree (merge) ──►
+//!   pull: sources (files, registry) ─► image ─► layer (index) ─► store (tars, indexes, documents, catalog)
+//!                                       └────► tree (merge) ──►
 //!   mount: store ─► image (open) ─► fs ─► fuse ─► kernel
 //! ```
 //!
@@ -25,6 +25,8 @@
 //! | [`meta`] | file kinds, modes, owners, times, extended attributes |
 //! | [`whiteout`] | the only code that knows how layers write deletions down |
 //! | [`mod@reference`] | names of images: `name`, `name:tag`, `name@digest` |
+//! | [`registry`] | the distribution protocol: who we are, tokens, manifests, blob streams; writes nothing |
+//! | [`template`] | Go templates over plain data, as `--format` takes them |
 //! | [`layer`] | one immutable layer: reads its tar once, makes its index, reads the index where it is mapped |
 //! | [`tree`] | the one merge rule: finished indexes in, one merged index out; no I/O |
 //! | [`store`] | what is on disk and how it changes: publishing, locks, sessions, mounts, collection; documents the format |

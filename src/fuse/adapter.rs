@@ -4,16 +4,16 @@ use super::convert;
 use super::wake::Wake;
 use crate::fs::{BLOCK_SIZE, Fs, FsError};
 use fuser::{
-    BsdFileFlags, Errno, FileAttr, FileHandle, Filesystem, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
-    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// An image never changes: the kernel may keep what it has been told for ever. The longest time that does not overflow
 /// when the kernel turns it into ticks.
@@ -46,10 +46,25 @@ impl Adapter {
     }
 }
 
-/// What a name that does not exist is answered with, so that the kernel remembers its absence: inode 0.
-fn absent(root: &FileAttr) -> FileAttr {
-    FileAttr { ino: INodeNo(0), ..*root }
-}
+/// What a name that does not exist is answered with, so that the kernel remembers its absence: inode 0. The kernel looks
+/// at nothing else of it.
+const ABSENT: FileAttr = FileAttr {
+    ino: INodeNo(0),
+    size: 0,
+    blocks: 0,
+    atime: UNIX_EPOCH,
+    mtime: UNIX_EPOCH,
+    ctime: UNIX_EPOCH,
+    crtime: UNIX_EPOCH,
+    kind: FileType::RegularFile,
+    perm: 0,
+    nlink: 0,
+    uid: 0,
+    gid: 0,
+    rdev: 0,
+    blksize: 0,
+    flags: 0,
+};
 
 /// What every attempt to change an image gets.
 fn read_only() -> Errno {
@@ -104,10 +119,7 @@ impl Filesystem for Adapter {
         };
         match found {
             Ok(attr) => reply.entry(&FOREVER, &convert::attr(&attr), GENERATION),
-            Err(FsError::NotFound) => match self.fs.getattr(crate::fs::ROOT) {
-                Ok(root) => reply.entry(&FOREVER, &absent(&convert::attr(&root)), GENERATION),
-                Err(e) => reply.error(self.failed("lookup", parent, &e)),
-            },
+            Err(FsError::NotFound) => reply.entry(&FOREVER, &ABSENT, GENERATION),
             Err(e) => reply.error(self.failed("lookup", parent, &e)),
         }
     }

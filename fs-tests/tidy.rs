@@ -35,7 +35,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("reference", &["digest"]),
     ("layer", &["digest", "meta", "name", "sys", "whiteout"]),
     ("tree", &["digest", "layer", "meta", "name"]),
-    ("fs", &["layer", "meta", "name", "sys"]),
+    ("upper", &["digest", "meta", "sys", "whiteout"]),
+    ("fs", &["layer", "meta", "name", "sys", "upper", "whiteout"]),
     ("fuse", &["fs", "meta", "name", "sys"]),
     ("registry", &["digest", "reference", "sys"]),
     ("store", &["digest", "layer", "reference", "sys", "tree"]),
@@ -55,6 +56,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "sys",
             "template",
             "tree",
+            "upper",
         ],
     ),
 ];

@@ -78,4 +78,5 @@ pub mod store;
 pub mod sys;
 pub mod template;
 pub mod tree;
+pub mod upper;
 pub mod whiteout;

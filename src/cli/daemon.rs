@@ -6,6 +6,7 @@ use crate::fuse::{self, Options};
 use crate::image::OpenTree;
 use crate::store::mounts::Guard;
 use crate::sys::{self, Fork, Signals};
+use crate::upper::Upper;
 use std::fs::File;
 use std::io::{BufRead, BufReader, PipeWriter, Write};
 use std::path::{Path, PathBuf};
@@ -15,6 +16,8 @@ use std::time::Duration;
 /// What is to be served.
 pub(super) struct Job {
     pub opened: OpenTree,
+    /// Where changes go, if any are to be made.
+    pub upper: Option<Upper>,
     /// The mount's registration: it keeps the image from being removed.
     pub guard: Guard,
     pub mountpoint: PathBuf,
@@ -73,8 +76,8 @@ fn detach_and_run(mut job: Job, log_file: &File, mut to_parent: &PipeWriter) -> 
 }
 
 fn run(job: Job, live: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let Job { opened, guard, mountpoint, options } = job;
-    let served = mount_and_wait(opened, &mountpoint, &options, live);
+    let Job { opened, upper, guard, mountpoint, options } = job;
+    let served = mount_and_wait(opened, upper, &mountpoint, &options, live);
     let released = guard.release();
     served?;
     Ok(released?)
@@ -82,13 +85,19 @@ fn run(job: Job, live: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()
 
 fn mount_and_wait(
     opened: OpenTree,
+    upper: Option<Upper>,
     mountpoint: &Path,
     options: &Options,
     live: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let signals = Signals::block()?;
     let layers = opened.tars.into_iter().map(Data::open).collect::<std::io::Result<Vec<Data>>>()?;
-    let session = fuse::mount(Arc::new(Fs::new(opened.tree, layers)), mountpoint, options)?;
+    let fs = match upper {
+        Some(upper) => Fs::writable(opened.tree, layers, upper)
+            .map_err(|e| anyhow::anyhow!("cannot put the upper directory on the image: {e}"))?,
+        None => Fs::new(opened.tree, layers),
+    };
+    let session = fuse::mount(Arc::new(fs), mountpoint, options)?;
     let detach = session.detacher();
     std::thread::Builder::new().name("plyfs-signals".into()).spawn(move || end_on_signals(&signals, detach))?;
     tracing::info!("serving {} at {}", options.source, mountpoint.display());

@@ -3,8 +3,10 @@
 use super::mount_options::{self, Parsed};
 use super::{Exit, Global, args, daemon, output};
 use crate::fuse::Options;
+use crate::layer::Index;
 use crate::store::{Store, mounts};
 use crate::sys;
+use crate::upper::{self, Upper};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -12,15 +14,26 @@ use std::time::{Duration, Instant};
 
 #[derive(clap::Args)]
 #[command(override_usage = "plyfs mount [OPTIONS] IMAGE MOUNTPOINT")]
-#[command(
-    after_help = "Examples:\n  plyfs mount debian:12 /mnt\n  plyfs mount -o nosuid,nodev,wake=off debian:12 /mnt"
-)]
+#[command(after_help = "Examples:\n  plyfs mount debian:12 /mnt\n  plyfs mount --upper ./changes debian:12 /mnt\n  \
+        plyfs mount -o nosuid,nodev,wake=off debian:12 /mnt")]
 pub(super) struct MountArgs {
     /// Stay in front and log to standard error
     #[arg(short, long)]
     foreground: bool,
-    /// Mount options, comma-separated: ro, [no]suid, [no]dev, [no]exec, allow_other, default_permissions, fsname=NAME,
-    /// wake=auto|latency|poll|off (what is done against the cost of waking idle processors)
+    /// Make it writable: changes go to this directory, which is made if it is not there and keeps them
+    #[arg(long, value_name = "DIR", conflicts_with = "rw")]
+    upper: Option<PathBuf>,
+    /// A directory for work under way, on the upper directory's file system [default: the upper directory's name with
+    /// .work behind it]
+    #[arg(long, value_name = "DIR", requires = "upper")]
+    work: Option<PathBuf>,
+    /// Make it writable: the store keeps the changes, and they are there again when the same image is mounted so at the
+    /// same place
+    #[arg(long)]
+    rw: bool,
+    /// Mount options, comma-separated: ro, rw, volatile (never wait for the disk), upper=DIR, work=DIR, [no]suid, [no]dev,
+    /// [no]exec, allow_other, default_permissions, fsname=NAME, wake=auto|latency|poll|off (what is done against the cost
+    /// of waking idle processors)
     #[arg(short, value_name = "OPTIONS")]
     options: Vec<String>,
     /// The image (name, name:tag, name@digest or ID) and the directory to mount it at
@@ -51,19 +64,26 @@ pub(super) struct MountsArgs {
 pub(super) fn mount(global: &Global, a: &MountArgs) -> anyhow::Result<()> {
     let [image, at] = args::exactly("mount", &a.args)?;
     let image = image.to_string_lossy();
-    let parsed = mount_options::parse(&a.options, Options::for_user(&image, sys::is_root()), false)?;
-    if parsed.writable {
-        anyhow::bail!("an image is mounted read-only: leave the option rw out");
+    let mut parsed = mount_options::parse(&a.options, Options::for_user(&image, sys::is_root()), false)?;
+    parsed.upper = a.upper.clone().or(parsed.upper);
+    parsed.work = a.work.clone().or(parsed.work);
+    let writable = a.rw || parsed.upper.is_some();
+    match parsed.writable {
+        Some(true) if !writable => anyhow::bail!("an image never changes: --upper DIR or --rw says where changes go"),
+        Some(false) if writable => anyhow::bail!("the option ro and a place for changes exclude each other"),
+        _ if parsed.volatile && !writable => anyhow::bail!("the option volatile is for mounts that can be written"),
+        _ => {}
     }
     let store = match &parsed.root {
         Some(root) => Store::open(root)?,
         None => global.store()?,
     };
-    start(&store, &image, Path::new(at), &parsed, a.foreground)
+    start(&store, &image, Path::new(at), parsed, a.rw, a.foreground)
 }
 
 /// What mount(8) calls for type plyfs: `mount.plyfs IMAGE MOUNTPOINT [-sfnv] [-o OPTIONS]`. It passes `rw` unless told
-/// otherwise, so that says nothing here; as with other media that cannot be written, the mount is read-only all the same.
+/// otherwise, so that says nothing here: without `upper=` the mount is read-only, as with other media that cannot be
+/// written.
 pub(super) fn helper(arguments: &[OsString]) -> anyhow::Result<()> {
     let mut operands: Vec<&OsStr> = Vec::new();
     let (mut lists, mut sloppy, mut pretend) = (Vec::new(), false, false);
@@ -87,22 +107,52 @@ pub(super) fn helper(arguments: &[OsString]) -> anyhow::Result<()> {
         return Ok(());
     }
     let store = super::open_store(parsed.root.as_deref())?;
-    start(&store, &image, Path::new(at), &parsed, false)
+    start(&store, &image, Path::new(at), parsed, false, false)
 }
 
-fn start(store: &Store, image: &str, at: &Path, parsed: &Parsed, foreground: bool) -> anyhow::Result<()> {
+fn start(store: &Store, image: &str, at: &Path, parsed: Parsed, kept: bool, foreground: bool) -> anyhow::Result<()> {
     let mountpoint = existing_directory(at)?;
     let found = store.resolve(image)?;
     // Registered first, so that nobody removes what is about to be opened or made again.
     let guard = mounts::register(store, &found.id, image, &mountpoint)?;
-    let opened = match crate::image::open_tree(store, &found) {
+    let opened = crate::image::open_tree(store, &found).map_err(anyhow::Error::from).and_then(|opened| {
+        let place = match &parsed.upper {
+            Some(upper) => Some((upper.clone(), parsed.work.clone().unwrap_or_else(|| beside(upper)))),
+            None if kept => Some(store.kept_upper(opened.tree.source(), &mountpoint)),
+            None => None,
+        };
+        let upper = place.map(|place| open_upper(place, &opened.tree, &parsed)).transpose()?;
+        Ok((opened, upper))
+    });
+    let (opened, upper) = match opened {
         Ok(opened) => opened,
         Err(error) => {
             guard.release()?;
-            return Err(error.into());
+            return Err(error);
         }
     };
-    daemon::serve(daemon::Job { opened, guard, mountpoint, options: parsed.options.clone() }, foreground)
+    daemon::serve(daemon::Job { opened, upper, guard, mountpoint, options: parsed.options }, foreground)
+}
+
+/// The work directory that belongs to an upper directory if none is named.
+fn beside(upper: &Path) -> PathBuf {
+    let absolute = std::path::absolute(upper).unwrap_or_else(|_| upper.into());
+    let mut name = absolute.file_name().unwrap_or_default().to_os_string();
+    name.push(".work");
+    absolute.with_file_name(name)
+}
+
+/// Descriptors for everything but the upper directory's objects: layers, connections, the log.
+const OTHER_DESCRIPTORS: u64 = 512;
+/// More than this many objects are never kept open: what is asked for again soon is among the last few.
+const MOST_DESCRIPTORS: u64 = 4096;
+
+fn open_upper((upper, work): (PathBuf, PathBuf), tree: &Index, parsed: &Parsed) -> anyhow::Result<Upper> {
+    let limit = sys::raise_descriptor_limit()?;
+    let descriptors = (limit / 2).saturating_sub(OTHER_DESCRIPTORS).clamp(64, MOST_DESCRIPTORS) as usize;
+    let settings =
+        upper::Settings { upper, work, image: tree.source().clone(), volatile: parsed.volatile, descriptors };
+    Ok(Upper::open(&settings, Box::new(upper::Disk))?)
 }
 
 fn existing_directory(at: &Path) -> anyhow::Result<PathBuf> {

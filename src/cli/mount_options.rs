@@ -8,13 +8,19 @@ use std::path::PathBuf;
 pub(super) struct Parsed {
     /// How to mount.
     pub options: Options,
-    /// Whether `rw` was asked for, by the last of `ro` and `rw`.
-    pub writable: bool,
+    /// What the last of `ro` and `rw` says.
+    pub writable: Option<bool>,
+    /// `upper=`: the directory that takes all changes.
+    pub upper: Option<PathBuf>,
+    /// `work=`: the directory beside it.
+    pub work: Option<PathBuf>,
+    /// Whether nothing is ever synced.
+    pub volatile: bool,
     /// `root=`: the store, for fstab lines, which have no other place to name it.
     pub root: Option<PathBuf>,
 }
 
-/// Options that are mount(8)'s or systemd's own, or that ask for what a read-only image has anyway.
+/// Options that are mount(8)'s or systemd's own, or that ask for what every mount has anyway.
 const WITHOUT_EFFECT: &[&str] = &[
     "defaults",
     "auto",
@@ -45,7 +51,7 @@ const WITHOUT_EFFECT: &[&str] = &[
 /// Reads comma-separated lists of options, later ones winning, over what suits the user. With `sloppy`, unknown ones are
 /// passed over, as mount(8)'s `-s` asks.
 pub(super) fn parse(lists: &[String], defaults: Options, sloppy: bool) -> anyhow::Result<Parsed> {
-    let mut parsed = Parsed { options: defaults, writable: false, root: None };
+    let mut parsed = Parsed { options: defaults, writable: None, upper: None, work: None, volatile: false, root: None };
     for option in lists.iter().flat_map(|list| list.split(',')).filter(|option| !option.is_empty()) {
         if !apply(option, &mut parsed)? && !sloppy {
             anyhow::bail!("unknown mount option: {option}");
@@ -61,12 +67,15 @@ fn apply(option: &str, parsed: &mut Parsed) -> anyhow::Result<bool> {
         Some(("wake", value)) => options.waking = waking(value)?,
         Some(("fsname", value)) => options.source = value.into(),
         Some(("root", value)) => parsed.root = Some(value.into()),
+        Some(("upper", value)) => parsed.upper = Some(value.into()),
+        Some(("work", value)) => parsed.work = Some(value.into()),
         Some(("comment", _)) => {}
         Some((key, _)) if key.starts_with("x-") => {}
         Some(_) => return Ok(false),
         None => match option {
-            "ro" => parsed.writable = false,
-            "rw" => parsed.writable = true,
+            "ro" => parsed.writable = Some(false),
+            "rw" => parsed.writable = Some(true),
+            "volatile" => parsed.volatile = true,
             "suid" => options.suid = true,
             "nosuid" => options.suid = false,
             "dev" => options.dev = true,
@@ -104,7 +113,7 @@ mod tests {
     #[test]
     fn the_last_word_counts() {
         let parsed = read("nosuid,suid,dev,nodev,rw,ro,wake=poll,fsname=x", false).unwrap();
-        assert!(parsed.options.suid && !parsed.options.dev && !parsed.writable);
+        assert!(parsed.options.suid && !parsed.options.dev && parsed.writable == Some(false));
         assert_eq!((parsed.options.waking, &*parsed.options.source), (Waking::Poll, "x"));
     }
 

@@ -1,8 +1,7 @@
-//! What `stat` and `statfs` tell.
+//! What `stat` and `statfs` tell, and what `setattr` is told.
 
-use super::{Fs, FsError, Ino};
-use crate::layer::{IndexError, Node};
-use crate::meta::{Kind, PERMISSION_BITS, Time};
+use super::Ino;
+use crate::meta::{Kind, Time};
 
 /// An inode's attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,47 +24,88 @@ pub struct Attr {
     pub size: u64,
     /// 512-byte blocks that hold data.
     pub blocks: u64,
-    /// Modification time; a tar has no other, so access and change time are the same.
+    /// Access time.
+    pub atime: Time,
+    /// Modification time.
     pub mtime: Time,
-}
-
-/// What `statfs` tells of an image: everything is used, nothing is free.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Statfs {
-    /// Blocks of [`BLOCK_SIZE`] bytes.
-    pub blocks: u64,
-    /// Inodes.
-    pub files: u64,
+    /// Change time.
+    pub ctime: Time,
 }
 
 /// The block size that files and the file system report.
 pub const BLOCK_SIZE: u32 = 4096;
 
-impl Fs {
-    /// An inode's attributes.
-    pub fn getattr(&self, ino: Ino) -> Result<Attr, FsError> {
-        self.attr_of(ino, self.node(ino)?)
-    }
+/// What `statfs` tells, in units of `block` bytes. Of an image alone everything is used and nothing is free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Statfs {
+    /// Bytes of a block.
+    pub block: u32,
+    /// Blocks.
+    pub blocks: u64,
+    /// Free ones.
+    pub free: u64,
+    /// Those free for anybody.
+    pub available: u64,
+    /// Inodes.
+    pub files: u64,
+    /// Free ones.
+    pub files_free: u64,
+}
 
-    /// The size of the image.
-    pub fn statfs(&self) -> Statfs {
-        Statfs { blocks: self.tree.blocks(), files: self.tree.nodes().len() as u64 }
-    }
+/// A time to set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetTime {
+    /// This one.
+    To(Time),
+    /// The present.
+    Now,
+}
 
-    pub(super) fn attr_of(&self, ino: Ino, node: &Node) -> Result<Attr, FsError> {
-        let kind = node.kind().ok_or(IndexError::Damaged("an inode has no kind"))?;
-        Ok(Attr {
-            ino,
-            kind,
-            mode: (node.mode.get() & PERMISSION_BITS) as u16,
-            nlink: node.nlink.get(),
-            uid: node.uid.get(),
-            gid: node.gid.get(),
-            rdev: if matches!(kind, Kind::Char | Kind::Block) { node.data.get() as u32 } else { 0 },
-            // Local file systems give a directory at least one block, and programs take size 0 for a special one.
-            size: if kind == Kind::Dir { BLOCK_SIZE.into() } else { node.size.get() },
-            blocks: if kind == Kind::Dir { 8 } else { u64::from(node.blocks.get()) * 8 },
-            mtime: node.mtime(),
-        })
-    }
+/// What `setattr` changes: what is given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Permission, set-id and sticky bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size of a file.
+    pub size: Option<u64>,
+    /// Access time.
+    pub atime: Option<SetTime>,
+    /// Modification time.
+    pub mtime: Option<SetTime>,
+}
+
+/// What is to be made under a new name.
+#[derive(Clone, Copy, Debug)]
+pub struct New<'a> {
+    /// Kind.
+    pub kind: Kind,
+    /// Permission, set-id and sticky bits, before `umask`.
+    pub mode: u32,
+    /// Bits that are taken out of the mode, unless the directory has a default ACL.
+    pub umask: u32,
+    /// Device number of a device, in the kernel's 32-bit form.
+    pub rdev: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group; a directory with the set-group-ID bit hands down its own instead.
+    pub gid: u32,
+    /// A symbolic link's target.
+    pub target: &'a [u8],
+}
+
+/// What a rename does with the new name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replace {
+    /// What has it goes.
+    Allow,
+    /// Nothing may have it (RENAME_NOREPLACE).
+    Forbid,
+    /// What has it gets the old name (RENAME_EXCHANGE).
+    Exchange,
+    /// What has it goes, and the old name gets a whiteout, which is not seen (RENAME_WHITEOUT).
+    Whiteout,
 }

@@ -22,6 +22,24 @@ pub enum FsError {
     /// readlink of something else, or read of something without data.
     #[error("the operation does not suit the file's type")]
     WrongType,
+    /// The name is there already.
+    #[error("the name exists already")]
+    Exists,
+    /// The directory is not empty.
+    #[error("the directory is not empty")]
+    NotEmpty,
+    /// A directory cannot lie in itself, `.` cannot be removed.
+    #[error("the names make no sense together")]
+    Invalid,
+    /// Nobody may do that.
+    #[error("the operation is not permitted")]
+    NotPermitted,
+    /// The operation cannot be done in that way; the kernel knows another.
+    #[error("the operation is not supported")]
+    Unsupported,
+    /// No such device control.
+    #[error("no such control")]
+    NoControl,
     /// No extended attribute of that name.
     #[error("no such attribute")]
     NoAttribute,
@@ -40,8 +58,11 @@ pub enum FsError {
     /// The index is damaged.
     #[error(transparent)]
     Index(#[from] IndexError),
-    /// A layer's tar could not be read.
-    #[error("a layer cannot be read: {0}")]
+    /// What belongs together does not.
+    #[error("damage: {0}")]
+    Damaged(&'static str),
+    /// What the file system of the layers or of the upper directory said.
+    #[error("{}", crate::sys::describe(.0))]
     Io(#[from] io::Error),
 }
 
@@ -54,19 +75,29 @@ impl FsError {
             FsError::NotDir => libc::ENOTDIR,
             FsError::IsDir => libc::EISDIR,
             FsError::WrongType => libc::EINVAL,
+            FsError::Exists => libc::EEXIST,
+            FsError::NotEmpty => libc::ENOTEMPTY,
+            FsError::Invalid => libc::EINVAL,
+            FsError::NotPermitted => libc::EPERM,
+            FsError::Unsupported => libc::EOPNOTSUPP,
+            FsError::NoControl => libc::ENOTTY,
             FsError::NoAttribute => libc::ENODATA,
             FsError::Range => libc::ERANGE,
             FsError::NoData => libc::ENXIO,
             FsError::ReadOnly => libc::EROFS,
             FsError::Stale(_) => libc::ESTALE,
             // Damage is the disk's; EUCLEAN is what local file systems answer for their own, but few programs know it.
-            FsError::Index(_) => libc::EIO,
+            FsError::Index(_) | FsError::Damaged(_) => libc::EIO,
             FsError::Io(e) => e.raw_os_error().unwrap_or(libc::EIO),
         }
     }
 
     /// Whether the fault is the store's, so that it belongs in the log.
     pub fn is_damage(&self) -> bool {
-        matches!(self, FsError::Index(_) | FsError::Io(_))
+        match self {
+            FsError::Index(_) | FsError::Damaged(_) => true,
+            FsError::Io(_) => self.errno() == libc::EIO,
+            _ => false,
+        }
     }
 }

@@ -1,24 +1,26 @@
 //! The file system: inodes and the operations on them, without a kernel.
 //!
-//! Every operation takes inode numbers and gives plain data or an [`FsError`]; `fuse` only converts. An inode number is
-//! one more than the inode's place in the image's index, which is the same at every mount of the image, so numbers are
-//! stable across remounts and the root is 1, as FUSE wants it. All methods take `&self` and lock nothing: an image
-//! never changes.
+//! Every operation takes inode numbers and gives plain data or an [`FsError`]; `fuse` only converts. Numbers are stable
+//! across remounts, and the root is 1, as FUSE wants it. A mount shows either an image as it is (`image`) or the union of
+//! an image and an upper directory (`union`), where everything can be changed.
 
 mod attr;
 mod error;
-mod lookup;
-mod read;
+mod image;
 mod readdir;
-mod xattr;
+mod union;
 
-pub use attr::{Attr, BLOCK_SIZE, Statfs};
+pub use attr::{Attr, BLOCK_SIZE, Change, New, Replace, SetTime, Statfs};
 pub use error::FsError;
+pub use image::Data;
 pub use readdir::DirEntry;
 
-use crate::layer::{Index, Node};
-use crate::sys::Bytes;
-use std::fs::File;
+use crate::layer::{Index, index_flags};
+use crate::name::NAME_MAX;
+use crate::upper::Upper;
+use image::Image;
+use std::borrow::Cow;
+use union::Union;
 
 /// An inode number, as `stat` shows it.
 pub type Ino = u64;
@@ -26,48 +28,263 @@ pub type Ino = u64;
 /// The root directory's inode number.
 pub const ROOT: Ino = 1;
 
-/// One layer's tar: mapped for replies that lie in one piece, and as a file for those that do not.
-pub struct Data {
-    file: File,
-    bytes: Bytes,
-}
+/// What is mounted. All methods may be called from many threads.
+pub struct Fs(Shown);
 
-impl Data {
-    /// Maps a layer's tar; the file must be one of the store's ([`crate::sys::map`]).
-    pub fn open(file: File) -> std::io::Result<Data> {
-        let bytes = crate::sys::map(&file)?;
-        Ok(Data { file, bytes })
-    }
-}
-
-/// A mounted image, read-only.
-pub struct Fs {
-    tree: Index,
-    layers: Vec<Data>,
+enum Shown {
+    Image(Box<Image>),
+    Union(Box<Union>),
 }
 
 impl Fs {
-    /// Serves `tree`, the merge of the layers whose tars are `layers`, the bottom one first.
+    /// Serves `tree`, the merge of the layers whose tars are `layers`, the bottom one first. Nothing can be changed.
     pub fn new(tree: Index, layers: Vec<Data>) -> Fs {
-        Fs { tree, layers }
+        Fs(Shown::Image(Box::new(Image::new(tree, layers))))
     }
 
-    /// Whether any inode has a POSIX ACL, so that the kernel must be asked to heed them.
+    /// Serves the same with an upper directory on top, which takes all changes.
+    pub fn writable(tree: Index, layers: Vec<Data>, upper: Upper) -> Result<Fs, FsError> {
+        Ok(Fs(Shown::Union(Box::new(Union::new(Image::new(tree, layers), upper)?))))
+    }
+
+    /// Whether there is an upper directory.
+    pub fn is_writable(&self) -> bool {
+        matches!(self.0, Shown::Union(_))
+    }
+
+    /// Whether any inode has a POSIX ACL, or may get one, so that the kernel must be asked to heed them.
     pub fn has_acls(&self) -> bool {
-        self.tree.flags() & crate::layer::index_flags::ACLS != 0
+        match &self.0 {
+            Shown::Image(image) => image.tree.flags() & index_flags::ACLS != 0,
+            Shown::Union(_) => true,
+        }
     }
 
-    fn node(&self, ino: Ino) -> Result<&Node, FsError> {
-        let id = u32::try_from(ino.wrapping_sub(1)).map_err(|_| FsError::Stale(ino))?;
-        self.tree.nodes().get(id as usize).ok_or(FsError::Stale(ino))
+    fn union(&self) -> Result<&Union, FsError> {
+        match &self.0 {
+            Shown::Image(_) => Err(FsError::ReadOnly),
+            Shown::Union(union) => Ok(union),
+        }
     }
 
-    fn dir(&self, ino: Ino) -> Result<&Node, FsError> {
-        let node = self.node(ino)?;
-        if node.is_dir() { Ok(node) } else { Err(FsError::NotDir) }
+    /// The inode that `name` is in the directory `parent`. `..` is not a name here; the kernel asks [`Fs::parent`].
+    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr, FsError> {
+        if name.len() > NAME_MAX {
+            return Err(FsError::NameTooLong);
+        }
+        match &self.0 {
+            Shown::Image(image) => image.getattr(image.find(parent, name)?.ok_or(FsError::NotFound)?),
+            Shown::Union(union) => union.getattr(union.lookup(parent, name)?),
+        }
     }
-}
 
-fn number(id: u32) -> Ino {
-    u64::from(id) + 1
+    /// The directory that holds the directory `ino`; the root holds itself.
+    pub fn parent(&self, ino: Ino) -> Result<Ino, FsError> {
+        match &self.0 {
+            Shown::Image(image) => image.parent(ino),
+            Shown::Union(union) => union.parent(ino),
+        }
+    }
+
+    /// Counts one more reference that the kernel holds to an inode: one for every answer that names it. What has no name
+    /// any more lives until the last is gone.
+    pub fn remember(&self, ino: Ino) {
+        if let Shown::Union(union) = &self.0 {
+            union.remember(ino);
+        }
+    }
+
+    /// Takes back `count` of [`Fs::remember`].
+    pub fn forget(&self, ino: Ino, count: u64) {
+        if let Shown::Union(union) = &self.0 {
+            union.forget(ino, count);
+        }
+    }
+
+    /// An inode's attributes.
+    pub fn getattr(&self, ino: Ino) -> Result<Attr, FsError> {
+        match &self.0 {
+            Shown::Image(image) => image.getattr(ino),
+            Shown::Union(union) => union.getattr(ino),
+        }
+    }
+
+    /// Changes attributes, and gives all of them.
+    pub fn setattr(&self, ino: Ino, change: &Change) -> Result<Attr, FsError> {
+        self.union()?.setattr(ino, change)
+    }
+
+    /// A symbolic link's target.
+    pub fn readlink(&self, ino: Ino) -> Result<Cow<'_, [u8]>, FsError> {
+        match &self.0 {
+            Shown::Image(image) => image.readlink(ino).map(Cow::Borrowed),
+            Shown::Union(union) => union.readlink(ino).map(Cow::Owned),
+        }
+    }
+
+    /// Makes an object under a name that nothing has, else EEXIST.
+    pub fn make(&self, parent: Ino, name: &[u8], new: &New) -> Result<Attr, FsError> {
+        let union = self.union()?;
+        union.getattr(union.make(parent, name, new)?)
+    }
+
+    /// Gives an inode that is no directory one more name.
+    pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr, FsError> {
+        let union = self.union()?;
+        union.link(ino, parent, name)?;
+        union.getattr(ino)
+    }
+
+    /// Removes a name of what is no directory.
+    pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<(), FsError> {
+        self.union()?.unlink(parent, name)
+    }
+
+    /// Removes an empty directory.
+    pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<(), FsError> {
+        self.union()?.rmdir(parent, name)
+    }
+
+    /// Moves a name, also a whole directory of the image.
+    pub fn rename(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new_parent: Ino,
+        new_name: &[u8],
+        replace: Replace,
+    ) -> Result<(), FsError> {
+        self.union()?.rename(parent, name, new_parent, new_name, replace)
+    }
+
+    /// Up to `size` bytes of a file from `offset` on, fewer only at its end. What lies in one piece in a layer's tar is
+    /// a piece of the mapping, untouched, so a fault of the disk shows where it is handed on.
+    pub fn read(&self, ino: Ino, offset: u64, size: u32) -> Result<Cow<'_, [u8]>, FsError> {
+        match &self.0 {
+            Shown::Image(image) => image.read(ino, offset, size),
+            Shown::Union(union) => union.read(ino, offset, size),
+        }
+    }
+
+    /// Writes all of `bytes`.
+    pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
+        self.union()?.write(ino, offset, bytes)
+    }
+
+    /// Whether a change of a file's data, or of its size, may take long: its data must be copied first.
+    pub fn is_slow_to_write(&self, ino: Ino) -> bool {
+        self.union().is_ok_and(|union| union.is_slow_to_write(ino))
+    }
+
+    /// Allocates or frees space in a file; `mode` is fallocate(2)'s.
+    pub fn fallocate(&self, ino: Ino, mode: i32, offset: u64, len: u64) -> Result<(), FsError> {
+        self.union()?.fallocate(ino, mode as u32, offset, len)
+    }
+
+    /// Copies from file to file without the data coming here, and says how much; EOPNOTSUPP if that cannot be done.
+    pub fn copy_range(&self, from: Ino, at: u64, to: Ino, to_at: u64, len: u64) -> Result<u64, FsError> {
+        self.union()?.copy_range(from, at, to, to_at, len)
+    }
+
+    /// Where the next data (or the next hole) at or behind `offset` begins; the end of the file counts as a hole.
+    pub fn seek(&self, ino: Ino, offset: u64, hole: bool) -> Result<u64, FsError> {
+        match &self.0 {
+            Shown::Image(image) => image.seek(ino, offset, hole),
+            Shown::Union(union) => union.seek(ino, offset, hole),
+        }
+    }
+
+    /// Makes a file or a directory lasting.
+    pub fn fsync(&self, ino: Ino, data_only: bool) -> Result<(), FsError> {
+        self.union()?.fsync(ino, data_only)
+    }
+
+    /// The value of an inode's extended attribute.
+    pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Cow<'_, [u8]>, FsError> {
+        match &self.0 {
+            Shown::Image(image) => image.getxattr(ino, name).map(Cow::Borrowed),
+            Shown::Union(union) => union.getxattr(ino, name),
+        }
+    }
+
+    /// The names of an inode's extended attributes, each followed by a NUL. `trusted.` ones are listed for a
+    /// `privileged` caller only (xattr(7)).
+    pub fn listxattr(&self, ino: Ino, privileged: bool) -> Result<Vec<u8>, FsError> {
+        let names = match &self.0 {
+            Shown::Image(image) => image.xattrs(ino)?.into_iter().map(|(name, _)| name.to_vec()).collect(),
+            Shown::Union(union) => union.xattr_names(ino)?,
+        };
+        let listed = names.into_iter().filter(|name| privileged || !name.starts_with(b"trusted."));
+        Ok(listed.flat_map(|name| [name, vec![0]].concat()).collect())
+    }
+
+    /// Sets an extended attribute; `flags` are setxattr(2)'s.
+    pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: i32) -> Result<(), FsError> {
+        self.union()?.setxattr(ino, name, value, flags)
+    }
+
+    /// Removes an extended attribute.
+    pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<(), FsError> {
+        self.union()?.removexattr(ino, name)
+    }
+
+    /// A file's flags, as `lsattr` shows them (FS_IOC_GETFLAGS).
+    pub fn get_flags(&self, ino: Ino) -> Result<u32, FsError> {
+        self.union().map_or(Ok(0), |union| union.get_flags(ino))
+    }
+
+    /// Sets a file's flags (FS_IOC_SETFLAGS).
+    pub fn set_flags(&self, ino: Ino, flags: u32) -> Result<(), FsError> {
+        self.union()?.set_flags(ino, flags)
+    }
+
+    /// A file's `struct fsxattr`, as bytes (FS_IOC_FSGETXATTR).
+    pub fn get_attributes(&self, ino: Ino) -> Result<[u8; 28], FsError> {
+        self.union().map_or(Ok([0; 28]), |union| union.get_attributes(ino))
+    }
+
+    /// Sets a file's `struct fsxattr` (FS_IOC_FSSETXATTR).
+    pub fn set_attributes(&self, ino: Ino, attributes: &[u8; 28]) -> Result<(), FsError> {
+        self.union()?.set_attributes(ino, attributes)
+    }
+
+    /// The size of the image, or what is left where the upper directory lies.
+    pub fn statfs(&self) -> Result<Statfs, FsError> {
+        match &self.0 {
+            Shown::Image(image) => {
+                let (blocks, files) = (image.tree.blocks(), image.tree.nodes().len() as u64);
+                Ok(Statfs { block: BLOCK_SIZE, blocks, free: 0, available: 0, files, files_free: 0 })
+            }
+            Shown::Union(union) => union.statfs(),
+        }
+    }
+
+    /// Lists the directory `ino` from `from` on, 0 being its start, until `full` says so of an entry that it did not
+    /// take.
+    pub fn readdir(&self, ino: Ino, from: u64, full: impl FnMut(&DirEntry) -> bool) -> Result<(), FsError> {
+        match &self.0 {
+            Shown::Image(image) => image.readdir(ino, from, full),
+            Shown::Union(union) => union.readdir(ino, from, full),
+        }
+    }
+
+    /// As [`Fs::readdir`], each entry with its inode's attributes.
+    pub fn readdirplus(
+        &self,
+        ino: Ino,
+        from: u64,
+        mut full: impl FnMut(&DirEntry, &Attr) -> bool,
+    ) -> Result<(), FsError> {
+        let mut failed = None;
+        self.readdir(ino, from, |entry| match self.getattr(entry.ino) {
+            Ok(attr) => full(entry, &attr),
+            // Removed since it was listed.
+            Err(FsError::Stale(_)) => false,
+            Err(e) => {
+                failed = Some(e);
+                true
+            }
+        })?;
+        failed.map_or(Ok(()), Err)
+    }
 }

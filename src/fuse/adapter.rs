@@ -1,12 +1,15 @@
 //! The kernel's requests: convert, call [`Fs`], reply.
 
 use super::convert;
+use super::pool::Pool;
 use super::wake::Wake;
-use crate::fs::{BLOCK_SIZE, Fs, FsError};
+use crate::fs::{Attr, Change, Fs, FsError, New, Replace};
+use crate::meta::Kind;
 use fuser::{
-    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use std::ffi::OsStr;
 use std::io;
@@ -15,17 +18,21 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// An image never changes: the kernel may keep what it has been told for ever. The longest time that does not overflow
+/// An image never changes, and an upper directory changes through the kernel alone: it may keep what it has been told
+/// for ever. The longest time that does not overflow
 /// when the kernel turns it into ticks.
 const FOREVER: Duration = Duration::from_secs(1 << 31);
 /// Nothing is ever exported under a second meaning, since inode numbers are not reused.
 const GENERATION: Generation = Generation(0);
+/// How many requests may be under way that nobody waits for, as writing back and reading ahead.
+const BACKGROUND: u16 = 64;
 /// The largest request that the kernel makes by default (fs.fuse.max_pages_limit).
 const MAX_REQUEST: u32 = 1 << 20;
 
 pub struct Adapter {
     fs: Arc<Fs>,
     wake: Arc<Wake>,
+    pool: Pool,
     /// Whether the kernel is to heed POSIX ACLs. That makes it check all permissions, so it is for mounts that want
     /// that only; and it costs a request per inode that a caller's group decides about, so for images with ACLs only.
     heed_acls: bool,
@@ -34,15 +41,48 @@ pub struct Adapter {
 impl Adapter {
     pub fn new(fs: Arc<Fs>, wake: Arc<Wake>, check_permissions: bool) -> Adapter {
         let heed_acls = check_permissions && fs.has_acls();
-        Adapter { fs, wake, heed_acls }
+        Adapter { fs, wake, pool: Pool::default(), heed_acls }
     }
 
-    /// The errno for the caller, and a line in the log if the fault is the store's.
-    fn failed(&self, operation: &str, ino: INodeNo, error: &FsError) -> Errno {
-        if error.is_damage() {
-            tracing::error!("{operation} of inode {}: {error}", ino.0);
+    /// Answers with an inode. The kernel holds a reference to it from then on.
+    fn entry(&self, reply: ReplyEntry, operation: &str, parent: INodeNo, made: Result<Attr, FsError>) {
+        match made {
+            Ok(attr) => {
+                self.fs.remember(attr.ino);
+                reply.entry(&FOREVER, &convert::attr(&attr), GENERATION);
+            }
+            Err(e) => reply.error(failed(operation, parent, &e)),
         }
-        convert::errno(error)
+    }
+
+    /// Does it here, or on a thread of its own if it may take long.
+    fn slowly<T: Send + 'static>(
+        &self,
+        slow: bool,
+        what: impl FnOnce(&Fs) -> T + Send + 'static,
+        then: impl FnOnce(T) + Send + 'static,
+    ) {
+        if slow {
+            let fs = self.fs.clone();
+            self.pool.run(move || then(what(&fs)));
+        } else {
+            then(what(&self.fs));
+        }
+    }
+}
+
+/// The errno for the caller, and a line in the log if the fault is the store's.
+fn failed(operation: &str, ino: INodeNo, error: &FsError) -> Errno {
+    if error.is_damage() {
+        tracing::error!("{operation} of inode {}: {error}", ino.0);
+    }
+    convert::errno(error)
+}
+
+fn empty(reply: ReplyEmpty, operation: &str, ino: INodeNo, done: Result<(), FsError>) {
+    match done {
+        Ok(()) => reply.ok(),
+        Err(e) => reply.error(failed(operation, ino, &e)),
     }
 }
 
@@ -65,11 +105,6 @@ const ABSENT: FileAttr = FileAttr {
     blksize: 0,
     flags: 0,
 };
-
-/// What every attempt to change an image gets.
-fn read_only() -> Errno {
-    convert::errno(&FsError::ReadOnly)
-}
 
 fn xattr_reply(reply: ReplyXattr, size: u32, value: &[u8]) {
     if size == 0 {
@@ -97,6 +132,19 @@ impl Filesystem for Adapter {
                 tracing::warn!("this kernel's FUSE lacks {flag:?}: some operations will be slower");
             }
         }
+        if self.fs.is_writable() {
+            let written = [InitFlags::FUSE_WRITEBACK_CACHE, InitFlags::FUSE_DONT_MASK, InitFlags::FUSE_HAS_IOCTL_DIR];
+            for flag in written {
+                if config.add_capabilities(flag).is_err() {
+                    tracing::warn!(
+                        "this kernel's FUSE lacks {flag:?}: writing will be slower, or modes be masked twice"
+                    );
+                }
+            }
+            if let Err(fits) = config.set_max_background(BACKGROUND) {
+                config.set_max_background(fits).ok();
+            }
+        }
         if self.heed_acls && config.add_capabilities(InitFlags::FUSE_POSIX_ACL).is_err() {
             tracing::warn!("this kernel's FUSE does not heed POSIX ACLs: they are shown, but grant nothing");
         }
@@ -118,9 +166,8 @@ impl Filesystem for Adapter {
             name => self.fs.lookup(parent.0, name),
         };
         match found {
-            Ok(attr) => reply.entry(&FOREVER, &convert::attr(&attr), GENERATION),
             Err(FsError::NotFound) => reply.entry(&FOREVER, &ABSENT, GENERATION),
-            Err(e) => reply.error(self.failed("lookup", parent, &e)),
+            found => self.entry(reply, "lookup", parent, found),
         }
     }
 
@@ -128,15 +175,15 @@ impl Filesystem for Adapter {
         self.wake.touch();
         match self.fs.getattr(ino.0) {
             Ok(attr) => reply.attr(&FOREVER, &convert::attr(&attr)),
-            Err(e) => reply.error(self.failed("getattr", ino, &e)),
+            Err(e) => reply.error(failed("getattr", ino, &e)),
         }
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
         self.wake.touch();
         match self.fs.readlink(ino.0) {
-            Ok(target) => reply.data(target),
-            Err(e) => reply.error(self.failed("readlink", ino, &e)),
+            Ok(target) => reply.data(&target),
+            Err(e) => reply.error(failed("readlink", ino, &e)),
         }
     }
 
@@ -166,7 +213,7 @@ impl Filesystem for Adapter {
         self.wake.touch();
         match self.fs.read(ino.0, offset, size) {
             Ok(bytes) => reply.data(&bytes),
-            Err(e) => reply.error(self.failed("read", ino, &e)),
+            Err(e) => reply.error(failed("read", ino, &e)),
         }
     }
 
@@ -177,7 +224,7 @@ impl Filesystem for Adapter {
         });
         match listed {
             Ok(()) => reply.ok(),
-            Err(e) => reply.error(self.failed("readdir", ino, &e)),
+            Err(e) => reply.error(failed("readdir", ino, &e)),
         }
     }
 
@@ -185,26 +232,42 @@ impl Filesystem for Adapter {
         self.wake.touch();
         let listed = self.fs.readdirplus(ino.0, offset, |entry, attr| {
             let name = OsStr::from_bytes(entry.name);
-            reply.add(INodeNo(entry.ino), entry.next, name, &FOREVER, &convert::attr(attr), GENERATION)
+            let full = reply.add(INodeNo(entry.ino), entry.next, name, &FOREVER, &convert::attr(attr), GENERATION);
+            // The kernel takes no reference of these two.
+            if !full && entry.name != b"." && entry.name != b".." {
+                self.fs.remember(entry.ino);
+            }
+            full
         });
         match listed {
             Ok(()) => reply.ok(),
-            Err(e) => reply.error(self.failed("readdirplus", ino, &e)),
+            Err(e) => reply.error(failed("readdirplus", ino, &e)),
         }
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
         self.wake.touch();
-        let stat = self.fs.statfs();
         let name_max = crate::name::NAME_MAX as u32;
-        reply.statfs(stat.blocks, 0, 0, stat.files, 0, BLOCK_SIZE, name_max, BLOCK_SIZE);
+        match self.fs.statfs() {
+            Ok(stat) => reply.statfs(
+                stat.blocks,
+                stat.free,
+                stat.available,
+                stat.files,
+                stat.files_free,
+                stat.block,
+                name_max,
+                stat.block,
+            ),
+            Err(e) => reply.error(failed("statfs", INodeNo::ROOT, &e)),
+        }
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         self.wake.touch();
         match self.fs.getxattr(ino.0, name.as_bytes()) {
-            Ok(value) => xattr_reply(reply, size, value),
-            Err(e) => reply.error(self.failed("getxattr", ino, &e)),
+            Ok(value) => xattr_reply(reply, size, &value),
+            Err(e) => reply.error(failed("getxattr", ino, &e)),
         }
     }
 
@@ -212,7 +275,7 @@ impl Filesystem for Adapter {
         self.wake.touch();
         match self.fs.listxattr(ino.0, request.uid() == 0) {
             Ok(names) => xattr_reply(reply, size, &names),
-            Err(e) => reply.error(self.failed("listxattr", ino, &e)),
+            Err(e) => reply.error(failed("listxattr", ino, &e)),
         }
     }
 
@@ -223,22 +286,27 @@ impl Filesystem for Adapter {
             .and_then(|offset| self.fs.seek(ino.0, offset, whence == libc::SEEK_HOLE));
         match found {
             Ok(at) => reply.offset(at as i64),
-            Err(e) => reply.error(self.failed("lseek", ino, &e)),
+            Err(e) => reply.error(failed("lseek", ino, &e)),
         }
     }
 
-    // The kernel keeps writers out of a read-only mount by itself; these are for when root has remounted it writable.
+    fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
+        self.fs.forget(ino.0, count);
+    }
+
+    // The kernel keeps writers out of a read-only mount by itself, unless root has remounted it writable: then each of
+    // these is answered by `fs` that it is read-only.
 
     fn setattr(
         &self,
         _: &Request,
-        _: INodeNo,
-        _: Option<u32>,
-        _: Option<u32>,
-        _: Option<u32>,
-        _: Option<u64>,
-        _: Option<TimeOrNow>,
-        _: Option<TimeOrNow>,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
         _: Option<SystemTime>,
         _: Option<FileHandle>,
         _: Option<SystemTime>,
@@ -247,78 +315,227 @@ impl Filesystem for Adapter {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        reply.error(read_only());
+        self.wake.touch();
+        let (atime, mtime) = (atime.map(convert::set_time), mtime.map(convert::set_time));
+        let change = Change { mode, uid, gid, size, atime, mtime };
+        let slow = size.is_some_and(|size| size > 0) && self.fs.is_slow_to_write(ino.0);
+        self.slowly(
+            slow,
+            move |fs| fs.setattr(ino.0, &change),
+            move |done| match done {
+                Ok(attr) => reply.attr(&FOREVER, &convert::attr(&attr)),
+                Err(e) => reply.error(failed("setattr", ino, &e)),
+            },
+        );
     }
 
-    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
-        reply.error(read_only());
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        self.wake.touch();
+        let new = Kind::of(mode).map(|kind| New { rdev, ..new(request, kind, mode, umask) }).ok_or(FsError::Invalid);
+        self.entry(reply, "mknod", parent, new.and_then(|new| self.fs.make(parent.0, name.as_bytes(), &new)));
     }
 
-    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
-        reply.error(read_only());
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        self.wake.touch();
+        let new = new(request, Kind::Dir, mode, umask);
+        self.entry(reply, "mkdir", parent, self.fs.make(parent.0, name.as_bytes(), &new));
     }
 
-    fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(read_only());
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        self.wake.touch();
+        let new = New { target: target.as_os_str().as_bytes(), ..new(request, Kind::Symlink, 0o777, 0) };
+        self.entry(reply, "symlink", parent, self.fs.make(parent.0, name.as_bytes(), &new));
     }
 
-    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(read_only());
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        _: i32,
+        reply: ReplyCreate,
+    ) {
+        self.wake.touch();
+        let new = new(request, Kind::File, mode, umask);
+        match self.fs.make(parent.0, name.as_bytes(), &new) {
+            Ok(attr) => {
+                self.fs.remember(attr.ino);
+                // No handle: the file is read and written by its number, as one that the kernel opened by itself.
+                reply.created(&FOREVER, &convert::attr(&attr), GENERATION, FileHandle(0), FopenFlags::empty());
+            }
+            Err(e) => reply.error(failed("create", parent, &e)),
+        }
     }
 
-    fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
-        reply.error(read_only());
+    fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.wake.touch();
+        self.entry(reply, "link", ino, self.fs.link(ino.0, parent.0, name.as_bytes()));
     }
 
-    fn rename(&self, _: &Request, _: INodeNo, _: &OsStr, _: INodeNo, _: &OsStr, _: RenameFlags, reply: ReplyEmpty) {
-        reply.error(read_only());
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.wake.touch();
+        empty(reply, "unlink", parent, self.fs.unlink(parent.0, name.as_bytes()));
     }
 
-    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
-        reply.error(read_only());
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.wake.touch();
+        empty(reply, "rmdir", parent, self.fs.rmdir(parent.0, name.as_bytes()));
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.wake.touch();
+        let done = convert::replace(flags).and_then(|replace: Replace| {
+            self.fs.rename(parent.0, name.as_bytes(), new_parent.0, new_name.as_bytes(), replace)
+        });
+        empty(reply, "rename", parent, done);
     }
 
     fn write(
         &self,
         _: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         _: FileHandle,
-        _: u64,
-        _: &[u8],
+        offset: u64,
+        bytes: &[u8],
         _: WriteFlags,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        reply.error(read_only());
+        self.wake.touch();
+        let written = bytes.len() as u32;
+        let then = move |done: Result<(), FsError>| match done {
+            Ok(()) => reply.written(written),
+            Err(e) => reply.error(failed("write", ino, &e)),
+        };
+        if self.fs.is_slow_to_write(ino.0) {
+            let bytes = bytes.to_vec();
+            self.slowly(true, move |fs| fs.write(ino.0, offset, &bytes), then);
+        } else {
+            then(self.fs.write(ino.0, offset, bytes));
+        }
     }
 
-    fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
-        reply.error(read_only());
+    fn fallocate(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, len: u64, mode: i32, reply: ReplyEmpty) {
+        self.wake.touch();
+        let slow = self.fs.is_slow_to_write(ino.0);
+        let then = move |done| empty(reply, "fallocate", ino, done);
+        self.slowly(slow, move |fs| fs.fallocate(ino.0, mode, offset, len), then);
     }
 
-    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(read_only());
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        from: INodeNo,
+        _: FileHandle,
+        at: u64,
+        to: INodeNo,
+        _: FileHandle,
+        to_at: u64,
+        len: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        self.wake.touch();
+        let copy = move |fs: &Fs| fs.copy_range(from.0, at, to.0, to_at, len);
+        self.slowly(true, copy, move |done| match done {
+            Ok(copied) => reply.written(copied as u32),
+            Err(e) => reply.error(failed("copy_file_range", to, &e)),
+        });
     }
 
-    fn create(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
-        reply.error(read_only());
+    fn setxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _: u32, reply: ReplyEmpty) {
+        self.wake.touch();
+        empty(reply, "setxattr", ino, self.fs.setxattr(ino.0, name.as_bytes(), value, flags));
     }
 
-    fn fallocate(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: u64, _: i32, reply: ReplyEmpty) {
-        reply.error(read_only());
+    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.wake.touch();
+        empty(reply, "removexattr", ino, self.fs.removexattr(ino.0, name.as_bytes()));
     }
 
-    /// ENOSYS, once each: nothing is ever written, so there is nothing to flush or to sync, and the kernel need not ask.
+    fn ioctl(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        command: u32,
+        given: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        self.wake.touch();
+        match control(&self.fs, ino.0, command, given) {
+            Ok(answer) => reply.ioctl(0, &answer),
+            Err(e) => reply.error(failed("ioctl", ino, &e)),
+        }
+    }
+
+    /// ENOSYS, once: the kernel writes back what it holds when a file is closed, and there is nothing more to do then.
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         reply.error(Errno::ENOSYS);
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+    /// Of an image ENOSYS, once: nothing is ever written, and the kernel need not ask.
+    fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        self.wake.touch();
+        if !self.fs.is_writable() {
+            return reply.error(Errno::ENOSYS);
+        }
+        let then = move |done| empty(reply, "fsync", ino, done);
+        self.slowly(true, move |fs| fs.fsync(ino.0, data_only), then);
     }
 
-    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+    fn fsyncdir(&self, request: &Request, ino: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        self.fsync(request, ino, handle, data_only, reply);
+    }
+}
+
+/// What a caller makes.
+fn new<'a>(request: &Request, kind: Kind, mode: u32, umask: u32) -> New<'a> {
+    New { kind, mode, umask, rdev: 0, uid: request.uid(), gid: request.gid(), target: b"" }
+}
+
+// linux/fs.h.
+const FS_IOC_GETFLAGS: u32 = 0x8008_6601;
+const FS_IOC_SETFLAGS: u32 = 0x4008_6602;
+const FS_IOC_FSGETXATTR: u32 = 0x801c_581f;
+const FS_IOC_FSSETXATTR: u32 = 0x401c_5820;
+
+/// The controls that chattr, lsattr and project quotas use.
+fn control(fs: &Fs, ino: u64, command: u32, given: &[u8]) -> Result<Vec<u8>, FsError> {
+    match command {
+        FS_IOC_GETFLAGS => Ok(fs.get_flags(ino)?.to_ne_bytes().to_vec()),
+        FS_IOC_SETFLAGS => {
+            let flags = given.first_chunk().ok_or(FsError::Invalid)?;
+            fs.set_flags(ino, u32::from_ne_bytes(*flags)).map(|()| Vec::new())
+        }
+        FS_IOC_FSGETXATTR => Ok(fs.get_attributes(ino)?.to_vec()),
+        FS_IOC_FSSETXATTR => {
+            let attributes = given.first_chunk().ok_or(FsError::Invalid)?;
+            fs.set_attributes(ino, attributes).map(|()| Vec::new())
+        }
+        _ => Err(FsError::NoControl),
     }
 }

@@ -1,8 +1,8 @@
 //! Between the file system's plain data and fuser's types.
 
-use crate::fs::{Attr, FsError};
+use crate::fs::{Attr, FsError, Replace, SetTime};
 use crate::meta::{Kind, Time};
-use fuser::{Errno, FileAttr, FileType, INodeNo};
+use fuser::{Errno, FileAttr, FileType, INodeNo, RenameFlags, TimeOrNow};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub fn errno(error: &FsError) -> Errno {
@@ -10,15 +10,14 @@ pub fn errno(error: &FsError) -> Errno {
 }
 
 pub fn attr(attr: &Attr) -> FileAttr {
-    let mtime = time(attr.mtime);
     FileAttr {
         ino: INodeNo(attr.ino),
         size: attr.size,
         blocks: attr.blocks,
-        atime: mtime,
-        mtime,
-        ctime: mtime,
-        crtime: mtime,
+        atime: time(attr.atime),
+        mtime: time(attr.mtime),
+        ctime: time(attr.ctime),
+        crtime: time(attr.mtime),
         kind: kind(attr.kind),
         perm: attr.mode,
         nlink: attr.nlink,
@@ -47,6 +46,39 @@ fn time(time: Time) -> SystemTime {
     let whole = Duration::from_secs(time.sec.unsigned_abs());
     let second = if time.sec < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
     second.and_then(|second| second.checked_add(Duration::from_nanos(time.nsec.into()))).unwrap_or(UNIX_EPOCH)
+}
+
+/// A time to set. The kernel sends seconds of 64 bits, all of which the clock's type holds.
+pub fn set_time(time: TimeOrNow) -> SetTime {
+    let time = match time {
+        TimeOrNow::Now => return SetTime::Now,
+        TimeOrNow::SpecificTime(time) => time,
+    };
+    SetTime::To(match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => Time { sec: after.as_secs() as i64, nsec: after.subsec_nanos() },
+        Err(e) => {
+            let before = e.duration();
+            match before.subsec_nanos() {
+                0 => Time { sec: -(before.as_secs() as i64), nsec: 0 },
+                nsec => Time { sec: -(before.as_secs() as i64) - 1, nsec: 1_000_000_000 - nsec },
+            }
+        }
+    })
+}
+
+/// What a rename does with the new name; EINVAL for combinations that renameat2(2) does not know.
+pub fn replace(flags: RenameFlags) -> Result<Replace, FsError> {
+    if flags == RenameFlags::empty() {
+        Ok(Replace::Allow)
+    } else if flags == RenameFlags::RENAME_NOREPLACE {
+        Ok(Replace::Forbid)
+    } else if flags == RenameFlags::RENAME_EXCHANGE {
+        Ok(Replace::Exchange)
+    } else if flags == RenameFlags::RENAME_WHITEOUT {
+        Ok(Replace::Whiteout)
+    } else {
+        Err(FsError::Invalid)
+    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 mod adapter;
 mod convert;
+mod pool;
 mod wake;
 
 pub use wake::Waking;
@@ -53,13 +54,13 @@ impl Options {
         }
     }
 
-    fn config(&self, waking: Waking) -> Config {
+    fn config(&self, waking: Waking, writable: bool) -> Config {
         let either = |on: bool, yes: MountOption, no: MountOption| if on { yes } else { no };
         let mut config = Config::default();
         config.mount_options = vec![
             MountOption::FSName(self.source.clone()),
             MountOption::Subtype(SUBTYPE.into()),
-            MountOption::RO,
+            either(writable, MountOption::RW, MountOption::RO),
             MountOption::NoAtime,
             either(self.suid, MountOption::Suid, MountOption::NoSuid),
             either(self.dev, MountOption::Dev, MountOption::NoDev),
@@ -81,15 +82,21 @@ impl Options {
 
     /// Mounts by the system call where that is allowed, which knows the subtype that fuser would leave out, and through
     /// fusermount3 where it is not.
-    fn connect(&self, adapter: Adapter, at: &Path, waking: Waking) -> io::Result<fuser::Session<Adapter>> {
+    fn connect(
+        &self,
+        adapter: Adapter,
+        at: &Path,
+        waking: Waking,
+        writable: bool,
+    ) -> io::Result<fuser::Session<Adapter>> {
         let wanted = [(self.allow_other, "allow_other"), (self.default_permissions, "default_permissions")];
         let options: Vec<&str> = wanted.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
-        let flags = MountFlags { suid: self.suid, dev: self.dev, exec: self.exec };
+        let flags = MountFlags { write: writable, suid: self.suid, dev: self.dev, exec: self.exec };
         match sys::mount_fuse(&self.source, SUBTYPE, at, flags, &options) {
-            Ok(connection) => fuser::Session::from_fd(adapter, connection, self.acl(), self.config(waking))
+            Ok(connection) => fuser::Session::from_fd(adapter, connection, self.acl(), self.config(waking, writable))
                 .inspect_err(|_| drop(sys::unmount(at, true))),
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-                fuser::Session::new(adapter, at, &self.config(waking))
+                fuser::Session::new(adapter, at, &self.config(waking, writable))
             }
             Err(e) => Err(e),
         }
@@ -141,8 +148,9 @@ pub fn mount(fs: Arc<Fs>, at: &Path, options: &Options) -> Result<Session, Mount
     }
     let wake = Arc::new(Wake::default());
     let waking = options.waking.settle();
+    let writable = fs.is_writable();
     let adapter = Adapter::new(fs, wake.clone(), options.default_permissions);
-    let session = options.connect(adapter, &mountpoint, waking).map_err(refused)?;
+    let session = options.connect(adapter, &mountpoint, waking, writable).map_err(refused)?;
     // From here on the mount is there, and must not stay if nobody is to answer for it.
     serve(session, wake, waking, mountpoint.clone()).map_err(|e| {
         let _gone = sys::unmount(&mountpoint, true);

@@ -17,6 +17,7 @@
 //!     lock                       flock, held by the daemon as long as it serves
 //!     info.json                  image, mountpoint, process (see [`mounts::Info`])
 //!     log                        the daemon's log; those of the last few mounts are kept
+//!   uppers/<id>/                 changes of `mount --rw`, by image and mountpoint: `upper` and `work`
 //! ```
 //!
 //! **Publishing.** Nothing is written in place. A blob or a layer is written in the session's folder, its size, digest and
@@ -119,7 +120,9 @@ impl Store {
     /// Opens the store at `root`, making it (mode 0700) where it is not there yet.
     pub fn open(root: &Path) -> Result<Store> {
         let store = Store { root: std::path::absolute(root).map_err(Error::io("use", root))? };
-        for folder in ["blobs/sha256", "blobs/sha512", "layers/sha256", "layers/sha512", "trees", "tmp", "mounts"] {
+        for folder in
+            ["blobs/sha256", "blobs/sha512", "layers/sha256", "layers/sha512", "trees", "tmp", "mounts", "uppers"]
+        {
             let path = store.root.join(folder);
             if !path.is_dir() {
                 DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(Error::io("make", &path))?;
@@ -131,7 +134,15 @@ impl Store {
     /// The folders right under the root. Each is closed to others (mode 0700) by itself, so that a root that was there
     /// before may be open.
     pub fn folders(&self) -> impl Iterator<Item = PathBuf> {
-        ["blobs", "layers", "trees", "tmp", "mounts"].into_iter().map(|folder| self.root.join(folder))
+        ["blobs", "layers", "trees", "tmp", "mounts", "uppers"].into_iter().map(|folder| self.root.join(folder))
+    }
+
+    /// Where the changes are kept that are made to an image at a mountpoint: the upper directory, and the work directory.
+    pub fn kept_upper(&self, chain: &Digest, mountpoint: &Path) -> (PathBuf, PathBuf) {
+        use std::os::unix::ffi::OsStrExt;
+        let seed = [chain.to_string().as_bytes(), b" ", mountpoint.as_os_str().as_bytes()].concat();
+        let folder = self.root.join("uppers").join(Digest::of(&seed).short());
+        (folder.join("upper"), folder.join("work"))
     }
 
     /// The store's top folder.

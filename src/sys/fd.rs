@@ -14,3 +14,21 @@ pub fn set_nonblocking(fd: &impl AsFd, on: bool) -> io::Result<()> {
     };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+/// `struct fsxattr` of an open file, as bytes (FS_IOC_FSGETXATTR, linux/fs.h).
+pub fn get_file_attributes(fd: &impl AsFd) -> io::Result<[u8; 28]> {
+    let mut found = [0; 28];
+    // SAFETY: `fd` is open for the length of the call, which writes the 28 bytes that its number names.
+    let done = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), FS_IOC_FSGETXATTR, found.as_mut_ptr()) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(found) }
+}
+
+/// Sets what [`get_file_attributes`] gives (FS_IOC_FSSETXATTR).
+pub fn set_file_attributes(fd: &impl AsFd, attributes: &[u8; 28]) -> io::Result<()> {
+    // SAFETY: `fd` is open for the length of the call, which reads the 28 bytes that its number names.
+    let done = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), FS_IOC_FSSETXATTR, attributes.as_ptr()) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+const FS_IOC_FSGETXATTR: libc::Ioctl = 0x801c_581f;
+const FS_IOC_FSSETXATTR: libc::Ioctl = 0x401c_5820;

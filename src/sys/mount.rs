@@ -17,6 +17,8 @@ pub fn device_of(path: &Path) -> io::Result<u64> {
 /// What a mount allows; see mount(2).
 #[derive(Clone, Copy, Debug)]
 pub struct MountFlags {
+    /// Files can be changed.
+    pub write: bool,
     /// Set-id bits and file capabilities work.
     pub suid: bool,
     /// Device nodes work.
@@ -25,7 +27,7 @@ pub struct MountFlags {
     pub exec: bool,
 }
 
-/// Mounts a FUSE file system read-only, of type `fuse.SUBTYPE`, and gives the connection on which its requests come.
+/// Mounts a FUSE file system, of type `fuse.SUBTYPE`, and gives the connection on which its requests come.
 /// `options` are the kernel's (`allow_other`, `default_permissions`). EPERM where the caller may not mount.
 pub fn mount_fuse(source: &str, subtype: &str, at: &Path, flags: MountFlags, options: &[&str]) -> io::Result<OwnedFd> {
     let device = File::options().read(true).write(true).open("/dev/fuse")?;
@@ -38,8 +40,8 @@ pub fn mount_fuse(source: &str, subtype: &str, at: &Path, flags: MountFlags, opt
     let target = CString::new(at.as_os_str().as_bytes())?;
     let bit = |allowed: bool, bit: libc::c_ulong| if allowed { 0 } else { bit };
     // No access time is ever written, so no reader shall think that one might be.
-    let bits = libc::MS_RDONLY
-        | libc::MS_NOATIME
+    let bits = libc::MS_NOATIME
+        | bit(flags.write, libc::MS_RDONLY)
         | bit(flags.suid, libc::MS_NOSUID)
         | bit(flags.dev, libc::MS_NODEV)
         | bit(flags.exec, libc::MS_NOEXEC);

@@ -10,6 +10,19 @@ pub fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
+/// Lets the process open as many descriptors as it may at most, and gives their number.
+pub fn raise_descriptor_limit() -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls are given a live value of the right type.
+    let done = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 && {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit) == 0
+        }
+    };
+    if done { Ok(limit.rlim_cur) } else { Err(io::Error::last_os_error()) }
+}
+
 /// The two sides of [`fork`].
 pub enum Fork {
     /// The process that was there, and the child's number.

@@ -1,6 +1,7 @@
-//! Reading files.
+//! Reading files of an image.
 
-use super::{Fs, FsError, Ino};
+use super::{Image, Piece};
+use crate::fs::{FsError, Ino};
 use crate::layer::{Extent, IndexError, Node, node_flags};
 use crate::meta::Kind;
 use std::borrow::Cow;
@@ -10,7 +11,7 @@ use std::os::unix::fs::FileExt;
 /// together in memory.
 const MAX_READ: u64 = 1 << 20;
 
-impl Fs {
+impl Image {
     /// Up to `size` bytes of a file from `offset` on, fewer only at its end. What lies in one piece in a layer's tar is
     /// a piece of the mapping, untouched, so a fault of the disk shows where it is handed on; the rest is put together.
     pub fn read(&self, ino: Ino, offset: u64, size: u32) -> Result<Cow<'_, [u8]>, FsError> {
@@ -55,6 +56,17 @@ impl Fs {
         next.map(|e| e.logical.get().max(offset)).ok_or(FsError::NoData)
     }
 
+    /// Where a file's data lies, holes left out, ascending.
+    pub fn pieces(&self, ino: Ino) -> Result<Vec<Piece<'_>>, FsError> {
+        let node = self.file(ino)?;
+        let tar = &self.layer(node)?.file;
+        if !node.has(node_flags::SPARSE) {
+            return Ok(vec![Piece { tar, offset: node.data.get(), logical: 0, len: node.size.get() }]);
+        }
+        let piece = |e: &Extent| Piece { tar, offset: e.offset.get(), logical: e.logical.get(), len: e.len.get() };
+        Ok(self.tree.extents(node)?.iter().map(piece).collect())
+    }
+
     fn file(&self, ino: Ino) -> Result<&Node, FsError> {
         let node = self.node(ino)?;
         match node.kind() {
@@ -62,6 +74,11 @@ impl Fs {
             Some(Kind::Dir) => Err(FsError::IsDir),
             _ => Err(FsError::WrongType),
         }
+    }
+
+    /// That an inode is a file.
+    pub fn file_check(&self, ino: Ino) -> Result<(), FsError> {
+        self.file(ino).map(drop)
     }
 
     fn piece(&self, node: &Node, offset: u64, size: u64) -> Result<&[u8], FsError> {

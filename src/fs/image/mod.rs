@@ -1,0 +1,95 @@
+//! An image as it is: the merged tree and the layers' tars. It never changes, so nothing here locks.
+//!
+//! An inode's number is one more than its place in the image's index, which is the same at every mount.
+
+mod lookup;
+mod read;
+mod readdir;
+mod xattr;
+
+use super::attr::{Attr, BLOCK_SIZE};
+use super::{FsError, Ino};
+use crate::layer::{Index, IndexError, Node};
+use crate::meta::{Kind, PERMISSION_BITS};
+use crate::sys::Bytes;
+use std::fs::File;
+
+/// One layer's tar: mapped for replies that lie in one piece, and as a file for those that do not.
+pub struct Data {
+    file: File,
+    bytes: Bytes,
+}
+
+impl Data {
+    /// Maps a layer's tar; the file must be one of the store's ([`crate::sys::map`]).
+    pub fn open(file: File) -> std::io::Result<Data> {
+        let bytes = crate::sys::map(&file)?;
+        Ok(Data { file, bytes })
+    }
+}
+
+/// The image.
+pub(super) struct Image {
+    pub tree: Index,
+    layers: Vec<Data>,
+}
+
+/// A stretch of a file's data in a layer's tar.
+pub(super) struct Piece<'a> {
+    pub tar: &'a File,
+    /// Where it begins in the tar.
+    pub offset: u64,
+    /// Where it begins in the file.
+    pub logical: u64,
+    pub len: u64,
+}
+
+impl Image {
+    pub fn new(tree: Index, layers: Vec<Data>) -> Image {
+        Image { tree, layers }
+    }
+
+    /// Whether the number is one of the image's.
+    pub fn has(&self, ino: Ino) -> bool {
+        ino >= 1 && ino <= self.tree.nodes().len() as u64
+    }
+
+    pub fn node(&self, ino: Ino) -> Result<&Node, FsError> {
+        let id = u32::try_from(ino.wrapping_sub(1)).map_err(|_| FsError::Stale(ino))?;
+        self.tree.nodes().get(id as usize).ok_or(FsError::Stale(ino))
+    }
+
+    pub fn dir(&self, ino: Ino) -> Result<&Node, FsError> {
+        let node = self.node(ino)?;
+        if node.is_dir() { Ok(node) } else { Err(FsError::NotDir) }
+    }
+
+    /// An inode's attributes.
+    pub fn getattr(&self, ino: Ino) -> Result<Attr, FsError> {
+        self.attr_of(ino, self.node(ino)?)
+    }
+
+    fn attr_of(&self, ino: Ino, node: &Node) -> Result<Attr, FsError> {
+        let kind = node.kind().ok_or(IndexError::Damaged("an inode has no kind"))?;
+        Ok(Attr {
+            ino,
+            kind,
+            mode: (node.mode.get() & PERMISSION_BITS) as u16,
+            nlink: node.nlink.get(),
+            uid: node.uid.get(),
+            gid: node.gid.get(),
+            rdev: if matches!(kind, Kind::Char | Kind::Block) { node.data.get() as u32 } else { 0 },
+            // Local file systems give a directory at least one block, and programs take size 0 for a special one.
+            size: if kind == Kind::Dir { BLOCK_SIZE.into() } else { node.size.get() },
+            blocks: if kind == Kind::Dir { 8 } else { u64::from(node.blocks.get()) * 8 },
+            // A tar has no other time.
+            atime: node.mtime(),
+            mtime: node.mtime(),
+            ctime: node.mtime(),
+        })
+    }
+}
+
+pub(super) fn number(id: u32) -> Ino {
+    u64::from(id) + 1
+}

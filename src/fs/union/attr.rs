@@ -1,0 +1,148 @@
+//! Attributes of the union's inodes.
+
+use super::table::Data;
+use super::{TRIES, Union};
+use crate::fs::attr::{Attr, BLOCK_SIZE, Change, SetTime, Statfs};
+use crate::fs::{FsError, Ino, ROOT};
+use crate::meta::{Kind, PERMISSION_BITS};
+use crate::upper::{Handle, Object};
+use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+use std::os::fd::AsFd;
+
+impl Union {
+    /// An inode's attributes.
+    pub fn getattr(&self, ino: Ino) -> Result<Attr, FsError> {
+        self.ensure_loaded(ino)?;
+        for _ in 0..TRIES {
+            if let Some(attr) = self.try_getattr(ino)? {
+                return Ok(attr);
+            }
+        }
+        Err(FsError::Stale(ino))
+    }
+
+    fn try_getattr(&self, ino: Ino) -> Result<Option<Attr>, FsError> {
+        let (place, raw) = {
+            let table = self.table();
+            let Some(entry) = table.get(ino) else { return self.image.getattr(ino).map(Some) };
+            let Some(raw) = entry.raw else {
+                return self.image.getattr(ino).map(|attr| Some(Attr { nlink: 0, ..attr }));
+            };
+            (entry.names.first().filter(|_| entry.held.is_none() && ino != ROOT).cloned(), raw)
+        };
+        let object = match (self.upper.handles().get(ino), place) {
+            (Some(open), _) => self.upper.object(open.as_fd())?,
+            (None, None) => self.upper.object(self.handle(ino)?.as_fd())?,
+            (None, Some((dir, name))) => match self.upper.object_at(self.handle(dir)?.as_fd(), &name) {
+                Ok(object) => object,
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+                Err(e) => return Err(e.into()),
+            },
+        };
+        // Somebody else has the name by now.
+        if object.raw.ino != raw { Ok(None) } else { self.attr_of(ino, &object).map(Some) }
+    }
+
+    fn attr_of(&self, ino: Ino, object: &Object) -> Result<Attr, FsError> {
+        let table = self.table();
+        let entry = table.get(ino).ok_or(FsError::Stale(ino))?;
+        let nlink = match &entry.dir {
+            Some(_) if entry.is_removed() => 0,
+            Some(dir) => 2 + dir.subdirs,
+            None if entry.is_removed() && !entry.linking => 0,
+            None => object.raw.nlink.saturating_sub(entry.spare),
+        };
+        let (size, mut blocks) = match entry.kind {
+            Kind::Dir => (BLOCK_SIZE.into(), 8),
+            Kind::File | Kind::Symlink => (object.raw.size, object.raw.blocks),
+            _ => (0, 0),
+        };
+        if let Data::Image(origin, _) = entry.data {
+            blocks = self.image.getattr(origin)?.blocks;
+        }
+        Ok(Attr {
+            ino,
+            kind: entry.kind,
+            mode: object.mode as u16,
+            nlink,
+            uid: object.uid,
+            gid: object.gid,
+            rdev: object.rdev,
+            size,
+            blocks,
+            atime: object.raw.atime,
+            mtime: object.raw.mtime,
+            ctime: object.raw.ctime,
+        })
+    }
+
+    /// Changes attributes. Only a change of a file's size touches its data.
+    pub fn setattr(&self, ino: Ino, change: &Change) -> Result<Attr, FsError> {
+        if change.size.is_some() {
+            self.is_file(ino)?;
+        }
+        self.copy_up(ino)?;
+        let handle = self.handle(ino)?;
+        let owner = (change.uid, change.gid);
+        let before = self.upper.object(handle.as_fd())?;
+        let changes_owner = owner != (None, None) || change.mode.is_some();
+        if changes_owner {
+            let mode = change.mode.map(|mode| mode & PERMISSION_BITS);
+            self.upper.set_owner_and_mode(handle.as_fd(), &before, owner, mode)?;
+        }
+        // What cannot be taken back comes last.
+        self.set_size_and_times(ino, &handle, change).inspect_err(|_| {
+            if changes_owner {
+                let owner = (Some(before.uid), Some(before.gid));
+                let undone = self.upper.set_owner_and_mode(handle.as_fd(), &before, owner, Some(before.mode));
+                if let Err(e) = undone {
+                    tracing::error!("inode {ino} keeps a half of its new attributes: {e}");
+                }
+            }
+        })?;
+        self.getattr(ino)
+    }
+
+    fn set_size_and_times(&self, ino: Ino, handle: &Handle, change: &Change) -> Result<(), FsError> {
+        if let Some(size) = change.size {
+            self.truncate(ino, size)?;
+        }
+        if change.atime.is_none() && change.mtime.is_none() {
+            return Ok(());
+        }
+        let one = |time: Option<SetTime>| match time {
+            Some(SetTime::To(time)) => Timespec { tv_sec: time.sec, tv_nsec: time.nsec.into() },
+            Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+            None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        };
+        let times = Timestamps { last_access: one(change.atime), last_modification: one(change.mtime) };
+        Ok(self.upper.backing().utimens(handle.as_fd(), &times)?)
+    }
+
+    /// A symbolic link's target.
+    pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>, FsError> {
+        if self.kind(ino)? != Kind::Symlink {
+            return Err(FsError::WrongType);
+        }
+        let up = self.table().get(ino).is_some_and(|entry| entry.raw.is_some());
+        if !up {
+            return Ok(self.image.readlink(ino)?.to_vec());
+        }
+        let handle = self.handle(ino)?;
+        let object = self.upper.object(handle.as_fd())?;
+        Ok(self.upper.readlink(handle.as_fd(), &object)?)
+    }
+
+    /// The space that the upper directory's file system has.
+    pub fn statfs(&self) -> Result<Statfs, FsError> {
+        let space = self.upper.backing().space(self.upper.root().as_fd())?;
+        Ok(Statfs {
+            block: space.block.try_into().unwrap_or(BLOCK_SIZE),
+            blocks: space.blocks,
+            free: space.free,
+            available: space.available,
+            files: space.files,
+            files_free: space.files_free,
+        })
+    }
+}

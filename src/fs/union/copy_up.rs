@@ -1,0 +1,229 @@
+//! Bringing what the image has into the upper directory: attributes only. The data of a file stays where it is until it
+//! is written.
+
+use super::table::{Data, Dir, Entry, Name, Names, What};
+use super::{STRIPES, Union, lock};
+use crate::fs::{FsError, Ino};
+use crate::meta::{Kind, PERMISSION_BITS};
+use crate::upper::{Draft, Handle, Made, Place, timestamps};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+impl Union {
+    /// Sees to it that an inode is in the upper directory, under all its names. What no longer has a name and is open
+    /// still gets there without one.
+    pub(super) fn copy_up(&self, ino: Ino) -> Result<(), FsError> {
+        if self.is_up(ino) {
+            return Ok(());
+        }
+        if !self.image.has(ino) {
+            return Err(FsError::Stale(ino));
+        }
+        if self.image.node(ino)?.is_dir() {
+            return self.copy_up_dir(ino);
+        }
+        let _copying = lock(&self.copying[ino as usize % STRIPES]);
+        if self.is_up(ino) {
+            return Ok(());
+        }
+        if self.table().get(ino).is_some() {
+            return self.copy_up_removed(ino);
+        }
+        let names = self.visible_names(ino)?;
+        for (dir, _) in &names {
+            self.copy_up_dir(*dir)?;
+        }
+        let draft = self.draft_of(ino)?;
+        let made = self.upper.make(&draft)?;
+        match &names[..] {
+            [] => Err(FsError::Stale(ino)),
+            [(dir, name)] => self.put_file(ino, made, &draft, *dir, name),
+            names => self.put_links(ino, made, &draft, names),
+        }
+    }
+
+    fn is_up(&self, ino: Ino) -> bool {
+        self.table().get(ino).is_some_and(|entry| entry.raw.is_some() && !entry.linking)
+    }
+
+    /// What an inode of the image is made of in the upper directory.
+    pub(super) fn draft_of(&self, ino: Ino) -> Result<Draft<'_>, FsError> {
+        let node = self.image.node(ino)?;
+        let attr = self.image.getattr(ino)?;
+        let has_data = attr.kind == Kind::File && attr.size > 0;
+        let xattrs = self.image.xattrs(ino)?;
+        Ok(Draft {
+            number: ino,
+            kind: attr.kind,
+            mode: u32::from(attr.mode) & PERMISSION_BITS,
+            uid: attr.uid,
+            gid: attr.gid,
+            rdev: attr.rdev,
+            target: if attr.kind == Kind::Symlink { self.image.tree.target(node)? } else { b"" },
+            xattrs: xattrs.into_iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect(),
+            times: Some((attr.mtime, attr.mtime)),
+            size: if has_data { attr.size } else { 0 },
+            opaque: false,
+            metacopy: has_data,
+            redirect: if has_data { Some(self.image_path(ino)?) } else { None },
+        })
+    }
+
+    fn entry_of(&self, draft: &Draft, raw: u64) -> Entry {
+        let mut entry = Entry::new(draft.kind, Some(raw));
+        if draft.metacopy {
+            entry.data = Data::Image(draft.number, draft.size);
+        }
+        entry
+    }
+
+    /// Sees to it that a directory is in the upper directory, and all above it.
+    pub(super) fn copy_up_dir(&self, ino: Ino) -> Result<(), FsError> {
+        if let Some(entry) = self.table().get(ino) {
+            return match entry.dir {
+                Some(_) if entry.is_removed() => Err(FsError::NotFound),
+                Some(_) => Ok(()),
+                None => Err(FsError::NotDir),
+            };
+        }
+        let parent = self.image.parent(ino)?;
+        self.copy_up_dir(parent)?;
+        let name = self.image_name(ino)?;
+        let draft = self.draft_of(ino)?;
+        let made = self.upper.make(&draft)?;
+        let raw = made.raw_ino;
+        let locks = self.locks_of(parent)?;
+        let _changing = lock(&locks.change);
+        if self.table().get(ino).is_some() {
+            return Ok(());
+        }
+        self.ensure_loaded(parent)?;
+        if self.table().names(parent).is_some_and(|names| names.get(&name).is_some()) {
+            return Err(FsError::NotFound);
+        }
+        let subdirs = self.image.node(ino)?.nlink.get().saturating_sub(2);
+        self.put_quietly(parent, |dir| Ok(made.put(Place { dir: dir.as_fd(), name: &name })?))?;
+        let mut entry = self.entry_of(&draft, raw);
+        entry.dir = Some(Dir { lower: Some(ino), names: Some(Names::default()), subdirs, default_acl: None });
+        let mut table = self.table_mut();
+        table.insert(ino, entry);
+        table.add_name(parent, &name, ino);
+        Ok(())
+    }
+
+    /// The name that the image has for a directory.
+    fn image_name(&self, dir: Ino) -> Result<Name, FsError> {
+        let path = self.image_path(dir)?;
+        Ok(Arc::from(path.rsplit(|b| *b == b'/').next().unwrap_or_default()))
+    }
+
+    /// Does what is no change to those who look at a directory, and so must not show in its times.
+    fn put_quietly<T>(&self, dir: Ino, put: impl FnOnce(&Handle) -> Result<T, FsError>) -> Result<T, FsError> {
+        let handle = self.handle(dir)?;
+        let before = self.upper.backing().stat(handle.as_fd())?;
+        let done = put(&handle)?;
+        let times = timestamps(None, Some(before.mtime));
+        if let Err(e) = self.upper.backing().utimens(handle.as_fd(), &times) {
+            tracing::warn!("the modification time of directory {dir} shows a copy-up: {e}");
+        }
+        Ok(done)
+    }
+
+    fn put_file(&self, ino: Ino, made: Made, draft: &Draft, dir: Ino, name: &Name) -> Result<(), FsError> {
+        let raw = made.raw_ino;
+        let locks = self.locks_of(dir)?;
+        let _changing = lock(&locks.change);
+        self.still_shows(dir, name)?;
+        let handle = self.put_quietly(dir, |handle| Ok(made.put(Place { dir: handle.as_fd(), name })?))?;
+        let mut table = self.table_mut();
+        table.insert(ino, self.entry_of(draft, raw));
+        table.add_name(dir, name, ino);
+        drop(table);
+        self.upper.handles().put(ino, handle);
+        Ok(())
+    }
+
+    /// Whether a name of the image can be seen, now that nobody changes its directory.
+    fn still_shows(&self, dir: Ino, name: &Name) -> Result<(), FsError> {
+        self.ensure_loaded(dir)?;
+        match self.table().names(dir) {
+            Some(names) if names.get(name).is_none() => Ok(()),
+            // Somebody was faster: the kernel never lets that happen, and asks again.
+            _ => Err(FsError::NotFound),
+        }
+    }
+
+    /// Puts a file in place under several names. Nobody may change it before it has all of them.
+    fn put_links(&self, ino: Ino, made: Made, draft: &Draft, names: &[(Ino, Name)]) -> Result<(), FsError> {
+        let mut entry = self.entry_of(draft, made.raw_ino);
+        let handle = made.keep_for_links()?;
+        (entry.linking, entry.spare, entry.held) = (true, 1, Some(handle.clone()));
+        self.table_mut().insert(ino, entry);
+        let linked = names.iter().try_for_each(|(dir, name)| self.link_up(ino, &handle, *dir, name));
+        if let Err(e) = linked {
+            self.undo_links(ino)?;
+            return Err(e);
+        }
+        let finished = self.upper.finished(ino);
+        if let Some(entry) = self.table_mut().get_mut(ino) {
+            (entry.linking, entry.held) = (false, None);
+            entry.spare = u32::from(finished.is_err());
+        }
+        Ok(())
+    }
+
+    /// Makes one of the names that a file of the image has.
+    pub(super) fn link_up(&self, ino: Ino, file: &Handle, dir: Ino, name: &Name) -> Result<(), FsError> {
+        self.copy_up_dir(dir)?;
+        let locks = self.locks_of(dir)?;
+        let _changing = lock(&locks.change);
+        self.still_shows(dir, name)?;
+        self.put_quietly(dir, |handle| {
+            Ok(self.upper.link(file.as_fd(), Place { dir: handle.as_fd(), name }, false)?)
+        })?;
+        self.table_mut().add_name(dir, name, ino);
+        Ok(())
+    }
+
+    /// Takes back the names that were made: the image's show through again, and nothing has changed.
+    fn undo_links(&self, ino: Ino) -> Result<(), FsError> {
+        let names = self.table().get(ino).map(|entry| entry.names.clone()).unwrap_or_default();
+        for (dir, name) in names {
+            let locks = self.locks_of(dir)?;
+            let _changing = lock(&locks.change);
+            self.put_quietly(dir, |handle| Ok(self.upper.backing().unlink(handle.as_fd(), &name)?))?;
+            self.table_mut().take_name(dir, &name, ino, false);
+        }
+        self.upper.finished(ino)?;
+        self.table_mut().remove(ino);
+        self.upper.handles().take(ino);
+        Ok(())
+    }
+
+    /// A file that has no name any more, and is open: it goes on in the upper directory without one.
+    fn copy_up_removed(&self, ino: Ino) -> Result<(), FsError> {
+        let draft = self.draft_of(ino)?;
+        // Dropped, and so unlinked, as soon as its descriptor is known.
+        let made = self.upper.make(&draft)?;
+        let mut table = self.table_mut();
+        let locks = table.get(ino).map(|entry| entry.locks.clone()).unwrap_or_default();
+        let mut entry = self.entry_of(&draft, made.raw_ino);
+        (entry.locks, entry.held) = (locks, Some(made.handle.clone()));
+        table.insert(ino, entry);
+        Ok(())
+    }
+
+    /// A name that must not be there, or must be a whiteout, before something is put under it: whether it is one.
+    pub(super) fn vacant(&self, dir: Ino, name: &[u8]) -> Result<bool, FsError> {
+        self.ensure_loaded(dir)?;
+        let table = self.table();
+        match table.names(dir).and_then(|names| names.get(name)) {
+            Some(What::Whiteout) => Ok(true),
+            Some(What::Inode(_)) => Err(FsError::Exists),
+            None => {
+                drop(table);
+                if self.covers(dir, name)? { Err(FsError::Exists) } else { Ok(false) }
+            }
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Data of the union's files.
+
+use super::table::Data;
+use super::{Union, lock};
+use crate::fs::image::Piece;
+use crate::fs::{FsError, Ino};
+use crate::upper::{Handle, timestamps};
+use crate::whiteout::Mark;
+use rustix::io::Errno;
+use std::borrow::Cow;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+
+/// How much one call copies.
+const CHUNK: u64 = 32 << 20;
+/// The most that one read gives.
+const MAX_READ: u32 = 1 << 20;
+
+impl Union {
+    /// [`crate::fs::Fs::read`].
+    pub fn read(&self, ino: Ino, offset: u64, size: u32) -> Result<Cow<'_, [u8]>, FsError> {
+        self.is_file(ino)?;
+        match self.data_of(ino) {
+            None => self.image.read(ino, offset, size),
+            Some(Data::Image(origin, end)) => {
+                let size = u64::from(size).min(end.saturating_sub(offset));
+                self.image.read(origin, offset, size as u32)
+            }
+            Some(Data::Upper) => {
+                let handle = self.handle(ino)?;
+                let mut bytes = vec![0; size.min(MAX_READ) as usize];
+                let mut done = 0;
+                while done < bytes.len() {
+                    match self.upper.backing().read(handle.as_fd(), &mut bytes[done..], offset + done as u64)? {
+                        0 => break,
+                        more => done += more,
+                    }
+                }
+                bytes.truncate(done);
+                Ok(Cow::Owned(bytes))
+            }
+        }
+    }
+
+    /// [`crate::fs::Fs::write`].
+    pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
+        self.is_file(ino)?;
+        let handle = self.own_data(ino)?;
+        self.upper.write_all(handle.as_fd(), bytes, offset).map_err(|e| self.lost(e))
+    }
+
+    /// Remembers what a sync of a volatile mount must not hide.
+    fn lost(&self, error: std::io::Error) -> FsError {
+        self.upper.note_failure();
+        error.into()
+    }
+
+    /// Whether a change of this file's data would first copy much of it.
+    pub fn is_slow_to_write(&self, ino: Ino) -> bool {
+        match self.data_of(ino) {
+            None => self.image.getattr(ino).is_ok_and(|attr| attr.size > 0),
+            Some(data) => data != Data::Upper,
+        }
+    }
+
+    /// Sees to it that a file's data is in the upper directory, and gives its descriptor.
+    fn own_data(&self, ino: Ino) -> Result<Handle, FsError> {
+        self.copy_up(ino)?;
+        if self.data_of(ino) != Some(Data::Upper) {
+            self.copy_data(ino, u64::MAX)?;
+        }
+        self.handle(ino)
+    }
+
+    /// Copies a file's data, up to `keep` bytes of it. Until all of it is there, and on disk, the image's is used.
+    fn copy_data(&self, ino: Ino, keep: u64) -> Result<(), FsError> {
+        let locks = self.locks_of(ino)?;
+        let _copying = lock(&locks.change);
+        let Some(Data::Image(origin, end)) = self.data_of(ino) else { return Ok(()) };
+        let handle = self.handle(ino)?;
+        let keep = keep.min(end);
+        let before = self.upper.backing().stat(handle.as_fd())?;
+        if keep < before.size {
+            self.upper.backing().truncate(handle.as_fd(), keep)?;
+        }
+        let copied = self.copy_pieces(origin, keep, &handle).and_then(|()| {
+            if keep > 0 {
+                self.upper.sync(handle.as_fd(), true)?;
+            }
+            self.upper.backing().utimens(handle.as_fd(), &timestamps(None, Some(before.mtime)))?;
+            Ok(self.upper.clear_mark(handle.as_fd(), Mark::Metacopy)?)
+        });
+        if let Err(e) = copied {
+            // The size is an attribute, and so the upper's already.
+            self.upper.backing().truncate(handle.as_fd(), before.size)?;
+            return Err(e);
+        }
+        if let Err(e) = self.upper.clear_mark(handle.as_fd(), Mark::Redirect) {
+            tracing::warn!("a mark without meaning stays on inode {ino}: {e}");
+        }
+        if let Some(entry) = self.table_mut().get_mut(ino) {
+            entry.data = Data::Upper;
+        }
+        Ok(())
+    }
+
+    fn copy_pieces(&self, origin: Ino, keep: u64, to: &Handle) -> Result<(), FsError> {
+        for piece in self.image.pieces(origin)? {
+            let len = piece.len.min(keep.saturating_sub(piece.logical));
+            self.copy_piece(&piece, len, to)?;
+        }
+        Ok(())
+    }
+
+    /// Copies within the kernel, or by sharing blocks, where that can be done.
+    fn copy_piece(&self, piece: &Piece, len: u64, to: &Handle) -> Result<(), FsError> {
+        let mut done = 0;
+        while done < len {
+            let chunk = (len - done).min(CHUNK) as usize;
+            let (from, at) = (piece.offset + done, piece.logical + done);
+            let copied = self.upper.backing().copy(piece.tar.as_fd(), from, to.as_fd(), at, chunk);
+            match copied {
+                Ok(0) => return Err(FsError::Damaged("a file's data lies outside of its layer")),
+                Ok(more) => done += more as u64,
+                Err(e) if cannot_copy(&e) => return self.copy_by_hand(piece, done, len, to),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_by_hand(&self, piece: &Piece, mut done: u64, len: u64, to: &Handle) -> Result<(), FsError> {
+        let mut buffer = vec![0; (len - done).min(1 << 20) as usize];
+        while done < len {
+            let part = (len - done).min(buffer.len() as u64) as usize;
+            piece.tar.read_exact_at(&mut buffer[..part], piece.offset + done)?;
+            self.upper.write_all(to.as_fd(), &buffer[..part], piece.logical + done)?;
+            done += part as u64;
+        }
+        Ok(())
+    }
+
+    /// Cuts or extends a file. What is cut off is not copied first.
+    pub(super) fn truncate(&self, ino: Ino, size: u64) -> Result<(), FsError> {
+        if self.data_of(ino) != Some(Data::Upper) {
+            self.copy_data(ino, size)?;
+        }
+        let handle = self.handle(ino)?;
+        Ok(self.upper.backing().truncate(handle.as_fd(), size)?)
+    }
+
+    /// [`crate::fs::Fs::fallocate`].
+    pub fn fallocate(&self, ino: Ino, mode: u32, offset: u64, len: u64) -> Result<(), FsError> {
+        self.is_file(ino)?;
+        let handle = self.own_data(ino)?;
+        Ok(self.upper.backing().allocate(handle.as_fd(), mode, offset, len)?)
+    }
+
+    /// [`crate::fs::Fs::copy_range`].
+    pub fn copy_range(&self, from: Ino, at: u64, to: Ino, to_at: u64, len: u64) -> Result<u64, FsError> {
+        self.is_file(from)?;
+        self.is_file(to)?;
+        let target = self.own_data(to)?;
+        let Some(Data::Upper) = self.data_of(from) else {
+            // The kernel reads and writes instead.
+            return Err(FsError::Unsupported);
+        };
+        let source = self.handle(from)?;
+        let len = len.min(CHUNK) as usize;
+        let copied = self.upper.backing().copy(source.as_fd(), at, target.as_fd(), to_at, len);
+        Ok(copied.map_err(|e| self.lost(e))? as u64)
+    }
+
+    /// [`crate::fs::Fs::seek`].
+    pub fn seek(&self, ino: Ino, offset: u64, hole: bool) -> Result<u64, FsError> {
+        self.is_file(ino)?;
+        match self.data_of(ino) {
+            None => self.image.seek(ino, offset, hole),
+            Some(Data::Image(origin, _)) => self.image.seek(origin, offset, hole),
+            Some(Data::Upper) => Ok(self.upper.backing().seek(self.handle(ino)?.as_fd(), offset, hole)?),
+        }
+    }
+
+    /// [`crate::fs::Fs::fsync`].
+    pub fn fsync(&self, ino: Ino, data_only: bool) -> Result<(), FsError> {
+        let up = self.table().get(ino).is_some_and(|entry| entry.raw.is_some());
+        if !up {
+            return Ok(());
+        }
+        let handle = self.handle(ino)?;
+        match self.upper.sync(handle.as_fd(), data_only) {
+            // What has only a path has no data, and what directories say of it is their business.
+            Err(e) if Errno::from_io_error(&e) == Some(Errno::BADF) => Ok(()),
+            synced => Ok(synced?),
+        }
+    }
+}
+
+fn cannot_copy(error: &std::io::Error) -> bool {
+    use Errno as E;
+    matches!(Errno::from_io_error(error), Some(E::XDEV | E::INVAL | E::OPNOTSUPP | E::NOSYS | E::PERM))
+}

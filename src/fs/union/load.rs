@@ -1,0 +1,258 @@
+//! Reading a directory of the upper: which inodes its names are, and what they hide.
+
+use super::table::{Data, Dir, Entry, Name, Names, What};
+use super::{Union, lock};
+use crate::fs::{FsError, Ino, ROOT};
+use crate::meta::Kind;
+use crate::upper::{FIRST_OWN, Handle, Listed, Object};
+use crate::whiteout::{Mark, is_whiteout_device};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// What an entry of the upper directory turned out to be.
+enum Seen {
+    Whiteout,
+    Inode { raw: u64, number: Option<u64>, kind: Kind, lower: Option<Ino>, data: Data },
+}
+
+impl Union {
+    /// Reads a directory of the upper, unless that has been done. One that only the image has needs nothing.
+    pub(super) fn ensure_loaded(&self, dir: Ino) -> Result<(), FsError> {
+        let (locks, lower) = {
+            let table = self.table();
+            match table.get(dir) {
+                Some(entry) => match &entry.dir {
+                    Some(here) if here.names.is_none() => (entry.locks.clone(), here.lower),
+                    _ => return Ok(()),
+                },
+                None => return Ok(()),
+            }
+        };
+        let _reading = lock(&locks.load);
+        if self.table().names(dir).is_some() {
+            return Ok(());
+        }
+        let handle = self.handle(dir)?;
+        let mixed = self.upper.mark(handle.as_fd(), Mark::Opaque)?.as_deref() == Some(b"x");
+        let mut found = Vec::new();
+        for listed in self.upper.backing().list(handle.as_fd())? {
+            let seen = self.inspect(&handle, lower, mixed, &listed)?;
+            found.push((Name::from(listed.name), seen));
+        }
+        // Numbers for those that have none are written before the table knows them.
+        for (name, seen) in &mut found {
+            self.settle_number(&handle, name, seen)?;
+        }
+        self.enter(dir, lower, found)
+    }
+
+    /// Reads everything below the root.
+    pub(super) fn load_all(&self) -> Result<(), FsError> {
+        let mut left = vec![ROOT];
+        while let Some(dir) = left.pop() {
+            self.ensure_loaded(dir)?;
+            let table = self.table();
+            let Some(names) = table.names(dir) else { continue };
+            let is_dir = |ino: Ino| table.get(ino).is_some_and(|entry| entry.dir.is_some());
+            left.extend(names.all().filter_map(|(_, what)| match what {
+                What::Inode(ino) if is_dir(ino) => Some(ino),
+                _ => None,
+            }));
+        }
+        self.all_loaded.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn inspect(&self, dir: &Handle, lower: Option<Ino>, mixed: bool, listed: &Listed) -> Result<Seen, FsError> {
+        let (fd, name) = (dir.as_fd(), &*listed.name);
+        // A file below may be something else here, and of a device the number counts.
+        let sure = match listed.kind {
+            Some(kind @ (Kind::Dir | Kind::Symlink | Kind::Fifo | Kind::Socket | Kind::Block)) => Some(kind),
+            Some(Kind::File) if !self.upper.overrides() && !mixed => Some(Kind::File),
+            _ => None,
+        };
+        let kind = match sure {
+            Some(kind) => kind,
+            None => {
+                let object = self.upper.object_at(fd, name)?;
+                if self.is_whiteout(dir, name, mixed, &object)? {
+                    return Ok(Seen::Whiteout);
+                }
+                object.kind
+            }
+        };
+        let number = self.upper.number_at(fd, name)?;
+        let mut seen = (None, Data::Upper);
+        match kind {
+            Kind::Dir => seen.0 = self.lower_of(dir, lower, name)?,
+            Kind::File if number.is_none_or(|number| number < FIRST_OWN) => {
+                seen.1 = self.data_at(dir, lower, name, number)?;
+            }
+            _ => {}
+        }
+        Ok(Seen::Inode { raw: listed.ino, number, kind, lower: seen.0, data: seen.1 })
+    }
+
+    fn is_whiteout(&self, dir: &Handle, name: &[u8], mixed: bool, object: &Object) -> Result<bool, FsError> {
+        match object.kind {
+            Kind::Char => Ok(!object.overridden && is_whiteout_device(object.rdev)),
+            Kind::File if mixed && object.raw.size == 0 => {
+                Ok(self.upper.mark_at(dir.as_fd(), name, Mark::Whiteout)?.is_some())
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Which directory of the image shows through one of the upper: the one that was moved there, else the one of the
+    /// same name, unless it is hidden.
+    fn lower_of(&self, dir: &Handle, parent: Option<Ino>, name: &[u8]) -> Result<Option<Ino>, FsError> {
+        if self.upper.mark_at(dir.as_fd(), name, Mark::Opaque)?.as_deref() == Some(b"y") {
+            return Ok(None);
+        }
+        let redirect = self.upper.mark_at(dir.as_fd(), name, Mark::Redirect)?;
+        let found = self.redirected(parent, redirect.as_deref(), name)?;
+        Ok(found.filter(|ino| self.image.node(*ino).is_ok_and(|node| node.is_dir())))
+    }
+
+    /// Where a redirect leads, as the kernel has it: from the root, or to a name in the same directory.
+    fn redirected(&self, parent: Option<Ino>, redirect: Option<&[u8]>, name: &[u8]) -> Result<Option<Ino>, FsError> {
+        match redirect {
+            Some(path) if path.starts_with(b"/") => self.at_image_path(path),
+            other => match parent {
+                Some(parent) => self.image.find(parent, other.unwrap_or(name)),
+                None => Ok(None),
+            },
+        }
+    }
+
+    /// Where a file's data is.
+    fn data_at(&self, dir: &Handle, parent: Option<Ino>, name: &[u8], number: Option<u64>) -> Result<Data, FsError> {
+        if self.upper.mark_at(dir.as_fd(), name, Mark::Metacopy)?.is_none() {
+            return Ok(Data::Upper);
+        }
+        let is_file = |ino: &Ino| self.image.node(*ino).is_ok_and(|node| node.kind() == Some(Kind::File));
+        let origin = match number.filter(|number| self.image.has(*number)) {
+            Some(number) => Some(number),
+            None => {
+                let redirect = self.upper.mark_at(dir.as_fd(), name, Mark::Redirect)?;
+                self.redirected(parent, redirect.as_deref(), name)?
+            }
+        };
+        let size = self.upper.object_at(dir.as_fd(), name)?.raw.size;
+        match origin.filter(is_file) {
+            Some(ino) => Ok(Data::Image(ino, size)),
+            None => {
+                let shown = crate::name::show(name);
+                tracing::error!("the data of `{shown}` in the upper directory is that of a file that the image lacks");
+                Err(FsError::Damaged("a file's data is in no layer"))
+            }
+        }
+    }
+
+    /// Sees to it that an entry has a number which nothing else has.
+    fn settle_number(&self, dir: &Handle, name: &[u8], seen: &mut Seen) -> Result<(), FsError> {
+        let Seen::Inode { raw, number, kind, lower, data } = seen else { return Ok(()) };
+        if let Some(known) = self.table().by_raw(*raw) {
+            *number = Some(known);
+            return Ok(());
+        }
+        let taken = |ino: Ino| self.table().get(ino).is_some_and(|entry| entry.raw.is_some_and(|other| other != *raw));
+        if lower.is_some_and(taken) {
+            tracing::warn!(
+                "`{}` in the upper directory shows what another directory does: it hides it",
+                crate::name::show(name)
+            );
+            *lower = None;
+        }
+        let meant = match (&lower, &data, *number) {
+            (Some(lower), ..) => Some(*lower),
+            (None, Data::Image(origin, _), None) => Some(*origin),
+            (None, _, number) => number.filter(|n| *n >= FIRST_OWN || (*kind != Kind::Dir && self.image.has(*n))),
+        };
+        if let Some(ino) = meant.filter(|ino| !taken(*ino)) {
+            *number = Some(ino);
+            return Ok(());
+        }
+        let object = self.upper.backing().stat_at(dir.as_fd(), name)?;
+        let opened = self.upper.open_entry(dir.as_fd(), name, object.mode)?;
+        *number = Some(self.upper.give_number(opened.as_fd(), *raw, self.upper.new_number()?)?);
+        Ok(())
+    }
+
+    /// Puts what was read into the table.
+    fn enter(&self, dir: Ino, lower: Option<Ino>, found: Vec<(Name, Seen)>) -> Result<(), FsError> {
+        let mut subdirs = 0;
+        let below = match lower {
+            Some(lower) => self.image.children(lower)?,
+            None => &[],
+        };
+        let mut table = self.table_mut();
+        let mut names = Names::default();
+        for (name, seen) in found {
+            let Seen::Inode { raw, number: Some(ino), kind, lower, data } = seen else {
+                names.set(&name, What::Whiteout);
+                continue;
+            };
+            subdirs += u32::from(kind == Kind::Dir);
+            names.set(&name, What::Inode(ino));
+            if let Some(entry) = table.get_mut(ino).filter(|entry| entry.raw == Some(raw)) {
+                if !entry.names.contains(&(dir, name.clone())) {
+                    entry.names.push((dir, name));
+                }
+                continue;
+            }
+            let mut entry = Entry::new(kind, Some(raw));
+            entry.names.push((dir, name));
+            entry.data = data;
+            entry.dir = (kind == Kind::Dir).then_some(Dir { lower, names: None, subdirs: 0, default_acl: None });
+            table.insert(ino, entry);
+        }
+        for entry in below.iter().filter(|entry| entry.kind() == Some(Kind::Dir)) {
+            subdirs += u32::from(names.get(self.image.tree.name(entry)?).is_none());
+        }
+        if let Some(here) = table.dir_mut(dir) {
+            here.names = Some(names);
+            here.subdirs = subdirs;
+        }
+        Ok(())
+    }
+
+    /// Finishes the files whose copying up ended when only some of their names were made.
+    pub(super) fn finish_links(&self) -> Result<(), FsError> {
+        let unfinished = self.upper.unfinished()?;
+        if unfinished.is_empty() {
+            return Ok(());
+        }
+        self.load_all()?;
+        for ino in unfinished {
+            let (handle, object) = self.upper.open_unfinished(ino)?;
+            if !self.image.has(ino) {
+                self.upper.finished(ino)?;
+                continue;
+            }
+            let known = self.table().by_raw(object.raw.ino);
+            if known.is_none() {
+                let mut entry = Entry::new(object.kind, Some(object.raw.ino));
+                let metacopy = self.upper.mark(handle.as_fd(), Mark::Metacopy)?.is_some();
+                entry.data = if metacopy { Data::Image(ino, object.raw.size) } else { Data::Upper };
+                entry.held = Some(handle.clone());
+                self.table_mut().insert(ino, entry);
+            }
+            for (dir, name) in self.visible_names(ino)? {
+                self.link_up(ino, &handle, dir, &name)?;
+            }
+            self.upper.finished(ino)?;
+            if let Some(entry) = self.table_mut().get_mut(ino) {
+                entry.held = None;
+            }
+            self.drop_removed(ino);
+        }
+        Ok(())
+    }
+}
+
+/// A name as the table keeps it.
+pub(super) fn name(bytes: &[u8]) -> Name {
+    Arc::from(bytes)
+}

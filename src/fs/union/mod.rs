@@ -1,0 +1,315 @@
+//! The union of an image and an upper directory.
+//!
+//! Identity is the inode number. An inode of the image has its number for ever, copied up or not, moved or not; new ones
+//! get numbers that were never used. So everything hangs on the number, and a path is needed only to find an object in
+//! the upper directory again.
+//!
+//! # How an operation is made
+//!
+//! First steps that nobody can see: copying up what will be changed (attributes only, never data, but for what is
+//! written), emptying directories of whiteouts. Then *one* system call that changes the view. Then the table in memory is
+//! told. Then sweeping. What fails before that one call leaves the old view; what fails behind it has happened.
+//!
+//! # Hard links
+//!
+//! A file of the image with several names is copied up under all of them before it is changed in any way, so that it
+//! stays one file, for the kernel too, and its link count is the one on disk.
+//!
+//! # Locks, in this order
+//!
+//! 1. `renames`, by every rename: so no directory moves while another rename asks what lies above what;
+//! 2. a stripe of `copying`, by whoever copies up a file's attributes;
+//! 3. `Locks::change` of directories, by whoever changes names in them, several in the order of their numbers; of a
+//!    file, by whoever copies its data (which may take long, and takes no other lock but the table's);
+//! 4. `Locks::load` of a directory, while it is read;
+//! 5. the table's, for memory only: never over a system call.
+
+mod acl;
+mod attr;
+mod copy_up;
+mod data;
+mod load;
+mod make;
+mod origin;
+mod readdir;
+mod remove;
+mod rename;
+mod table;
+mod xattr;
+
+use super::image::Image;
+use super::{FsError, Ino, ROOT};
+use crate::meta::Kind;
+use crate::upper::{Handle, Upper, share};
+use crate::whiteout::Mark;
+use origin::Origins;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use table::{Data, Dir, Entry, Locks, Table, What};
+
+/// How often something that others keep moving is looked for again.
+const TRIES: usize = 64;
+const STRIPES: usize = 64;
+
+/// An image with an upper directory on top.
+pub struct Union {
+    image: Image,
+    upper: Upper,
+    table: RwLock<Table>,
+    renames: Mutex<()>,
+    copying: [Mutex<()>; STRIPES],
+    origins: OnceLock<Origins>,
+    /// Whether every directory of the upper has been read.
+    all_loaded: AtomicBool,
+    /// How many references the kernel holds of the image's inodes.
+    references: Box<[AtomicU64]>,
+}
+
+/// What a name is in the union.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Found {
+    /// In the upper directory.
+    Upper(Ino),
+    /// In the image only.
+    Image(Ino),
+}
+
+impl Found {
+    fn ino(self) -> Ino {
+        match self {
+            Found::Upper(ino) | Found::Image(ino) => ino,
+        }
+    }
+}
+
+/// A mutex whose holder panicked is entered: what it guards is whole at every step, or is on disk.
+fn lock(mutex: &Mutex<()>) -> MutexGuard<'_, ()> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Union {
+    /// Puts an upper directory on an image, and finishes what a crash left undone.
+    pub fn new(image: Image, upper: Upper) -> Result<Union, FsError> {
+        let references = image.tree.nodes().iter().map(|_| AtomicU64::new(0)).collect();
+        let union = Union {
+            image,
+            upper,
+            table: RwLock::default(),
+            renames: Mutex::default(),
+            copying: std::array::from_fn(|_| Mutex::default()),
+            origins: OnceLock::new(),
+            all_loaded: AtomicBool::new(false),
+            references,
+        };
+        union.adopt_root()?;
+        union.finish_links()?;
+        Ok(union)
+    }
+
+    /// The root of a fresh upper directory becomes the image's.
+    fn adopt_root(&self) -> Result<(), FsError> {
+        let root = self.upper.root();
+        if self.upper.is_fresh() {
+            let draft = self.draft_of(ROOT)?;
+            let object = self.upper.object(root.as_fd())?;
+            let owner = (Some(draft.uid), Some(draft.gid));
+            self.upper.set_owner_and_mode(root.as_fd(), &object, owner, Some(draft.mode))?;
+            for (name, value) in &draft.xattrs {
+                self.upper.set_xattr(root.as_fd(), name, value, rustix::fs::XattrFlags::empty())?;
+            }
+            if let Some((atime, mtime)) = draft.times {
+                let times = crate::upper::timestamps(Some(atime), Some(mtime));
+                self.upper.backing().utimens(root.as_fd(), &times)?;
+            }
+            self.upper.claim()?;
+        }
+        let raw = self.upper.backing().stat(root.as_fd())?;
+        let opaque = self.upper.mark(root.as_fd(), Mark::Opaque)?.as_deref() == Some(b"y");
+        let mut entry = Entry::new(Kind::Dir, Some(raw.ino));
+        // The root is its own name's directory, so that it counts as one that has not been removed.
+        entry.names.push((ROOT, Arc::from(&b"/"[..])));
+        let lower = (!opaque).then_some(ROOT);
+        entry.dir = Some(Dir { lower, names: None, subdirs: 0, default_acl: None });
+        self.table_mut().insert(ROOT, entry);
+        Ok(())
+    }
+
+    fn table(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn table_mut(&self) -> RwLockWriteGuard<'_, Table> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What `name` is in a directory; `None` if it is nothing.
+    fn find(&self, dir: Ino, name: &[u8]) -> Result<Option<Found>, FsError> {
+        self.ensure_loaded(dir)?;
+        let lower = {
+            let table = self.table();
+            let Some(entry) = table.get(dir) else {
+                return Ok(self.image.find(dir, name)?.map(Found::Image));
+            };
+            let here = entry.dir.as_ref().ok_or(FsError::NotDir)?;
+            match here.names.as_ref().and_then(|names| names.get(name)) {
+                Some(What::Inode(ino)) => return Ok(Some(Found::Upper(ino))),
+                Some(What::Whiteout) => return Ok(None),
+                None if entry.is_removed() => return Ok(None),
+                None => here.lower,
+            }
+        };
+        Ok(match lower {
+            Some(lower) => self.image.find(lower, name)?.map(Found::Image),
+            None => None,
+        })
+    }
+
+    /// The inode that `name` is in the directory `dir`.
+    pub fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Ino, FsError> {
+        Ok(self.find(dir, name)?.ok_or(FsError::NotFound)?.ino())
+    }
+
+    /// The directory that holds the directory `ino`; the root holds itself.
+    pub fn parent(&self, ino: Ino) -> Result<Ino, FsError> {
+        match self.table().get(ino) {
+            Some(entry) if entry.dir.is_none() => Err(FsError::NotDir),
+            Some(entry) => Ok(entry.names.first().map_or(ino, |(dir, _)| *dir)),
+            None => self.image.parent(ino),
+        }
+    }
+
+    /// Whether the image has that name where it would show through a directory, so that removing it from the upper needs
+    /// a whiteout.
+    fn covers(&self, dir: Ino, name: &[u8]) -> Result<bool, FsError> {
+        let lower = match self.table().get(dir) {
+            Some(entry) => entry.dir.as_ref().and_then(|dir| dir.lower),
+            None => Some(dir),
+        };
+        match lower {
+            Some(lower) => Ok(self.image.find(lower, name)?.is_some()),
+            None => Ok(false),
+        }
+    }
+
+    fn locks_of(&self, ino: Ino) -> Result<Arc<Locks>, FsError> {
+        Ok(self.table().get(ino).ok_or(FsError::NotFound)?.locks.clone())
+    }
+
+    /// The descriptor of an inode of the upper. It is found by its names, which others may be changing, so what is opened
+    /// is compared with what is wanted.
+    fn handle(&self, ino: Ino) -> Result<Handle, FsError> {
+        for _ in 0..TRIES {
+            if let Some(handle) = self.try_handle(ino)? {
+                return Ok(handle);
+            }
+        }
+        Err(FsError::Stale(ino))
+    }
+
+    fn try_handle(&self, ino: Ino) -> Result<Option<Handle>, FsError> {
+        let mut way = Vec::new();
+        let mut at = ino;
+        let mut handle = loop {
+            if at == ROOT {
+                break self.upper.root();
+            }
+            if let Some(open) = self.upper.handles().get(at) {
+                break open;
+            }
+            let table = self.table();
+            let entry = table.get(at).ok_or(FsError::Stale(ino))?;
+            if let Some(held) = &entry.held {
+                break held.clone();
+            }
+            let (Some((dir, name)), Some(raw)) = (entry.names.first(), entry.raw) else {
+                return Err(FsError::Stale(ino));
+            };
+            way.push((at, name.clone(), raw));
+            at = *dir;
+        };
+        for (at, name, raw) in way.into_iter().rev() {
+            let seen = match self.upper.backing().stat_at(handle.as_fd(), &name) {
+                Ok(seen) if seen.ino == raw => seen,
+                Ok(_) => return Ok(None),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+                Err(e) => return Err(e.into()),
+            };
+            let opened = share(self.upper.open_entry(handle.as_fd(), &name, seen.mode)?);
+            if self.upper.backing().stat(opened.as_fd())?.ino != raw {
+                return Ok(None);
+            }
+            self.upper.handles().put(at, opened.clone());
+            handle = opened;
+        }
+        Ok(Some(handle))
+    }
+
+    /// The kernel holds one more reference to an inode.
+    pub fn remember(&self, ino: Ino) {
+        if let Some(count) = self.references.get(ino.wrapping_sub(1) as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        } else if let Some(entry) = self.table().get(ino) {
+            entry.locks.references.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The kernel lets go of references. What has no name either is gone for good.
+    pub fn forget(&self, ino: Ino, count: u64) {
+        let left = {
+            let table = self.table();
+            let counter = match self.references.get(ino.wrapping_sub(1) as usize) {
+                Some(counter) => Some(counter),
+                None => table.get(ino).map(|entry| &entry.locks.references),
+            };
+            let Some(counter) = counter else { return };
+            let before = counter.fetch_sub(count, Ordering::Relaxed);
+            before.saturating_sub(count)
+        };
+        if left == 0 {
+            self.drop_removed(ino);
+        }
+    }
+
+    fn is_referenced(&self, ino: Ino) -> bool {
+        match self.references.get(ino.wrapping_sub(1) as usize) {
+            Some(count) => count.load(Ordering::Relaxed) > 0,
+            None => self.table().get(ino).is_some_and(|entry| entry.locks.references.load(Ordering::Relaxed) > 0),
+        }
+    }
+
+    /// Forgets an inode that has no names, if the kernel knows it no more.
+    fn drop_removed(&self, ino: Ino) {
+        let dropped = {
+            let mut table = self.table_mut();
+            match table.get(ino) {
+                Some(entry) if entry.is_removed() && !entry.linking => table.remove(ino),
+                _ => None,
+            }
+        };
+        if dropped.is_some() {
+            // Closed here, behind the table's lock.
+            self.upper.handles().take(ino);
+        }
+    }
+
+    /// That an inode has data.
+    fn is_file(&self, ino: Ino) -> Result<(), FsError> {
+        let kind = match self.table().get(ino) {
+            Some(entry) => entry.kind,
+            None => return self.image.file_check(ino),
+        };
+        match kind {
+            Kind::File => Ok(()),
+            Kind::Dir => Err(FsError::IsDir),
+            _ => Err(FsError::WrongType),
+        }
+    }
+
+    fn data_of(&self, ino: Ino) -> Option<Data> {
+        self.table().get(ino).map(|entry| match entry.raw {
+            Some(_) => entry.data,
+            None => Data::Image(ino, u64::MAX),
+        })
+    }
+}

@@ -1,0 +1,252 @@
+//! Renaming: a plan, the steps that nobody can see, one call, and what the table is told.
+
+use super::load::name as owned;
+use super::make::check_name;
+use super::table::{Entry, Name, What};
+use super::{Found, Union, lock};
+use crate::fs::{FsError, Ino, ROOT, Replace};
+use crate::meta::Kind;
+use crate::upper::Place;
+use crate::whiteout::Mark;
+use rustix::fs::RenameFlags;
+use std::os::fd::AsFd;
+
+/// One side of a rename.
+struct Side {
+    dir: Ino,
+    name: Name,
+}
+
+/// What will happen. It is made while the directories are locked, so that it holds until it is done.
+struct Plan {
+    flags: RenameFlags,
+    /// What stands in the old place afterwards.
+    left: Left,
+    /// What goes, if anything does.
+    replaced: Option<Ino>,
+    /// What gets the old name.
+    exchanged: Option<Ino>,
+    /// Whether an exchange brings a whiteout to the old place that is not needed there.
+    sweep: bool,
+}
+
+/// What is left in the old place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Nothing,
+    Whiteout,
+}
+
+impl Union {
+    /// Moves `name` of `dir` to `new_name` of `new_dir`. Whole directories of the image move without a look into them.
+    pub fn rename(
+        &self,
+        dir: Ino,
+        name: &[u8],
+        new_dir: Ino,
+        new_name: &[u8],
+        replace: Replace,
+    ) -> Result<(), FsError> {
+        check_name(new_name)?;
+        let _renaming = lock(&self.renames);
+        let source = self.find(dir, name)?.ok_or(FsError::NotFound)?;
+        let target = self.find(new_dir, new_name)?;
+        if !self.is_allowed(source, dir, target, new_dir, replace)? {
+            return Ok(());
+        }
+        self.raise(source, true)?;
+        if let Some(target) = target {
+            self.raise(target, replace == Replace::Exchange)?;
+        }
+        self.copy_up_dir(dir)?;
+        self.copy_up_dir(new_dir)?;
+        let mut involved = vec![dir, new_dir];
+        involved.extend(target.map(Found::ino));
+        let several = self.several(&involved);
+        let _changing = several.lock();
+        let (from, to) = (Side { dir, name: owned(name) }, Side { dir: new_dir, name: owned(new_name) });
+        let ino = source.ino();
+        if self.find(from.dir, &from.name)? != Some(Found::Upper(ino)) {
+            return Err(FsError::NotFound);
+        }
+        if self.find(to.dir, &to.name)?.map(Found::ino) != target.map(Found::ino) {
+            return Err(FsError::NotFound);
+        }
+        let plan = self.plan(&from, &to, ino, target, replace)?;
+        self.carry_out(&plan, &from, &to)?;
+        self.enter_rename(&plan, &from, &to, ino)
+    }
+
+    /// Whether there is anything to do; an error if it must not be done.
+    fn is_allowed(
+        &self,
+        source: Found,
+        dir: Ino,
+        target: Option<Found>,
+        new_dir: Ino,
+        replace: Replace,
+    ) -> Result<bool, FsError> {
+        let is_dir = |found: Found| Ok::<_, FsError>(self.kind(found.ino())? == Kind::Dir);
+        if is_dir(source)? && self.lies_in(new_dir, source.ino())? {
+            return Err(FsError::Invalid);
+        }
+        let Some(target) = target else {
+            return if replace == Replace::Exchange { Err(FsError::NotFound) } else { Ok(true) };
+        };
+        match replace {
+            Replace::Forbid => return Err(FsError::Exists),
+            Replace::Exchange => {
+                if is_dir(target)? && self.lies_in(dir, target.ino())? {
+                    return Err(FsError::Invalid);
+                }
+            }
+            Replace::Allow | Replace::Whiteout => match (is_dir(source)?, is_dir(target)?) {
+                (true, false) => return Err(FsError::NotDir),
+                (false, true) => return Err(FsError::IsDir),
+                (true, true) => self.check_empty(target.ino())?,
+                (false, false) => {}
+            },
+        }
+        // Two names of one file: nothing happens (rename(2)).
+        Ok(source.ino() != target.ino())
+    }
+
+    /// Whether a directory is another one or lies somewhere in it.
+    fn lies_in(&self, mut dir: Ino, other: Ino) -> Result<bool, FsError> {
+        while dir != other {
+            if dir == ROOT {
+                return Ok(false);
+            }
+            let parent = self.parent(dir)?;
+            if parent == dir {
+                // A removed directory lies nowhere.
+                return Ok(false);
+            }
+            dir = parent;
+        }
+        Ok(true)
+    }
+
+    /// Brings into the upper what must be there; what is only replaced, if it has other names.
+    fn raise(&self, found: Found, moves: bool) -> Result<(), FsError> {
+        if moves { self.copy_up(found.ino()) } else { self.bring_up_if_linked(found) }
+    }
+
+    fn plan(&self, from: &Side, to: &Side, ino: Ino, target: Option<Found>, replace: Replace) -> Result<Plan, FsError> {
+        let is_dir = self.kind(ino)? == Kind::Dir;
+        let needs = self.covers(from.dir, &from.name)? || replace == Replace::Whiteout;
+        let left = if needs { Left::Whiteout } else { Left::Nothing };
+        let leaving = if needs { RenameFlags::WHITEOUT } else { RenameFlags::empty() };
+        self.mark_moved(ino, to)?;
+        if replace == Replace::Exchange {
+            let other = target.map(Found::ino).ok_or(FsError::NotFound)?;
+            self.mark_moved(other, from)?;
+            let exchanged = Some(other);
+            return Ok(Plan {
+                flags: RenameFlags::EXCHANGE,
+                left: Left::Nothing,
+                replaced: None,
+                exchanged,
+                sweep: false,
+            });
+        }
+        let slot = self.table().names(to.dir).and_then(|names| names.get(&to.name));
+        let replaced = target.map(Found::ino);
+        if let (Some(old), true) = (replaced, is_dir)
+            && target == Some(Found::Upper(old))
+        {
+            self.clear(old)?;
+        }
+        // No rename puts a directory over a device, but an exchange does; what comes back is a whiteout.
+        if slot == Some(What::Whiteout) && is_dir {
+            let sweep = left == Left::Nothing;
+            return Ok(Plan { flags: RenameFlags::EXCHANGE, left, replaced, exchanged: None, sweep });
+        }
+        let flags = if slot.is_none() { leaving | RenameFlags::NOREPLACE } else { leaving };
+        Ok(Plan { flags, left, replaced, exchanged: None, sweep: false })
+    }
+
+    /// Writes on a directory that is about to move what it shows of the image and what it does not, which where it is now
+    /// follows from its place.
+    fn mark_moved(&self, ino: Ino, to: &Side) -> Result<(), FsError> {
+        let lower = match self.table().get(ino) {
+            Some(Entry { dir: Some(dir), .. }) => dir.lower,
+            _ => return Ok(()),
+        };
+        let handle = self.handle(ino)?;
+        match lower {
+            Some(lower) => self.upper.set_mark(handle.as_fd(), Mark::Redirect, &self.image_path(lower)?)?,
+            None if self.covers(to.dir, &to.name)? => self.upper.set_mark(handle.as_fd(), Mark::Opaque, b"y")?,
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn carry_out(&self, plan: &Plan, from: &Side, to: &Side) -> Result<(), FsError> {
+        if let Some(replaced) = plan.replaced {
+            self.hold_if_last(replaced)?;
+        }
+        let (old, new) = (self.handle(from.dir)?, self.handle(to.dir)?);
+        let (old, new) = (Place { dir: old.as_fd(), name: &from.name }, Place { dir: new.as_fd(), name: &to.name });
+        self.upper.rename(old, new, plan.flags).inspect_err(|_| {
+            if let Some(replaced) = plan.replaced {
+                self.release(replaced);
+            }
+        })?;
+        if plan.sweep
+            && let Err(e) = self.upper.backing().unlink(old.dir, old.name)
+        {
+            tracing::warn!("a whiteout that hides nothing stays in the upper directory: {e}");
+        }
+        Ok(())
+    }
+
+    fn enter_rename(&self, plan: &Plan, from: &Side, to: &Side, ino: Ino) -> Result<(), FsError> {
+        let is_dir = |table: &super::Table, ino: Ino| {
+            table.get(ino).map_or_else(|| self.image.node(ino).is_ok_and(|n| n.is_dir()), |e| e.kind == Kind::Dir)
+        };
+        let mut table = self.table_mut();
+        let count = |table: &mut super::Table, ino: Ino, away: Ino, there: Ino| {
+            if is_dir(table, ino) {
+                table.count_subdirs(away, -1);
+                table.count_subdirs(there, 1);
+            }
+        };
+        if let Some(other) = plan.exchanged {
+            table.take_name(to.dir, &to.name, other, false);
+            table.take_name(from.dir, &from.name, ino, false);
+            table.add_name(from.dir, &from.name, other);
+            table.add_name(to.dir, &to.name, ino);
+            count(&mut table, ino, from.dir, to.dir);
+            count(&mut table, other, to.dir, from.dir);
+            return Ok(());
+        }
+        if let Some(replaced) = plan.replaced {
+            if table.get(replaced).is_none() {
+                let kind = self.image.getattr(replaced)?.kind;
+                table.insert(replaced, removed(kind));
+            }
+            if is_dir(&table, replaced) {
+                table.count_subdirs(to.dir, -1);
+            }
+            table.take_name(to.dir, &to.name, replaced, false);
+        }
+        table.take_name(from.dir, &from.name, ino, plan.left == Left::Whiteout);
+        table.add_name(to.dir, &to.name, ino);
+        count(&mut table, ino, from.dir, to.dir);
+        drop(table);
+        if let Some(replaced) = plan.replaced {
+            self.settle_removed(replaced);
+        }
+        Ok(())
+    }
+}
+
+/// What is left in memory of an inode of the image that has lost its name and may be open.
+pub(super) fn removed(kind: Kind) -> Entry {
+    let mut entry = Entry::new(kind, None);
+    if kind == Kind::Dir {
+        entry.dir = Some(super::Dir { lower: None, names: Some(Default::default()), subdirs: 0, default_acl: None });
+    }
+    entry
+}

@@ -1,0 +1,116 @@
+//! Extended attributes of the union's inodes.
+
+use super::{Union, acl};
+use crate::fs::{FsError, Ino};
+use crate::upper::Handle;
+use rustix::fs::XattrFlags;
+use std::borrow::Cow;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+impl Union {
+    /// The descriptor of what is in the upper directory.
+    fn up(&self, ino: Ino) -> Result<Option<Handle>, FsError> {
+        let up = self.table().get(ino).is_some_and(|entry| entry.raw.is_some());
+        if up { self.handle(ino).map(Some) } else { Ok(None) }
+    }
+
+    /// The value of an inode's extended attribute.
+    pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Cow<'_, [u8]>, FsError> {
+        let Some(handle) = self.up(ino)? else { return self.image.getxattr(ino, name).map(Cow::Borrowed) };
+        let stored = self.upper.namespace().stored(name);
+        let value = self.upper.backing().get_xattr(handle.as_fd(), &stored)?;
+        value.map(Cow::Owned).ok_or(FsError::NoAttribute)
+    }
+
+    /// The names of an inode's extended attributes.
+    pub fn xattr_names(&self, ino: Ino) -> Result<Vec<Vec<u8>>, FsError> {
+        let Some(handle) = self.up(ino)? else {
+            return Ok(self.image.xattrs(ino)?.into_iter().map(|(name, _)| name.to_vec()).collect());
+        };
+        let stored = self.upper.backing().list_xattrs(handle.as_fd())?;
+        let names = stored.split(|b| *b == 0).filter(|name| !name.is_empty());
+        Ok(names.filter_map(|name| self.upper.namespace().shown(name)).collect())
+    }
+
+    /// Sets an extended attribute; `flags` are setxattr(2)'s.
+    pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: i32) -> Result<(), FsError> {
+        let flags = XattrFlags::from_bits_retain(flags as u32);
+        // So that nothing is copied up for a call that fails.
+        if !flags.is_empty() {
+            match (self.getxattr(ino, name), flags.contains(XattrFlags::CREATE)) {
+                (Ok(_), true) => return Err(FsError::Exists),
+                (Err(FsError::NoAttribute), false) => return Err(FsError::NoAttribute),
+                (Err(FsError::NoAttribute) | Ok(_), _) => {}
+                (Err(e), _) => return Err(e),
+            }
+        }
+        self.copy_up(ino)?;
+        let handle = self.handle(ino)?;
+        self.upper.set_xattr(handle.as_fd(), name, value, flags)?;
+        self.forget_default_acl(ino, name);
+        Ok(())
+    }
+
+    /// Removes an extended attribute.
+    pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<(), FsError> {
+        self.getxattr(ino, name)?;
+        self.copy_up(ino)?;
+        let handle = self.handle(ino)?;
+        self.upper.backing().remove_xattr(handle.as_fd(), &self.upper.namespace().stored(name))?;
+        self.forget_default_acl(ino, name);
+        Ok(())
+    }
+
+    fn forget_default_acl(&self, ino: Ino, name: &[u8]) {
+        if name == acl::DEFAULT
+            && let Some(dir) = self.table_mut().dir_mut(ino)
+        {
+            dir.default_acl = None;
+        }
+    }
+
+    /// The ACL that a directory hands down. It is asked for with every new name, and so remembered.
+    pub(super) fn default_acl(&self, dir: Ino) -> Result<Option<Arc<[u8]>>, FsError> {
+        if let Some(known) = self.table().get(dir).and_then(|entry| entry.dir.as_ref()?.default_acl.clone()) {
+            return Ok(known);
+        }
+        let found = match self.getxattr(dir, acl::DEFAULT) {
+            Ok(value) => Some(Arc::from(&*value)),
+            Err(FsError::NoAttribute) => None,
+            Err(e) => return Err(e),
+        };
+        if let Some(here) = self.table_mut().dir_mut(dir) {
+            here.default_acl = Some(found.clone());
+        }
+        Ok(found)
+    }
+
+    /// The flags of a file as `lsattr` shows them; the image has none.
+    pub fn get_flags(&self, ino: Ino) -> Result<u32, FsError> {
+        match self.up(ino)? {
+            Some(handle) => Ok(self.upper.backing().get_flags(handle.as_fd())?),
+            None => Ok(0),
+        }
+    }
+
+    /// Sets what [`Union::get_flags`] gives.
+    pub fn set_flags(&self, ino: Ino, flags: u32) -> Result<(), FsError> {
+        self.copy_up(ino)?;
+        Ok(self.upper.backing().set_flags(self.handle(ino)?.as_fd(), flags)?)
+    }
+
+    /// `struct fsxattr` of a file, as bytes.
+    pub fn get_attributes(&self, ino: Ino) -> Result<[u8; 28], FsError> {
+        match self.up(ino)? {
+            Some(handle) => Ok(self.upper.backing().get_attributes(handle.as_fd())?),
+            None => Ok([0; 28]),
+        }
+    }
+
+    /// Sets what [`Union::get_attributes`] gives.
+    pub fn set_attributes(&self, ino: Ino, attributes: &[u8; 28]) -> Result<(), FsError> {
+        self.copy_up(ino)?;
+        Ok(self.upper.backing().set_attributes(self.handle(ino)?.as_fd(), attributes)?)
+    }
+}

@@ -1,0 +1,299 @@
+//! The writable layer: a directory in the form of kernel overlayfs's upper directory, and the work directory beside it.
+//!
+//! This module makes, finds and changes single objects. What the union of them with an image looks like, and which steps
+//! make an operation, is `fs`'s part. Nothing here is remembered but descriptors and the next free inode number: the
+//! directory is the truth.
+//!
+//! # On disk
+//!
+//! The upper directory has the kernel's own form ([`crate::whiteout`]), so the kernel can mount it and the reverse. What
+//! the kernel has no form for lies in extended attributes that it ignores and hides: an object's inode number
+//! (`overlay.plyfs.id`), and on the root the image's ChainID and the first inode number that was never given away.
+//!
+//! ```text
+//! WORK/plyfs/tmp/       objects being made, and removed ones on their way out; wiped at every mount
+//! WORK/plyfs/links/<n>  a file of the image with several names that is being copied up: all its names are made before it
+//!                       is changed. What a crash leaves here is finished at the next mount.
+//! WORK/work/incompat/volatile   the kernel's mark of a mount that never synced
+//! ```
+//!
+//! # Crashes
+//!
+//! An operation makes what it needs in `tmp` and then changes the view by one system call, a rename mostly. So a process
+//! that is killed leaves the old state or the new one. After a power cut the file system below decides what was kept; it
+//! keeps the order of changes to directories, as journals do, so only a file's data can be missing, and data is synced
+//! before anything depends on it.
+
+mod backing;
+mod handles;
+mod object;
+mod open;
+mod owner;
+
+pub use backing::{Backing, Disk, Listed, Raw, Space};
+pub use handles::{Handle, Handles};
+pub use object::{Draft, Made, Place, timestamps};
+pub use open::{OpenError, Settings};
+pub use owner::Object;
+
+use crate::whiteout::{Mark, Namespace};
+use rustix::fs::{OFlags, RenameFlags, XattrFlags};
+use rustix::io::Errno;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The first inode number of what the image does not have.
+pub const FIRST_OWN: u64 = 1 << 40;
+/// Added to the file system's own number where an object cannot carry one: a plain user's symbolic links.
+const DERIVED: u64 = 1 << 62;
+/// How many numbers are reserved at once: the root's mark is written once for so many.
+const RESERVED: u64 = 1 << 20;
+
+/// An upper directory, open and locked.
+pub struct Upper {
+    backing: Box<dyn Backing>,
+    root: Handle,
+    tmp: OwnedFd,
+    links: OwnedFd,
+    /// Held for their flocks.
+    _locked: [OwnedFd; 2],
+    namespace: Namespace,
+    /// Whether owner and mode may have to be kept in an attribute: for a plain user.
+    overrides: bool,
+    /// Who makes objects here, natively.
+    own: (u32, u32),
+    umask: u32,
+    volatile: bool,
+    /// A write failed in a volatile mount: from then on a sync must not say that all is well.
+    failed: AtomicBool,
+    /// The image's ChainID, while the directory is not bound to it yet.
+    unclaimed: Option<String>,
+    numbers: Mutex<Numbers>,
+    serial: AtomicU64,
+    handles: Handles,
+}
+
+struct Numbers {
+    next: u64,
+    limit: u64,
+}
+
+impl Upper {
+    /// The root's descriptor.
+    pub fn root(&self) -> Handle {
+        self.root.clone()
+    }
+
+    /// Whether the directory was empty and without marks: its own attributes mean nothing yet.
+    pub fn is_fresh(&self) -> bool {
+        self.unclaimed.is_some()
+    }
+
+    /// Binds a fresh directory to the image, after its root has been given the image's attributes.
+    pub fn claim(&self) -> io::Result<()> {
+        match &self.unclaimed {
+            Some(image) => self.set_mark(self.root.as_fd(), Mark::Image, image.as_bytes()),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether owner, mode and kind may be other than the file system below has them.
+    pub fn overrides(&self) -> bool {
+        self.overrides
+    }
+
+    /// Where marks are kept.
+    pub fn namespace(&self) -> Namespace {
+        self.namespace
+    }
+
+    /// The calls, for what needs no rule.
+    pub fn backing(&self) -> &dyn Backing {
+        &*self.backing
+    }
+
+    /// The descriptors kept open.
+    pub fn handles(&self) -> &Handles {
+        &self.handles
+    }
+
+    /// A number that no inode of this upper directory ever had.
+    pub fn new_number(&self) -> io::Result<u64> {
+        let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        if numbers.next == numbers.limit {
+            let limit = numbers.limit + RESERVED;
+            self.set_mark(self.root.as_fd(), Mark::Next, limit.to_string().as_bytes())?;
+            numbers.limit = limit;
+        }
+        numbers.next += 1;
+        Ok(numbers.next - 1)
+    }
+
+    /// Reads a mark.
+    pub fn mark(&self, fd: BorrowedFd, mark: Mark) -> io::Result<Option<Vec<u8>>> {
+        self.backing.get_xattr(fd, self.namespace.mark(mark).to_bytes())
+    }
+
+    /// Reads a mark of a directory's entry.
+    pub fn mark_at(&self, dir: BorrowedFd, name: &[u8], mark: Mark) -> io::Result<Option<Vec<u8>>> {
+        self.backing.get_xattr_at(dir, name, self.namespace.mark(mark))
+    }
+
+    /// Writes a mark.
+    pub fn set_mark(&self, fd: BorrowedFd, mark: Mark, value: &[u8]) -> io::Result<()> {
+        self.backing.set_xattr(fd, self.namespace.mark(mark).to_bytes(), value, XattrFlags::empty())
+    }
+
+    /// Removes a mark; one that is not there is gone already.
+    pub fn clear_mark(&self, fd: BorrowedFd, mark: Mark) -> io::Result<()> {
+        match self.backing.remove_xattr(fd, self.namespace.mark(mark).to_bytes()) {
+            Err(e) if Errno::from_io_error(&e) == Some(Errno::NODATA) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// The number that an entry carries, if it does.
+    pub fn number_at(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<Option<u64>> {
+        Ok(self.mark_at(dir, name, Mark::Id)?.and_then(|value| str::from_utf8(&value).ok()?.parse().ok()))
+    }
+
+    /// Gives an object its number for ever; where it can carry none, the number that follows from the file system's.
+    pub fn give_number(&self, fd: BorrowedFd, raw_ino: u64, number: u64) -> io::Result<u64> {
+        match self.set_mark(fd, Mark::Id, number.to_string().as_bytes()) {
+            Ok(()) => Ok(number),
+            Err(e) if self.overrides && matches!(Errno::from_io_error(&e), Some(Errno::PERM | Errno::OPNOTSUPP)) => {
+                Ok(DERIVED | raw_ino)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// What a descriptor stands for.
+    pub fn object(&self, fd: BorrowedFd) -> io::Result<Object> {
+        let raw = self.backing.stat(fd)?;
+        self.see(raw, || self.mark(fd, Mark::Override))
+    }
+
+    /// What a directory's entry is.
+    pub fn object_at(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<Object> {
+        let raw = self.backing.stat_at(dir, name)?;
+        self.see(raw, || self.mark_at(dir, name, Mark::Override))
+    }
+
+    fn see(&self, raw: Raw, said: impl FnOnce() -> io::Result<Option<Vec<u8>>>) -> io::Result<Object> {
+        use crate::meta::Kind;
+        let can_be = self.overrides && matches!(Kind::of(raw.mode), Some(Kind::File | Kind::Dir));
+        let object = match if can_be { said()? } else { None } {
+            Some(value) => Object::overridden(raw, &value),
+            None => Object::native(raw),
+        };
+        object.ok_or_else(|| io::Error::other("an object of an unknown type"))
+    }
+
+    /// Opens a directory's entry as its kind needs it: a file for reading and writing, a directory for its entries,
+    /// anything else by its path only.
+    pub fn open_entry(&self, dir: BorrowedFd, name: &[u8], raw_mode: u32) -> io::Result<OwnedFd> {
+        use crate::meta::Kind;
+        let open = |flags| self.backing.open(dir, name, flags, 0);
+        match Kind::of(raw_mode) {
+            Some(Kind::Dir) => open(OFlags::RDONLY | OFlags::DIRECTORY),
+            Some(Kind::File) => match open(OFlags::RDWR) {
+                // Somebody made it immutable, or is running it: it can be read all the same.
+                Err(e) if is_refusal(&e) => open(OFlags::RDONLY),
+                opened => opened,
+            },
+            _ => open(OFlags::PATH),
+        }
+    }
+
+    /// Renames inside of the upper directory.
+    pub fn rename(&self, from: Place, to: Place, flags: RenameFlags) -> io::Result<()> {
+        self.backing.rename(from.dir, from.name, to.dir, to.name, flags)
+    }
+
+    /// Makes what a descriptor stands for lasting, as far as this mount does that at all.
+    pub fn sync(&self, fd: BorrowedFd, data_only: bool) -> io::Result<()> {
+        if !self.volatile {
+            return self.backing.sync(fd, data_only);
+        }
+        if self.failed.load(Ordering::Relaxed) {
+            return Err(Errno::IO.into());
+        }
+        Ok(())
+    }
+
+    /// Remembers that data did not reach the disk ([`Upper::sync`]).
+    pub fn note_failure(&self) {
+        self.failed.store(true, Ordering::Relaxed);
+    }
+
+    /// Sets owner and mode, those that are given. What a plain user may not set is kept in the attribute. A mode that is
+    /// set alone or with an owner is set last, because changing an owner takes set-id bits away.
+    pub fn set_owner_and_mode(
+        &self,
+        fd: BorrowedFd,
+        object: &Object,
+        owner: (Option<u32>, Option<u32>),
+        mode: Option<u32>,
+    ) -> io::Result<()> {
+        if self.overrides {
+            let (uid, gid) = (owner.0.unwrap_or(object.uid), owner.1.unwrap_or(object.gid));
+            let mode = mode.unwrap_or(object.mode);
+            if !object.overridden && self.is_native(object.kind, mode, uid, gid) {
+                return self.backing.chmod(fd, mode);
+            }
+            let value = owner::print(object.kind, mode, uid, gid, object.rdev);
+            return self.set_mark(fd, Mark::Override, value.as_bytes());
+        }
+        if owner != (None, None) {
+            self.backing.chown(fd, owner.0, owner.1)?;
+        }
+        let Some(mode) = mode else { return Ok(()) };
+        self.backing.chmod(fd, mode).inspect_err(|_| {
+            if owner != (None, None) {
+                let _as_good_as_it_gets = self
+                    .backing
+                    .chown(fd, Some(object.uid), Some(object.gid))
+                    .and_then(|()| self.backing.chmod(fd, object.mode));
+            }
+        })
+    }
+
+    /// Whether owner and mode can be kept as they are, in a form that the user can still read and write himself.
+    fn is_native(&self, kind: crate::meta::Kind, mode: u32, uid: u32, gid: u32) -> bool {
+        use crate::meta::Kind;
+        let needed = match kind {
+            Kind::Dir => 0o700,
+            Kind::File => 0o600,
+            Kind::Symlink => 0,
+            Kind::Char | Kind::Block | Kind::Fifo | Kind::Socket => return false,
+        };
+        (uid, gid) == self.own && mode & needed == needed && mode & 0o7000 == 0
+    }
+
+    /// The target of a symbolic link, whichever form it has.
+    pub fn readlink(&self, link: BorrowedFd, object: &Object) -> io::Result<Vec<u8>> {
+        if !object.overridden {
+            return self.backing.readlink(link, b"");
+        }
+        let mut target = vec![0; object.raw.size.min(4096) as usize];
+        let len = self.backing.read(link, &mut target, 0)?;
+        target.truncate(len);
+        Ok(target)
+    }
+
+    fn serial(&self) -> String {
+        self.serial.fetch_add(1, Ordering::Relaxed).to_string()
+    }
+}
+
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::TXTBSY))
+}
+
+/// A descriptor to share.
+pub fn share(fd: OwnedFd) -> Handle {
+    Arc::new(fd)
+}

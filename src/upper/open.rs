@@ -1,0 +1,259 @@
+//! Opening an upper directory: locks, what the file system below can do, whose it is, and clearing up.
+
+use super::backing::Backing;
+use super::{FIRST_OWN, Handles, Numbers, Place, RESERVED, Upper, share};
+use crate::digest::Digest;
+use crate::meta::Kind;
+use crate::sys;
+use crate::whiteout::{Mark, Namespace};
+use rustix::fs::{OFlags, RenameFlags, XattrFlags};
+use rustix::io::Errno;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+/// What to open.
+pub struct Settings {
+    /// The upper directory; made if it is not there.
+    pub upper: PathBuf,
+    /// The work directory, on the same file system; made if it is not there.
+    pub work: PathBuf,
+    /// The ChainID of the image below.
+    pub image: Digest,
+    /// Whether nothing is ever synced.
+    pub volatile: bool,
+    /// How many descriptors may be kept open.
+    pub descriptors: usize,
+}
+
+/// Why an upper directory cannot be used. Each is one whole line.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A call failed.
+    #[error("cannot {action} {}: {}", path.display(), sys::describe(cause))]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// Another mount has it.
+    #[error("{} is in use by another mount", .0.display())]
+    InUse(PathBuf),
+    /// The two directories are one, or lie in one another.
+    #[error("the upper directory {} and the work directory {} must not lie in one another", .0.display(), .1.display())]
+    Nested(PathBuf, PathBuf),
+    /// They are on different file systems.
+    #[error("the upper directory {} and the work directory {} must be on one file system", .0.display(), .1.display())]
+    Apart(PathBuf, PathBuf),
+    /// The file system lacks something.
+    #[error("{}: its file system has no {lacks}, which an upper directory needs", path.display())]
+    Unfit {
+        /// The directory.
+        path: PathBuf,
+        /// What is not there.
+        lacks: &'static str,
+    },
+    /// It belongs to another image.
+    #[error("{} holds the changes of another image ({image}): mount that one, or take another directory", path.display())]
+    OtherImage {
+        /// The directory.
+        path: PathBuf,
+        /// The ChainID of the image that it belongs to.
+        image: String,
+    },
+    /// A volatile mount was here.
+    #[error(
+        "{} was last mounted volatile, and what was written may be lost: start with an empty directory, or remove {} if the machine has not crashed since",
+        upper.display(), mark.display()
+    )]
+    WasVolatile {
+        /// The upper directory.
+        upper: PathBuf,
+        /// The mark.
+        mark: PathBuf,
+    },
+}
+
+fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> OpenError {
+    move |cause| OpenError::Io { action, path: path.into(), cause }
+}
+
+/// Where the kernel keeps its mark of a volatile mount, in the work directory.
+const VOLATILE: &str = "work/incompat/volatile";
+
+impl Upper {
+    /// Opens an upper directory and its work directory, holds both against other mounts, and clears the work directory.
+    pub fn open(settings: &Settings, backing: Box<dyn Backing>) -> Result<Upper, OpenError> {
+        let (upper, work) = (&settings.upper, &settings.work);
+        let [root, top] = [open_dir(upper)?, open_dir(work)?];
+        check_places(upper, work)?;
+        let locked = [lock(&*backing, &root, upper)?, lock(&*backing, &top, work)?];
+        let mark = work.join(VOLATILE);
+        if mark.exists() {
+            return Err(OpenError::WasVolatile { upper: upper.clone(), mark });
+        }
+        let [tmp, links] = [work.join("plyfs/tmp"), work.join("plyfs/links")].map(|path| open_dir(&path));
+        let (tmp, links) = (tmp?, links?);
+        // Mode bits that the work directory hands down would give what is made in it another group.
+        backing.chmod(tmp.as_fd(), 0o700).map_err(failed("use", work))?;
+        for left in backing.list(tmp.as_fd()).map_err(failed("read", work))? {
+            wipe(&*backing, tmp.as_fd(), &left.name).map_err(failed("clear", work))?;
+        }
+        let namespace = namespace(&*backing, tmp.as_fd(), upper)?;
+        probe_whiteouts(&*backing, tmp.as_fd(), upper)?;
+        let fresh = belongs(&*backing, root.as_fd(), namespace, settings)?;
+        let numbers = reserve(&*backing, root.as_fd(), namespace).map_err(failed("write marks on", upper))?;
+        if settings.volatile {
+            std::fs::create_dir_all(&mark).map_err(failed("make", &mark))?;
+        }
+        let overrides = !sys::is_root();
+        let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        Ok(Upper {
+            root: share(root),
+            tmp,
+            links,
+            _locked: locked,
+            namespace,
+            overrides,
+            own,
+            umask: umask(),
+            volatile: settings.volatile,
+            failed: AtomicBool::new(false),
+            unclaimed: fresh.then(|| settings.image.to_string()),
+            numbers: Mutex::new(numbers),
+            serial: AtomicU64::new(0),
+            handles: Handles::new(settings.descriptors),
+            backing,
+        })
+    }
+}
+
+fn open_dir(path: &Path) -> Result<OwnedFd, OpenError> {
+    std::fs::create_dir_all(path).map_err(failed("make", path))?;
+    let file = std::fs::File::open(path).map_err(failed("open", path))?;
+    Ok(file.into())
+}
+
+fn check_places(upper: &Path, work: &Path) -> Result<(), OpenError> {
+    let real = |path: &Path| path.canonicalize().map_err(failed("open", path));
+    let (real_upper, real_work) = (real(upper)?, real(work)?);
+    if real_upper.starts_with(&real_work) || real_work.starts_with(&real_upper) {
+        return Err(OpenError::Nested(upper.into(), work.into()));
+    }
+    let device = |path: &Path| std::fs::metadata(path).map(|m| m.dev()).map_err(failed("open", path));
+    if device(upper)? != device(work)? {
+        return Err(OpenError::Apart(upper.into(), work.into()));
+    }
+    Ok(())
+}
+
+/// The lock belongs to the open file, so a process that is forked holds it too.
+fn lock(backing: &dyn Backing, dir: &OwnedFd, path: &Path) -> Result<OwnedFd, OpenError> {
+    let own = backing.open(dir.as_fd(), b".", OFlags::RDONLY | OFlags::DIRECTORY, 0).map_err(failed("open", path))?;
+    match backing.lock(own.as_fd()) {
+        Ok(()) => Ok(own),
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(OpenError::InUse(path.into())),
+        Err(e) => Err(failed("lock", path)(e)),
+    }
+}
+
+/// The kernel's namespace where the user may write it, his own otherwise.
+fn namespace(backing: &dyn Backing, tmp: BorrowedFd, upper: &Path) -> Result<Namespace, OpenError> {
+    for namespace in [Namespace::Trusted, Namespace::User] {
+        let name = namespace.mark(Mark::Id).to_bytes();
+        match backing.set_xattr(tmp, name, b"1", XattrFlags::empty()) {
+            Ok(()) => {
+                backing.remove_xattr(tmp, name).map_err(failed("write marks on", upper))?;
+                return Ok(namespace);
+            }
+            Err(e) => match Errno::from_io_error(&e) {
+                Some(Errno::PERM | Errno::OPNOTSUPP) => {}
+                _ => return Err(failed("write marks on", upper)(e)),
+            },
+        }
+    }
+    Err(OpenError::Unfit { path: upper.into(), lacks: "extended attributes" })
+}
+
+/// Tries what every removal needs: a whiteout, left behind by a rename.
+fn probe_whiteouts(backing: &dyn Backing, tmp: BorrowedFd, upper: &Path) -> Result<(), OpenError> {
+    let lacks = |lacks| move |_| OpenError::Unfit { path: upper.into(), lacks };
+    backing.mknod(tmp, b"probe", Kind::Char.bits(), 0).map_err(lacks("whiteouts (character devices 0:0)"))?;
+    let (from, to) = (Place { dir: tmp, name: b"probe" }, Place { dir: tmp, name: b"moved" });
+    backing
+        .rename(from.dir, from.name, to.dir, to.name, RenameFlags::WHITEOUT)
+        .map_err(lacks("renames that leave a whiteout (RENAME_WHITEOUT)"))?;
+    for name in [from.name, to.name] {
+        backing.unlink(tmp, name).map_err(failed("clear the work directory of", upper))?;
+    }
+    Ok(())
+}
+
+/// Whether the directory is fresh; one that is not must be the image's, and one that another tool filled becomes it.
+fn belongs(
+    backing: &dyn Backing,
+    root: BorrowedFd,
+    namespace: Namespace,
+    settings: &Settings,
+) -> Result<bool, OpenError> {
+    let upper = &settings.upper;
+    let name = namespace.mark(Mark::Image).to_bytes();
+    let image = settings.image.to_string();
+    match backing.get_xattr(root, name).map_err(failed("read", upper))? {
+        Some(found) if found == image.as_bytes() => Ok(false),
+        Some(found) => {
+            let image = String::from_utf8_lossy(&found).into_owned();
+            Err(OpenError::OtherImage { path: upper.clone(), image })
+        }
+        None => {
+            let empty = backing.list(root).map_err(failed("read", upper))?.is_empty();
+            if !empty {
+                backing
+                    .set_xattr(root, name, image.as_bytes(), XattrFlags::empty())
+                    .map_err(failed("write marks on", upper))?;
+            }
+            Ok(empty)
+        }
+    }
+}
+
+/// Begins where no mount has ever been, and says so on disk before a number is given away.
+fn reserve(backing: &dyn Backing, root: BorrowedFd, namespace: Namespace) -> io::Result<Numbers> {
+    let name = namespace.mark(Mark::Next).to_bytes();
+    let found = backing.get_xattr(root, name)?.and_then(|value| str::from_utf8(&value).ok()?.parse().ok());
+    let next: u64 = found.unwrap_or(FIRST_OWN).max(FIRST_OWN);
+    let limit = next + RESERVED;
+    backing.set_xattr(root, name, limit.to_string().as_bytes(), XattrFlags::empty())?;
+    backing.sync(root, false)?;
+    Ok(Numbers { next, limit })
+}
+
+/// The mask of this process: no call reads it without changing it, but the kernel tells.
+fn umask() -> u32 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    line.and_then(|value| u32::from_str_radix(value.trim(), 8).ok()).unwrap_or(0o777)
+}
+
+/// Removes an object with all that is in it.
+pub(super) fn wipe(backing: &dyn Backing, dir: BorrowedFd, name: &[u8]) -> io::Result<()> {
+    match backing.unlink(dir, name) {
+        Err(e) if matches!(Errno::from_io_error(&e), Some(Errno::ISDIR | Errno::PERM)) => {}
+        done => return done,
+    }
+    match backing.rmdir(dir, name) {
+        Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+        done => return done,
+    }
+    let inner = backing.open(dir, name, OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
+    for entry in backing.list(inner.as_fd())? {
+        wipe(backing, inner.as_fd(), &entry.name)?;
+    }
+    backing.rmdir(dir, name)
+}

@@ -320,9 +320,9 @@ fn attributes_are_bytes_and_only_attribute_records_are_attributes() {
         .pax("atime", b"1");
     let image = shows(&[Tar::new().add(entry).finish()], &["a=x"]);
     let ino = image.attr("a").ino;
-    assert_eq!(image.fs.getxattr(ino, b"user.bin").unwrap(), b"\0\xff\n12 path=b\n");
+    assert_eq!(*image.fs.getxattr(ino, b"user.bin").unwrap(), *b"\0\xff\n12 path=b\n");
     assert!(matches!(image.fs.getxattr(ino, b"user.empty"), Err(FsError::NoAttribute)));
-    assert_eq!(image.fs.getxattr(ino, b"user.a%b").unwrap(), b"\0\xff");
+    assert_eq!(*image.fs.getxattr(ino, b"user.a%b").unwrap(), *b"\0\xff");
     assert_eq!(image.fs.listxattr(ino, true).unwrap(), b"user.a%b\0user.bin\0");
     assert!(matches!(image.fs.getxattr(ino, b"comment"), Err(FsError::NoAttribute)));
 }
@@ -335,7 +335,7 @@ fn overlay_attributes_of_an_image_are_inert_and_kept() {
         .xattr("user.plyfs.x", b"1");
     let image = shows(&[base(), Tar::new().add(dir).finish()], &["d/", "d/old=1", "d/sub/", "d/sub/x=2", "f=3"]);
     let ino = image.attr("d").ino;
-    assert_eq!(image.fs.getxattr(ino, b"trusted.overlay.opaque").unwrap(), b"y");
+    assert_eq!(*image.fs.getxattr(ino, b"trusted.overlay.opaque").unwrap(), *b"y");
     assert_eq!(image.fs.listxattr(ino, false).unwrap(), b"user.overlay.redirect\0user.plyfs.x\0");
     let device = Tar::new().add(Entry::char_device("f", 0, 0)).finish();
     shows(&[base(), device], &["d/", "d/old=1", "d/sub/", "d/sub/x=2", "f Char"]);

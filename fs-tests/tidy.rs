@@ -176,6 +176,7 @@ fn an_index_is_whole_before_any_merge() {
             "cli",
             "fs",
             "fuse",
+            "upper",
             "sys",
             "template",
             "digest",

@@ -6,6 +6,7 @@
 mod cli;
 mod corpus;
 mod crash;
+mod faults;
 mod hostile;
 mod listing;
 mod merge_model;

@@ -3,7 +3,9 @@
 // Each test uses some of it, and a builder is worth having whole.
 #![allow(dead_code)]
 
+pub mod bed;
 pub mod env;
+pub mod faulty;
 pub mod oci;
 pub mod registry;
 pub mod tar;

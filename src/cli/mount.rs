@@ -69,7 +69,9 @@ pub(super) fn mount(global: &Global, a: &MountArgs) -> anyhow::Result<()> {
     parsed.work = a.work.clone().or(parsed.work);
     let writable = a.rw || parsed.upper.is_some();
     match parsed.writable {
-        Some(true) if !writable => anyhow::bail!("an image is mounted read-only: --upper DIR or --rw says where changes go"),
+        Some(true) if !writable => {
+            anyhow::bail!("an image is mounted read-only: --upper DIR or --rw says where changes go")
+        }
         Some(false) if writable => anyhow::bail!("the option ro and a place for changes exclude each other"),
         _ if parsed.volatile && !writable => anyhow::bail!("the option volatile is for mounts that can be written"),
         _ => {}

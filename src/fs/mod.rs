@@ -124,15 +124,12 @@ impl Fs {
 
     /// Makes an object under a name that nothing has, else EEXIST.
     pub fn make(&self, parent: Ino, name: &[u8], new: &New) -> Result<Attr, FsError> {
-        let union = self.union()?;
-        union.getattr(union.make(parent, name, new)?)
+        self.union()?.make(parent, name, new)
     }
 
     /// Gives an inode that is no directory one more name.
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr, FsError> {
-        let union = self.union()?;
-        union.link(ino, parent, name)?;
-        union.getattr(ino)
+        self.union()?.link(ino, parent, name)
     }
 
     /// Removes a name of what is no directory.

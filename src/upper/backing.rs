@@ -73,7 +73,6 @@ pub struct Space {
 #[allow(missing_docs, reason = "each is the system call of its name, on the object that the descriptor stands for")]
 pub trait Backing: Send + Sync {
     fn open(&self, dir: BorrowedFd, name: &[u8], flags: OFlags, mode: u32) -> io::Result<OwnedFd>;
-    fn reopen(&self, fd: BorrowedFd, flags: OFlags) -> io::Result<OwnedFd>;
     fn stat(&self, fd: BorrowedFd) -> io::Result<Raw>;
     fn stat_at(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<Raw>;
     fn list(&self, dir: BorrowedFd) -> io::Result<Vec<Listed>>;
@@ -188,10 +187,6 @@ impl Backing for Disk {
     fn open(&self, dir: BorrowedFd, name: &[u8], flags: OFlags, mode: u32) -> io::Result<OwnedFd> {
         let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         Ok(rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(mode))?)
-    }
-
-    fn reopen(&self, fd: BorrowedFd, flags: OFlags) -> io::Result<OwnedFd> {
-        Ok(rustix::fs::open(by_number(fd), flags | OFlags::CLOEXEC, Mode::empty())?)
     }
 
     fn stat(&self, fd: BorrowedFd) -> io::Result<Raw> {

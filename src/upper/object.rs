@@ -111,7 +111,7 @@ impl Upper {
         let name = self.serial();
         let stored = self.stored_kind(draft);
         self.make_bare(draft, stored, Place { dir: self.tmp.as_fd(), name: name.as_bytes() })?;
-        self.finish(draft, stored, name.clone()).inspect_err(|_| self.discard(&name, stored == Kind::Dir))
+        self.finish(draft, stored, name.clone()).inspect_err(|_| drop(self.discard(&name, stored == Kind::Dir)))
     }
 
     /// The kind of object that stands for the draft on disk.
@@ -190,7 +190,7 @@ impl Upper {
 
     /// Makes a new file where nothing is, without the work directory, if one call does it whole but for its number: a
     /// file that a crash leaves without one gets one when it is found. `None` if it takes more than that.
-    pub fn make_in_place(&self, draft: &Draft, at: Place) -> io::Result<Option<(Handle, u64)>> {
+    pub fn make_in_place(&self, draft: &Draft, at: Place) -> io::Result<Option<(Handle, Object)>> {
         let plain = draft.kind == Kind::File
             && (draft.uid, draft.gid) == self.own
             && draft.mode & (0o7000 | self.umask) == 0
@@ -201,12 +201,12 @@ impl Upper {
         }
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         let handle = share(self.backing.open(at.dir, at.name, flags, draft.mode)?);
-        let numbered = self.backing.stat(handle.as_fd()).and_then(|raw| {
-            self.give_number(handle.as_fd(), raw.ino, draft.number)?;
-            Ok(raw.ino)
+        let numbered = self.object(handle.as_fd()).and_then(|object| {
+            self.give_number(handle.as_fd(), object.raw.ino, draft.number)?;
+            Ok(object)
         });
         match numbered {
-            Ok(raw_ino) => Ok(Some((handle, raw_ino))),
+            Ok(object) => Ok(Some((handle, object))),
             Err(e) => {
                 self.backing.unlink(at.dir, at.name)?;
                 Err(e)
@@ -220,16 +220,15 @@ impl Upper {
     }
 
     /// Takes an object away, leaving a whiteout if wanted. Directories must hold whiteouts at most. The view changes in
-    /// one call; what fails behind that is swept at the next mount.
-    pub fn take_away(&self, at: Place, is_dir: bool, leave_whiteout: bool) -> io::Result<()> {
+    /// one call; what fails behind that is swept at the next mount. Whether something is left to be swept.
+    pub fn take_away(&self, at: Place, is_dir: bool, leave_whiteout: bool) -> io::Result<bool> {
         if leave_whiteout {
             let name = self.serial();
             let out = Place { dir: self.tmp.as_fd(), name: name.as_bytes() };
             self.rename(at, out, RenameFlags::WHITEOUT)?;
-            self.discard(&name, is_dir);
-            return Ok(());
+            return Ok(!self.discard(&name, is_dir));
         }
-        if is_dir { self.backing.rmdir(at.dir, at.name) } else { self.backing.unlink(at.dir, at.name) }
+        if is_dir { self.backing.rmdir(at.dir, at.name) } else { self.backing.unlink(at.dir, at.name) }.map(|()| false)
     }
 
     /// Gives an object one more name, also where a whiteout is.
@@ -240,7 +239,7 @@ impl Upper {
         let name = self.serial();
         let here = Place { dir: self.tmp.as_fd(), name: name.as_bytes() };
         self.backing.link(fd, here.dir, here.name)?;
-        self.rename(here, at, RenameFlags::empty()).inspect_err(|_| self.discard(&name, false))
+        self.rename(here, at, RenameFlags::empty()).inspect_err(|_| drop(self.discard(&name, false)))
     }
 
     /// The files that a crash left before they had all their names: their numbers.
@@ -262,16 +261,17 @@ impl Upper {
         self.backing.unlink(self.links.as_fd(), number.to_string().as_bytes())
     }
 
-    /// Removes something in the work directory. Where that fails the next mount does it.
-    fn discard(&self, name: &str, is_dir: bool) {
+    /// Removes something in the work directory. Where that fails the next mount does it. Whether it is gone.
+    fn discard(&self, name: &str, is_dir: bool) -> bool {
         let gone = if is_dir {
             super::open::wipe(self.backing(), self.tmp.as_fd(), name.as_bytes())
         } else {
             self.backing.unlink(self.tmp.as_fd(), name.as_bytes())
         };
-        if let Err(e) = gone {
+        if let Err(e) = &gone {
             tracing::warn!("{name} stays in the work directory until the next mount: {e}");
         }
+        gone.is_ok()
     }
 
     /// Sets an attribute under the name that users know.

@@ -4,7 +4,7 @@ use super::table::Data;
 use super::{TRIES, Union};
 use crate::fs::attr::{Attr, BLOCK_SIZE, Change, SetTime, Statfs};
 use crate::fs::{FsError, Ino, ROOT};
-use crate::meta::{Kind, PERMISSION_BITS};
+use crate::meta::{Kind, PERMISSION_BITS, Time};
 use crate::upper::{Handle, Object};
 use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use std::os::fd::AsFd;
@@ -43,7 +43,7 @@ impl Union {
         if object.raw.ino != raw { Ok(None) } else { self.attr_of(ino, &object).map(Some) }
     }
 
-    fn attr_of(&self, ino: Ino, object: &Object) -> Result<Attr, FsError> {
+    pub(super) fn attr_of(&self, ino: Ino, object: &Object) -> Result<Attr, FsError> {
         let table = self.table();
         let entry = table.get(ino).ok_or(FsError::Stale(ino))?;
         let nlink = match &entry.dir {
@@ -85,6 +85,7 @@ impl Union {
         let handle = self.handle(ino)?;
         let owner = (change.uid, change.gid);
         let before = self.upper.object(handle.as_fd())?;
+        let expected = changed(self.attr_of(ino, &before)?, change);
         let changes_owner = owner != (None, None) || change.mode.is_some();
         if changes_owner {
             let mode = change.mode.map(|mode| mode & PERMISSION_BITS);
@@ -100,7 +101,8 @@ impl Union {
                 }
             }
         })?;
-        self.getattr(ino)
+        // It has happened, so it must not fail any more.
+        Ok(self.getattr(ino).unwrap_or(expected))
     }
 
     fn set_size_and_times(&self, ino: Ino, handle: &Handle, change: &Change) -> Result<(), FsError> {
@@ -116,7 +118,12 @@ impl Union {
             None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
         };
         let times = Timestamps { last_access: one(change.atime), last_modification: one(change.mtime) };
-        Ok(self.upper.backing().utimens(handle.as_fd(), &times)?)
+        match self.upper.backing().utimens(handle.as_fd(), &times) {
+            // What was cut off cannot be brought back, so it has happened.
+            Err(e) if change.size.is_some() => tracing::warn!("inode {ino} keeps the time of its truncation: {e}"),
+            set => set?,
+        }
+        Ok(())
     }
 
     /// A symbolic link's target.
@@ -144,5 +151,22 @@ impl Union {
             files: space.files,
             files_free: space.files_free,
         })
+    }
+}
+
+/// What attributes are after a change, as far as that can be known.
+fn changed(before: Attr, change: &Change) -> Attr {
+    let time = |set: Option<SetTime>, old: Time| match set {
+        Some(SetTime::To(time)) => time,
+        Some(SetTime::Now) | None => old,
+    };
+    Attr {
+        mode: change.mode.map_or(before.mode, |mode| (mode & PERMISSION_BITS) as u16),
+        uid: change.uid.unwrap_or(before.uid),
+        gid: change.gid.unwrap_or(before.gid),
+        size: change.size.unwrap_or(before.size),
+        atime: time(change.atime, before.atime),
+        mtime: time(change.mtime, before.mtime),
+        ..before
     }
 }

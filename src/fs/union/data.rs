@@ -72,27 +72,32 @@ impl Union {
         self.handle(ino)
     }
 
-    /// Copies a file's data, up to `keep` bytes of it. Until all of it is there, and on disk, the image's is used.
-    fn copy_data(&self, ino: Ino, keep: u64) -> Result<(), FsError> {
+    /// Copies a file's data, up to `keep` bytes of it: whether that cut the file. Until all of it is there, and on disk,
+    /// the image's is used.
+    fn copy_data(&self, ino: Ino, keep: u64) -> Result<bool, FsError> {
         let locks = self.locks_of(ino)?;
         let _copying = lock(&locks.change);
-        let Some(Data::Image(origin, end)) = self.data_of(ino) else { return Ok(()) };
+        let Some(Data::Image(origin, end)) = self.data_of(ino) else { return Ok(false) };
         let handle = self.handle(ino)?;
         let keep = keep.min(end);
         let before = self.upper.backing().stat(handle.as_fd())?;
-        if keep < before.size {
+        let cut = keep < before.size;
+        if cut {
             self.upper.backing().truncate(handle.as_fd(), keep)?;
         }
         let copied = self.copy_pieces(origin, keep, &handle).and_then(|()| {
             if keep > 0 {
                 self.upper.sync(handle.as_fd(), true)?;
             }
-            self.upper.backing().utimens(handle.as_fd(), &timestamps(None, Some(before.mtime)))?;
+            if !cut {
+                self.upper.backing().utimens(handle.as_fd(), &timestamps(None, Some(before.mtime)))?;
+            }
             Ok(self.upper.clear_mark(handle.as_fd(), Mark::Metacopy)?)
         });
         if let Err(e) = copied {
-            // The size is an attribute, and so the upper's already.
+            // Size and time are attributes, and so the upper's already.
             self.upper.backing().truncate(handle.as_fd(), before.size)?;
+            self.upper.backing().utimens(handle.as_fd(), &timestamps(None, Some(before.mtime)))?;
             return Err(e);
         }
         if let Err(e) = self.upper.clear_mark(handle.as_fd(), Mark::Redirect) {
@@ -101,7 +106,7 @@ impl Union {
         if let Some(entry) = self.table_mut().get_mut(ino) {
             entry.data = Data::Upper;
         }
-        Ok(())
+        Ok(cut)
     }
 
     fn copy_pieces(&self, origin: Ino, keep: u64, to: &Handle) -> Result<(), FsError> {
@@ -142,8 +147,8 @@ impl Union {
 
     /// Cuts or extends a file. What is cut off is not copied first.
     pub(super) fn truncate(&self, ino: Ino, size: u64) -> Result<(), FsError> {
-        if self.data_of(ino) != Some(Data::Upper) {
-            self.copy_data(ino, size)?;
+        if self.data_of(ino) != Some(Data::Upper) && self.copy_data(ino, size)? {
+            return Ok(());
         }
         let handle = self.handle(ino)?;
         Ok(self.upper.backing().truncate(handle.as_fd(), size)?)

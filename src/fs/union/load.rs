@@ -168,7 +168,7 @@ impl Union {
         let meant = match (&lower, &data, *number) {
             (Some(lower), ..) => Some(*lower),
             (None, Data::Image(origin, _), None) => Some(*origin),
-            (None, _, number) => number.filter(|n| *n >= FIRST_OWN || (*kind != Kind::Dir && self.image.has(*n))),
+            (None, _, number) => number.filter(|ino| *ino >= FIRST_OWN || self.image_kind(*ino) == Some(*kind)),
         };
         if let Some(ino) = meant.filter(|ino| !taken(*ino)) {
             *number = Some(ino);
@@ -178,6 +178,10 @@ impl Union {
         let opened = self.upper.open_entry(dir.as_fd(), name, object.mode)?;
         *number = Some(self.upper.give_number(opened.as_fd(), *raw, self.upper.new_number()?)?);
         Ok(())
+    }
+
+    fn image_kind(&self, ino: Ino) -> Option<Kind> {
+        self.image.node(ino).ok()?.kind()
     }
 
     /// Puts what was read into the table.

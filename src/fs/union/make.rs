@@ -3,10 +3,10 @@
 use super::load::name as owned;
 use super::table::{Dir, Entry, Name, Names};
 use super::{Union, acl, lock};
-use crate::fs::{FsError, Ino, New};
+use crate::fs::{Attr, FsError, Ino, New};
 use crate::meta::{Kind, PERMISSION_BITS};
 use crate::name::NAME_MAX;
-use crate::upper::{Draft, Handle, Place};
+use crate::upper::{Draft, Handle, Object, Place};
 use crate::whiteout::is_whiteout_device;
 use std::os::fd::AsFd;
 
@@ -24,7 +24,7 @@ pub(super) fn check_name(name: &[u8]) -> Result<(), FsError> {
 
 impl Union {
     /// Makes an object under a name that nothing has.
-    pub fn make(&self, dir: Ino, name: &[u8], new: &New) -> Result<Ino, FsError> {
+    pub fn make(&self, dir: Ino, name: &[u8], new: &New) -> Result<Attr, FsError> {
         check_name(name)?;
         if new.kind == Kind::Char && is_whiteout_device(new.rdev) {
             // It would be taken for a whiteout; the kernel's overlayfs refuses it too.
@@ -42,25 +42,27 @@ impl Union {
         draft.opaque = new.kind == Kind::Dir && self.covers(dir, name)?;
         let name = owned(name);
         let parent = self.handle(dir)?;
-        let (handle, raw, ino) = self.put_new(&draft, Place { dir: parent.as_fd(), name: &name }, whiteout)?;
-        let mut entry = Entry::new(new.kind, Some(raw));
+        let made = self.put_new(&draft, Place { dir: parent.as_fd(), name: &name }, whiteout)?;
+        let (handle, object, ino) = made;
+        let mut entry = Entry::new(new.kind, Some(object.raw.ino));
         if new.kind == Kind::Dir {
             entry.dir = Some(Dir { lower: None, names: Some(Names::default()), subdirs: 0, default_acl: None });
         }
         self.enter_new(dir, &name, ino, entry);
         self.upper.handles().put(ino, handle);
-        Ok(ino)
+        self.attr_of(ino, &object)
     }
 
-    /// Puts a new object in place: its descriptor, its number below, its number.
-    fn put_new(&self, draft: &Draft, at: Place, whiteout: bool) -> Result<(Handle, u64, Ino), FsError> {
-        if !whiteout && let Some((handle, raw)) = self.upper.make_in_place(draft, at)? {
-            return Ok((handle, raw, draft.number));
+    /// Puts a new object in place: its descriptor, what it is, its number.
+    fn put_new(&self, draft: &Draft, at: Place, whiteout: bool) -> Result<(Handle, Object, Ino), FsError> {
+        if !whiteout && let Some((handle, object)) = self.upper.make_in_place(draft, at)? {
+            return Ok((handle, object, draft.number));
         }
         let made = self.upper.make(draft)?;
-        let (raw, number) = (made.raw_ino, made.number);
+        // Asked for now: once it is in place nothing may fail.
+        let (object, number) = (self.upper.object(made.handle.as_fd())?, made.number);
         let handle = if whiteout { made.put_over_whiteout(at)? } else { made.put(at)? };
-        Ok((handle, raw, number))
+        Ok((handle, object, number))
     }
 
     fn enter_new(&self, dir: Ino, name: &Name, ino: Ino, entry: Entry) {
@@ -116,9 +118,9 @@ impl Union {
     }
 
     /// Gives an inode that is no directory one more name.
-    pub fn link(&self, ino: Ino, dir: Ino, name: &[u8]) -> Result<(), FsError> {
+    pub fn link(&self, ino: Ino, dir: Ino, name: &[u8]) -> Result<Attr, FsError> {
         check_name(name)?;
-        if self.getattr(ino)?.kind == Kind::Dir {
+        if self.kind(ino)? == Kind::Dir {
             return Err(FsError::NotPermitted);
         }
         if self.find(dir, name)?.is_some() {
@@ -134,8 +136,10 @@ impl Union {
         self.check_alive(dir)?;
         let whiteout = self.vacant(dir, name)?;
         let (handle, parent) = (self.handle(ino)?, self.handle(dir)?);
+        let before = self.getattr(ino)?;
         self.upper.link(handle.as_fd(), Place { dir: parent.as_fd(), name }, whiteout)?;
         self.table_mut().add_name(dir, &owned(name), ino);
-        Ok(())
+        // It has happened, so it must not fail any more.
+        Ok(self.getattr(ino).unwrap_or(Attr { nlink: before.nlink + 1, ..before }))
     }
 }

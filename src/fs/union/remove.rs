@@ -31,8 +31,13 @@ impl Union {
                 let whiteout = self.covers(dir, &name)?;
                 let parent = self.handle(dir)?;
                 let at = Place { dir: parent.as_fd(), name: &name };
-                self.upper.take_away(at, false, whiteout).inspect_err(|_| self.release(ino))?;
-                self.table_mut().take_name(dir, &name, ino, whiteout);
+                let left = self.upper.take_away(at, false, whiteout).inspect_err(|_| self.release(ino))?;
+                let mut table = self.table_mut();
+                table.take_name(dir, &name, ino, whiteout);
+                if let Some(entry) = table.get_mut(ino) {
+                    entry.spare += u32::from(left);
+                }
+                drop(table);
                 self.settle_removed(ino);
                 Ok(())
             }

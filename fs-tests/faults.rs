@@ -1,0 +1,365 @@
+//! Every operation on the union meets every fault: each call of it fails once, and dies once.
+//!
+//! A call that fails: the operation either reports the error and nothing has changed, or it has happened. A process that
+//! dies: the next mount shows the state before or the one behind. The power that goes: the same, but for data that
+//! nobody synced.
+
+use crate::support::bed::{Bed, Picture, at, picture, split};
+use crate::support::faulty::{Control, Fault};
+use crate::support::tar::{Entry, Sparse, Tar};
+use plyfs::fs::{Change, Fs, FsError, New, Replace, SetTime};
+use plyfs::meta::{Kind, Time};
+use plyfs::upper::Disk;
+use rustix::io::Errno;
+
+type Step = fn(&Fs) -> Result<(), FsError>;
+
+/// An operation, what goes before it, and what it is about.
+struct Case {
+    name: &'static str,
+    before: &'static [Step],
+    step: Step,
+    /// What the operation is put together from, where it is several changes in one request: a process may die between.
+    parts: &'static [Step],
+}
+
+fn image() -> Bed {
+    let segments = [(8192, b"far".to_vec())].map(|(at, data)| (at as u64, data));
+    let bottom = Tar::new()
+        .dir("d")
+        .add(Entry::file("d/file", "the lower content").mtime(1_000_000, 5).xattr("user.a", "1").mode(0o640))
+        .dir("d/sub")
+        .file("d/sub/deep", "deep")
+        .add(Entry::file("d/sub/one", "linked").mtime(1_000_000, 0))
+        .hard_link("d/two", "d/sub/one")
+        .hard_link("three", "d/sub/one")
+        .symlink("d/symlink", "file")
+        .add(Entry::sparse("sparse", 16384, &segments, Sparse::OldGnu))
+        .dir("empty")
+        .dir("other")
+        .file("other/x", "x")
+        .finish();
+    Bed::new(vec![bottom])
+}
+
+fn new(kind: Kind) -> New<'static> {
+    New { kind, mode: 0o750, umask: 0, rdev: 0x103, uid: 7, gid: 8, target: b"to" }
+}
+
+fn make(fs: &Fs, path: &str, kind: Kind) -> Result<(), FsError> {
+    let (dir, name) = split(fs, path)?;
+    fs.make(dir, name, &new(kind)).map(drop)
+}
+
+fn rename(fs: &Fs, from: &str, to: &str, replace: Replace) -> Result<(), FsError> {
+    let ((from, name), (to, new)) = (split(fs, from)?, split(fs, to)?);
+    fs.rename(from, name, to, new, replace)
+}
+
+fn write(fs: &Fs, path: &str, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
+    fs.write(at(fs, path)?.ino, offset, bytes)
+}
+
+fn change(fs: &Fs, path: &str, change: Change) -> Result<(), FsError> {
+    fs.setattr(at(fs, path)?.ino, &change).map(drop)
+}
+
+fn unlink(fs: &Fs, path: &str) -> Result<(), FsError> {
+    let (dir, name) = split(fs, path)?;
+    fs.unlink(dir, name)
+}
+
+fn rmdir(fs: &Fs, path: &str) -> Result<(), FsError> {
+    let (dir, name) = split(fs, path)?;
+    fs.rmdir(dir, name)
+}
+
+fn link(fs: &Fs, from: &str, to: &str) -> Result<(), FsError> {
+    let (dir, name) = split(fs, to)?;
+    fs.link(at(fs, from)?.ino, dir, name).map(drop)
+}
+
+const NONE: Change = Change { mode: None, uid: None, gid: None, size: None, atime: None, mtime: None };
+const OLD: SetTime = SetTime::To(Time { sec: 77, nsec: 1 });
+
+macro_rules! case {
+    ($name:literal, [$($before:expr),*], $step:expr) => {
+        Case { name: $name, before: &[$($before),*], step: $step, parts: &[] }
+    };
+    ($name:literal, $step:expr, parts: [$($part:expr),*]) => {
+        Case { name: $name, before: &[], step: $step, parts: &[$($part),*] }
+    };
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases = making();
+    cases.extend(changing());
+    cases.extend(removing());
+    cases.extend(renaming());
+    cases
+}
+
+fn making() -> Vec<Case> {
+    vec![
+        case!("create", [], |fs| make(fs, "d/new", Kind::File)),
+        case!("create as root", [], |fs| {
+            let (dir, name) = split(fs, "d/sub/new")?;
+            fs.make(dir, name, &New { uid: 0, gid: 0, ..new(Kind::File) }).map(drop)
+        }),
+        case!("create where a file of the image was", [|fs| unlink(fs, "d/file")], |fs| make(fs, "d/file", Kind::File)),
+        case!("mkdir", [], |fs| make(fs, "d/sub/new", Kind::Dir)),
+        case!("mkdir where a directory was", [|fs| rmdir(fs, "empty")], |fs| make(fs, "empty", Kind::Dir)),
+        case!("mkdir where a full one was", [|fs| unlink(fs, "other/x"), |fs| rmdir(fs, "other")], |fs| {
+            make(fs, "other", Kind::Dir)
+        }),
+        case!("symlink", [], |fs| make(fs, "d/new", Kind::Symlink)),
+        case!("mknod", [], |fs| make(fs, "d/new", Kind::Char)),
+        case!("fifo over a whiteout", [|fs| unlink(fs, "d/file")], |fs| make(fs, "d/file", Kind::Fifo)),
+        case!("link of a lower file", [], |fs| link(fs, "d/file", "d/sub/new")),
+        case!("link of a lower hard link", [], |fs| link(fs, "three", "d/sub/new")),
+        case!("link over a whiteout", [|fs| unlink(fs, "d/file")], |fs| link(fs, "sparse", "d/file")),
+        case!("link of a new file", [|fs| make(fs, "n", Kind::File)], |fs| link(fs, "n", "d/n")),
+    ]
+}
+
+fn changing() -> Vec<Case> {
+    vec![
+        case!("chmod", [], |fs| change(fs, "d/file", Change { mode: Some(0o4711), ..NONE })),
+        case!(
+            "chown and chmod",
+            |fs| change(fs, "d/file", Change { mode: Some(0o4711), uid: Some(3), gid: Some(4), ..NONE }),
+            parts: [|fs| change(fs, "d/file", Change { uid: Some(3), gid: Some(4), ..NONE })]
+        ),
+        case!("chmod of a hard link", [], |fs| change(fs, "d/two", Change { mode: Some(0o600), ..NONE })),
+        case!("chmod of a directory", [], |fs| change(fs, "d/sub", Change { mode: Some(0o700), ..NONE })),
+        case!("utimens", [], |fs| change(fs, "sparse", Change { mtime: Some(OLD), ..NONE })),
+        case!("utimens of a symlink", [], |fs| change(fs, "d/symlink", Change { mtime: Some(OLD), ..NONE })),
+        case!(
+            "truncate to nothing",
+            |fs| change(fs, "d/file", Change { size: Some(0), mtime: Some(OLD), ..NONE }),
+            parts: [|fs| change(fs, "d/file", Change { size: Some(0), ..NONE }), empty_with_old_time]
+        ),
+        case!(
+            "truncate",
+            |fs| change(fs, "d/file", Change { size: Some(5), mtime: Some(OLD), ..NONE }),
+            parts: [|fs| change(fs, "d/file", Change { size: Some(5), ..NONE }), cut_with_old_time]
+        ),
+        case!(
+            "extend",
+            |fs| change(fs, "d/file", Change { size: Some(50), mtime: Some(OLD), ..NONE }),
+            parts: [|fs| change(fs, "d/file", Change { size: Some(50), ..NONE }), touched]
+        ),
+        case!("setxattr", [], |fs| fs.setxattr(at(fs, "d/file")?.ino, b"user.b", b"2", 0)),
+        case!("setxattr of a hard link", [], |fs| fs.setxattr(at(fs, "three")?.ino, b"user.b", b"2", 0)),
+        case!("removexattr", [], |fs| fs.removexattr(at(fs, "d/file")?.ino, b"user.a")),
+    ]
+}
+
+/// The time that the file has in the image.
+const KEPT: SetTime = SetTime::To(Time { sec: 1_000_000, nsec: 5 });
+
+fn empty_with_old_time(fs: &Fs) -> Result<(), FsError> {
+    change(fs, "d/file", Change { size: Some(0), mtime: Some(KEPT), ..NONE })
+}
+
+fn cut_with_old_time(fs: &Fs) -> Result<(), FsError> {
+    change(fs, "d/file", Change { size: Some(5), mtime: Some(KEPT), ..NONE })
+}
+
+fn touched(fs: &Fs) -> Result<(), FsError> {
+    change(fs, "d/file", Change { mtime: Some(SetTime::Now), ..NONE })
+}
+
+fn removing() -> Vec<Case> {
+    vec![
+        case!("unlink of a lower file", [], |fs| unlink(fs, "d/file")),
+        case!("unlink of a lower hard link", [], |fs| unlink(fs, "d/two")),
+        case!("unlink of a copied file", [|fs| write(fs, "d/file", 0, b"T")], |fs| unlink(fs, "d/file")),
+        case!("unlink of a new file", [|fs| make(fs, "d/n", Kind::File)], |fs| unlink(fs, "d/n")),
+        case!("unlink of an open file", [|fs| write(fs, "d/file", 0, b"T")], |fs| {
+            fs.remember(at(fs, "d/file")?.ino);
+            unlink(fs, "d/file")
+        }),
+        case!("rmdir of a lower directory", [], |fs| rmdir(fs, "empty")),
+        case!("rmdir of an emptied one", [|fs| unlink(fs, "other/x")], |fs| rmdir(fs, "other")),
+        case!("rmdir of a new one", [|fs| make(fs, "n", Kind::Dir)], |fs| rmdir(fs, "n")),
+    ]
+}
+
+fn renaming() -> Vec<Case> {
+    vec![
+        case!("rename of a lower file", [], |fs| rename(fs, "d/file", "moved", Replace::Allow)),
+        case!("rename of a lower hard link", [], |fs| rename(fs, "three", "d/four", Replace::Forbid)),
+        case!("rename of a lower directory", [], |fs| rename(fs, "d", "moved", Replace::Allow)),
+        case!("rename of a moved directory", [|fs| rename(fs, "d", "m", Replace::Allow)], |fs| {
+            rename(fs, "m", "d", Replace::Allow)
+        }),
+        case!("rename of a directory into another", [], |fs| rename(fs, "d/sub", "other/sub", Replace::Allow)),
+        case!("rename over a lower file", [], |fs| rename(fs, "d/file", "other/x", Replace::Allow)),
+        case!("rename over a lower hard link", [], |fs| rename(fs, "d/file", "three", Replace::Allow)),
+        case!("rename over an empty lower directory", [], |fs| rename(fs, "d", "empty", Replace::Allow)),
+        case!("rename over an emptied directory", [|fs| unlink(fs, "other/x")], |fs| {
+            rename(fs, "d", "other", Replace::Allow)
+        }),
+        case!(
+            "rename of a new directory over an emptied one",
+            [|fs| unlink(fs, "other/x"), |fs| make(fs, "n", Kind::Dir)],
+            |fs| { rename(fs, "n", "other", Replace::Allow) }
+        ),
+        case!(
+            "rename of a directory over a whiteout",
+            [|fs| unlink(fs, "sparse"), |fs| make(fs, "n", Kind::Dir)],
+            |fs| { rename(fs, "n", "sparse", Replace::Allow) }
+        ),
+        case!("rename of a file over a whiteout", [|fs| unlink(fs, "sparse")], |fs| {
+            rename(fs, "d/file", "sparse", Replace::Forbid)
+        }),
+        case!("exchange of files", [], |fs| rename(fs, "d/file", "other/x", Replace::Exchange)),
+        case!("exchange of a file and a directory", [], |fs| rename(fs, "d/file", "other", Replace::Exchange)),
+        case!("exchange of directories", [], |fs| rename(fs, "d/sub", "other", Replace::Exchange)),
+        case!("rename that leaves a whiteout", [|fs| make(fs, "n", Kind::File)], |fs| {
+            rename(fs, "n", "m", Replace::Whiteout)
+        }),
+    ]
+}
+
+/// The state before, and behind.
+fn both(bed: &Bed, case: &Case) -> (Picture, Picture) {
+    let fs = prepared(bed, case, &Control::default());
+    let before = picture(&fs);
+    (case.step)(&fs).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    (before, picture(&fs))
+}
+
+fn after_part(bed: &Bed, case: &Case, part: Step) -> Picture {
+    let fs = prepared(bed, case, &Control::default());
+    part(&fs).unwrap_or_else(|e| panic!("{}: a part of it: {e}", case.name));
+    picture(&fs)
+}
+
+fn prepared(bed: &Bed, case: &Case, control: &Control) -> Fs {
+    bed.clear();
+    let fs = bed.open(control.backing());
+    for step in case.before {
+        step(&fs).unwrap_or_else(|e| panic!("{}: what goes before: {e}", case.name));
+    }
+    fs
+}
+
+/// A line for each path. New numbers and times of new files are no difference.
+fn lines(picture: &Picture) -> Vec<String> {
+    let own = |ino: u64| if ino >= plyfs::upper::FIRST_OWN { 0 } else { ino };
+    let line = |(path, s): (&String, &crate::support::bed::Seen)| {
+        let mut attr = s.attr;
+        attr.7 = if attr.7 > 1_500_000_000 { 0 } else { attr.7 };
+        format!("{path} {} {attr:?} {} {:?}", own(s.ino), s.content.escape_ascii(), s.xattrs)
+    };
+    picture.iter().map(line).collect()
+}
+
+/// Says what differs, briefly.
+#[track_caller]
+fn same(seen: &Picture, wanted: &Picture, what: &str) {
+    let (seen, wanted) = (lines(seen), lines(wanted));
+    let gone: Vec<&String> = wanted.iter().filter(|line| !seen.contains(line)).collect();
+    let come: Vec<&String> = seen.iter().filter(|line| !wanted.contains(line)).collect();
+    assert!(gone.is_empty() && come.is_empty(), "{what}\nwanted: {gone:#?}\nseen: {come:#?}");
+}
+
+#[test]
+fn a_call_that_fails_leaves_the_old_view_or_the_new_one() {
+    let bed = image();
+    for case in cases() {
+        let (before, after) = both(&bed, &case);
+        let parts: Vec<Picture> = case.parts.iter().map(|part| after_part(&bed, &case, *part)).collect();
+        for errno in [Errno::NOSPC, Errno::IO, Errno::DQUOT] {
+            for number in 0.. {
+                let control = Control::default();
+                let fs = prepared(&bed, &case, &control);
+                control.arm(number, Fault::Fail(errno));
+                let done = (case.step)(&fs);
+                let Some(call) = control.disarm() else {
+                    assert!(done.is_ok() && number > 0, "{}: met no fault and failed", case.name);
+                    break;
+                };
+                let what = format!("{}: call {number} ({call}) fails with {errno:?}: {done:?}", case.name);
+                match done {
+                    Err(e) => {
+                        assert_eq!(e.errno(), errno.raw_os_error(), "{what}");
+                        same(&picture(&fs), &before, &what);
+                        (case.step)(&fs).unwrap_or_else(|e| panic!("{what}: again: {e}"));
+                    }
+                    Ok(()) => {}
+                }
+                let seen = picture(&fs);
+                if !parts.iter().any(|part| lines(part) == lines(&seen)) {
+                    same(&seen, &after, &what);
+                }
+                drop(fs);
+                same(&picture(&bed.open(Box::new(Disk))), &seen, &format!("{what}; after a remount"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_process_that_dies_anywhere_leaves_the_old_state_or_the_new_one() {
+    let bed = image();
+    for case in cases() {
+        let (before, after) = both(&bed, &case);
+        let (mut old, mut new) = (0, 0);
+        let parts: Vec<Picture> = case.parts.iter().map(|part| after_part(&bed, &case, *part)).collect();
+        for number in 0.. {
+            let control = Control::default();
+            let fs = prepared(&bed, &case, &control);
+            control.sync_all();
+            control.arm(number, Fault::Die);
+            let done = (case.step)(&fs);
+            let Some(call) = control.disarm() else { break };
+            drop(fs);
+            control.lose_unsynced();
+            let seen = picture(&bed.open(Box::new(Disk)));
+            let what = format!("{}: dies at call {number} ({call}): {done:?}", case.name);
+            if lines(&seen) == lines(&before) {
+                old += 1;
+            } else if !parts.iter().any(|part| lines(part) == lines(&seen)) {
+                same(&seen, &after, &what);
+                new += 1;
+            }
+            let left = std::fs::read_dir(bed.work().join("plyfs/tmp")).unwrap().count();
+            let links = std::fs::read_dir(bed.work().join("plyfs/links")).unwrap().count();
+            assert_eq!((left, links), (0, 0), "{what}: the work directory is not clean");
+        }
+        assert!(old > 0, "{}: no fault came before the change: {new} behind it", case.name);
+    }
+}
+
+/// Data that is written and synced is there, and none but what is written ever changes.
+#[test]
+fn a_write_that_dies_anywhere_changes_its_own_bytes_only() {
+    let bed = image();
+    for path in ["d/file", "three", "sparse"] {
+        for number in 0.. {
+            bed.clear();
+            let control = Control::default();
+            let fs = bed.open(control.backing());
+            let ino = at(&fs, path).unwrap().ino;
+            let old = crate::support::bed::content(&fs, ino);
+            control.arm(number, Fault::Die);
+            let synced = fs.write(ino, 3, b"NEW").and_then(|()| fs.fsync(ino, true)).is_ok();
+            let hit = control.disarm();
+            drop(fs);
+            control.lose_unsynced();
+            let fs = bed.open(Box::new(Disk));
+            let seen = crate::support::bed::content(&fs, at(&fs, path).unwrap().ino);
+            let what = format!("{path}: dies at call {number} ({hit:?})");
+            assert_eq!((&seen[..3], &seen[6..]), (&old[..3], &old[6..]), "{what}");
+            assert!(!synced || &seen[3..6] == b"NEW", "{what}: what was synced is gone");
+            assert!([&old[3..6], b"NEW", &[0; 3]].contains(&&seen[3..6]), "{what}: {:?}", &seen[3..6]);
+            if hit.is_none() {
+                assert!(synced && number > 5);
+                break;
+            }
+        }
+    }
+}

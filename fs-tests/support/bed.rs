@@ -1,0 +1,167 @@
+//! A union without a kernel: an image in memory, an upper directory in a temporary one, and a picture of what is seen.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+
+use plyfs::digest::Digest;
+use plyfs::fs::{Attr, Data, Fs, FsError, Ino, ROOT};
+use plyfs::layer::{Index, Limits, index_tar};
+use plyfs::meta::Kind;
+use plyfs::sys::Bytes;
+use plyfs::tree;
+use plyfs::upper::{Backing, OpenError, Settings, Upper};
+use tempfile::TempDir;
+
+/// Layers, and a place for an upper directory on top of them.
+pub struct Bed {
+    tars: Vec<Vec<u8>>,
+    indexes: Vec<Vec<u8>>,
+    dir: TempDir,
+    /// Whether uppers are opened volatile.
+    pub volatile: bool,
+}
+
+/// One object as it is seen; directories' times and all access and change times are left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Inode number.
+    pub ino: Ino,
+    /// Kind, mode, link count, owner, group, device, size, and of what is no directory the modification time.
+    pub attr: (Kind, u16, u32, u32, u32, u32, u64, i64),
+    /// A file's content, a link's target.
+    pub content: Vec<u8>,
+    /// Extended attributes.
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+/// Every path and what is there.
+pub type Picture = BTreeMap<String, Seen>;
+
+impl Bed {
+    /// With these layers, the bottom one first.
+    pub fn new(tars: Vec<Vec<u8>>) -> Bed {
+        let index = |tar: &Vec<u8>| index_tar(&mut &tar[..], &Limits::default()).unwrap().seal(&Digest::of(tar));
+        let indexes = tars.iter().map(index).collect();
+        let dir = tempfile::Builder::new().prefix("plyfs-test-").tempdir().unwrap();
+        Bed { tars, indexes, dir, volatile: false }
+    }
+
+    /// The upper directory.
+    pub fn upper(&self) -> PathBuf {
+        self.dir.path().join("upper")
+    }
+
+    /// The work directory.
+    pub fn work(&self) -> PathBuf {
+        self.dir.path().join("work")
+    }
+
+    /// Throws the upper away.
+    pub fn clear(&self) {
+        for dir in [self.upper(), self.work()] {
+            let _absent_at_first = std::fs::remove_dir_all(dir);
+        }
+    }
+
+    /// Opens the upper directory only.
+    pub fn open_upper(&self, backing: Box<dyn Backing>) -> Result<Upper, OpenError> {
+        let settings = Settings {
+            upper: self.upper(),
+            work: self.work(),
+            image: Digest::of(&self.tars.concat()),
+            volatile: self.volatile,
+            descriptors: 4,
+        };
+        Upper::open(&settings, backing)
+    }
+
+    /// Opens the union.
+    pub fn open(&self, backing: Box<dyn Backing>) -> Fs {
+        let upper = self.open_upper(backing).unwrap();
+        self.with(upper).unwrap()
+    }
+
+    /// The union with an upper directory that is open.
+    pub fn with(&self, upper: Upper) -> Result<Fs, FsError> {
+        let (tree, layers) = self.image();
+        Fs::writable(tree, layers, upper)
+    }
+
+    fn image(&self) -> (Index, Vec<Data>) {
+        let open = |bytes: &Vec<u8>| Index::open(Bytes::Owned(bytes.clone())).unwrap();
+        let indexes: Vec<Index> = self.indexes.iter().map(open).collect();
+        let merged = tree::merge(&Digest::of(&self.tars.concat()), &indexes).unwrap();
+        let data = self.tars.iter().map(|tar| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(tar).unwrap();
+            Data::open(file).unwrap()
+        });
+        (Index::open(Bytes::Owned(merged)).unwrap(), data.collect())
+    }
+}
+
+/// The inode at a path.
+pub fn at(fs: &Fs, path: &str) -> Result<Attr, FsError> {
+    let names = path.split('/').filter(|name| !name.is_empty());
+    names.fold(fs.getattr(ROOT), |at, name| fs.lookup(at?.ino, name.as_bytes()))
+}
+
+/// A path's directory and its name in it.
+pub fn split<'a>(fs: &Fs, path: &'a str) -> Result<(Ino, &'a [u8]), FsError> {
+    let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
+    Ok((at(fs, dir)?.ino, name.as_bytes()))
+}
+
+/// A file's content.
+pub fn content(fs: &Fs, ino: Ino) -> Vec<u8> {
+    let size = fs.getattr(ino).unwrap().size;
+    let mut bytes = Vec::new();
+    while (bytes.len() as u64) < size {
+        let piece = fs.read(ino, bytes.len() as u64, 1021).unwrap();
+        assert!(!piece.is_empty(), "a file ends early");
+        bytes.extend_from_slice(&piece);
+    }
+    bytes
+}
+
+/// All that is seen, held against itself: listings, lookups and attributes must agree.
+pub fn picture(fs: &Fs) -> Picture {
+    let mut all = Picture::new();
+    see(fs, ROOT, String::new(), &mut all);
+    all
+}
+
+fn see(fs: &Fs, ino: Ino, path: String, all: &mut Picture) {
+    let attr = fs.getattr(ino).unwrap();
+    assert_eq!(attr.ino, ino);
+    let names = fs.listxattr(ino, true).unwrap();
+    let names = names.split(|b| *b == 0).filter(|name| !name.is_empty());
+    let xattrs = names.map(|name| (name.to_vec(), fs.getxattr(ino, name).unwrap().into_owned())).collect();
+    let content = match attr.kind {
+        Kind::File => content(fs, ino),
+        Kind::Symlink => fs.readlink(ino).unwrap().into_owned(),
+        _ => Vec::new(),
+    };
+    let mtime = if attr.kind == Kind::Dir { 0 } else { attr.mtime.sec };
+    let seen = (attr.kind, attr.mode, attr.nlink, attr.uid, attr.gid, attr.rdev, attr.size, mtime);
+    all.insert(path.clone(), Seen { ino, attr: seen, content, xattrs });
+    if attr.kind != Kind::Dir {
+        return;
+    }
+    let mut entries = Vec::new();
+    fs.readdirplus(ino, 2, |entry, attr| {
+        assert_eq!((entry.ino, entry.kind), (attr.ino, attr.kind));
+        entries.push((entry.name.to_vec(), entry.ino));
+        false
+    })
+    .unwrap();
+    let mut subdirs = 0;
+    for (name, child) in entries {
+        let found = fs.lookup(ino, &name).unwrap();
+        assert_eq!(found.ino, child, "a listing and a lookup differ");
+        subdirs += u32::from(found.kind == Kind::Dir);
+        see(fs, child, format!("{path}/{}", name.escape_ascii()), all);
+    }
+    assert_eq!(attr.nlink, 2 + subdirs, "the link count of directory `{path}`");
+}

@@ -1,0 +1,195 @@
+//! A backing that counts its calls, fails the one that it is told to, dies at it, and forgets what was never synced.
+
+use std::collections::HashMap;
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+
+use plyfs::upper::{Backing, Disk, Listed, Raw, Space};
+use rustix::fs::{OFlags, RenameFlags, Timestamps, XattrFlags};
+use rustix::io::Errno;
+
+/// What happens at the call that was named.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// It fails with this error; those behind it work.
+    Fail(Errno),
+    /// Neither it nor any behind it does anything: the process is dead.
+    Die,
+}
+
+#[derive(Default)]
+struct State {
+    calls: usize,
+    armed: Option<(usize, Fault)>,
+    dead: bool,
+    hit: Option<&'static str>,
+    /// Of files with unsynced data: a descriptor, and what they held when they were last synced.
+    unsynced: HashMap<u64, (OwnedFd, Vec<u8>)>,
+}
+
+/// The control over a [`Faulty`] that a file system owns.
+#[derive(Clone, Default)]
+pub struct Control(Arc<Mutex<State>>);
+
+/// The backing itself.
+pub struct Faulty {
+    control: Control,
+}
+
+impl Control {
+    /// A backing under this control.
+    pub fn backing(&self) -> Box<dyn Backing> {
+        Box::new(Faulty { control: self.clone() })
+    }
+
+    /// The `number`th call from now on, counted from 0, meets the fault.
+    pub fn arm(&self, number: usize, fault: Fault) {
+        let mut state = self.0.lock().unwrap();
+        state.armed = Some((state.calls + number, fault));
+        state.hit = None;
+    }
+
+    /// No fault any more; the name of the call that met it, if one did.
+    pub fn disarm(&self) -> Option<&'static str> {
+        let mut state = self.0.lock().unwrap();
+        state.armed = None;
+        state.hit.take()
+    }
+
+    /// All that was written is on disk.
+    pub fn sync_all(&self) {
+        self.0.lock().unwrap().unsynced.clear();
+    }
+
+    /// The power goes: data that was not synced is what it was, or zeros where there was nothing. Directories and
+    /// attributes are as they are, since a journal keeps their order, and an earlier state of them is met by dying at an
+    /// earlier call.
+    pub fn lose_unsynced(&self) {
+        for (_, (fd, old)) in std::mem::take(&mut self.0.lock().unwrap().unsynced) {
+            let size = Disk.stat(fd.as_fd()).unwrap().size as usize;
+            let mut kept = old;
+            kept.resize(size, 0);
+            let mut done = 0;
+            while done < kept.len() {
+                done += Disk.write(fd.as_fd(), &kept[done..], done as u64).unwrap();
+            }
+        }
+    }
+
+    fn step(&self, call: &'static str) -> io::Result<()> {
+        let mut state = self.0.lock().unwrap();
+        let number = state.calls;
+        state.calls += 1;
+        if state.dead {
+            return Err(Errno::IO.into());
+        }
+        match state.armed {
+            Some((at, fault)) if at == number => {
+                state.hit = Some(call);
+                match fault {
+                    Fault::Fail(errno) => Err(errno.into()),
+                    Fault::Die => {
+                        state.dead = true;
+                        Err(Errno::IO.into())
+                    }
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Before data changes: what is there is remembered.
+    fn before_write(&self, fd: BorrowedFd) {
+        let raw = Disk.stat(fd).unwrap();
+        let mut state = self.0.lock().unwrap();
+        if state.unsynced.contains_key(&raw.ino) {
+            return;
+        }
+        let mut old = vec![0; raw.size as usize];
+        let mut done = 0;
+        while done < old.len() {
+            match Disk.read(fd, &mut old[done..], done as u64).unwrap() {
+                0 => break,
+                more => done += more,
+            }
+        }
+        state.unsynced.insert(raw.ino, (fd.try_clone_to_owned().unwrap(), old));
+    }
+
+    fn after_sync(&self, fd: BorrowedFd) {
+        let raw = Disk.stat(fd).unwrap();
+        self.0.lock().unwrap().unsynced.remove(&raw.ino);
+    }
+}
+
+macro_rules! pass {
+    ($($name:ident($($arg:ident: $type:ty),*) -> $result:ty;)*) => {
+        $(fn $name(&self, $($arg: $type),*) -> io::Result<$result> {
+            self.control.step(stringify!($name))?;
+            Disk.$name($($arg),*)
+        })*
+    };
+}
+
+impl Backing for Faulty {
+    pass! {
+        open(dir: BorrowedFd, name: &[u8], flags: OFlags, mode: u32) -> OwnedFd;
+        stat(fd: BorrowedFd) -> Raw;
+        stat_at(dir: BorrowedFd, name: &[u8]) -> Raw;
+        list(dir: BorrowedFd) -> Vec<Listed>;
+        mkdir(dir: BorrowedFd, name: &[u8], mode: u32) -> ();
+        mknod(dir: BorrowedFd, name: &[u8], mode: u32, rdev: u32) -> ();
+        symlink(target: &[u8], dir: BorrowedFd, name: &[u8]) -> ();
+        readlink(dir: BorrowedFd, name: &[u8]) -> Vec<u8>;
+        link(fd: BorrowedFd, dir: BorrowedFd, name: &[u8]) -> ();
+        unlink(dir: BorrowedFd, name: &[u8]) -> ();
+        rmdir(dir: BorrowedFd, name: &[u8]) -> ();
+        rename(from: BorrowedFd, name: &[u8], to: BorrowedFd, new: &[u8], flags: RenameFlags) -> ();
+        chmod(fd: BorrowedFd, mode: u32) -> ();
+        chown(fd: BorrowedFd, uid: Option<u32>, gid: Option<u32>) -> ();
+        utimens(fd: BorrowedFd, times: &Timestamps) -> ();
+        get_xattr(fd: BorrowedFd, name: &[u8]) -> Option<Vec<u8>>;
+        get_xattr_at(dir: BorrowedFd, entry: &[u8], name: &CStr) -> Option<Vec<u8>>;
+        set_xattr(fd: BorrowedFd, name: &[u8], value: &[u8], flags: XattrFlags) -> ();
+        remove_xattr(fd: BorrowedFd, name: &[u8]) -> ();
+        list_xattrs(fd: BorrowedFd) -> Vec<u8>;
+        read(fd: BorrowedFd, into: &mut [u8], offset: u64) -> usize;
+        seek(fd: BorrowedFd, offset: u64, hole: bool) -> u64;
+        lock(fd: BorrowedFd) -> ();
+        space(fd: BorrowedFd) -> Space;
+        get_flags(fd: BorrowedFd) -> u32;
+        set_flags(fd: BorrowedFd, flags: u32) -> ();
+        get_attributes(fd: BorrowedFd) -> [u8; 28];
+        set_attributes(fd: BorrowedFd, attributes: &[u8; 28]) -> ();
+    }
+
+    fn write(&self, fd: BorrowedFd, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        self.control.step("write")?;
+        self.control.before_write(fd);
+        Disk.write(fd, bytes, offset)
+    }
+
+    fn copy(&self, from: BorrowedFd, at: u64, to: BorrowedFd, to_at: u64, len: usize) -> io::Result<usize> {
+        self.control.step("copy")?;
+        self.control.before_write(to);
+        Disk.copy(from, at, to, to_at, len)
+    }
+
+    fn truncate(&self, fd: BorrowedFd, size: u64) -> io::Result<()> {
+        self.control.step("truncate")?;
+        Disk.truncate(fd, size)
+    }
+
+    fn allocate(&self, fd: BorrowedFd, mode: u32, offset: u64, len: u64) -> io::Result<()> {
+        self.control.step("allocate")?;
+        Disk.allocate(fd, mode, offset, len)
+    }
+
+    fn sync(&self, fd: BorrowedFd, data_only: bool) -> io::Result<()> {
+        self.control.step("sync")?;
+        self.control.after_sync(fd);
+        Disk.sync(fd, data_only)
+    }
+}

@@ -1,0 +1,159 @@
+//! Directories to run on.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+use tempfile::TempDir;
+
+use super::check::Checks;
+use super::generate::Menu;
+use super::image::{image, unpack};
+use crate::support::tree::Tree;
+
+/// A directory that holds the image when a run begins, and what can happen to it from outside.
+pub trait Place {
+    /// The tree's root.
+    fn root(&self) -> &Path;
+
+    /// Unmounts and mounts again. Nothing is open.
+    fn remount(&mut self);
+
+    /// Kills whoever serves the tree and mounts again. Nothing is open, and all is synced.
+    fn kill(&mut self);
+
+    /// What a comparison may ask of it.
+    fn checks(&self) -> Checks;
+
+    /// Other views of the same tree, at the end of a run, and what else has to hold then.
+    fn finish(&mut self) -> Result<Vec<View>, String> {
+        Ok(Vec::new())
+    }
+}
+
+/// A tree seen in another way.
+pub struct View {
+    pub name: &'static str,
+    pub tree: Tree,
+    pub checks: Checks,
+}
+
+/// A directory of the file system that the tests' scratch space is on: the model's judge.
+pub struct PlainPlace {
+    dir: TempDir,
+}
+
+impl PlainPlace {
+    pub const MENU: Menu = Menu { whiteouts: false, held_readers: true, optional: true, remounts: false };
+
+    pub fn new() -> Self {
+        let dir = scratch();
+        rustix::fs::chmod(dir.path(), Mode::from_raw_mode(0o755)).unwrap();
+        unpack(dir.path(), &image());
+        Self { dir }
+    }
+}
+
+fn scratch() -> TempDir {
+    tempfile::Builder::new().prefix("plyfs-model-").tempdir().unwrap()
+}
+
+impl Place for PlainPlace {
+    fn root(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn remount(&mut self) {}
+
+    fn kill(&mut self) {}
+
+    fn checks(&self) -> Checks {
+        // A number is used again as soon as its inode is gone.
+        Checks { numbers: false, ..Checks::ALL }
+    }
+}
+
+/// Kernel overlayfs over the image: a union that other people wrote, judged by the same model.
+pub struct OverlayPlace {
+    dir: TempDir,
+    at: PathBuf,
+}
+
+impl OverlayPlace {
+    pub const MENU: Menu = Menu { whiteouts: false, held_readers: false, optional: true, remounts: true };
+
+    pub fn new() -> Self {
+        let dir = scratch();
+        for name in ["lower", "upper", "work", "at"] {
+            make_dir(&dir.path().join(name));
+        }
+        unpack(&dir.path().join("lower"), &image());
+        let at = dir.path().join("at");
+        let place = Self { dir, at };
+        place.mount();
+        place
+    }
+
+    fn mount(&self) {
+        let path = |name: &str| self.dir.path().join(name);
+        mount_overlay(&path("lower"), &path("upper"), &path("work"), &self.at, "index=on");
+    }
+}
+
+impl Place for OverlayPlace {
+    fn root(&self) -> &Path {
+        &self.at
+    }
+
+    fn remount(&mut self) {
+        unmount(&self.at);
+        self.mount();
+    }
+
+    fn kill(&mut self) {
+        self.remount();
+    }
+
+    fn checks(&self) -> Checks {
+        Checks { numbers: false, dir_nlink: false, ..Checks::ALL }
+    }
+}
+
+impl Drop for OverlayPlace {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.at, UnmountFlags::DETACH);
+    }
+}
+
+/// A directory of mode 0755, whatever the umask.
+pub fn make_dir(path: &Path) {
+    std::fs::create_dir(path).unwrap();
+    rustix::fs::chmod(path, Mode::from_raw_mode(0o755)).unwrap();
+}
+
+/// Mounts kernel overlayfs, with every feature that plyfs's upper directory may need, and more options.
+pub fn mount_overlay(lower: &Path, upper: &Path, work: &Path, at: &Path, more: &str) {
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={},metacopy=on,redirect_dir=on,{more}",
+        lower.display(),
+        upper.display(),
+        work.display()
+    );
+    let options = std::ffi::CString::new(options).unwrap();
+    rustix::mount::mount("overlay", at, "overlay", MountFlags::empty(), options.as_c_str()).unwrap();
+}
+
+/// Unmounts. Another test's child has our descriptors between its fork and its exec, so a mount can be busy for a while.
+pub fn unmount(at: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match rustix::mount::unmount(at, UnmountFlags::empty()) {
+            Ok(()) => return,
+            Err(Errno::BUSY) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
+            Err(error) => panic!("cannot unmount {}: {error}", at.display()),
+        }
+    }
+}
+

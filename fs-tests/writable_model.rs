@@ -18,5 +18,10 @@ fn the_model_is_right_about_a_plain_directory() {
 
 #[test]
 fn the_model_is_right_about_kernel_overlayfs() {
-    soak("overlayfs", Effort { runs: 3, ops: 1500 }, OverlayPlace::MENU, &|| by_path(OverlayPlace::new()));
+    soak("overlayfs", Effort { runs: 3, ops: 1500 }, OverlayPlace::MENU, &|| by_path(OverlayPlace::new(false)));
+}
+
+#[test]
+fn the_model_is_right_about_kernel_overlayfs_that_copies_attributes_alone() {
+    soak("metacopy", Effort { runs: 3, ops: 1500 }, OverlayPlace::MENU, &|| by_path(OverlayPlace::new(true)));
 }

@@ -67,6 +67,10 @@ impl Harness for ByPath {
         std::fs::read(path).unwrap_or_default()
     }
 
+    fn may_refuse(&self, op: &Op) -> Option<i32> {
+        self.place.may_refuse(op)
+    }
+
     fn checks(&self) -> Checks {
         self.place.checks()
     }
@@ -237,6 +241,10 @@ impl ByPath {
                 let set = if follow { rustix::fs::setxattr } else { rustix::fs::lsetxattr };
                 set(self.full(at), name, &value, flag)?;
             }
+            Op::GetXattr { at, name, room: 0, follow } => {
+                let query = if follow { rustix::fs::getxattr_query } else { rustix::fs::lgetxattr_query };
+                return count(query(self.full(at), name)?);
+            }
             Op::GetXattr { at, name, room, follow } => {
                 let path = self.full(at);
                 let mut value = vec![0; room];
@@ -246,7 +254,7 @@ impl ByPath {
                     rustix::fs::lgetxattr(path, name, &mut value)?
                 };
                 value.truncate(length);
-                return if room == 0 { count(length) } else { Ok(Outcome::Bytes(value)) };
+                return Ok(Outcome::Bytes(value));
             }
             Op::ListXattrs { at, follow } => {
                 let path = self.full(at);

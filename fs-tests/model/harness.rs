@@ -20,6 +20,11 @@ pub trait Harness {
     /// A file's bytes, to say where they differ.
     fn content(&mut self, path: &[u8]) -> Vec<u8>;
 
+    /// The errno with which a step may be refused that POSIX allows. Then nothing must have changed.
+    fn may_refuse(&self, op: &Op) -> Option<i32> {
+        op.may_be_refused()
+    }
+
     /// How the tree is to be compared.
     fn checks(&self) -> super::check::Checks;
 

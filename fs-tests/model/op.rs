@@ -142,9 +142,9 @@ pub enum Outcome {
 }
 
 impl Op {
-    /// Whether a file system may say that it cannot do this. Then nothing must have changed.
-    pub fn is_optional(&self) -> bool {
-        matches!(self, Op::Allocate { how: Alloc::Collapse | Alloc::Insert, .. })
+    /// The errno with which any file system may say that it cannot do this. Then nothing must have changed.
+    pub fn may_be_refused(&self) -> Option<i32> {
+        matches!(self, Op::Allocate { how: Alloc::Collapse | Alloc::Insert, .. }).then_some(libc::EOPNOTSUPP)
     }
 }
 

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use super::check::Checks;
 use super::generate::Menu;
 use super::image::{image, unpack};
+use super::op::Op;
 use crate::support::tree::Tree;
 
 /// A directory that holds the image when a run begins, and what can happen to it from outside.
@@ -26,6 +27,11 @@ pub trait Place {
 
     /// What a comparison may ask of it.
     fn checks(&self) -> Checks;
+
+    /// The errno with which a step may be refused here that POSIX allows.
+    fn may_refuse(&self, op: &Op) -> Option<i32> {
+        op.may_be_refused()
+    }
 
     /// Other views of the same tree, at the end of a run, and what else has to hold then.
     fn finish(&mut self) -> Result<Vec<View>, String> {
@@ -79,26 +85,29 @@ impl Place for PlainPlace {
 pub struct OverlayPlace {
     dir: TempDir,
     at: PathBuf,
+    metacopy: bool,
 }
 
 impl OverlayPlace {
     pub const MENU: Menu = Menu { whiteouts: false, held_readers: false, optional: true, remounts: true };
 
-    pub fn new() -> Self {
+    /// With `metacopy`, a change of attributes alone copies no content.
+    pub fn new(metacopy: bool) -> Self {
         let dir = scratch();
         for name in ["lower", "upper", "work", "at"] {
             make_dir(&dir.path().join(name));
         }
         unpack(&dir.path().join("lower"), &image());
         let at = dir.path().join("at");
-        let place = Self { dir, at };
+        let place = Self { dir, at, metacopy };
         place.mount();
         place
     }
 
     fn mount(&self) {
         let path = |name: &str| self.dir.path().join(name);
-        mount_overlay(&path("lower"), &path("upper"), &path("work"), &self.at, "index=on");
+        mount_overlay(&path("lower"), &path("upper"), &path("work"), &self.at, if self.metacopy { "metacopy=on,index=on" } else { "metacopy=off,index=on" },
+);
     }
 }
 
@@ -117,7 +126,16 @@ impl Place for OverlayPlace {
     }
 
     fn checks(&self) -> Checks {
-        Checks { numbers: false, dir_nlink: false, ..Checks::ALL }
+        // The content, copied later, brings a new time with it.
+        Checks { numbers: false, dir_nlink: false, file_times: !self.metacopy, ..Checks::ALL }
+    }
+
+    fn may_refuse(&self, op: &Op) -> Option<i32> {
+        match op {
+            // Where it came from has to fit in an attribute of 256 bytes.
+            Op::Rename { .. } | Op::Link { .. } | Op::HeldLink { .. } => Some(libc::EXDEV),
+            _ => op.may_be_refused(),
+        }
     }
 }
 
@@ -133,10 +151,10 @@ pub fn make_dir(path: &Path) {
     rustix::fs::chmod(path, Mode::from_raw_mode(0o755)).unwrap();
 }
 
-/// Mounts kernel overlayfs, with every feature that plyfs's upper directory may need, and more options.
+/// Mounts kernel overlayfs that can rename directories, with more options.
 pub fn mount_overlay(lower: &Path, upper: &Path, work: &Path, at: &Path, more: &str) {
     let options = format!(
-        "lowerdir={},upperdir={},workdir={},metacopy=on,redirect_dir=on,{more}",
+        "lowerdir={},upperdir={},workdir={},redirect_dir=on,{more}",
         lower.display(),
         upper.display(),
         work.display()

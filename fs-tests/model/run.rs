@@ -78,14 +78,15 @@ impl World {
         if *op == Op::Check {
             return self.compare().map(|()| None);
         }
-        let before = op.is_optional().then(|| self.model.clone());
+        let refusal = self.harness.may_refuse(op);
+        let before = refusal.map(|_| self.model.clone());
         let expected = self.model.apply(op);
         if matches!(expected, Err(Stop::Skip)) {
             return Ok(None);
         }
         let answer = self.harness.apply(op);
         match (before, &answer) {
-            (Some(before), Err(libc::EOPNOTSUPP)) => self.model = before,
+            (Some(before), Err(errno)) if refusal == Some(*errno) => self.model = before,
             _ => self.judge(expected, &answer).map_err(|wrong| format!("{op:?}: {wrong}"))?,
         }
         Ok(Some(answer))

@@ -3,14 +3,16 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{
-    AtFlags, FallocateFlags, FileType, Mode, OFlags, RawDir, RenameFlags, SeekFrom, Timespec, Timestamps, XattrFlags,
+    AtFlags, FallocateFlags, FileType, Mode, OFlags, RawDir, RawDirEntry, RenameFlags, SeekFrom, Timespec, Timestamps,
+    XattrFlags,
 };
 use rustix::io::Errno;
 
@@ -25,7 +27,8 @@ use crate::support::tree::{Contents, Record, Tree, scan};
 const MAP_LEN: usize = 1 << 20;
 
 enum Slot {
-    Open(File),
+    /// A descriptor, and the entries of a listing that has begun.
+    Open(File, Vec<(CString, FileType)>),
     Map(MmapRaw),
 }
 
@@ -132,7 +135,14 @@ impl ByPath {
             }
             Op::Unlink { at } => unlinkat(self.root(), expand(at), AtFlags::empty())?,
             Op::Rmdir { at } => unlinkat(self.root(), expand(at), AtFlags::REMOVEDIR)?,
-            Op::RemoveAll { at } => remove_all(self.root(), expand(at).as_bytes())?,
+            Op::RemoveAll { at } => {
+                // The way there may lead through what is removed.
+                let path = expand(at);
+                let (above, name) = path.rsplit_once('/').unwrap_or((".", &path));
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let dir = rustix::fs::openat(self.root(), above, flags, Mode::empty())?;
+                remove_all(&dir, name.as_bytes())?;
+            }
             Op::Rename { from, to, how } => {
                 let flags = match how {
                     Replace::Allow => RenameFlags::empty(),
@@ -283,7 +293,7 @@ impl ByPath {
             Op::Hold { slot, at, write } => {
                 self.slots[slot] = None;
                 let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
-                self.slots[slot] = Some(Slot::Open(self.open(at, access)?));
+                self.slots[slot] = Some(Slot::Open(self.open(at, access)?, Vec::new()));
                 DONE
             }
             Op::HoldMap { slot, at, write } => {
@@ -310,6 +320,18 @@ impl ByPath {
                 DONE
             }
             Op::HeldList { slot } => list(self.file(slot)),
+            Op::HeldListBegin { slot } => {
+                let first = first_entries(self.file(slot))?;
+                let Some(Slot::Open(_, listed)) = &mut self.slots[slot] else { unreachable!() };
+                *listed = first;
+                DONE
+            }
+            Op::HeldListEnd { slot } => {
+                let Some(Slot::Open(file, listed)) = &mut self.slots[slot] else { unreachable!() };
+                let mut found = std::mem::take(listed);
+                read_entries(file, &mut found)?;
+                told(found)
+            }
             Op::HeldMkdir { slot, name } => {
                 rustix::fs::mkdirat(self.file(slot), expand(name), Mode::from_raw_mode(0o755))?;
                 DONE
@@ -329,7 +351,7 @@ impl ByPath {
 
     fn file(&self, slot: usize) -> &File {
         match &self.slots[slot] {
-            Some(Slot::Open(file)) => file,
+            Some(Slot::Open(file, _)) => file,
             _ => panic!("slot {slot} holds no descriptor"),
         }
     }
@@ -445,8 +467,7 @@ fn store(map: &MmapRaw, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
 fn stat(stat: &rustix::fs::Stat) -> Did {
     let kind = FileType::from_raw_mode(stat.st_mode);
     let device = matches!(kind, FileType::CharacterDevice | FileType::BlockDevice);
-    let rdev =
-        if device { (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) } else { (0, 0) };
+    let rdev = if device { (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) } else { (0, 0) };
     Ok(Outcome::Stat(Box::new(Record {
         mode: stat.st_mode,
         uid: stat.st_uid,
@@ -462,35 +483,62 @@ fn stat(stat: &rustix::fs::Stat) -> Did {
     })))
 }
 
-/// Through this very descriptor, from its beginning, with a small buffer, and with the kernel's word on a directory that
+type Listed = Vec<(CString, FileType)>;
+
+fn take_entry(entry: &RawDirEntry<'_>, into: &mut Listed) {
+    if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+        into.push((entry.file_name().to_owned(), entry.file_type()));
+    }
+}
+
+/// From where this very descriptor stands to the end, with a small buffer, and with the kernel's word on a directory that
 /// is gone.
-fn entries(dir: &impl std::os::fd::AsFd) -> Result<Vec<(CString, FileType)>, Errno> {
-    let mut found = Vec::new();
-    let mut buffer = [std::mem::MaybeUninit::uninit(); 1024];
-    rustix::fs::seek(dir, SeekFrom::Start(0))?;
+fn read_entries(dir: &impl AsFd, into: &mut Listed) -> Result<(), Errno> {
+    let mut buffer = [MaybeUninit::uninit(); 1024];
     let mut raw = RawDir::new(dir, &mut buffer);
     while let Some(entry) = raw.next() {
-        let entry = entry?;
-        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            found.push((entry.file_name().to_owned(), entry.file_type()));
+        take_entry(&entry?, into);
+    }
+    Ok(())
+}
+
+/// What fits in the smallest buffer that takes every name.
+fn first_entries(dir: &impl AsFd) -> Result<Listed, Errno> {
+    rustix::fs::seek(dir, SeekFrom::Start(0))?;
+    let mut buffer = [MaybeUninit::uninit(); 288];
+    let (mut raw, mut found) = (RawDir::new(dir, &mut buffer), Vec::new());
+    while let Some(entry) = raw.next() {
+        take_entry(&entry?, &mut found);
+        if raw.is_buffer_empty() {
+            break;
         }
     }
     Ok(found)
 }
 
-fn list(dir: &File) -> Did {
-    let mut found: Vec<_> =
-        entries(dir)?.into_iter().map(|(name, kind)| (name.into_bytes(), kind.as_raw_mode())).collect();
+fn entries(dir: &impl AsFd) -> Result<Listed, Errno> {
+    let mut found = Vec::new();
+    rustix::fs::seek(dir, SeekFrom::Start(0))?;
+    read_entries(dir, &mut found)?;
+    Ok(found)
+}
+
+fn told(found: Listed) -> Did {
+    let mut found: Vec<_> = found.into_iter().map(|(name, kind)| (name.into_bytes(), kind.as_raw_mode())).collect();
     found.sort();
     Ok(Outcome::Entries(found))
 }
 
-fn open_dir(dir: &impl std::os::fd::AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {
+fn list(dir: &File) -> Did {
+    told(entries(dir)?)
+}
+
+fn open_dir(dir: &impl AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(dir, name, flags, Mode::empty())
 }
 
-fn remove_all(dir: &impl std::os::fd::AsFd, name: &[u8]) -> Result<(), Errno> {
+fn remove_all(dir: &impl AsFd, name: &[u8]) -> Result<(), Errno> {
     let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
         return rustix::fs::unlinkat(dir, name, AtFlags::empty());
@@ -503,7 +551,7 @@ fn remove_all(dir: &impl std::os::fd::AsFd, name: &[u8]) -> Result<(), Errno> {
 }
 
 /// Every regular file, one by one: a sync of a whole FUSE file system waits for nothing.
-fn sync_all(dir: &impl std::os::fd::AsFd) -> Result<(), Errno> {
+fn sync_all(dir: &impl AsFd) -> Result<(), Errno> {
     for (name, kind) in entries(&open_dir(dir, b".")?)? {
         match kind {
             FileType::Directory => sync_all(&open_dir(dir, name.to_bytes())?)?,

@@ -1,6 +1,6 @@
 //! What makes a tree equal to the model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::state::{Id, Model, Mtime};
 use crate::support::show;
@@ -22,7 +22,8 @@ pub struct Checks {
 }
 
 impl Checks {
-    pub const ALL: Checks = Checks { numbers: true, links: true, dir_nlink: true, file_times: true, hidden_xattrs: &[] };
+    pub const ALL: Checks =
+        Checks { numbers: true, links: true, dir_nlink: true, file_times: true, hidden_xattrs: &[] };
 }
 
 /// Which inode of the model has which number.
@@ -135,7 +136,7 @@ impl Checker {
     fn xattrs(&self, expected: &Record, actual: &Record) -> Vec<String> {
         let seen = |name: &[u8]| !self.checks.hidden_xattrs.iter().any(|hidden| name.starts_with(hidden.as_bytes()));
         let text = |value: Option<&Vec<u8>>| value.map_or("none".to_owned(), |value| format!("\"{}\"", show(value)));
-        let names: std::collections::BTreeSet<_> = expected.xattrs.keys().chain(actual.xattrs.keys()).collect();
+        let names: BTreeSet<_> = expected.xattrs.keys().chain(actual.xattrs.keys()).collect();
         names
             .into_iter()
             .filter(|name| seen(name) && expected.xattrs.get(*name) != actual.xattrs.get(*name))
@@ -173,6 +174,16 @@ pub fn first_difference(expected: &[u8], actual: &[u8]) -> String {
     }
 }
 
+/// What is wrong with a listing during which names came and went; see [`super::names::Expected::Listing`].
+pub fn listing(sure: &[(Vec<u8>, u32)], maybe: &BTreeSet<Vec<u8>>, actual: &[(Vec<u8>, u32)]) -> Result<(), String> {
+    let mut listed: Vec<_> = actual.iter().filter(|(name, _)| !maybe.contains(name)).cloned().collect();
+    listed.sort();
+    match listed == sure {
+        true => Ok(()),
+        false => Err(format!("besides {maybe:?}: expected {sure:?}, listed {listed:?}")),
+    }
+}
+
 /// Whether an answer to `SEEK_HOLE` or `SEEK_DATA` from an offset inside the file can be true of these bytes: what is
 /// skipped as a hole must be zeros. That all data is a hole's opposite nobody promises.
 pub fn seek(bytes: &[u8], offset: u64, hole: bool, answer: Result<u64, i32>) -> Result<(), String> {
@@ -185,7 +196,13 @@ pub fn seek(bytes: &[u8], offset: u64, hole: bool, answer: Result<u64, i32>) -> 
             if behind.iter().all(|byte| *byte == 0) { Ok(()) } else { Err(format!("there is data at {at}")) }
         }
         Ok(at) if at == bytes.len() as u64 => Err("there is no data at the end".into()),
-        Ok(at) => if zeros(at as usize) { Ok(()) } else { Err(format!("there is data before {at}")) },
+        Ok(at) => {
+            if zeros(at as usize) {
+                Ok(())
+            } else {
+                Err(format!("there is data before {at}"))
+            }
+        }
         Err(libc::ENXIO) if !hole && zeros(bytes.len()) => Ok(()),
         Err(errno) => Err(format!("errno {errno}")),
     }

@@ -1,8 +1,10 @@
 //! The model's steps on contents and attributes, by path and through what is held.
 
+use std::collections::BTreeSet;
+
 use super::names::{DONE, Expected};
 use super::op::{Alloc, At, CAPABILITY_NAME, Op, Outcome, Stamp, XattrFlag, pattern, xattr_value};
-use super::state::{Body, Content, Held, Id, Model, Mtime, Step, Stop, refuse};
+use super::state::{Body, Content, Held, Id, Listing, Model, Mtime, Step, Stop, refuse};
 
 fn count(count: usize) -> Step<Expected> {
     Ok(Expected::Outcome(Outcome::Count(count as u64)))
@@ -82,8 +84,22 @@ impl Model {
             },
             Op::HeldList { slot } => match self.held(slot)? {
                 held if held.map => Err(Stop::Skip),
-                held => self.list(held.id),
+                held => {
+                    // It begins anew.
+                    self.listings[slot] = None;
+                    self.list(held.id)
+                }
             },
+            Op::HeldListBegin { slot } => match self.held(slot)? {
+                held if held.map => Err(Stop::Skip),
+                held => {
+                    self.listings[slot] = None;
+                    self.list(held.id)?;
+                    self.listings[slot] = Some(Listing::default());
+                    DONE
+                }
+            },
+            Op::HeldListEnd { slot } => self.end_listing(slot),
             Op::HeldMapLoad { slot, offset, len } => {
                 let held = self.held_map(slot)?;
                 match self.content(held.id).range(offset, len) {
@@ -103,6 +119,15 @@ impl Model {
             }
             _ => unreachable!("{op:?} is nobody's"),
         }
+    }
+
+    fn end_listing(&mut self, slot: usize) -> Step<Expected> {
+        let held = self.held(slot)?;
+        let Listing { touched } = self.listings[slot].take().ok_or(Stop::Skip)?;
+        let Expected::Outcome(Outcome::Entries(mut sure)) = self.list(held.id)? else { return Err(Stop::Skip) };
+        let maybe: BTreeSet<_> = touched.into_iter().map(String::into_bytes).collect();
+        sure.retain(|(name, _)| !maybe.contains(name));
+        Ok(Expected::Listing { sure, maybe })
     }
 
     fn held_file(&self, slot: usize) -> Step<Held> {

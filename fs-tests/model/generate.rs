@@ -44,7 +44,7 @@ const XATTRS: &[&str] = &["user.a", "user.a", "user.b", "trusted.c", "trusted.d"
 const MODES: &[u32] = &[0o755, 0o644, 0o600, 0o777, 0o000, 0o4755, 0o2755, 0o6711, 0o1755, 0o2775, 0o444];
 const IDS: &[u32] = &[0, 0, 1000, 50, 65_534, 4_000_000_000];
 /// Above this many inodes, a run removes more than it makes.
-const MANY: usize = 140;
+const MANY: usize = 200;
 const DEPTH_MAX: usize = 7;
 
 /// A list of steps, and a whole comparison about every so many.
@@ -173,11 +173,12 @@ impl Source {
 
     fn attributes(&mut self) -> Op {
         let (at, follow) = (self.existing(), self.random.percent(60));
-        match self.random.below(14) {
+        match self.random.below(15) {
             0..=2 => Op::Chmod { at, mode: self.random.pick(MODES) },
             3..=4 => Op::Chown { at, uid: self.id(), gid: self.id(), follow },
             5..=7 => {
-                let times = [Stamp::Time(1_000_000_000, 1), Stamp::Time(-7, 999_999_999), Stamp::Time(5_000_000_000, 0)];
+                let times =
+                    [Stamp::Time(1_000_000_000, 1), Stamp::Time(-7, 999_999_999), Stamp::Time(5_000_000_000, 0)];
                 let mtime = match self.random.below(5) {
                     0 => Stamp::Now,
                     1 => Stamp::Omit,
@@ -190,9 +191,19 @@ impl Source {
                 let (len, fill) = (self.random.pick(&[0, 1, 20, 300]), self.random.next() as u8);
                 Op::SetXattr { at, name: self.random.pick(XATTRS), len, fill, flag, follow }
             }
-            12 => Op::RemoveXattr { at, name: self.random.pick(XATTRS), follow },
-            _ => Op::GetXattr { at, name: self.random.pick(XATTRS), room: self.random.pick(&[0, 1, 400]), follow },
+            12 => Op::RemoveXattr { at, name: self.xattr_of(at), follow },
+            _ => Op::GetXattr { at, name: self.xattr_of(at), room: self.random.pick(&[0, 1, 400]), follow },
         }
+    }
+
+    /// An attribute that is there, if there is one.
+    fn xattr_of(&mut self, at: At) -> &'static str {
+        let there = |name: &&'static str| {
+            let id = self.model.walk(at, false).ok()?;
+            self.model.node(id).xattrs.contains_key(name.as_bytes()).then_some(())
+        };
+        let known: Vec<_> = XATTRS.iter().copied().filter(|name| there(name).is_some()).collect();
+        if known.is_empty() || self.random.percent(20) { self.random.pick(XATTRS) } else { self.random.pick(&known) }
     }
 
     fn id(&mut self) -> Option<u32> {
@@ -228,7 +239,11 @@ impl Source {
                     false => Op::HeldMapLoad { slot, offset, len },
                 }
             }
-            Body::Dir { .. } => match self.random.below(4) {
+            Body::Dir { .. } if self.model.listings[slot].is_some() && self.random.percent(40) => {
+                Op::HeldListEnd { slot }
+            }
+            Body::Dir { .. } => match self.random.below(7) {
+                4..=6 => Op::HeldListBegin { slot },
                 0 => Op::HeldMkdir { slot, name: self.random.pick(NAMES) },
                 1 => Op::HeldStat { slot },
                 2 => Op::HeldSync { slot },
@@ -249,7 +264,7 @@ impl Source {
         let write = !self.menu.held_readers || self.random.percent(50);
         match self.random.below(10) {
             0..=5 => Op::Hold { slot, at: self.file(), write },
-            6 => Op::Hold { slot, at: self.existing(), write: !self.menu.held_readers },
+            6..=7 => Op::Hold { slot, at: self.directory(), write: false },
             _ => Op::HoldMap { slot, at: self.file(), write },
         }
     }
@@ -294,10 +309,15 @@ impl Source {
         self.existing()
     }
 
+    /// A directory's path most of the time.
+    fn directory(&mut self) -> At {
+        intern(self.wander(is_dir))
+    }
+
     /// Where something may be made, which is often taken.
     fn place(&mut self) -> At {
         let name = if self.random.percent(92) { self.random.pick(NAMES) } else { self.random.pick(ODD_NAMES) };
-        let dir = if self.random.percent(30) { String::new() } else { self.wander(|body| is_dir(body)) };
+        let dir = if self.random.percent(30) { String::new() } else { self.wander(is_dir) };
         match dir.as_str() {
             "" => intern(name.to_owned()),
             _ if dir.matches('/').count() > DEPTH_MAX => intern(name.to_owned()),

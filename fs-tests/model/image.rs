@@ -91,7 +91,7 @@ pub fn image() -> Vec<Initial> {
         Initial::dir("dir"),
         Initial::file("dir/a", 9000).owner(1000, 1000).xattr("user.a", b"1").xattr("trusted.c", b"a\0b"),
         Initial::new("dir/b", Start::Link("a")),
-        Initial::dir("dir/sub").mode(0o750).owner(1000, 100).xattr("user.b", b""),
+        Initial::dir("dir/sub").mode(0o750).owner(1000, 100).xattr("user.b", b"2"),
         Initial::file("dir/sub/a", 0),
         Initial::dir("dir/sub/deep").mtime(4_294_967_303, 1),
         Initial::file("dir/sub/deep/leaf", 70_000),

@@ -32,9 +32,7 @@ impl PlyfsPlace {
     /// With further options of `plyfs mount`.
     pub fn new(options: &[&'static str]) -> Self {
         let env = TestEnv::new();
-        let built = layers(&image()).into_iter().fold(Image::new(), Image::layer).tag("1");
-        built.write_layout(&env.path("model"));
-        env.ok(["pull", "-q", &format!("oci:{}:1", env.path("model").display())]);
+        pull_image(&env);
         for name in ["upper", "work"] {
             make_dir(&env.path(name));
         }
@@ -86,7 +84,8 @@ impl PlyfsPlace {
         let tree = scan(mounted.0, Contents::Hash);
         drop(mounted);
         // Numbers and hard links over copies are what overlayfs has no form for.
-        let checks = Checks { numbers: false, links: false, dir_nlink: false, file_times: true, hidden_xattrs: OWN_XATTRS };
+        let checks =
+            Checks { numbers: false, links: false, dir_nlink: false, file_times: true, hidden_xattrs: OWN_XATTRS };
         View { name: "the tree as kernel overlayfs sees it", tree, checks }
     }
 }
@@ -143,6 +142,13 @@ impl Place for PlyfsPlace {
         }
         Ok(vec![self.kernel_view()])
     }
+}
+
+/// Puts the image into the environment's store, in three layers, as `model:1`.
+pub fn pull_image(env: &TestEnv) {
+    let built = layers(&image()).into_iter().fold(Image::new(), Image::layer).tag("1");
+    built.write_layout(&env.path("model"));
+    env.ok(["pull", "-q", &format!("oci:{}:1", env.path("model").display())]);
 }
 
 /// The digest of every layer's tar in the store.

@@ -1,6 +1,6 @@
 //! The model's steps on names: making, removing, linking, renaming. The order of checks is the kernel's (fs/namei.c).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::op::{At, Op, Outcome, Replace, Special, expand};
 use super::state::{Body, Content, Held, Id, Model, Mtime, Node, Step, Stop, count_link, refuse};
@@ -14,6 +14,8 @@ pub enum Expected {
     Stat(Id),
     /// An offset that agrees with these bytes; see [`super::check::seek`].
     Seek { bytes: Vec<u8>, offset: u64, hole: bool },
+    /// Entries of a directory that changed meanwhile: each of `sure` once, of `maybe` as it happens, and no others.
+    Listing { sure: Vec<(Vec<u8>, u32)>, maybe: BTreeSet<Vec<u8>> },
 }
 
 pub(super) const DONE: Step<Expected> = Ok(Expected::Outcome(Outcome::Done));
@@ -292,6 +294,7 @@ impl Model {
     }
 
     fn release(&mut self, slot: usize) {
+        self.listings[slot] = None;
         if let Some(held) = self.slots[slot].take() {
             self.reap(held.id);
         }

@@ -12,63 +12,225 @@ pub type At = &'static str;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
     /// open(2) with `O_CREAT|O_RDWR`, perhaps `O_EXCL`, and close.
-    Create { at: At, mode: u32, excl: bool },
+    Create {
+        at: At,
+        mode: u32,
+        excl: bool,
+    },
     /// open(2) of what is there, and close.
-    Open { at: At, write: bool, truncate: bool },
-    Mkdir { at: At, mode: u32 },
-    Mknod { at: At, kind: Special, mode: u32, rdev: (u32, u32) },
-    Symlink { at: At, target: &'static str },
+    Open {
+        at: At,
+        write: bool,
+        truncate: bool,
+    },
+    Mkdir {
+        at: At,
+        mode: u32,
+    },
+    Mknod {
+        at: At,
+        kind: Special,
+        mode: u32,
+        rdev: (u32, u32),
+    },
+    Symlink {
+        at: At,
+        target: &'static str,
+    },
     /// linkat(2); `follow` is `AT_SYMLINK_FOLLOW`.
-    Link { from: At, to: At, follow: bool },
-    Unlink { at: At },
-    Rmdir { at: At },
+    Link {
+        from: At,
+        to: At,
+        follow: bool,
+    },
+    Unlink {
+        at: At,
+    },
+    Rmdir {
+        at: At,
+    },
     /// `rm -rf`.
-    RemoveAll { at: At },
-    Rename { from: At, to: At, how: Replace },
+    RemoveAll {
+        at: At,
+    },
+    Rename {
+        from: At,
+        to: At,
+        how: Replace,
+    },
     /// Reads and writes open the file, act once, and close.
-    Read { at: At, offset: u64, len: usize },
-    Write { at: At, offset: u64, len: usize, fill: u8 },
-    Append { at: At, len: usize, fill: u8 },
+    Read {
+        at: At,
+        offset: u64,
+        len: usize,
+    },
+    Write {
+        at: At,
+        offset: u64,
+        len: usize,
+        fill: u8,
+    },
+    Append {
+        at: At,
+        len: usize,
+        fill: u8,
+    },
     /// truncate(2): by path, without opening.
-    Truncate { at: At, size: u64 },
-    Allocate { at: At, how: Alloc, offset: u64, len: u64 },
+    Truncate {
+        at: At,
+        size: u64,
+    },
+    Allocate {
+        at: At,
+        how: Alloc,
+        offset: u64,
+        len: u64,
+    },
     /// copy_file_range(2), again and again until all is copied or the source ends.
-    CopyRange { from: At, from_offset: u64, to: At, to_offset: u64, len: u64 },
+    CopyRange {
+        from: At,
+        from_offset: u64,
+        to: At,
+        to_offset: u64,
+        len: u64,
+    },
     /// `SEEK_HOLE` or `SEEK_DATA`.
-    Seek { at: At, offset: u64, hole: bool },
-    Chmod { at: At, mode: u32 },
-    Chown { at: At, uid: Option<u32>, gid: Option<u32>, follow: bool },
+    Seek {
+        at: At,
+        offset: u64,
+        hole: bool,
+    },
+    Chmod {
+        at: At,
+        mode: u32,
+    },
+    Chown {
+        at: At,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        follow: bool,
+    },
     /// Sets the access time too, to something that is not compared.
-    Utimes { at: At, mtime: Stamp, follow: bool },
-    SetXattr { at: At, name: &'static str, len: usize, fill: u8, flag: XattrFlag, follow: bool },
+    Utimes {
+        at: At,
+        mtime: Stamp,
+        follow: bool,
+    },
+    SetXattr {
+        at: At,
+        name: &'static str,
+        len: usize,
+        fill: u8,
+        flag: XattrFlag,
+        follow: bool,
+    },
     /// `room` is the caller's buffer; with 0 it asks for the size.
-    GetXattr { at: At, name: &'static str, room: usize, follow: bool },
-    ListXattrs { at: At, follow: bool },
-    RemoveXattr { at: At, name: &'static str, follow: bool },
-    Fsync { at: At, data_only: bool },
+    GetXattr {
+        at: At,
+        name: &'static str,
+        room: usize,
+        follow: bool,
+    },
+    ListXattrs {
+        at: At,
+        follow: bool,
+    },
+    RemoveXattr {
+        at: At,
+        name: &'static str,
+        follow: bool,
+    },
+    Fsync {
+        at: At,
+        data_only: bool,
+    },
     /// Map, store, load back, unmap. A private mapping changes nothing.
-    Mapped { at: At, offset: u64, len: usize, fill: u8, shared: bool },
-    Stat { at: At, follow: bool },
-    ReadLink { at: At },
-    List { at: At },
+    Mapped {
+        at: At,
+        offset: u64,
+        len: usize,
+        fill: u8,
+        shared: bool,
+    },
+    Stat {
+        at: At,
+        follow: bool,
+    },
+    ReadLink {
+        at: At,
+    },
+    List {
+        at: At,
+    },
     /// Keep a descriptor for later steps. What the slot held before is closed first.
-    Hold { slot: usize, at: At, write: bool },
+    Hold {
+        slot: usize,
+        at: At,
+        write: bool,
+    },
     /// Keep a shared mapping, without a descriptor, for later steps.
-    HoldMap { slot: usize, at: At, write: bool },
-    HeldRead { slot: usize, offset: u64, len: usize },
-    HeldWrite { slot: usize, offset: u64, len: usize, fill: u8 },
-    HeldTruncate { slot: usize, size: u64 },
-    HeldStat { slot: usize },
-    HeldSync { slot: usize },
+    HoldMap {
+        slot: usize,
+        at: At,
+        write: bool,
+    },
+    HeldRead {
+        slot: usize,
+        offset: u64,
+        len: usize,
+    },
+    HeldWrite {
+        slot: usize,
+        offset: u64,
+        len: usize,
+        fill: u8,
+    },
+    HeldTruncate {
+        slot: usize,
+        size: u64,
+    },
+    HeldStat {
+        slot: usize,
+    },
+    HeldSync {
+        slot: usize,
+    },
     /// A new name for a held file, which fails once the last one is gone.
-    HeldLink { slot: usize, to: At },
+    HeldLink {
+        slot: usize,
+        to: At,
+    },
     /// List a held directory, which fails once it is removed.
-    HeldList { slot: usize },
+    HeldList {
+        slot: usize,
+    },
+    /// Begin to list a held directory with a buffer for a few entries; what follows may change it.
+    HeldListBegin {
+        slot: usize,
+    },
+    /// List the rest. Gives what both saw.
+    HeldListEnd {
+        slot: usize,
+    },
     /// mkdirat(2) in a held directory.
-    HeldMkdir { slot: usize, name: At },
-    HeldMapLoad { slot: usize, offset: u64, len: usize },
-    HeldMapStore { slot: usize, offset: u64, len: usize, fill: u8 },
-    Release { slot: usize },
+    HeldMkdir {
+        slot: usize,
+        name: At,
+    },
+    HeldMapLoad {
+        slot: usize,
+        offset: u64,
+        len: usize,
+    },
+    HeldMapStore {
+        slot: usize,
+        offset: u64,
+        len: usize,
+        fill: u8,
+    },
+    Release {
+        slot: usize,
+    },
     /// Compare the whole tree with the model.
     Check,
     /// Close what is held, unmount, mount again.

@@ -106,8 +106,13 @@ impl OverlayPlace {
 
     fn mount(&self) {
         let path = |name: &str| self.dir.path().join(name);
-        mount_overlay(&path("lower"), &path("upper"), &path("work"), &self.at, if self.metacopy { "metacopy=on,index=on" } else { "metacopy=off,index=on" },
-);
+        mount_overlay(
+            &path("lower"),
+            &path("upper"),
+            &path("work"),
+            &self.at,
+            if self.metacopy { "metacopy=on,index=on" } else { "metacopy=off,index=on" },
+        );
     }
 }
 
@@ -160,18 +165,24 @@ pub fn mount_overlay(lower: &Path, upper: &Path, work: &Path, at: &Path, more: &
         work.display()
     );
     let options = std::ffi::CString::new(options).unwrap();
-    rustix::mount::mount("overlay", at, "overlay", MountFlags::empty(), options.as_c_str()).unwrap();
+    let flags = MountFlags::empty();
+    patiently(at, || rustix::mount::mount("overlay", at, "overlay", flags, options.as_c_str()));
 }
 
-/// Unmounts. Another test's child has our descriptors between its fork and its exec, so a mount can be busy for a while.
+/// Unmounts.
 pub fn unmount(at: &Path) {
+    patiently(at, || rustix::mount::unmount(at, UnmountFlags::empty()));
+}
+
+/// Mounts or unmounts. Both can be refused for a moment: another test's child has our descriptors between its fork and
+/// its exec, and whoever looks a path up or reads the table of mounts holds what he looks at.
+fn patiently(at: &Path, call: impl Fn() -> rustix::io::Result<()>) {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        match rustix::mount::unmount(at, UnmountFlags::empty()) {
+        match call() {
             Ok(()) => return,
             Err(Errno::BUSY) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
-            Err(error) => panic!("cannot unmount {}: {error}", at.display()),
+            Err(error) => panic!("{}: {error}", at.display()),
         }
     }
 }
-

@@ -1,7 +1,7 @@
 //! The model's inodes, and how paths lead to them.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sha2::{Digest, Sha256};
 
@@ -78,12 +78,21 @@ pub struct Held {
     pub map: bool,
 }
 
+/// A directory being listed.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// Names that came or went since it began.
+    pub touched: BTreeSet<String>,
+}
+
 /// A POSIX file system in memory, as root sees one.
 #[derive(Clone, Debug)]
 pub struct Model {
     pub(super) nodes: BTreeMap<Id, Node>,
     next: Id,
     pub(super) slots: [Option<Held>; SLOTS],
+    /// Of slots that hold a directory.
+    pub(super) listings: [Option<Listing>; SLOTS],
     /// The process's own, which is asked for, not set: other tests share it.
     pub(super) umask: u32,
 }
@@ -161,7 +170,8 @@ impl Model {
             names: 1,
         };
         let nodes = BTreeMap::from([(ROOT, root)]);
-        let mut model = Self { nodes, next: ROOT + 1, slots: [None; SLOTS], umask: umask() };
+        let mut model =
+            Self { nodes, next: ROOT + 1, slots: [None; SLOTS], listings: [const { None }; SLOTS], umask: umask() };
         image.iter().for_each(|entry| model.start(entry));
         model
     }
@@ -206,6 +216,7 @@ impl Model {
             *parent = dir;
         }
         self.node_mut(id).names += 1;
+        self.touch(dir, &name);
         let before = self.entries_mut(dir).insert(name, id);
         assert_eq!(before, None, "the model lost an inode");
     }
@@ -213,8 +224,19 @@ impl Model {
     /// Takes a name away. The inode stays as long as something holds it.
     pub(super) fn leave(&mut self, dir: Id, name: &str) -> Id {
         let id = self.entries_mut(dir).remove(name).unwrap();
+        self.touch(dir, name);
         self.node_mut(id).names -= 1;
         id
+    }
+
+    fn touch(&mut self, dir: Id, name: &str) {
+        for (held, listing) in self.slots.iter().zip(&mut self.listings) {
+            if let (Some(held), Some(listing)) = (held, listing)
+                && held.id == dir
+            {
+                listing.touched.insert(name.to_owned());
+            }
+        }
     }
 
     /// Forgets an inode that has no name and is not held.

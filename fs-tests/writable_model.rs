@@ -8,15 +8,17 @@
 //! PLYFS_MODEL_RUNS=200 cargo test --test fs writable_model                       # many
 //! ```
 
+use crate::model::by_inode::ByInode;
 use crate::model::check::{Checker, Checks};
 use crate::model::generate::{Menu, generate};
 use crate::model::harness::Harness;
 use crate::model::image::image;
+use crate::model::in_memory::InMemory;
 use crate::model::mounted::{PlyfsPlace, pull_image};
 use crate::model::op::{Op, Op::*, Outcome, Replace, Replace::*};
 use crate::model::place::{OverlayPlace, PlainPlace, View};
 use crate::model::run::{Effort, by_path, compare, execute, replay, shrink, soak};
-use crate::model::state::Model;
+use crate::model::state::{Model, umask};
 use crate::support::env::TestEnv;
 use crate::support::tree::{Contents, Tree, scan};
 
@@ -49,6 +51,13 @@ fn a_writable_mount_answers_as_a_plain_directory_does() {
     compare("plain and plyfs", Effort { runs: 3, ops: 700 }, menu, &|| by_path(PlainPlace::new()), &|| {
         by_path(PlyfsPlace::new(&[]))
     });
+}
+
+/// What stands between the model's steps and a file system's own operations is right.
+#[test]
+fn steps_without_a_kernel_are_the_same_steps() {
+    let fresh = || -> Box<dyn Harness> { Box::new(ByInode::new(InMemory::new(&image()), umask(), Checks::ALL)) };
+    soak("in memory", Effort { runs: 12, ops: 1500 }, PlyfsPlace::MENU, &fresh);
 }
 
 /// Two judges that are there already, so that the comparison itself is known to work.

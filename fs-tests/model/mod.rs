@@ -12,16 +12,21 @@
 //! | [`state`], [`names`], [`data`] | the model: inodes and paths, steps on names, steps on contents and attributes |
 //! | [`generate`] | a list of steps from a seed |
 //! | [`harness`], [`by_path`] | who carries steps out; by system calls on a directory |
+//! | [`by_inode`], [`inodes`] | without a kernel, on a file system's own operations |
+//! | [`in_memory`] | the model as such a file system, which shows that `by_inode` is right |
 //! | [`place`], [`mounted`] | the directory: a plain one, kernel overlayfs, plyfs |
 //! | [`check`] | what makes a tree equal to the model |
 //! | [`run`] | runs, shrinking, reports |
 
+pub mod by_inode;
 pub mod by_path;
 pub mod check;
 pub mod data;
 pub mod generate;
 pub mod harness;
 pub mod image;
+pub mod in_memory;
+pub mod inodes;
 pub mod mounted;
 pub mod names;
 pub mod op;

@@ -85,7 +85,7 @@ impl PlyfsPlace {
         drop(mounted);
         // Numbers and hard links over copies are what overlayfs has no form for.
         let checks =
-            Checks { numbers: false, links: false, dir_nlink: false, file_times: true, hidden_xattrs: OWN_XATTRS };
+            Checks { numbers: false, links: false, dir_nlink: false, hidden_xattrs: OWN_XATTRS, ..Checks::ALL };
         View { name: "the tree as kernel overlayfs sees it", tree, checks }
     }
 }

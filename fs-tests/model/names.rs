@@ -130,7 +130,8 @@ impl Model {
         DONE
     }
 
-    fn insert(&mut self, dir: Id, name: String, body: Body, mode: u32) {
+    /// A new inode with a name: it takes a set-gid directory's group.
+    pub(super) fn insert(&mut self, dir: Id, name: String, body: Body, mode: u32) {
         let above = self.node(dir);
         let set_gid = above.mode & 0o2000 != 0;
         let gid = if set_gid { above.gid } else { 0 };
@@ -142,7 +143,7 @@ impl Model {
     }
 
     /// A directory's entries changed.
-    fn changed(&mut self, dir: Id) {
+    pub(super) fn changed(&mut self, dir: Id) {
         self.node_mut(dir).mtime = Mtime::Recent;
     }
 

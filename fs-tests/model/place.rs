@@ -131,8 +131,9 @@ impl Place for OverlayPlace {
     }
 
     fn checks(&self) -> Checks {
-        // The content, copied later, brings a new time with it.
-        Checks { numbers: false, dir_nlink: false, file_times: !self.metacopy, ..Checks::ALL }
+        // The content, copied later, brings a new time with it, and so does what a refused rename prepared.
+        let file_times = !self.metacopy;
+        Checks { numbers: false, dir_nlink: false, file_times, dir_times: false, ..Checks::ALL }
     }
 
     fn may_refuse(&self, op: &Op) -> Option<i32> {

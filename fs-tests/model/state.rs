@@ -405,7 +405,8 @@ pub(super) fn count_link(links: &mut u32) -> Step<()> {
     if *links > LINKS_MAX { refuse(libc::ELOOP) } else { Ok(()) }
 }
 
-fn umask() -> u32 {
+/// This process's umask.
+pub fn umask() -> u32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("Umask:")).unwrap();
     u32::from_str_radix(line.trim(), 8).unwrap()

@@ -5,16 +5,14 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::check::Checks;
 use super::generate::Menu;
 use super::image::{image, layers, unpack};
-use super::place::{Place, View, make_dir, mount_overlay, unmount};
+use super::place::{Overlay, Place, View, kernel_view, make_dir};
 use crate::support::env::{Mount, TestEnv, run};
 use crate::support::oci::{Image, digest};
-use crate::support::tree::{Contents, scan};
 
 /// The image in three layers, mounted by plyfs with an upper directory.
 pub struct PlyfsPlace {
@@ -50,7 +48,8 @@ impl PlyfsPlace {
         self.mount = Some(Mount::by(&self.env, &mut command));
     }
 
-    /// Unmounts through plyfs, which waits for its daemon. Busy for a while is no fault, see [`unmount`].
+    /// Unmounts through plyfs, which waits for its daemon. Busy for a while is no fault, see
+    /// [`super::place::unmount`].
     fn unmount(&mut self) {
         let Some(mount) = self.mount.take() else { return };
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -66,43 +65,23 @@ impl PlyfsPlace {
         }
     }
 
+    /// The image unpacked, and the upper directory that plyfs wrote.
+    fn overlay(&self) -> Overlay {
+        let [lower, work, at] = ["lower", "kernel-work", "kernel"].map(|name| self.env.path(name));
+        [&lower, &work, &at].into_iter().for_each(|path| make_dir(path));
+        unpack(&lower, &image());
+        Overlay { lower, upper: self.env.path("upper"), work, at, options: "metacopy=on,index=off,ro" }
+    }
+
     fn daemon(&self) -> Pid {
         let table = self.env.ok(["mounts"]);
         let pid = table.lines().nth(1).and_then(|line| line.split_whitespace().nth(3)?.parse().ok());
         Pid::from_raw(pid.expect("a mount is registered")).unwrap()
     }
-
-    /// The tree as kernel overlayfs sees it: the image unpacked, and the upper directory that plyfs wrote.
-    fn kernel_view(&self) -> View {
-        for name in ["lower", "kernel-work", "kernel"] {
-            make_dir(&self.env.path(name));
-        }
-        let (lower, at) = (self.env.path("lower"), self.env.path("kernel"));
-        unpack(&lower, &image());
-        mount_overlay(&lower, &self.env.path("upper"), &self.env.path("kernel-work"), &at, "metacopy=on,index=off");
-        let mounted = Unmount(&at);
-        let tree = scan(mounted.0, Contents::Hash);
-        drop(mounted);
-        // Numbers and hard links over copies are what overlayfs has no form for.
-        let checks =
-            Checks { numbers: false, links: false, dir_nlink: false, hidden_xattrs: OWN_XATTRS, ..Checks::ALL };
-        View { name: "the tree as kernel overlayfs sees it", tree, checks }
-    }
 }
 
 /// What plyfs keeps for itself in the upper directory.
 const OWN_XATTRS: &[&str] = &["trusted.plyfs.", "user.plyfs."];
-
-struct Unmount<'a>(&'a Path);
-
-impl Drop for Unmount<'_> {
-    fn drop(&mut self) {
-        match std::thread::panicking() {
-            true => drop(rustix::mount::unmount(self.0, UnmountFlags::DETACH)),
-            false => unmount(self.0),
-        }
-    }
-}
 
 impl Place for PlyfsPlace {
     fn root(&self) -> &Path {
@@ -140,7 +119,10 @@ impl Place for PlyfsPlace {
         if now != self.layers {
             return Err(format!("the layers in the store changed from {:?} to {now:?}", self.layers));
         }
-        Ok(vec![self.kernel_view()])
+        // Numbers and hard links over copies are what overlayfs has no form for.
+        let checks =
+            Checks { numbers: false, links: false, dir_nlink: false, hidden_xattrs: OWN_XATTRS, ..Checks::ALL };
+        Ok(vec![kernel_view(&self.overlay(), checks)])
     }
 }
 

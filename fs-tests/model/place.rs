@@ -12,7 +12,7 @@ use super::check::Checks;
 use super::generate::Menu;
 use super::image::{image, unpack};
 use super::op::Op;
-use crate::support::tree::Tree;
+use crate::support::tree::{Contents, Tree, scan};
 
 /// A directory that holds the image when a run begins, and what can happen to it from outside.
 pub trait Place {
@@ -83,9 +83,10 @@ impl Place for PlainPlace {
 
 /// Kernel overlayfs over the image: a union that other people wrote, judged by the same model.
 pub struct OverlayPlace {
-    dir: TempDir,
-    at: PathBuf,
+    overlay: Overlay,
     metacopy: bool,
+    /// Holds all of it, and goes last.
+    _dir: TempDir,
 }
 
 impl OverlayPlace {
@@ -94,36 +95,24 @@ impl OverlayPlace {
     /// With `metacopy`, a change of attributes alone copies no content.
     pub fn new(metacopy: bool) -> Self {
         let dir = scratch();
-        for name in ["lower", "upper", "work", "at"] {
-            make_dir(&dir.path().join(name));
-        }
-        unpack(&dir.path().join("lower"), &image());
-        let at = dir.path().join("at");
-        let place = Self { dir, at, metacopy };
-        place.mount();
+        let [lower, upper, work, at] = ["lower", "upper", "work", "at"].map(|name| dir.path().join(name));
+        [&lower, &upper, &work, &at].into_iter().for_each(|path| make_dir(path));
+        unpack(&lower, &image());
+        let options = if metacopy { "metacopy=on,index=on" } else { "metacopy=off,index=on" };
+        let place = Self { overlay: Overlay { lower, upper, work, at, options }, metacopy, _dir: dir };
+        place.overlay.mount();
         place
-    }
-
-    fn mount(&self) {
-        let path = |name: &str| self.dir.path().join(name);
-        mount_overlay(
-            &path("lower"),
-            &path("upper"),
-            &path("work"),
-            &self.at,
-            if self.metacopy { "metacopy=on,index=on" } else { "metacopy=off,index=on" },
-        );
     }
 }
 
 impl Place for OverlayPlace {
     fn root(&self) -> &Path {
-        &self.at
+        &self.overlay.at
     }
 
     fn remount(&mut self) {
-        unmount(&self.at);
-        self.mount();
+        unmount(&self.overlay.at);
+        self.overlay.mount();
     }
 
     fn kill(&mut self) {
@@ -134,6 +123,12 @@ impl Place for OverlayPlace {
         // The content, copied later, brings a new time with it, and so does what a refused rename prepared.
         let file_times = !self.metacopy;
         Checks { numbers: false, dir_nlink: false, file_times, dir_times: false, ..Checks::ALL }
+    }
+
+    /// The view that judges plyfs's upper directory is right about the kernel's own.
+    fn finish(&mut self) -> Result<Vec<View>, String> {
+        unmount(&self.overlay.at);
+        Ok(vec![kernel_view(&self.overlay, self.checks())])
     }
 
     fn may_refuse(&self, op: &Op) -> Option<i32> {
@@ -147,7 +142,7 @@ impl Place for OverlayPlace {
 
 impl Drop for OverlayPlace {
     fn drop(&mut self) {
-        let _ = rustix::mount::unmount(&self.at, UnmountFlags::DETACH);
+        let _ = rustix::mount::unmount(&self.overlay.at, UnmountFlags::DETACH);
     }
 }
 
@@ -157,17 +152,46 @@ pub fn make_dir(path: &Path) {
     rustix::fs::chmod(path, Mode::from_raw_mode(0o755)).unwrap();
 }
 
-/// Mounts kernel overlayfs that can rename directories, with more options.
-pub fn mount_overlay(lower: &Path, upper: &Path, work: &Path, at: &Path, more: &str) {
-    let options = format!(
-        "lowerdir={},upperdir={},workdir={},redirect_dir=on,{more}",
-        lower.display(),
-        upper.display(),
-        work.display()
-    );
-    let options = std::ffi::CString::new(options).unwrap();
-    let flags = MountFlags::empty();
-    patiently(at, || rustix::mount::mount("overlay", at, "overlay", flags, options.as_c_str()));
+/// The tree as kernel overlayfs sees it, which the options say how to mount.
+pub fn kernel_view(overlay: &Overlay, checks: Checks) -> View {
+    overlay.mount();
+    let mounted = Mounted(&overlay.at);
+    let tree = scan(mounted.0, Contents::Hash);
+    drop(mounted);
+    View { name: "the tree as kernel overlayfs sees it", tree, checks }
+}
+
+/// Unmounted when it goes.
+struct Mounted<'a>(&'a Path);
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        match std::thread::panicking() {
+            true => drop(rustix::mount::unmount(self.0, UnmountFlags::DETACH)),
+            false => unmount(self.0),
+        }
+    }
+}
+
+/// A mount of kernel overlayfs.
+pub struct Overlay {
+    pub lower: PathBuf,
+    pub upper: PathBuf,
+    /// On the upper directory's file system.
+    pub work: PathBuf,
+    pub at: PathBuf,
+    /// Further ones: directories can be renamed in any case.
+    pub options: &'static str,
+}
+
+impl Overlay {
+    pub fn mount(&self) {
+        let (lower, upper, work) = (self.lower.display(), self.upper.display(), self.work.display());
+        let options = format!("lowerdir={lower},upperdir={upper},workdir={work},redirect_dir=on,{}", self.options);
+        let options = std::ffi::CString::new(options).unwrap();
+        let flags = MountFlags::empty();
+        patiently(&self.at, || rustix::mount::mount("overlay", &self.at, "overlay", flags, options.as_c_str()));
+    }
 }
 
 /// Unmounts.

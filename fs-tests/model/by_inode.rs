@@ -7,7 +7,7 @@ use std::cell::RefCell;
 
 use super::check::Checks;
 use super::harness::Harness;
-use super::inodes::{Change, Inodes, New};
+use super::inodes::{Change, Inodes, Listed, New};
 use super::op::{Alloc, At, CAPABILITY_NAME, Op, Outcome, Replace, SLOTS, Special, Stamp, XattrFlag};
 use super::op::{expand, pattern, xattr_value};
 use super::place::View;
@@ -435,9 +435,9 @@ impl<I: Inodes> ByInode<I> {
     /// Whether there was more.
     fn list_more(&self, ino: u64, listing: &mut Listing) -> Did<bool> {
         let found = self.inodes.readdir(ino, listing.1)?;
-        listing.1 = found.last().map_or(listing.1, |(.., next)| *next);
+        listing.1 = found.last().map_or(listing.1, |entry| entry.next);
         let more = !found.is_empty();
-        listing.0.extend(found.into_iter().map(|(name, _, kind, _)| (name, kind)));
+        listing.0.extend(found.into_iter().map(|entry| (entry.name, entry.kind)));
         Ok(more)
     }
 
@@ -603,15 +603,25 @@ impl<I: Inodes> ByInode<I> {
     }
 
     fn scan(&self, dir: u64, path: &[u8], tree: &mut Tree) {
-        for (name, _) in self.entries(dir).expect("readdir") {
-            let path = [path, b"/", name.as_slice()].concat();
-            let found = self.lookup(dir, &name).and_then(|found| self.full_record(found.ino));
-            let record = found.unwrap_or_else(|e| panic!("{}: errno {e}", crate::support::show(&path)));
-            let (ino, is_dir) = (record.ino, is_dir(&record));
-            assert!(tree.records.insert(path.clone(), record).is_none(), "{} is listed twice", path.escape_ascii());
-            if is_dir {
-                self.scan(ino, &path, tree);
-            }
+        let mut from = 0;
+        loop {
+            let listed = self.inodes.readdir(dir, from).expect("readdir");
+            let Some(last) = listed.last() else { return };
+            from = last.next;
+            listed.iter().for_each(|entry| self.scan_entry(dir, path, entry, tree));
+        }
+    }
+
+    fn scan_entry(&self, dir: u64, path: &[u8], entry: &Listed, tree: &mut Tree) {
+        let path = [path, b"/", entry.name.as_slice()].concat();
+        let shown = crate::support::show(&path);
+        let found = self.lookup(dir, &entry.name).and_then(|found| self.full_record(found.ino));
+        let record = found.unwrap_or_else(|errno| panic!("{shown}: errno {errno}"));
+        assert_eq!((entry.ino, entry.kind), (record.ino, kind(&record)), "{shown} is listed as another");
+        let is_dir = is_dir(&record);
+        assert!(tree.records.insert(path.clone(), record).is_none(), "{shown} is listed twice");
+        if is_dir {
+            self.scan(entry.ino, &path, tree);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use super::image::Initial;
-use super::inodes::{Change, Inodes, New};
+use super::inodes::{Change, Inodes, Listed, New};
 use super::op::{Replace, Special, Stamp};
 use super::state::{Body, Content, Id, Model, Mtime, Node};
 use crate::support::tree::Record;
@@ -78,6 +78,7 @@ impl Inodes for InMemory {
         if let Some(size) = change.size {
             self.edit(ino, |content| content.edit().resize(size as usize, 0))?;
         }
+        assert_ne!(change.atime, Some(Stamp::Omit));
         let mut model = self.model.borrow_mut();
         let node = model.node_mut(ino);
         node.mode = change.mode.unwrap_or(node.mode);
@@ -109,6 +110,7 @@ impl Inodes for InMemory {
             libc::S_IFBLK => Body::Special(Special::Block, new.rdev),
             _ => Body::Special(Special::Socket, new.rdev),
         };
+        assert!(new.target.is_some() || new.mode & new.umask == 0, "{new:?}");
         let mut model = self.model.borrow_mut();
         model.insert(parent, String::from_utf8(name.to_vec()).unwrap(), body, new.mode & 0o7777);
         drop(model);
@@ -215,7 +217,7 @@ impl Inodes for InMemory {
         self.model.borrow_mut().node_mut(ino).xattrs.remove(name).map(drop).ok_or(libc::ENODATA)
     }
 
-    fn readdir(&self, ino: u64, from: u64) -> Result<Vec<(Vec<u8>, u64, u32, u64)>, i32> {
+    fn readdir(&self, ino: u64, from: u64) -> Result<Vec<Listed>, i32> {
         let model = self.model.borrow();
         let mut places = self.places.borrow_mut();
         let mut place = |name: &String| {
@@ -225,10 +227,15 @@ impl Inodes for InMemory {
         let mut all: Vec<_> = model
             .entries(ino)
             .iter()
-            .map(|(name, id)| (name.clone().into_bytes(), *id, model.node(*id).body.kind(), place(name)))
-            .filter(|(.., place)| *place > from)
+            .map(|(name, id)| Listed {
+                name: name.clone().into_bytes(),
+                ino: *id,
+                kind: model.node(*id).body.kind(),
+                next: place(name),
+            })
+            .filter(|entry| entry.next > from)
             .collect();
-        all.sort_by_key(|(.., place)| *place);
+        all.sort_by_key(|entry| entry.next);
         all.truncate(3);
         Ok(all)
     }

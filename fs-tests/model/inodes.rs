@@ -25,6 +25,17 @@ pub struct New {
     pub target: Option<Vec<u8>>,
 }
 
+/// One entry of a directory.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    pub name: Vec<u8>,
+    pub ino: u64,
+    /// Type bits.
+    pub kind: u32,
+    /// Where to go on after it.
+    pub next: u64,
+}
+
 /// A file system that is asked by inode number. Errors are errnos. Attributes come as a [`Record`] without extended
 /// attributes, target and content.
 ///
@@ -52,9 +63,8 @@ pub trait Inodes {
     fn setxattr(&self, ino: u64, name: &[u8], value: &[u8], flags: i32) -> Result<(), i32>;
     fn listxattr(&self, ino: u64) -> Result<Vec<Vec<u8>>, i32>;
     fn removexattr(&self, ino: u64, name: &[u8]) -> Result<(), i32>;
-    /// Name, number, type bits and where to go on of entries from `from` (0 at first), without `.` and `..`; a few at
-    /// most, none at the end.
-    fn readdir(&self, ino: u64, from: u64) -> Result<Vec<(Vec<u8>, u64, u32, u64)>, i32>;
+    /// Entries from a place (0 at first), without `.` and `..`: a few at most, none at the end.
+    fn readdir(&self, ino: u64, from: u64) -> Result<Vec<Listed>, i32>;
     /// Everything in memory goes, after a proper end or as if killed, and what is on disk is opened again.
     fn reopen(&mut self, killed: bool);
 }

@@ -526,7 +526,7 @@ impl<I: Inodes> ByInode<I> {
     }
 
     fn release(&mut self, slot: usize) {
-        if let Some(held) = self.slots[slot].take() {
+        if let Some(held) = self.slots[slot].take().filter(|held| held.ino != ROOT) {
             self.inodes.forget(held.ino, 1);
         }
     }

@@ -1,0 +1,646 @@
+//! Steps without a kernel: what it would do with paths, descriptors and mappings is done here, and the rest is asked of
+//! [`Inodes`].
+//!
+//! References are given back at the end of each step, at once where a kernel would wait, except for what slots hold.
+
+use std::cell::RefCell;
+
+use super::check::Checks;
+use super::harness::Harness;
+use super::inodes::{Change, Inodes, Listed, New};
+use super::op::{Alloc, At, CAPABILITY_NAME, Op, Outcome, Replace, SLOTS, Special, Stamp, XattrFlag};
+use super::op::{expand, pattern, xattr_value};
+use super::place::View;
+use super::state::ROOT;
+use crate::support::tree::{Record, Tree};
+use sha2::{Digest, Sha256};
+
+type Did<T = Outcome> = Result<T, i32>;
+/// Entries that a listing has given, and where it goes on.
+type Listing = (Vec<(Vec<u8>, u32)>, u64);
+
+const DONE: Did = Ok(Outcome::Done);
+
+struct Held {
+    ino: u64,
+    write: bool,
+    listing: Listing,
+}
+
+/// Works on inodes.
+pub struct ByInode<I> {
+    inodes: I,
+    slots: [Option<Held>; SLOTS],
+    /// References taken in this step.
+    taken: RefCell<Vec<u64>>,
+    umask: u32,
+    checks: Checks,
+}
+
+/// Where a path leads: the directories from the root to the last one, and the last name.
+struct Spot {
+    dirs: Vec<u64>,
+    name: Vec<u8>,
+}
+
+impl Spot {
+    fn dir(&self) -> u64 {
+        self.dirs[self.dirs.len() - 1]
+    }
+
+    fn is_dots(&self) -> bool {
+        self.name == b"." || self.name == b".."
+    }
+}
+
+fn kind(record: &Record) -> u32 {
+    record.mode & libc::S_IFMT
+}
+
+fn is_dir(record: &Record) -> bool {
+    kind(record) == libc::S_IFDIR
+}
+
+fn missing<T>(found: Did<T>) -> Did<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(libc::ENOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+impl<I: Inodes> Harness for ByInode<I> {
+    fn apply(&mut self, op: &Op) -> Did {
+        let did = self.on_names(op);
+        self.taken.take().into_iter().for_each(|ino| self.inodes.forget(ino, 1));
+        did
+    }
+
+    fn tree(&mut self) -> Tree {
+        let mut tree = Tree::default();
+        let root = self.full_record(ROOT).expect("the root answers");
+        tree.records.insert(b"/".to_vec(), root);
+        self.scan(ROOT, &[], &mut tree);
+        self.taken.take().into_iter().for_each(|ino| self.inodes.forget(ino, 1));
+        tree
+    }
+
+    fn content(&mut self, path: &[u8]) -> Vec<u8> {
+        let dirs = vec![ROOT];
+        let found = self.follow(dirs, path, true, &mut 0).and_then(|dirs| self.all(dirs[dirs.len() - 1]));
+        found.unwrap_or_default()
+    }
+
+    fn checks(&self) -> Checks {
+        self.checks
+    }
+
+    fn finish(&mut self) -> Result<Vec<View>, String> {
+        (0..SLOTS).for_each(|slot| self.release(slot));
+        Ok(Vec::new())
+    }
+}
+
+impl<I: Inodes> ByInode<I> {
+    pub fn new(inodes: I, umask: u32, checks: Checks) -> Self {
+        Self { inodes, slots: [const { None }; SLOTS], taken: RefCell::default(), umask, checks }
+    }
+
+    fn take(&self, record: Record) -> Record {
+        self.taken.borrow_mut().push(record.ino);
+        record
+    }
+
+    fn lookup(&self, dir: u64, name: &[u8]) -> Did<Record> {
+        self.inodes.lookup(dir, name).map(|record| self.take(record))
+    }
+
+    /// Extends a way from the root by a path; the last element is what it leads to.
+    fn follow(&self, mut dirs: Vec<u64>, path: &[u8], last_too: bool, links: &mut u32) -> Did<Vec<u64>> {
+        if path.starts_with(b"/nonexistent/") {
+            return Err(libc::ENOENT);
+        }
+        let mut rest = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).peekable();
+        while let Some(name) = rest.next() {
+            let here = dirs[dirs.len() - 1];
+            if !is_dir(&self.inodes.getattr(here)?) {
+                return Err(libc::ENOTDIR);
+            }
+            match name {
+                b"." => continue,
+                b".." => drop(dirs.pop()),
+                _ => {
+                    let next = self.lookup(here, name)?;
+                    if kind(&next) == libc::S_IFLNK && (last_too || rest.peek().is_some()) {
+                        *links += 1;
+                        if *links > 40 {
+                            return Err(libc::ELOOP);
+                        }
+                        dirs = self.follow(dirs, &self.inodes.readlink(next.ino)?, true, links)?;
+                    } else {
+                        dirs.push(next.ino);
+                    }
+                }
+            }
+        }
+        Ok(dirs)
+    }
+
+    fn walk(&self, at: At, follow: bool) -> Did<Record> {
+        let dirs = self.follow(vec![ROOT], expand(at).as_bytes(), follow, &mut 0)?;
+        self.inodes.getattr(dirs[dirs.len() - 1])
+    }
+
+    fn parent_from(&self, dirs: Vec<u64>, path: &[u8], links: &mut u32) -> Did<Spot> {
+        let cut = path.iter().rposition(|byte| *byte == b'/');
+        let (above, name) = cut.map_or((&b""[..], path), |cut| (&path[..cut], &path[cut + 1..]));
+        // The way to `/nonexistent/x` ends above its last name.
+        let above = if above == b"/nonexistent" { b"/nonexistent/" } else { above };
+        let dirs = self.follow(dirs, above, true, links)?;
+        let spot = Spot { dirs, name: name.to_vec() };
+        if is_dir(&self.inodes.getattr(spot.dir())?) { Ok(spot) } else { Err(libc::ENOTDIR) }
+    }
+
+    fn parent(&self, at: At) -> Did<Spot> {
+        self.parent_from(vec![ROOT], expand(at).as_bytes(), &mut 0)
+    }
+
+    fn child(&self, spot: &Spot) -> Did<Option<Record>> {
+        missing(self.lookup(spot.dir(), &spot.name))
+    }
+
+    fn vacant(&self, at: At) -> Did<Spot> {
+        let spot = self.parent(at)?;
+        if spot.is_dots() || self.child(&spot)?.is_some() { Err(libc::EEXIST) } else { Ok(spot) }
+    }
+
+    fn make(&self, spot: &Spot, mode: u32, rdev: (u32, u32), target: Option<Vec<u8>>) -> Did {
+        let masked = if target.is_some() { mode } else { mode & !self.umask };
+        let new = New { mode: masked, umask: self.umask, rdev, target };
+        self.take(self.inodes.make(spot.dir(), &spot.name, &new)?);
+        DONE
+    }
+
+    fn on_names(&mut self, op: &Op) -> Did {
+        match *op {
+            Op::Create { at, mode, excl } => self.create(at, mode, excl),
+            Op::Mkdir { at, mode } => self.make(&self.vacant(at)?, libc::S_IFDIR | mode & 0o1777, (0, 0), None),
+            Op::Mknod { at, kind, mode, rdev } => {
+                let bits = match kind {
+                    Special::Regular => libc::S_IFREG,
+                    Special::Fifo => libc::S_IFIFO,
+                    Special::Char => libc::S_IFCHR,
+                    Special::Block => libc::S_IFBLK,
+                    Special::Socket => libc::S_IFSOCK,
+                };
+                self.make(&self.vacant(at)?, bits | mode & 0o7777, rdev, None)
+            }
+            Op::Symlink { at, target } => {
+                self.make(&self.vacant(at)?, libc::S_IFLNK | 0o777, (0, 0), Some(expand(target).into_bytes()))
+            }
+            Op::Link { from, to, follow } => self.link(self.walk(from, follow)?.ino, to),
+            Op::HeldLink { slot, to } => self.link(self.held(slot).ino, to),
+            Op::Unlink { at } => self.unlink(&self.parent(at)?),
+            Op::Rmdir { at } => self.rmdir(&self.parent(at)?),
+            Op::RemoveAll { at } => self.remove_all(&self.parent(at)?),
+            Op::Rename { from, to, how } => self.rename(&self.parent(from)?, &self.parent(to)?, how),
+            Op::HeldMkdir { slot, name } => {
+                let spot = Spot { dirs: vec![self.held(slot).ino], name: expand(name).into_bytes() };
+                let dir = self.inodes.getattr(spot.dir())?;
+                if !is_dir(&dir) {
+                    return Err(libc::ENOTDIR);
+                }
+                if dir.nlink == 0 {
+                    return Err(libc::ENOENT);
+                }
+                if self.child(&spot)?.is_some() {
+                    return Err(libc::EEXIST);
+                }
+                self.make(&spot, libc::S_IFDIR | 0o755, (0, 0), None)
+            }
+            Op::Remount | Op::Kill => {
+                (0..SLOTS).for_each(|slot| self.release(slot));
+                self.inodes.reopen(*op == Op::Kill);
+                DONE
+            }
+            _ => self.on_contents(op),
+        }
+    }
+
+    fn create(&self, at: At, mode: u32, excl: bool) -> Did {
+        let (mut spot, mut links) = (self.parent(at)?, 0);
+        loop {
+            if spot.is_dots() {
+                return Err(if excl { libc::EEXIST } else { libc::EISDIR });
+            }
+            let Some(found) = self.child(&spot)? else {
+                return self.make(&spot, libc::S_IFREG | mode & 0o7777, (0, 0), None);
+            };
+            match kind(&found) {
+                _ if excl => return Err(libc::EEXIST),
+                libc::S_IFDIR => return Err(libc::EISDIR),
+                libc::S_IFLNK if links == 40 => return Err(libc::ELOOP),
+                libc::S_IFLNK => {
+                    links += 1;
+                    spot = self.parent_from(spot.dirs, &self.inodes.readlink(found.ino)?, &mut links)?;
+                }
+                _ => return DONE,
+            }
+        }
+    }
+
+    fn link(&self, ino: u64, to: At) -> Did {
+        let spot = self.vacant(to)?;
+        match self.inodes.getattr(ino)? {
+            record if is_dir(&record) => Err(libc::EPERM),
+            record if record.nlink == 0 => Err(libc::ENOENT),
+            _ => {
+                self.take(self.inodes.link(ino, spot.dir(), &spot.name)?);
+                DONE
+            }
+        }
+    }
+
+    fn unlink(&self, spot: &Spot) -> Did {
+        if spot.is_dots() || is_dir(&self.child(spot)?.ok_or(libc::ENOENT)?) {
+            return Err(libc::EISDIR);
+        }
+        self.inodes.unlink(spot.dir(), &spot.name).and(DONE)
+    }
+
+    fn rmdir(&self, spot: &Spot) -> Did {
+        match spot.name.as_slice() {
+            b"." => return Err(libc::EINVAL),
+            b".." => return Err(libc::ENOTEMPTY),
+            _ => {}
+        }
+        if !is_dir(&self.child(spot)?.ok_or(libc::ENOENT)?) {
+            return Err(libc::ENOTDIR);
+        }
+        self.inodes.rmdir(spot.dir(), &spot.name).and(DONE)
+    }
+
+    fn remove_all(&self, spot: &Spot) -> Did {
+        let found = self.child(spot)?.ok_or(libc::ENOENT)?;
+        if !is_dir(&found) {
+            return self.unlink(spot);
+        }
+        for (name, _) in self.entries(found.ino)? {
+            self.remove_all(&Spot { dirs: vec![found.ino], name })?;
+        }
+        self.rmdir(spot)
+    }
+
+    fn rename(&self, from: &Spot, to: &Spot, how: Replace) -> Did {
+        if from.is_dots() {
+            return Err(libc::EBUSY);
+        }
+        if to.is_dots() {
+            return Err(if how == Replace::Forbid { libc::EEXIST } else { libc::EBUSY });
+        }
+        let old = self.child(from)?.ok_or(libc::ENOENT)?;
+        let new = self.child(to)?;
+        match (how, &new) {
+            (Replace::Exchange, None) => return Err(libc::ENOENT),
+            (Replace::Forbid, Some(_)) => return Err(libc::EEXIST),
+            _ if to.dirs.contains(&old.ino) => return Err(libc::EINVAL),
+            (Replace::Exchange, Some(new)) if from.dirs.contains(&new.ino) => return Err(libc::EINVAL),
+            (_, Some(new)) if from.dirs.contains(&new.ino) => return Err(libc::ENOTEMPTY),
+            (_, Some(new)) if new.ino == old.ino => return DONE,
+            (Replace::Exchange, _) => {}
+            (_, Some(new)) if is_dir(&old) && !is_dir(new) => return Err(libc::ENOTDIR),
+            (_, Some(new)) if !is_dir(&old) && is_dir(new) => return Err(libc::EISDIR),
+            _ => {}
+        }
+        self.inodes.rename((from.dir(), &from.name), (to.dir(), &to.name), how).and(DONE)
+    }
+
+    /// A regular file that is opened for reading or writing.
+    fn file(&self, at: At) -> Did<Record> {
+        let record = self.walk(at, true)?;
+        if is_dir(&record) { Err(libc::EISDIR) } else { Ok(record) }
+    }
+
+    /// What the kernel does before it changes a file's content.
+    fn before_change(&self, ino: u64) -> Did<()> {
+        match self.inodes.getxattr(ino, CAPABILITY_NAME.as_bytes()) {
+            Ok(_) => self.inodes.removexattr(ino, CAPABILITY_NAME.as_bytes()),
+            Err(libc::ENODATA) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn write(&self, ino: u64, offset: u64, bytes: &[u8]) -> Did {
+        if !bytes.is_empty() {
+            self.before_change(ino)?;
+            self.inodes.write(ino, offset, bytes)?;
+        }
+        Ok(Outcome::Count(bytes.len() as u64))
+    }
+
+    fn resize(&self, ino: u64, size: u64, mtime: Option<Stamp>) -> Did {
+        self.before_change(ino)?;
+        let changed = self.inodes.setattr(ino, &Change { size: Some(size), mtime, ..Change::default() })?;
+        assert_eq!(changed.size, size, "setattr's answer");
+        DONE
+    }
+
+    fn read(&self, ino: u64, offset: u64, len: usize) -> Did<Vec<u8>> {
+        let size = self.inodes.getattr(ino)?.size;
+        let len = (len as u64).min(size.saturating_sub(offset)) as usize;
+        if len == 0 { Ok(Vec::new()) } else { self.inodes.read(ino, offset, len) }
+    }
+
+    fn all(&self, ino: u64) -> Did<Vec<u8>> {
+        self.read(ino, 0, usize::MAX)
+    }
+
+    fn on_contents(&mut self, op: &Op) -> Did {
+        match *op {
+            Op::Open { at, write, truncate } => {
+                let found = if write || truncate { self.file(at)? } else { self.walk(at, true)? };
+                if truncate { self.resize(found.ino, 0, Some(Stamp::Now)) } else { DONE }
+            }
+            Op::Read { at, offset, len } => self.read(self.file(at)?.ino, offset, len).map(Outcome::Bytes),
+            Op::Write { at, offset, len, fill } => self.write(self.file(at)?.ino, offset, &pattern(fill, offset, len)),
+            Op::Append { at, len, fill } => {
+                let file = self.file(at)?;
+                self.write(file.ino, file.size, &pattern(fill, file.size, len))
+            }
+            Op::Truncate { at, size } => match self.walk(at, true)? {
+                found if is_dir(&found) => Err(libc::EISDIR),
+                found if kind(&found) != libc::S_IFREG => Err(libc::EINVAL),
+                found => self.resize(found.ino, size, None),
+            },
+            Op::Allocate { at, how, offset, len } => {
+                let ino = self.file(at)?.ino;
+                let mode = fallocate_mode(how).ok_or(libc::EOPNOTSUPP)?;
+                self.before_change(ino)?;
+                self.inodes.fallocate(ino, mode, offset, len).and(DONE)
+            }
+            Op::CopyRange { from, from_offset, to, to_offset, len } => {
+                let (source, target) = (self.walk(from, true)?, self.file(to)?);
+                if is_dir(&source) {
+                    return Err(libc::EISDIR);
+                }
+                let len = len.min(source.size.saturating_sub(from_offset));
+                let overlap = to_offset + len > from_offset && to_offset < from_offset + len;
+                if source.ino == target.ino && overlap {
+                    return Err(libc::EINVAL);
+                }
+                self.copy((source.ino, from_offset), (target.ino, to_offset), len)
+            }
+            Op::Seek { at, offset, hole } => {
+                self.inodes.seek(self.walk(at, true)?.ino, offset, hole).map(Outcome::Count)
+            }
+            Op::Fsync { at, data_only } => self.inodes.fsync(self.walk(at, true)?.ino, data_only).and(DONE),
+            Op::Mapped { at, offset, len, fill, shared } => {
+                let ino = self.file(at)?.ino;
+                let bytes = pattern(fill, offset, len);
+                match shared {
+                    // Written back some time, and read from the page until then.
+                    true => self.inodes.write(ino, offset, &bytes)?,
+                    false => return Ok(Outcome::Bytes(bytes)),
+                }
+                self.read(ino, offset, len).map(Outcome::Bytes)
+            }
+            Op::Stat { at, follow } => self.walk(at, follow).map(stat),
+            Op::ReadLink { at } => match self.walk(at, false)? {
+                found if kind(&found) == libc::S_IFLNK => self.inodes.readlink(found.ino).map(Outcome::Bytes),
+                _ => Err(libc::EINVAL),
+            },
+            Op::List { at } => self.list(self.walk(at, true)?.ino),
+            _ => self.on_attributes(op),
+        }
+    }
+
+    fn copy(&self, from: (u64, u64), to: (u64, u64), len: u64) -> Did {
+        let mut copied = 0;
+        while copied < len {
+            self.before_change(to.0)?;
+            match self.inodes.copy_range((from.0, from.1 + copied), (to.0, to.1 + copied), len - copied)? {
+                0 => break,
+                more => copied += more,
+            }
+        }
+        Ok(Outcome::Count(copied))
+    }
+
+    fn entries(&self, ino: u64) -> Did<Vec<(Vec<u8>, u32)>> {
+        let mut listing: Listing = (Vec::new(), 0);
+        while self.list_more(ino, &mut listing)? {}
+        Ok(listing.0)
+    }
+
+    /// Whether there was more.
+    fn list_more(&self, ino: u64, listing: &mut Listing) -> Did<bool> {
+        let found = self.inodes.readdir(ino, listing.1)?;
+        listing.1 = found.last().map_or(listing.1, |entry| entry.next);
+        let more = !found.is_empty();
+        listing.0.extend(found.into_iter().map(|entry| (entry.name, entry.kind)));
+        Ok(more)
+    }
+
+    fn list(&self, ino: u64) -> Did {
+        self.listable(ino)?;
+        let mut entries = self.entries(ino)?;
+        entries.sort();
+        Ok(Outcome::Entries(entries))
+    }
+
+    fn listable(&self, ino: u64) -> Did<()> {
+        match self.inodes.getattr(ino)? {
+            record if !is_dir(&record) => Err(libc::ENOTDIR),
+            record if record.nlink == 0 => Err(libc::ENOENT),
+            _ => Ok(()),
+        }
+    }
+
+    fn on_attributes(&mut self, op: &Op) -> Did {
+        let (ino, change) = match *op {
+            Op::Chmod { at, mode } => {
+                (self.walk(at, true)?.ino, Change { mode: Some(mode & 0o7777), ..Change::default() })
+            }
+            Op::Chown { at, uid, gid, follow } => {
+                let found = self.walk(at, follow)?;
+                let kept = if found.mode & 0o2010 == 0o2010 { !0o6000 } else { !0o4000 };
+                let mode = found.mode & 0o7777;
+                let killed = !is_dir(&found) && mode & kept != mode;
+                if !is_dir(&found) {
+                    self.before_change(found.ino)?;
+                }
+                (found.ino, Change { uid, gid, mode: killed.then_some(mode & kept), ..Change::default() })
+            }
+            Op::Utimes { at, mtime, follow } => {
+                let mtime = (mtime != Stamp::Omit).then_some(mtime);
+                let atime = Some(Stamp::Time(1_234_567_890, 0));
+                (self.walk(at, follow)?.ino, Change { mtime, atime, ..Change::default() })
+            }
+            _ => return self.on_xattrs(op),
+        };
+        self.inodes.setattr(ino, &change)?;
+        DONE
+    }
+
+    /// The inode, if it may have such an attribute; else `otherwise`.
+    fn bearer(&self, at: At, name: &str, follow: bool, otherwise: i32) -> Did<u64> {
+        let found = self.walk(at, follow)?;
+        let suits = matches!(kind(&found), libc::S_IFREG | libc::S_IFDIR);
+        if name.starts_with("user.") && !suits { Err(otherwise) } else { Ok(found.ino) }
+    }
+
+    fn on_xattrs(&mut self, op: &Op) -> Did {
+        match *op {
+            Op::SetXattr { at, name, len, fill, flag, follow } => {
+                let ino = self.bearer(at, name, follow, libc::EPERM)?;
+                let flags = match flag {
+                    XattrFlag::Either => 0,
+                    XattrFlag::MustCreate => libc::XATTR_CREATE,
+                    XattrFlag::MustReplace => libc::XATTR_REPLACE,
+                };
+                self.inodes.setxattr(ino, name.as_bytes(), &xattr_value(name, fill, len), flags).and(DONE)
+            }
+            Op::GetXattr { at, name, room, follow } => {
+                let ino = self.bearer(at, name, follow, libc::ENODATA)?;
+                match self.inodes.getxattr(ino, name.as_bytes())? {
+                    value if room == 0 => Ok(Outcome::Count(value.len() as u64)),
+                    value if value.len() > room => Err(libc::ERANGE),
+                    value => Ok(Outcome::Bytes(value)),
+                }
+            }
+            Op::ListXattrs { at, follow } => {
+                let mut names = self.inodes.listxattr(self.walk(at, follow)?.ino)?;
+                names.sort();
+                Ok(Outcome::Names(names))
+            }
+            Op::RemoveXattr { at, name, follow } => {
+                let ino = self.bearer(at, name, follow, libc::EPERM)?;
+                self.inodes.removexattr(ino, name.as_bytes()).and(DONE)
+            }
+            _ => self.on_held(op),
+        }
+    }
+
+    fn held(&self, slot: usize) -> &Held {
+        self.slots[slot].as_ref().unwrap_or_else(|| panic!("slot {slot} holds nothing"))
+    }
+
+    fn release(&mut self, slot: usize) {
+        if let Some(held) = self.slots[slot].take().filter(|held| held.ino != ROOT) {
+            self.inodes.forget(held.ino, 1);
+        }
+    }
+
+    fn on_held(&mut self, op: &Op) -> Did {
+        match *op {
+            Op::Hold { slot, at, write } | Op::HoldMap { slot, at, write } => {
+                self.release(slot);
+                let found = self.walk(at, true)?;
+                if is_dir(&found) && write {
+                    return Err(libc::EISDIR);
+                }
+                if is_dir(&found) && matches!(op, Op::HoldMap { .. }) {
+                    return Err(libc::ENODEV);
+                }
+                // One of the references that this step took is kept; the root needs none.
+                let mut taken = self.taken.borrow_mut();
+                taken.iter().position(|ino| *ino == found.ino).map(|at| taken.swap_remove(at));
+                drop(taken);
+                self.slots[slot] = Some(Held { ino: found.ino, write, listing: Default::default() });
+            }
+            Op::HeldRead { slot, offset, len } => {
+                return self.read(self.held(slot).ino, offset, len).map(Outcome::Bytes);
+            }
+            Op::HeldMapLoad { slot, offset, len } => {
+                return self.read(self.held(slot).ino, offset, len).map(Outcome::Bytes);
+            }
+            Op::HeldWrite { slot, offset, len, fill } => {
+                let held = self.held(slot);
+                let bytes = pattern(fill, offset, len);
+                return if held.write { self.write(held.ino, offset, &bytes) } else { Err(libc::EBADF) };
+            }
+            Op::HeldMapStore { slot, offset, len, fill } => {
+                self.inodes.write(self.held(slot).ino, offset, &pattern(fill, offset, len))?;
+            }
+            Op::HeldTruncate { slot, size } => {
+                let held = self.held(slot);
+                return if held.write { self.resize(held.ino, size, Some(Stamp::Now)) } else { Err(libc::EINVAL) };
+            }
+            Op::HeldStat { slot } => return self.inodes.getattr(self.held(slot).ino).map(stat),
+            Op::HeldSync { slot } => self.inodes.fsync(self.held(slot).ino, false)?,
+            Op::HeldList { slot } => return self.list(self.held(slot).ino),
+            Op::HeldListBegin { slot } => {
+                let (ino, mut listing) = (self.held(slot).ino, Listing::default());
+                self.listable(ino)?;
+                self.list_more(ino, &mut listing)?;
+                self.slots[slot].as_mut().expect("it is held").listing = listing;
+            }
+            Op::HeldListEnd { slot } => {
+                let held = self.slots[slot].as_mut().expect("it is held");
+                let (ino, mut listing) = (held.ino, std::mem::take(&mut held.listing));
+                self.listable(ino)?;
+                while self.list_more(ino, &mut listing)? {}
+                return Ok(Outcome::Entries(listing.0));
+            }
+            Op::Release { slot } => self.release(slot),
+            _ => unreachable!("{op:?} is nobody's"),
+        }
+        DONE
+    }
+
+    fn full_record(&self, ino: u64) -> Did<Record> {
+        let mut record = self.inodes.getattr(ino)?;
+        for name in self.inodes.listxattr(ino)? {
+            record.xattrs.insert(name.clone(), self.inodes.getxattr(ino, &name)?);
+        }
+        match kind(&record) {
+            libc::S_IFREG => record.hash = Some(Sha256::digest(self.all(ino)?).into()),
+            libc::S_IFLNK => record.target = Some(self.inodes.readlink(ino)?),
+            libc::S_IFDIR => record.size = 0,
+            _ => {}
+        }
+        Ok(record)
+    }
+
+    fn scan(&self, dir: u64, path: &[u8], tree: &mut Tree) {
+        let mut from = 0;
+        loop {
+            let listed = self.inodes.readdir(dir, from).expect("readdir");
+            let Some(last) = listed.last() else { return };
+            from = last.next;
+            listed.iter().for_each(|entry| self.scan_entry(dir, path, entry, tree));
+        }
+    }
+
+    fn scan_entry(&self, dir: u64, path: &[u8], entry: &Listed, tree: &mut Tree) {
+        let path = [path, b"/", entry.name.as_slice()].concat();
+        let shown = crate::support::show(&path);
+        let found = self.lookup(dir, &entry.name).and_then(|found| self.full_record(found.ino));
+        let record = found.unwrap_or_else(|errno| panic!("{shown}: errno {errno}"));
+        assert_eq!((entry.ino, entry.kind), (record.ino, kind(&record)), "{shown} is listed as another");
+        let is_dir = is_dir(&record);
+        assert!(tree.records.insert(path.clone(), record).is_none(), "{shown} is listed twice");
+        if is_dir {
+            self.scan(entry.ino, &path, tree);
+        }
+    }
+}
+
+fn stat(mut record: Record) -> Outcome {
+    if is_dir(&record) {
+        record.size = 0;
+    }
+    Outcome::Stat(Box::new(record))
+}
+
+/// What FUSE lets through.
+fn fallocate_mode(how: Alloc) -> Option<i32> {
+    match how {
+        Alloc::Plain => Some(0),
+        Alloc::KeepSize => Some(libc::FALLOC_FL_KEEP_SIZE),
+        Alloc::PunchHole => Some(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE),
+        Alloc::ZeroRange => Some(libc::FALLOC_FL_ZERO_RANGE),
+        Alloc::ZeroKeepSize => Some(libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE),
+        Alloc::Collapse | Alloc::Insert => None,
+    }
+}

@@ -1,0 +1,143 @@
+//! A writable mount of plyfs.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::check::Checks;
+use super::generate::Menu;
+use super::image::{image, layers, unpack};
+use super::place::{Overlay, Place, View, kernel_view, make_dir};
+use crate::support::env::{Mount, TestEnv, run};
+use crate::support::oci::{Image, digest};
+
+/// The image in three layers, mounted by plyfs with an upper directory.
+pub struct PlyfsPlace {
+    /// Unmounted before the environment goes.
+    mount: Option<Mount>,
+    env: TestEnv,
+    /// Of every layer's tar, which no run may change.
+    layers: BTreeMap<String, String>,
+    options: Vec<&'static str>,
+}
+
+impl PlyfsPlace {
+    pub const MENU: Menu = Menu { whiteouts: true, held_readers: true, optional: true, remounts: true };
+
+    /// With further options of `plyfs mount`.
+    pub fn new(options: &[&'static str]) -> Self {
+        let env = TestEnv::new();
+        pull_image(&env);
+        for name in ["upper", "work"] {
+            make_dir(&env.path(name));
+        }
+        let layers = digests(&env);
+        assert_eq!(layers.len(), 3, "{layers:?}");
+        let mut place = Self { mount: None, env, layers, options: options.to_vec() };
+        place.mount();
+        place
+    }
+
+    fn mount(&mut self) {
+        let (upper, work) = (self.env.path("upper"), self.env.path("work"));
+        let mut command = self.env.command(["mount"]);
+        command.args(&self.options).arg("--upper").arg(upper).arg("--work").arg(work).arg("model:1");
+        self.mount = Some(Mount::by(&self.env, &mut command));
+    }
+
+    /// Unmounts through plyfs, which waits for its daemon. Busy for a while is no fault, see
+    /// [`super::place::unmount`].
+    fn unmount(&mut self) {
+        let Some(mount) = self.mount.take() else { return };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let ended = run(self.env.command(["umount"]).arg(mount.path()));
+            match ended.code {
+                0 => return,
+                _ if ended.stderr.contains("in use") && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                _ => panic!("plyfs umount failed: {ended:?}"),
+            }
+        }
+    }
+
+    /// The image unpacked, and the upper directory that plyfs wrote.
+    fn overlay(&self) -> Overlay {
+        let [lower, work, at] = ["lower", "kernel-work", "kernel"].map(|name| self.env.path(name));
+        [&lower, &work, &at].into_iter().for_each(|path| make_dir(path));
+        unpack(&lower, &image());
+        Overlay { lower, upper: self.env.path("upper"), work, at, options: "metacopy=on,index=off,ro" }
+    }
+
+    fn daemon(&self) -> Pid {
+        let table = self.env.ok(["mounts"]);
+        let pid = table.lines().nth(1).and_then(|line| line.split_whitespace().nth(3)?.parse().ok());
+        Pid::from_raw(pid.expect("a mount is registered")).unwrap()
+    }
+}
+
+/// What plyfs keeps for itself in the upper directory.
+const OWN_XATTRS: &[&str] = &["trusted.plyfs.", "user.plyfs."];
+
+impl Place for PlyfsPlace {
+    fn root(&self) -> &Path {
+        self.mount.as_ref().expect("the place is mounted").path()
+    }
+
+    fn remount(&mut self) {
+        self.unmount();
+        self.mount();
+    }
+
+    fn kill(&mut self) {
+        let pid = self.daemon();
+        kill_process(pid, Signal::KILL).unwrap();
+        let stat = format!("/proc/{}/stat", pid.as_raw_nonzero());
+        // A zombie that nobody has collected yet is dead too.
+        let lives = || std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z"));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while lives() {
+            assert!(Instant::now() < deadline, "the daemon outlives SIGKILL");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let dead = self.mount.take().expect("the place is mounted");
+        assert_eq!(run(Command::new("umount").arg("-l").arg(dead.path())).code, 0);
+        self.mount();
+    }
+
+    fn checks(&self) -> Checks {
+        Checks::ALL
+    }
+
+    fn finish(&mut self) -> Result<Vec<View>, String> {
+        self.unmount();
+        let now = digests(&self.env);
+        if now != self.layers {
+            return Err(format!("the layers in the store changed from {:?} to {now:?}", self.layers));
+        }
+        // Numbers and hard links over copies are what overlayfs has no form for.
+        let checks =
+            Checks { numbers: false, links: false, dir_nlink: false, hidden_xattrs: OWN_XATTRS, ..Checks::ALL };
+        Ok(vec![kernel_view(&self.overlay(), checks)])
+    }
+}
+
+/// Puts the image into the environment's store, in three layers, as `model:1`.
+pub fn pull_image(env: &TestEnv) {
+    let built = layers(&image()).into_iter().fold(Image::new(), Image::layer).tag("1");
+    built.write_layout(&env.path("model"));
+    env.ok(["pull", "-q", &format!("oci:{}:1", env.path("model").display())]);
+}
+
+/// The digest of every layer's tar in the store.
+fn digests(env: &TestEnv) -> BTreeMap<String, String> {
+    let digest_of = |entry: std::fs::DirEntry| {
+        let bytes = std::fs::read(entry.path().join("layer.tar")).unwrap();
+        (entry.file_name().into_string().unwrap(), digest(&bytes))
+    };
+    std::fs::read_dir(env.root().join("layers/sha256")).unwrap().map(|entry| digest_of(entry.unwrap())).collect()
+}

@@ -1,0 +1,141 @@
+//! A writable tree against a model of one: the same steps on both, any difference is a fault.
+//!
+//! The model is itself judged first, by the file system that the tests run on and by kernel overlayfs. A failing run
+//! prints its seed and the shortest list of steps that still fails, as a test to be kept here.
+//!
+//! ```text
+//! PLYFS_MODEL_SEED=7 PLYFS_MODEL_OPS=5000 cargo test --test fs writable_model    # one run
+//! PLYFS_MODEL_RUNS=200 cargo test --test fs writable_model                       # many
+//! ```
+
+use crate::model::by_inode::ByInode;
+use crate::model::check::{Checker, Checks};
+use crate::model::generate::{Menu, generate};
+use crate::model::harness::Harness;
+use crate::model::image::image;
+use crate::model::in_memory::InMemory;
+use crate::model::mounted::{PlyfsPlace, pull_image};
+use crate::model::op::{Op, Op::*, Outcome, Replace, Replace::*};
+use crate::model::place::{OverlayPlace, PlainPlace, View};
+use crate::model::run::{Effort, by_path, compare, execute, replay, shrink, soak};
+use crate::model::state::{Model, umask};
+use crate::support::env::TestEnv;
+use crate::support::tree::{Contents, Tree, scan};
+
+#[test]
+fn the_model_is_right_about_a_plain_directory() {
+    soak("plain", Effort { runs: 12, ops: 1500 }, PlainPlace::MENU, &|| by_path(PlainPlace::new()));
+}
+
+#[test]
+fn the_model_is_right_about_kernel_overlayfs() {
+    soak("overlayfs", Effort { runs: 6, ops: 1000 }, OverlayPlace::MENU, &|| by_path(OverlayPlace::new(false)));
+}
+
+#[test]
+fn the_model_is_right_about_kernel_overlayfs_that_copies_attributes_alone() {
+    soak("metacopy", Effort { runs: 6, ops: 1000 }, OverlayPlace::MENU, &|| by_path(OverlayPlace::new(true)));
+}
+
+#[test]
+#[ignore = "there is no writable mount yet"]
+fn a_writable_mount_is_a_posix_tree() {
+    soak("plyfs", Effort { runs: 8, ops: 700 }, PlyfsPlace::MENU, &|| by_path(PlyfsPlace::new(&[])));
+}
+
+/// The same steps on both, answer by answer.
+#[test]
+#[ignore = "there is no writable mount yet"]
+fn a_writable_mount_answers_as_a_plain_directory_does() {
+    let menu = Menu { whiteouts: false, optional: false, ..PlyfsPlace::MENU };
+    compare("plain and plyfs", Effort { runs: 3, ops: 700 }, menu, &|| by_path(PlainPlace::new()), &|| {
+        by_path(PlyfsPlace::new(&[]))
+    });
+}
+
+/// What stands between the model's steps and a file system's own operations is right.
+#[test]
+fn steps_without_a_kernel_are_the_same_steps() {
+    let fresh = || -> Box<dyn Harness> { Box::new(ByInode::new(InMemory::new(&image()), umask(), Checks::ALL)) };
+    soak("in memory", Effort { runs: 12, ops: 1500 }, PlyfsPlace::MENU, &fresh);
+}
+
+/// Two judges that are there already, so that the comparison itself is known to work.
+#[test]
+fn kernel_overlayfs_answers_as_a_plain_directory_does() {
+    let menu = Menu { optional: false, ..OverlayPlace::MENU };
+    compare("plain and overlayfs", Effort { runs: 3, ops: 1000 }, menu, &|| by_path(PlainPlace::new()), &|| {
+        by_path(OverlayPlace::new(false))
+    });
+}
+
+/// A harness that forgets one thing, to see that a run finds it.
+struct Forgetful {
+    inner: Box<dyn Harness>,
+    forgets: fn(&Op) -> bool,
+}
+
+impl Harness for Forgetful {
+    fn apply(&mut self, op: &Op) -> Result<Outcome, i32> {
+        if (self.forgets)(op) { Ok(Outcome::Done) } else { self.inner.apply(op) }
+    }
+
+    fn tree(&mut self) -> Tree {
+        self.inner.tree()
+    }
+
+    fn content(&mut self, path: &[u8]) -> Vec<u8> {
+        self.inner.content(path)
+    }
+
+    fn checks(&self) -> Checks {
+        self.inner.checks()
+    }
+
+    fn finish(&mut self) -> Result<Vec<View>, String> {
+        self.inner.finish()
+    }
+}
+
+#[test]
+fn a_fault_is_found_and_its_run_made_short() {
+    let forgotten: [fn(&Op) -> bool; 4] = [
+        |op| matches!(op, Op::HeldTruncate { size: 1.., .. }),
+        |op| matches!(op, Op::Chmod { mode: 0o4755, .. }),
+        |op| matches!(op, Op::Rename { how: Replace::Exchange, .. }),
+        |op| matches!(op, Op::HeldMapStore { .. }),
+    ];
+    for forgets in forgotten {
+        let fresh = || -> Box<dyn Harness> { Box::new(Forgetful { inner: by_path(PlainPlace::new()), forgets }) };
+        let ops = generate(3, 1500, &image(), PlainPlace::MENU);
+        let failure = execute(&ops, &fresh).expect_err("the fault is not found");
+        let (short, failure) = shrink(ops, failure, &mut |ops| execute(ops, &fresh).err());
+        assert!(short.iter().any(forgets) && short.len() <= 6, "{failure:?}: {short:#?}");
+    }
+}
+
+/// The builder of layers is right too: what plyfs shows of them without an upper directory is the image.
+#[test]
+fn the_image_in_layers_is_the_image() {
+    let env = TestEnv::new();
+    pull_image(&env);
+    let mount = env.mount("model:1", &[]);
+    let (model, tree) = (Model::new(&image()), scan(mount.path(), Contents::Hash));
+    let wrong = Checker::new(Checks::ALL).tree(&model, &tree, &mut |_| Vec::new());
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Kept as an example of what a failing run prints: the way to what is removed leads through it.
+#[test]
+fn regression_removing_the_way_there() {
+    replay(
+        &[
+            Mkdir { at: "x", mode: 0o755 },
+            Symlink { at: "x/up", target: ".." },
+            RemoveAll { at: "x/up/x" },
+            Rename { from: "e", to: "f", how: Allow },
+            Check,
+        ],
+        &|| by_path(PlainPlace::new()),
+    );
+}

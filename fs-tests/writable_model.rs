@@ -19,6 +19,7 @@ use crate::model::op::{Op, Op::*, Outcome, Replace, Replace::*};
 use crate::model::place::{OverlayPlace, PlainPlace, View};
 use crate::model::run::{Effort, by_path, compare, execute, replay, shrink, soak};
 use crate::model::state::{Model, umask};
+use crate::model::union::Union;
 use crate::support::env::TestEnv;
 use crate::support::tree::{Contents, Tree, scan};
 
@@ -38,19 +39,23 @@ fn the_model_is_right_about_kernel_overlayfs_that_copies_attributes_alone() {
 }
 
 #[test]
-#[ignore = "there is no writable mount yet"]
 fn a_writable_mount_is_a_posix_tree() {
     soak("plyfs", Effort { runs: 8, ops: 700 }, PlyfsPlace::MENU, &|| by_path(PlyfsPlace::new(&[])));
 }
 
 /// The same steps on both, answer by answer.
 #[test]
-#[ignore = "there is no writable mount yet"]
 fn a_writable_mount_answers_as_a_plain_directory_does() {
     let menu = Menu { whiteouts: false, optional: false, ..PlyfsPlace::MENU };
     compare("plain and plyfs", Effort { runs: 3, ops: 700 }, menu, &|| by_path(PlainPlace::new()), &|| {
         by_path(PlyfsPlace::new(&[]))
     });
+}
+
+#[test]
+fn a_union_without_a_kernel_is_a_posix_tree() {
+    let fresh = || -> Box<dyn Harness> { Box::new(ByInode::new(Union::new(), umask(), Checks::ALL)) };
+    soak("union", Effort { runs: 20, ops: 1000 }, PlyfsPlace::MENU, &fresh);
 }
 
 /// What stands between the model's steps and a file system's own operations is right.

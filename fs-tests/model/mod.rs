@@ -34,3 +34,4 @@ pub mod place;
 pub mod random;
 pub mod run;
 pub mod state;
+pub mod union;

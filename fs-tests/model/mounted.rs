@@ -81,7 +81,7 @@ impl PlyfsPlace {
 }
 
 /// What plyfs keeps for itself in the upper directory.
-const OWN_XATTRS: &[&str] = &["trusted.plyfs.", "user.plyfs."];
+const OWN_XATTRS: &[&str] = &["trusted.overlay."];
 
 impl Place for PlyfsPlace {
     fn root(&self) -> &Path {

@@ -34,9 +34,6 @@ pub enum FsError {
     /// Nobody may do that.
     #[error("the operation is not permitted")]
     NotPermitted,
-    /// The operation cannot be done in that way; the kernel knows another.
-    #[error("the operation is not supported")]
-    Unsupported,
     /// No such device control.
     #[error("no such control")]
     NoControl,
@@ -79,7 +76,6 @@ impl FsError {
             FsError::NotEmpty => libc::ENOTEMPTY,
             FsError::Invalid => libc::EINVAL,
             FsError::NotPermitted => libc::EPERM,
-            FsError::Unsupported => libc::EOPNOTSUPP,
             FsError::NoControl => libc::ENOTTY,
             FsError::NoAttribute => libc::ENODATA,
             FsError::Range => libc::ERANGE,

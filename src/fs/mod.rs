@@ -178,7 +178,7 @@ impl Fs {
         self.union()?.fallocate(ino, mode as u32, offset, len)
     }
 
-    /// Copies from file to file without the data coming here, and says how much; EOPNOTSUPP if that cannot be done.
+    /// Copies from file to file, and says how much: some of it at least, unless there is no more.
     pub fn copy_range(&self, from: Ino, at: u64, to: Ino, to_at: u64, len: u64) -> Result<u64, FsError> {
         self.union()?.copy_range(from, at, to, to_at, len)
     }

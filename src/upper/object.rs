@@ -111,7 +111,9 @@ impl Upper {
         let name = self.serial();
         let stored = self.stored_kind(draft);
         self.make_bare(draft, stored, Place { dir: self.tmp.as_fd(), name: name.as_bytes() })?;
-        self.finish(draft, stored, name.clone()).inspect_err(|_| drop(self.discard(&name, stored == Kind::Dir)))
+        self.finish(draft, stored, name.clone()).inspect_err(|_| {
+            self.discard(&name, stored == Kind::Dir);
+        })
     }
 
     /// The kind of object that stands for the draft on disk.
@@ -159,11 +161,12 @@ impl Upper {
                 self.write_all(fd, draft.target, 0)?;
             }
         }
-        for (name, value) in &draft.xattrs {
-            self.set_xattr(fd, name, value, XattrFlags::empty())?;
-        }
+        // Before the attributes: it would take capabilities away.
         if draft.size > 0 && stored == Kind::File {
             self.backing.truncate(fd, draft.size)?;
+        }
+        for (name, value) in &draft.xattrs {
+            self.set_xattr(fd, name, value, XattrFlags::empty())?;
         }
         let marks = [
             (draft.opaque, Mark::Opaque, &b"y"[..]),
@@ -239,7 +242,9 @@ impl Upper {
         let name = self.serial();
         let here = Place { dir: self.tmp.as_fd(), name: name.as_bytes() };
         self.backing.link(fd, here.dir, here.name)?;
-        self.rename(here, at, RenameFlags::empty()).inspect_err(|_| drop(self.discard(&name, false)))
+        self.rename(here, at, RenameFlags::empty()).inspect_err(|_| {
+            self.discard(&name, false);
+        })
     }
 
     /// The files that a crash left before they had all their names: their numbers.

@@ -46,7 +46,9 @@ impl Union {
     pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
         self.is_file(ino)?;
         let handle = self.own_data(ino)?;
-        self.upper.write_all(handle.as_fd(), bytes, offset).map_err(|e| self.lost(e))
+        let capabilities = self.capabilities(ino, &handle)?;
+        self.upper.write_all(handle.as_fd(), bytes, offset).map_err(|e| self.lost(e))?;
+        self.restore_capabilities(&handle, capabilities)
     }
 
     /// Remembers what a sync of a volatile mount must not hide.
@@ -81,11 +83,13 @@ impl Union {
         let handle = self.handle(ino)?;
         let keep = keep.min(end);
         let before = self.upper.backing().stat(handle.as_fd())?;
+        let capabilities = self.capabilities(ino, &handle)?;
         let cut = keep < before.size;
         if cut {
             self.upper.backing().truncate(handle.as_fd(), keep)?;
         }
         let copied = self.copy_pieces(origin, keep, &handle).and_then(|()| {
+            self.restore_capabilities(&handle, capabilities.clone())?;
             if keep > 0 {
                 self.upper.sync(handle.as_fd(), true)?;
             }
@@ -97,6 +101,7 @@ impl Union {
         if let Err(e) = copied {
             // Size and time are attributes, and so the upper's already.
             self.upper.backing().truncate(handle.as_fd(), before.size)?;
+            self.restore_capabilities(&handle, capabilities)?;
             self.upper.backing().utimens(handle.as_fd(), &timestamps(None, Some(before.mtime)))?;
             return Err(e);
         }
@@ -166,10 +171,11 @@ impl Union {
         self.is_file(from)?;
         self.is_file(to)?;
         let target = self.own_data(to)?;
-        let Some(Data::Upper) = self.data_of(from) else {
-            // The kernel reads and writes instead.
-            return Err(FsError::Unsupported);
-        };
+        if self.data_of(from) != Some(Data::Upper) {
+            let bytes = self.read(from, at, len.min(MAX_READ.into()) as u32)?;
+            self.upper.write_all(target.as_fd(), &bytes, to_at).map_err(|e| self.lost(e))?;
+            return Ok(bytes.len() as u64);
+        }
         let source = self.handle(from)?;
         let len = len.min(CHUNK) as usize;
         let copied = self.upper.backing().copy(source.as_fd(), at, target.as_fd(), to_at, len);

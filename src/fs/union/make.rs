@@ -45,6 +45,7 @@ impl Union {
         let made = self.put_new(&draft, Place { dir: parent.as_fd(), name: &name }, whiteout)?;
         let (handle, object, ino) = made;
         let mut entry = Entry::new(new.kind, Some(object.raw.ino));
+        entry.capable = false;
         if new.kind == Kind::Dir {
             entry.dir = Some(Dir { lower: None, names: Some(Names::default()), subdirs: 0, default_acl: None });
         }

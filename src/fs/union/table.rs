@@ -28,6 +28,8 @@ pub struct Entry {
     pub names: Vec<(Ino, Name)>,
     /// Where a file's data is.
     pub data: Data,
+    /// Whether the file may have capabilities, which writing below would take away.
+    pub capable: bool,
     /// Links below that are no names: those in the work directory.
     pub spare: u32,
     /// Whether it has not got all of its names yet: until then it must not be changed.
@@ -133,6 +135,7 @@ impl Entry {
             raw,
             names: Vec::new(),
             data: Data::Upper,
+            capable: true,
             spare: 0,
             linking: false,
             held: None,

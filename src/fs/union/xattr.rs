@@ -8,6 +8,8 @@ use std::borrow::Cow;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+const CAPABILITY: &[u8] = b"security.capability";
+
 impl Union {
     /// The descriptor of what is in the upper directory.
     fn up(&self, ino: Ino) -> Result<Option<Handle>, FsError> {
@@ -47,6 +49,11 @@ impl Union {
         }
         self.copy_up(ino)?;
         let handle = self.handle(ino)?;
+        if name == CAPABILITY
+            && let Some(entry) = self.table_mut().get_mut(ino)
+        {
+            entry.capable = true;
+        }
         self.upper.set_xattr(handle.as_fd(), name, value, flags)?;
         self.forget_default_acl(ino, name);
         Ok(())
@@ -60,6 +67,29 @@ impl Union {
         self.upper.backing().remove_xattr(handle.as_fd(), &self.upper.namespace().stored(name))?;
         self.forget_default_acl(ino, name);
         Ok(())
+    }
+
+    /// A file's capabilities. The kernel takes them away before a write of a process, and asks for that; below, every
+    /// write would take them, also the late one of a mapping, that must not.
+    pub(super) fn capabilities(&self, ino: Ino, handle: &Handle) -> Result<Option<Vec<u8>>, FsError> {
+        if !self.table().get(ino).is_some_and(|entry| entry.capable) {
+            return Ok(None);
+        }
+        let found = self.upper.backing().get_xattr(handle.as_fd(), &self.upper.namespace().stored(CAPABILITY))?;
+        if found.is_none()
+            && let Some(entry) = self.table_mut().get_mut(ino)
+        {
+            entry.capable = false;
+        }
+        Ok(found)
+    }
+
+    /// Gives back what [`Union::capabilities`] found.
+    pub(super) fn restore_capabilities(&self, handle: &Handle, found: Option<Vec<u8>>) -> Result<(), FsError> {
+        match found {
+            Some(value) => Ok(self.upper.set_xattr(handle.as_fd(), CAPABILITY, &value, XattrFlags::empty())?),
+            None => Ok(()),
+        }
     }
 
     fn forget_default_acl(&self, ino: Ino, name: &[u8]) {

@@ -53,7 +53,7 @@ fn make(fs: &Fs, path: &str, kind: Kind) -> Result<(), FsError> {
 
 fn rename(fs: &Fs, from: &str, to: &str, replace: Replace) -> Result<(), FsError> {
     let ((from, name), (to, new)) = (split(fs, from)?, split(fs, to)?);
-    fs.rename(from, name, to, new, replace)
+    fs.rename(from, name, to, new, replace).map(drop)
 }
 
 fn write(fs: &Fs, path: &str, offset: u64, bytes: &[u8]) -> Result<(), FsError> {

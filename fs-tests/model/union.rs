@@ -124,7 +124,7 @@ impl Inodes for Union {
             Replace::Exchange => fs::Replace::Exchange,
             Replace::Whiteout => fs::Replace::Whiteout,
         };
-        self.fs().rename(from.0, from.1, to.0, to.1, replace).map_err(errno)
+        self.fs().rename(from.0, from.1, to.0, to.1, replace).map(drop).map_err(errno)
     }
 
     fn read(&self, ino: u64, offset: u64, len: usize) -> Result<Vec<u8>, i32> {

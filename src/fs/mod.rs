@@ -142,7 +142,8 @@ impl Fs {
         self.union()?.rmdir(parent, name)
     }
 
-    /// Moves a name, also a whole directory of the image.
+    /// Moves a name, also a whole directory of the image. Gives the directories that have another parent now: what the
+    /// kernel remembers of their listings has the old one.
     pub fn rename(
         &self,
         parent: Ino,
@@ -150,7 +151,7 @@ impl Fs {
         new_parent: Ino,
         new_name: &[u8],
         replace: Replace,
-    ) -> Result<(), FsError> {
+    ) -> Result<Vec<Ino>, FsError> {
         self.union()?.rename(parent, name, new_parent, new_name, replace)
     }
 

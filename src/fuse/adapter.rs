@@ -7,15 +7,15 @@ use crate::fs::{Attr, Change, Fs, FsError, New, Replace};
 use crate::meta::Kind;
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// An image never changes, and an upper directory changes through the kernel alone: it may keep what it has been told
@@ -33,15 +33,17 @@ pub struct Adapter {
     fs: Arc<Fs>,
     wake: Arc<Wake>,
     pool: Pool,
+    /// The way to tell the kernel what it must not remember any more; there once the session is.
+    notifier: Arc<OnceLock<Notifier>>,
     /// Whether the kernel is to heed POSIX ACLs. That makes it check all permissions, so it is for mounts that want
     /// that only; and it costs a request per inode that a caller's group decides about, so for images with ACLs only.
     heed_acls: bool,
 }
 
 impl Adapter {
-    pub fn new(fs: Arc<Fs>, wake: Arc<Wake>, check_permissions: bool) -> Adapter {
+    pub fn new(fs: Arc<Fs>, wake: Arc<Wake>, notifier: Arc<OnceLock<Notifier>>, check_permissions: bool) -> Adapter {
         let heed_acls = check_permissions && fs.has_acls();
-        Adapter { fs, wake, pool: Pool::default(), heed_acls }
+        Adapter { fs, wake, pool: Pool::default(), notifier, heed_acls }
     }
 
     /// Answers with an inode. The kernel holds a reference to it from then on.
@@ -281,13 +283,20 @@ impl Filesystem for Adapter {
 
     fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
         self.wake.touch();
-        let found = u64::try_from(offset)
-            .map_err(|_| FsError::NoData)
-            .and_then(|offset| self.fs.seek(ino.0, offset, whence == libc::SEEK_HOLE));
-        match found {
+        let writable = self.fs.is_writable();
+        let notifier = self.notifier.clone();
+        let seek = move |fs: &Fs| {
+            let from = u64::try_from(offset).map_err(|_| FsError::NoData)?;
+            // The kernel does not write back first what it holds; to be told that it is out of date makes it do so.
+            if let Some(notifier) = notifier.get().filter(|_| writable) {
+                let _nothing_held = notifier.inval_inode(ino, offset, 0);
+            }
+            fs.seek(ino.0, from, whence == libc::SEEK_HOLE)
+        };
+        self.slowly(writable, seek, move |found| match found {
             Ok(at) => reply.offset(at as i64),
             Err(e) => reply.error(failed("lseek", ino, &e)),
-        }
+        });
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
@@ -404,10 +413,16 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.wake.touch();
-        let done = convert::replace(flags).and_then(|replace: Replace| {
+        let moved = convert::replace(flags).and_then(|replace: Replace| {
             self.fs.rename(parent.0, name.as_bytes(), new_parent.0, new_name.as_bytes(), replace)
         });
-        empty(reply, "rename", parent, done);
+        if let (Ok(moved), Some(notifier)) = (&moved, self.notifier.get()) {
+            for dir in moved {
+                // It may not remember anything of it; then that is an error, and just as well.
+                let _not_remembered = notifier.inval_inode(INodeNo(*dir), 0, 0);
+            }
+        }
+        empty(reply, "rename", parent, moved.map(drop));
     }
 
     fn write(

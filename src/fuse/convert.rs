@@ -48,7 +48,8 @@ fn time(time: Time) -> SystemTime {
     second.and_then(|second| second.checked_add(Duration::from_nanos(time.nsec.into()))).unwrap_or(UNIX_EPOCH)
 }
 
-/// A time to set. The kernel sends seconds of 64 bits, all of which the clock's type holds.
+/// A time to set. Of one before the epoch fuser 0.18 takes the nanoseconds off the seconds, where the kernel means them
+/// to be added; so its parts are the kernel's, but for the sign.
 pub fn set_time(time: TimeOrNow) -> SetTime {
     let time = match time {
         TimeOrNow::Now => return SetTime::Now,
@@ -56,13 +57,7 @@ pub fn set_time(time: TimeOrNow) -> SetTime {
     };
     SetTime::To(match time.duration_since(UNIX_EPOCH) {
         Ok(after) => Time { sec: after.as_secs() as i64, nsec: after.subsec_nanos() },
-        Err(e) => {
-            let before = e.duration();
-            match before.subsec_nanos() {
-                0 => Time { sec: -(before.as_secs() as i64), nsec: 0 },
-                nsec => Time { sec: -(before.as_secs() as i64) - 1, nsec: 1_000_000_000 - nsec },
-            }
-        }
+        Err(e) => Time { sec: (e.duration().as_secs() as i64).wrapping_neg(), nsec: e.duration().subsec_nanos() },
     })
 }
 

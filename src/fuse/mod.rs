@@ -15,7 +15,7 @@ use fuser::{Config, MountOption, SessionACL};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use wake::{Governor, Wake};
 
@@ -149,8 +149,10 @@ pub fn mount(fs: Arc<Fs>, at: &Path, options: &Options) -> Result<Session, Mount
     let wake = Arc::new(Wake::default());
     let waking = options.waking.settle();
     let writable = fs.is_writable();
-    let adapter = Adapter::new(fs, wake.clone(), options.default_permissions);
+    let notifier = Arc::new(OnceLock::new());
+    let adapter = Adapter::new(fs, wake.clone(), notifier.clone(), options.default_permissions);
     let session = options.connect(adapter, &mountpoint, waking, writable).map_err(refused)?;
+    notifier.get_or_init(|| session.notifier());
     // From here on the mount is there, and must not stay if nobody is to answer for it.
     serve(session, wake, waking, mountpoint.clone()).map_err(|e| {
         let _gone = sys::unmount(&mountpoint, true);

@@ -39,6 +39,7 @@ enum Left {
 
 impl Union {
     /// Moves `name` of `dir` to `new_name` of `new_dir`. Whole directories of the image move without a look into them.
+    /// Gives the directories that have another parent now.
     pub fn rename(
         &self,
         dir: Ino,
@@ -46,13 +47,13 @@ impl Union {
         new_dir: Ino,
         new_name: &[u8],
         replace: Replace,
-    ) -> Result<(), FsError> {
+    ) -> Result<Vec<Ino>, FsError> {
         check_name(new_name)?;
         let _renaming = lock(&self.renames);
         let source = self.find(dir, name)?.ok_or(FsError::NotFound)?;
         let target = self.find(new_dir, new_name)?;
         if !self.is_allowed(source, dir, target, new_dir, replace)? {
-            return Ok(());
+            return Ok(Vec::new());
         }
         self.raise(source, true)?;
         if let Some(target) = target {
@@ -74,7 +75,9 @@ impl Union {
         }
         let plan = self.plan(&from, &to, ino, target, replace)?;
         self.carry_out(&plan, &from, &to)?;
-        self.enter_rename(&plan, &from, &to, ino)
+        self.enter_rename(&plan, &from, &to, ino)?;
+        let moved = [Some(ino), plan.exchanged].into_iter().flatten().filter(|_| dir != new_dir);
+        Ok(moved.filter(|ino| self.kind(*ino).is_ok_and(|kind| kind == Kind::Dir)).collect())
     }
 
     /// Whether there is anything to do; an error if it must not be done.
@@ -134,7 +137,8 @@ impl Union {
 
     fn plan(&self, from: &Side, to: &Side, ino: Ino, target: Option<Found>, replace: Replace) -> Result<Plan, FsError> {
         let is_dir = self.kind(ino)? == Kind::Dir;
-        let needs = self.covers(from.dir, &from.name)? || replace == Replace::Whiteout;
+        // A whiteout that hides nothing would be seen by the kernel where it merges nothing.
+        let needs = self.covers(from.dir, &from.name)?;
         let left = if needs { Left::Whiteout } else { Left::Nothing };
         let leaving = if needs { RenameFlags::WHITEOUT } else { RenameFlags::empty() };
         self.mark_moved(ino, to)?;

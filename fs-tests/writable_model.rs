@@ -22,6 +22,7 @@ use crate::model::state::{Model, umask};
 use crate::model::union::Union;
 use crate::support::env::TestEnv;
 use crate::support::tree::{Contents, Tree, scan};
+use plyfs::upper::User;
 
 #[test]
 fn the_model_is_right_about_a_plain_directory() {
@@ -54,8 +55,17 @@ fn a_writable_mount_answers_as_a_plain_directory_does() {
 
 #[test]
 fn a_union_without_a_kernel_is_a_posix_tree() {
-    let fresh = || -> Box<dyn Harness> { Box::new(ByInode::new(Union::new(), umask(), Checks::ALL)) };
+    let fresh = || -> Box<dyn Harness> { Box::new(ByInode::new(Union::new(User::own()), umask(), Checks::ALL)) };
     soak("union", Effort { runs: 20, ops: 1000 }, PlyfsPlace::MENU, &fresh);
+}
+
+/// Owners, modes and kinds that a plain user cannot give his files are kept in attributes; all of them here, since the
+/// image's owner is another.
+#[test]
+fn a_plain_users_union_is_a_posix_tree() {
+    let user = User { privileged: false, uid: 4321, gid: 4321 };
+    let fresh = || -> Box<dyn Harness> { Box::new(ByInode::new(Union::new(user), umask(), Checks::ALL)) };
+    soak("plain user", Effort { runs: 12, ops: 1000 }, PlyfsPlace::MENU, &fresh);
 }
 
 /// What stands between the model's steps and a file system's own operations is right.

@@ -7,7 +7,7 @@ use crate::support::bed::Bed;
 use crate::support::tree::Record;
 use plyfs::fs::{self, Attr, Fs, FsError, SetTime};
 use plyfs::meta::{Kind, Time, device};
-use plyfs::upper::Disk;
+use plyfs::upper::{Disk, User};
 
 /// The image of the model with an upper directory in a temporary one.
 pub struct Union {
@@ -17,8 +17,9 @@ pub struct Union {
 
 impl Union {
     /// Nothing has been changed yet.
-    pub fn new() -> Union {
-        let bed = Bed::new(layers(&image()));
+    pub fn new(user: User) -> Union {
+        let mut bed = Bed::new(layers(&image()));
+        bed.user = user;
         let fs = Some(bed.open(Box::new(Disk)));
         Union { bed, fs }
     }

@@ -10,7 +10,7 @@ use plyfs::layer::{Index, Limits, index_tar};
 use plyfs::meta::Kind;
 use plyfs::sys::Bytes;
 use plyfs::tree;
-use plyfs::upper::{Backing, OpenError, Settings, Upper};
+use plyfs::upper::{Backing, OpenError, Settings, Upper, User};
 use tempfile::TempDir;
 
 /// Layers, and a place for an upper directory on top of them.
@@ -20,6 +20,8 @@ pub struct Bed {
     dir: TempDir,
     /// Whether uppers are opened volatile.
     pub volatile: bool,
+    /// For whom they are opened.
+    pub user: User,
 }
 
 /// One object as it is seen; directories' times and all access and change times are left out.
@@ -44,7 +46,7 @@ impl Bed {
         let index = |tar: &Vec<u8>| index_tar(&mut &tar[..], &Limits::default()).unwrap().seal(&Digest::of(tar));
         let indexes = tars.iter().map(index).collect();
         let dir = tempfile::Builder::new().prefix("plyfs-test-").tempdir().unwrap();
-        Bed { tars, indexes, dir, volatile: false }
+        Bed { tars, indexes, dir, volatile: false, user: User::own() }
     }
 
     /// The upper directory.
@@ -71,6 +73,7 @@ impl Bed {
             work: self.work(),
             image: Digest::of(&self.tars.concat()),
             volatile: self.volatile,
+            user: self.user,
             descriptors: 4,
         };
         Upper::open(&settings, backing)

@@ -6,7 +6,7 @@ use crate::fuse::Options;
 use crate::layer::Index;
 use crate::store::{Store, mounts};
 use crate::sys;
-use crate::upper::{self, Upper};
+use crate::upper::{self, Upper, User};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -152,8 +152,14 @@ const MOST_DESCRIPTORS: u64 = 4096;
 fn open_upper((upper, work): (PathBuf, PathBuf), tree: &Index, parsed: &Parsed) -> anyhow::Result<Upper> {
     let limit = sys::raise_descriptor_limit()?;
     let descriptors = (limit / 2).saturating_sub(OTHER_DESCRIPTORS).clamp(64, MOST_DESCRIPTORS) as usize;
-    let settings =
-        upper::Settings { upper, work, image: tree.source().clone(), volatile: parsed.volatile, descriptors };
+    let settings = upper::Settings {
+        upper,
+        work,
+        image: tree.source().clone(),
+        volatile: parsed.volatile,
+        user: User::own(),
+        descriptors,
+    };
     Ok(Upper::open(&settings, Box::new(upper::Disk))?)
 }
 

@@ -33,7 +33,7 @@ mod owner;
 pub use backing::{Backing, Disk, Listed, Raw, Space};
 pub use handles::{Handle, Handles};
 pub use object::{Draft, Made, Place, timestamps};
-pub use open::{OpenError, Settings};
+pub use open::{OpenError, Settings, User};
 pub use owner::Object;
 
 use crate::whiteout::{Mark, Namespace};

@@ -25,8 +25,29 @@ pub struct Settings {
     pub image: Digest,
     /// Whether nothing is ever synced.
     pub volatile: bool,
+    /// For whom.
+    pub user: User,
     /// How many descriptors may be kept open.
     pub descriptors: usize,
+}
+
+/// Who keeps an upper directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct User {
+    /// Whether he may give files any owner and make any kind of them.
+    pub privileged: bool,
+    /// Who owns what he makes.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+}
+
+impl User {
+    /// The user of this process.
+    pub fn own() -> User {
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        User { privileged: uid == 0, uid, gid }
+    }
 }
 
 /// Why an upper directory cannot be used. Each is one whole line.
@@ -105,23 +126,21 @@ impl Upper {
         for left in backing.list(tmp.as_fd()).map_err(failed("read", work))? {
             wipe(&*backing, tmp.as_fd(), &left.name).map_err(failed("clear", work))?;
         }
-        let namespace = namespace(&*backing, tmp.as_fd(), upper)?;
+        let namespace = namespace(&*backing, tmp.as_fd(), settings)?;
         probe_whiteouts(&*backing, tmp.as_fd(), upper)?;
         let fresh = belongs(&*backing, root.as_fd(), namespace, settings)?;
         let numbers = reserve(&*backing, root.as_fd(), namespace).map_err(failed("write marks on", upper))?;
         if settings.volatile {
             std::fs::create_dir_all(&mark).map_err(failed("make", &mark))?;
         }
-        let overrides = !sys::is_root();
-        let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         Ok(Upper {
             root: share(root),
             tmp,
             links,
             _locked: locked,
             namespace,
-            overrides,
-            own,
+            overrides: !settings.user.privileged,
+            own: (settings.user.uid, settings.user.gid),
             umask: umask(),
             volatile: settings.volatile,
             failed: AtomicBool::new(false),
@@ -164,8 +183,10 @@ fn lock(backing: &dyn Backing, dir: &OwnedFd, path: &Path) -> Result<OwnedFd, Op
 }
 
 /// The kernel's namespace where the user may write it, his own otherwise.
-fn namespace(backing: &dyn Backing, tmp: BorrowedFd, upper: &Path) -> Result<Namespace, OpenError> {
-    for namespace in [Namespace::Trusted, Namespace::User] {
+fn namespace(backing: &dyn Backing, tmp: BorrowedFd, settings: &Settings) -> Result<Namespace, OpenError> {
+    let upper = &settings.upper;
+    let kernels = Some(Namespace::Trusted).filter(|_| settings.user.privileged);
+    for namespace in kernels.into_iter().chain([Namespace::User]) {
         let name = namespace.mark(Mark::Id).to_bytes();
         match backing.set_xattr(tmp, name, b"1", XattrFlags::empty()) {
             Ok(()) => {

@@ -20,4 +20,5 @@ mod store;
 mod support;
 mod tidy;
 mod truth;
+mod writable;
 mod writable_model;

@@ -1,0 +1,264 @@
+//! Mounts that can be written, through the program: what is refused, what stays, whose it is.
+
+use crate::support::env::{Mount, TestEnv, run};
+use crate::support::oci::Image;
+use crate::support::tar::{Entry, Tar};
+use std::fs::{self, File, Permissions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Nobody's user and group, as in `mounting`.
+const USER: u32 = 65534;
+const BIG: usize = 3 << 20;
+
+fn env() -> TestEnv {
+    let env = TestEnv::new();
+    let layer = Tar::new()
+        .dir("d")
+        .file("d/file", "below")
+        .file("big", vec![b'b'; BIG])
+        .add(Entry::file("theirs", "x").owner(1000, 1000).mode(0o400))
+        .symlink("link", "d/file")
+        .finish();
+    pull(&env, "one", layer);
+    env
+}
+
+fn pull(env: &TestEnv, name: &str, layer: Vec<u8>) {
+    Image::new().layer(layer).tag("1").write_layout(&env.path(name));
+    env.ok(["pull", "-q", &format!("oci:{}:1", env.path(name).display())]);
+}
+
+fn mount(env: &TestEnv, options: &[&str]) -> Mount {
+    let upper = env.path("upper").display().to_string();
+    env.mount("one:1", &[&["--upper", &upper], options].concat())
+}
+
+fn text(path: PathBuf) -> String {
+    fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+#[test]
+fn what_is_written_is_there_again_and_the_layers_are_untouched() {
+    let env = env();
+    let mount = mount(&env, &[]);
+    let at = |name: &str| mount.path().join(name);
+    let number = fs::metadata(at("d/file")).unwrap().ino();
+    fs::write(at("d/file"), "above").unwrap();
+    fs::rename(at("d"), at("moved")).unwrap();
+    fs::create_dir(at("d")).unwrap();
+    fs::remove_file(at("link")).unwrap();
+    let table = fs::read_to_string("/proc/mounts").unwrap();
+    let line = table.lines().find(|line| line.contains(mount.path().to_str().unwrap())).unwrap().to_owned();
+    assert!(line.contains(" fuse.plyfs rw,"), "{line}");
+    mount.unmount();
+    let again = self::mount(&env, &[]);
+    let at = |name: &str| again.path().join(name);
+    assert_eq!(text(at("moved/file")), "above");
+    assert_eq!(fs::metadata(at("moved/file")).unwrap().ino(), number);
+    assert_eq!(fs::read_dir(at("d")).unwrap().count(), 0);
+    assert!(fs::symlink_metadata(at("link")).is_err());
+    again.unmount();
+    let plain = env.mount("one:1", &[]);
+    assert_eq!(text(plain.path().join("d/file")), "below");
+    assert!(env.path("upper.work").is_dir(), "the work directory lies beside the upper one");
+    env.ok(["system", "fsck"]);
+}
+
+#[test]
+fn what_cannot_be_is_refused_in_one_line() {
+    let env = env();
+    pull(&env, "two", Tar::new().file("f", "2").finish());
+    let at = env.path("at");
+    fs::create_dir(&at).unwrap();
+    let upper = env.path("upper").display().to_string();
+    let refused = |arguments: &[&str], says: &[&str]| {
+        let all: Vec<&str> = ["mount"].iter().chain(arguments).chain(&[at.to_str().unwrap()]).copied().collect();
+        let said = env.fails(all);
+        for word in says {
+            assert!(said.contains(word), "`{word}` is not in: {said}");
+        }
+    };
+    refused(&["-o", "ro", "--upper", &upper, "one:1"], &["ro", "exclude"]);
+    refused(&["-o", "volatile", "one:1"], &["volatile"]);
+    let inside = format!("{upper}/work");
+    refused(&["--upper", &upper, "--work", &inside, "one:1"], &["must not lie in one another"]);
+    refused(&["--upper", &upper, "--work", "/dev/shm/plyfs-test-work", "one:1"], &["one file system"]);
+    let _leftover = fs::remove_dir_all("/dev/shm/plyfs-test-work");
+    let file = env.path("file");
+    fs::write(&file, "").unwrap();
+    refused(&["--upper", file.to_str().unwrap(), "one:1"], &["file"]);
+
+    let live = mount(&env, &[]);
+    refused(&["--upper", &upper, "one:1"], &["in use by another mount", &upper]);
+    let (other, work) = (env.path("other").display().to_string(), env.path("upper.work").display().to_string());
+    refused(&["--upper", &other, "--work", &work, "one:1"], &["in use by another mount", &work]);
+    live.unmount();
+    refused(&["--upper", &upper, "two:1"], &["another image", "sha256:"]);
+    mount(&env, &[]).unmount();
+    assert_eq!(env.ok(["mounts", "-q"]), "");
+}
+
+#[test]
+fn a_volatile_upper_is_used_once() {
+    let env = env();
+    let mount = mount(&env, &["-o", "volatile"]);
+    let file = File::create(mount.path().join("new")).unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    mount.unmount();
+    let mark = env.path("upper.work/work/incompat/volatile");
+    assert!(mark.is_dir(), "the kernel's mark is not there");
+    let upper = env.path("upper").display().to_string();
+    let at = env.path("at");
+    fs::create_dir(&at).unwrap();
+    let said = env.fails(["mount", "--upper", &upper, "one:1", at.to_str().unwrap()]);
+    assert!(said.contains("volatile") && said.contains(mark.to_str().unwrap()), "{said}");
+    fs::remove_dir(&mark).unwrap();
+    assert!(self::mount(&env, &[]).path().join("new").exists());
+}
+
+#[test]
+fn the_store_keeps_changes_by_image_and_place() {
+    let env = env();
+    let at = env.path("at");
+    fs::create_dir(&at).unwrap();
+    let mounted = || env.ok(["mount", "--rw", "one:1", at.to_str().unwrap()]);
+    let unmounted = || env.ok(["umount", at.to_str().unwrap()]);
+    mounted();
+    fs::write(at.join("kept"), "1").unwrap();
+    unmounted();
+    let elsewhere = env.mount("one:1", &["--rw"]);
+    assert!(!elsewhere.path().join("kept").exists());
+    mounted();
+    let kept = fs::read_to_string(at.join("kept"));
+    unmounted();
+    assert_eq!(kept.unwrap(), "1");
+    env.ok(["system", "fsck"]);
+    env.ok(["system", "gc"]);
+}
+
+/// What the kernel's own overlayfs does not promise: what is open sees what is written later.
+#[test]
+fn what_was_opened_before_a_copy_up_sees_what_is_written_after_it() {
+    let env = env();
+    let mount = mount(&env, &[]);
+    let path = mount.path().join("d/file");
+    let mut before = File::open(&path).unwrap();
+    let mut whole = String::new();
+    before.read_to_string(&mut whole).unwrap();
+    fs::write(&path, "above!").unwrap();
+    before.seek(SeekFrom::Start(0)).unwrap();
+    whole.clear();
+    before.read_to_string(&mut whole).unwrap();
+    assert_eq!(whole, "above!");
+    fs::remove_file(&path).unwrap();
+    assert_eq!(before.metadata().unwrap().nlink(), 0);
+    let mut four = [0; 4];
+    before.read_exact_at(&mut four, 0).unwrap();
+    assert_eq!(&four, b"abov");
+}
+
+/// A file system of one megabyte for the upper directory: it is full soon.
+struct Small(PathBuf);
+
+impl Small {
+    fn new(env: &TestEnv) -> Small {
+        let at = env.path("small");
+        fs::create_dir(&at).unwrap();
+        let options = ["-t", "tmpfs", "-o", "size=1m", "tmpfs"];
+        assert_eq!(run(Command::new("mount").args(options).arg(&at)).code, 0);
+        Small(at)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        run(Command::new("umount").arg("-l").arg(&self.0));
+    }
+}
+
+#[test]
+fn a_full_disk_is_reported_and_loses_nothing() {
+    let env = env();
+    let small = Small::new(&env);
+    let upper = small.0.join("upper").display().to_string();
+    let mount = env.mount("one:1", &["--upper", &upper]);
+    let big = mount.path().join("big");
+    let number = fs::metadata(&big).unwrap().ino();
+    // Its attributes fit, its data does not.
+    fs::set_permissions(&big, Permissions::from_mode(0o600)).unwrap();
+    let mut file = File::options().append(true).open(&big).unwrap();
+    let failed = file.write_all(b"x").and_then(|()| file.sync_all()).unwrap_err();
+    assert_eq!(failed.raw_os_error(), Some(28), "{failed}");
+    drop(file);
+    mount.unmount();
+    let mount = env.mount("one:1", &["--upper", &upper]);
+    let big = mount.path().join("big");
+    let data = fs::read(&big).unwrap();
+    assert!(data.len() >= BIG && data[..BIG].iter().all(|byte| *byte == b'b'), "{} bytes", data.len());
+    assert_eq!((fs::metadata(&big).unwrap().ino(), fs::metadata(&big).unwrap().mode() & 0o777), (number, 0o600));
+    // Room can be made.
+    fs::write(&big, "").unwrap();
+    fs::write(mount.path().join("new"), vec![1; 100_000]).unwrap();
+    fs::remove_file(&big).unwrap();
+    mount.unmount();
+}
+
+/// plyfs as a plain user, by a copy that he can reach.
+fn as_user(env: &TestEnv, args: &[&str]) -> Command {
+    let (made, own) = (env.command(args), env.path("plyfs"));
+    if !own.exists() {
+        assert_eq!(run(Command::new("cp").arg(made.get_program()).arg(&own)).code, 0);
+    }
+    let mut command = Command::new(own);
+    command.env_remove("PLYFS_ROOT").args(made.get_args()).current_dir("/");
+    command.uid(USER).gid(USER).env("HOME", env.path("home"));
+    command
+}
+
+fn shell(script: &str, at: &Path) -> String {
+    let output = run(Command::new("sh").args(["-ec", script]).current_dir("/").env("AT", at).uid(USER).gid(USER));
+    assert_eq!(output.code, 0, "{script}: {output:?}");
+    output.stdout
+}
+
+#[test]
+fn a_plain_user_writes_what_root_owns_and_the_owners_stay() {
+    let env = env();
+    fs::set_permissions(env.path(""), Permissions::from_mode(0o755)).unwrap();
+    let own = |name: &str| {
+        let path = env.path(name);
+        fs::create_dir_all(&path).unwrap();
+        assert_eq!(run(Command::new("chown").arg("-R").arg(format!("{USER}:{USER}")).arg(&path)).code, 0);
+        path
+    };
+    let (_root, at, mine) = (own("root"), own("at"), own("mine"));
+    let upper = mine.join("upper").display().to_string();
+    let mount = |env: &TestEnv| {
+        let mounted = run(as_user(env, &["mount", "--upper", &upper, "one:1"]).arg(&at));
+        assert_eq!(mounted.code, 0, "{mounted:?}");
+    };
+    let unmount = |env: &TestEnv| assert_eq!(run(as_user(env, &["umount"]).arg(&at)).code, 0);
+    mount(&env);
+    let done = std::panic::catch_unwind(|| {
+        shell("echo more >>$AT/theirs; chmod 0555 $AT/d/file; echo two >>$AT/d/file; chmod 0 $AT/big", &at);
+        shell("mv $AT/d $AT/e; rm $AT/link; mkfifo $AT/e/pipe; ln -s e $AT/new; mkdir $AT/d; chown 5:6 $AT/d", &at)
+    });
+    unmount(&env);
+    done.unwrap();
+    mount(&env);
+    let seen = std::panic::catch_unwind(|| {
+        let stat = "cd $AT; stat -c '%n %u:%g %a %F' theirs e/file e/pipe new d big; cat theirs e/file; wc -c <big";
+        shell(stat, &at)
+    });
+    unmount(&env);
+    let expected = format!(
+        "theirs 1000:1000 400 regular file\ne/file 0:0 555 regular file\ne/pipe {USER}:{USER} 644 fifo\n\
+         new {USER}:{USER} 777 symbolic link\nd 5:6 755 directory\nbig 0:0 0 regular file\nxmore\nbelowtwo\n{BIG}\n"
+    );
+    assert_eq!(seen.unwrap(), expected);
+}

@@ -10,6 +10,7 @@
 //!   pull: sources (files, registry) ─► image ─► layer (index) ─► store (tars, indexes, documents, catalog)
 //!                                       └────► tree (merge) ──►
 //!   mount: store ─► image (open) ─► fs ─► fuse ─► kernel
+//!                          upper ────┘
 //! ```
 //!
 //! Arrows mean "feeds". Imports go the other way and never back; `fs-tests/tidy.rs` has the table of who may import
@@ -23,7 +24,7 @@
 //! | [`digest`] | content digests, parsed once and checked while streaming; the only type that becomes a blob's path |
 //! | [`name`] | one checked path component, and a path inside a layer |
 //! | [`meta`] | file kinds, modes, owners, times, extended attributes |
-//! | [`whiteout`] | the only code that knows how layers write deletions down |
+//! | [`whiteout`] | the only code that knows how layers and upper directories write deletions down |
 //! | [`mod@reference`] | names of images: `name`, `name:tag`, `name@digest` |
 //! | [`registry`] | the distribution protocol: who we are, tokens, manifests, blob streams; writes nothing |
 //! | [`template`] | Go templates over plain data, as `--format` takes them |
@@ -31,7 +32,8 @@
 //! | [`tree`] | the one merge rule: finished indexes in, one merged index out; no I/O |
 //! | [`store`] | what is on disk and how it changes: publishing, locks, sessions, mounts, collection; documents the format |
 //! | [`image`] | the glue: sources, pull, open, remove, check |
-//! | [`fs`] | inodes and operations on a merged tree, without a kernel: tests call it directly |
+//! | [`upper`] | the writable directory: its form, its work directory, single objects made whole and put in place by one call |
+//! | [`fs`] | inodes and operations, without a kernel: tests call it directly; an image as it is, or its union with an upper |
 //! | [`fuse`] | the kernel's side: converts, calls `fs`, replies; the only module that names fuser |
 //! | [`cli`] | the door: arguments, Docker's words, the mount helper, the daemon |
 //!
@@ -59,7 +61,8 @@
 //!
 //! Inside a process: what a session made and which layers wait for a worker are each behind a mutex that is held for a
 //! few instructions and under which no other lock is taken. A session's folder is removed under its own mutex, by the
-//! session or by the signal that ends it. `fs` locks nothing.
+//! session or by the signal that ends it. An image in `fs` locks nothing; the union's locks and their order are in
+//! `fs/union/mod.rs`. No lock is held while a file's data is copied, but that file's own.
 
 // A test that cannot go on says so by panicking.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]

@@ -62,8 +62,6 @@ impl Samples {
             }
         }
         println!("\nMedians; in parentheses the ratio to {BASE}.");
-        println!("cold: a fresh mount over warm files. warm: the second pass on the same mount. The plain directory");
-        println!("has no fresh mount: its cold passes find the kernel's caches full.");
     }
 
     /// Every sample and median, for a program.

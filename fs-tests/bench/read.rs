@@ -6,6 +6,7 @@
 mod engine;
 mod options;
 mod paths;
+#[expect(dead_code, reason = "what writing needs")]
 mod report;
 mod workload;
 

@@ -52,8 +52,9 @@ pub fn make(scratch: &Path, debian: &Path) -> Result<Lower, String> {
     let text = |path: &Path| path.display().to_string();
     let words = |words: &[&str]| run(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>()).map(drop);
     words(&["tar", "-xf", &text(&layer), "-C", &text(&lower.dir)])?;
-    // A layout's blobs are never written to, so the copy shares them; the rest is replaced.
+    // A layout's blobs are never written to, so the copy shares them; its index is, and must not be the cache's own.
     words(&["cp", "-a", "--link", &text(&debian.join("oci")), &text(&lower.oci)])?;
+    words(&["cp", "-a", "--remove-destination", &text(&debian.join("oci/index.json")), &text(&lower.oci)])?;
     let image = format!("{}:latest", text(&lower.oci));
     words(&["umoci", "raw", "add-layer", "--image", &image, &text(&layer)])?;
     fs::remove_file(&layer).map_err(|e| e.to_string())?;

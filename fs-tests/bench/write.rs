@@ -146,20 +146,36 @@ fn measure(
 }
 
 /// Empty upper and work directories, with all that was written before on the disk: the next engine must not wait for it.
+///
+/// The old ones are put aside, and only their big files are removed: ext4 without a journal takes seconds of processor
+/// time to make files soon after as many were removed, which would be the greater part of every figure.
 fn fresh_upper(setting: &Setting) -> Outcome<()> {
+    let failed = |dir: &Path, e: std::io::Error| format!("{}: {e}", dir.display());
     for dir in [&setting.upper, &setting.work] {
-        let made = remove(dir).and_then(|()| fs::create_dir(dir));
-        made.map_err(|e| format!("{}: {e}", dir.display()))?;
+        if dir.exists() {
+            remove_big_files(dir).map_err(|e| failed(dir, e))?;
+            let used = dir.with_file_name("used");
+            fs::create_dir_all(&used).map_err(|e| failed(&used, e))?;
+            let aside = tempfile::Builder::new().prefix("").tempdir_in(&used).map_err(|e| failed(&used, e))?.keep();
+            fs::rename(dir, aside.join("old")).map_err(|e| failed(dir, e))?;
+        }
+        fs::create_dir(dir).map_err(|e| failed(dir, e))?;
     }
     rustix::fs::sync();
     Ok(())
 }
 
-fn remove(dir: &Path) -> std::io::Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => other,
+fn remove_big_files(dir: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            remove_big_files(&entry.path())?;
+        } else if kind.is_file() && entry.metadata()?.len() > 1 << 20 {
+            fs::remove_file(entry.path())?;
+        }
     }
+    Ok(())
 }
 
 fn finish(samples: &Samples, failures: &Failures, all: &[Engine]) -> Outcome<()> {

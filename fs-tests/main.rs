@@ -6,12 +6,14 @@
 mod cli;
 mod corpus;
 mod crash;
+mod external;
 mod faults;
 mod hostile;
 mod listing;
 mod merge_model;
 mod model;
 mod mounting;
+mod real_work;
 mod registry;
 mod registry_real;
 mod registry_resume;

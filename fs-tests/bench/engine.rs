@@ -11,27 +11,9 @@ pub struct Engine {
     /// Column heading and JSON key.
     pub name: String,
     /// Program and arguments. `{rootfs}` is the unpacked tree, `{lower}` the layers topmost first with colons between,
-    /// `{plyfs}` the program, `{root}` its store, `{image}` the image in it, `{at}` the mount point.
+    /// `{upper}` and `{work}` the directories of a writable mount, `{plyfs}` the program, `{root}` its store, `{image}` the
+    /// image in it, `{at}` the mount point.
     pub mount: Vec<String>,
-}
-
-/// The engines, the plain directory first. `variants` are further sets of mount options for plyfs.
-pub fn engines(variants: &[String]) -> Vec<Engine> {
-    let fixed: &[(&str, &[&str])] = &[
-        ("directory", &["mount", "--bind", "{rootfs}", "{at}"]),
-        ("overlayfs", &["mount", "-t", "overlay", "overlay", "-o", "ro,lowerdir={lower}", "{at}"]),
-        ("fuse-overlayfs", &["fuse-overlayfs", "-o", "lowerdir={lower}", "{at}"]),
-        ("plyfs", &["{plyfs}", "--root", "{root}", "mount", "{image}", "{at}"]),
-    ];
-    let engine = |name: &str, words: &[&str]| Engine {
-        name: name.to_owned(),
-        mount: words.iter().map(|word| (*word).to_owned()).collect(),
-    };
-    let more = variants.iter().map(|options| {
-        let words = ["{plyfs}", "--root", "{root}", "mount", "-o", options, "{image}", "{at}"];
-        engine(&format!("plyfs {options}"), &words)
-    });
-    fixed.iter().map(|(name, words)| engine(name, words)).chain(more).collect()
 }
 
 /// What the placeholders of a mount command stand for.
@@ -40,6 +22,12 @@ pub struct Setting {
     pub cache: PathBuf,
     /// The plyfs program.
     pub plyfs: PathBuf,
+    /// The layers as overlay lower directories, topmost first.
+    pub lower: Vec<PathBuf>,
+    /// The upper directory of writable engines.
+    pub upper: PathBuf,
+    /// Their work directory.
+    pub work: PathBuf,
     /// A store with the image in it.
     pub root: PathBuf,
     /// The image's name in the store.
@@ -57,22 +45,21 @@ pub struct Mounted<'a> {
 }
 
 impl Setting {
-    fn fill(&self, word: &str) -> Result<String, String> {
-        let cache = self.cache.display();
-        let layers = fs::read_dir(self.cache.join("layers")).map_err(|e| format!("{cache}/layers: {e}"))?.count();
-        let lower: Vec<_> = (0..layers).rev().map(|n| format!("{cache}/layers/{n}")).collect();
-        Ok(word
-            .replace("{rootfs}", &format!("{cache}/unpacked/rootfs"))
+    fn fill(&self, word: &str) -> String {
+        let lower: Vec<_> = self.lower.iter().map(|layer| layer.display().to_string()).collect();
+        word.replace("{rootfs}", &self.cache.join("unpacked/rootfs").display().to_string())
             .replace("{lower}", &lower.join(":"))
+            .replace("{upper}", &self.upper.display().to_string())
+            .replace("{work}", &self.work.display().to_string())
             .replace("{plyfs}", &self.plyfs.display().to_string())
             .replace("{root}", &self.root.display().to_string())
             .replace("{image}", &self.image)
-            .replace("{at}", &self.at.display().to_string()))
+            .replace("{at}", &self.at.display().to_string())
     }
 
     /// Mount an engine.
     pub fn mount(&self, engine: &Engine) -> Result<Mounted<'_>, String> {
-        let words = engine.mount.iter().map(|word| self.fill(word)).collect::<Result<Vec<_>, _>>()?;
+        let words = engine.mount.iter().map(|word| self.fill(word)).collect::<Vec<_>>();
         let start = Instant::now();
         run(&words)?;
         let took = start.elapsed();
@@ -80,6 +67,28 @@ impl Setting {
             return Err(format!("{} ended well and mounted nothing", engine.name));
         }
         Ok(Mounted { at: &self.at, took, daemon: daemon_of(&self.at) })
+    }
+
+    /// Whether an engine can be mounted here; says so if not.
+    pub fn works(&self, engine: &Engine) -> bool {
+        self.mount(engine).map_err(|error| eprintln!("bench: left out {}: {error}", engine.name)).is_ok()
+    }
+
+    /// Bring the image into a store, for the plyfs engines; without it they are left out. Returns how long it took.
+    pub fn pull(&self, source: &str, all: &mut Vec<Engine>) -> Option<Duration> {
+        if !all.iter().any(|engine| engine.name.starts_with("plyfs")) {
+            return None;
+        }
+        let (plyfs, root) = (self.plyfs.display().to_string(), self.root.display().to_string());
+        let start = Instant::now();
+        match run(&[plyfs, "--root".to_owned(), root, "pull".to_owned(), source.to_owned()]) {
+            Ok(_) => Some(start.elapsed()),
+            Err(error) => {
+                eprintln!("bench: left out plyfs: {error}");
+                all.retain(|engine| !engine.name.starts_with("plyfs"));
+                None
+            }
+        }
     }
 }
 
@@ -120,6 +129,18 @@ impl Drop for Mounted<'_> {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// The image's layers as overlay lower directories, topmost first.
+pub fn lower(cache: &Path) -> Result<Vec<PathBuf>, String> {
+    let layers = cache.join("layers");
+    let count = fs::read_dir(&layers).map_err(|e| format!("{}: {e}", layers.display()))?.count();
+    Ok((0..count).rev().map(|n| layers.join(n.to_string())).collect())
+}
+
+/// As the table has it.
+pub fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
 }
 
 /// Run a command; what it said is the error. Its output goes to a file, since a daemon may keep it open.

@@ -4,29 +4,33 @@
 //! Nothing here fails because it was slow; it fails if an engine answers wrongly.
 
 mod engine;
+mod options;
+mod paths;
+#[expect(dead_code, reason = "what writing needs")]
 mod report;
 mod workload;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use engine::{Engine, Mounted, Setting, engines, run};
+use engine::{Engine, Mounted, Setting, lower, milliseconds};
+use options::{Options, cache};
+use paths::{Paths, open_root};
 use report::{Samples, Unit};
-use workload::{Paths, WORKLOADS, Workload, open_root};
+use workload::{WORKLOADS, Workload};
 
-struct Options {
-    rounds: usize,
-    variants: Vec<String>,
-    /// The program to measure, to compare builds; else the one built with the benchmark.
-    plyfs: PathBuf,
-    /// Run only engines whose name contains this.
-    only: Option<String>,
-}
+/// The engines besides plyfs, the plain directory first.
+const ENGINES: &[(&str, &[&str])] = &[
+    ("directory", &["mount", "--bind", "{rootfs}", "{at}"]),
+    ("overlayfs", &["mount", "-t", "overlay", "overlay", "-o", "ro,lowerdir={lower}", "{at}"]),
+    ("fuse-overlayfs", &["fuse-overlayfs", "-o", "lowerdir={lower}", "{at}"]),
+];
+const PLYFS: &[&str] = &["{plyfs}", "--root", "{root}", "mount", "{image}", "{at}"];
 
 type Outcome<T> = Result<T, String>;
 
 fn main() -> std::process::ExitCode {
-    match options().and_then(|options| bench(&options)) {
+    match Options::read("wake=off").and_then(|options| bench(&options)) {
         Ok(true) => std::process::ExitCode::SUCCESS,
         Ok(false) => std::process::ExitCode::FAILURE,
         Err(message) => {
@@ -36,50 +40,29 @@ fn main() -> std::process::ExitCode {
     }
 }
 
-fn options() -> Outcome<Options> {
-    let plyfs = PathBuf::from(env!("CARGO_BIN_EXE_plyfs"));
-    let mut options = Options { rounds: 5, variants: Vec::new(), plyfs, only: None };
-    let mut words = std::env::args().skip(1);
-    while let Some(word) = words.next() {
-        let mut value = || words.next().ok_or(format!("{word} needs a value"));
-        match word.as_str() {
-            // Cargo passes it to every benchmark.
-            "--bench" => {}
-            "--rounds" => options.rounds = value()?.parse().map_err(|e| format!("--rounds: {e}"))?,
-            "--plyfs" => options.plyfs = value()?.into(),
-            "--variant" => options.variants.push(value()?),
-            "--only" => options.only = Some(value()?),
-            other => return Err(format!("unknown argument '{other}'")),
-        }
-    }
-    if options.variants.is_empty() {
-        options.variants.push("wake=off".to_owned());
-    }
-    Ok(options)
-}
-
 /// Returns whether every engine could be measured.
 fn bench(options: &Options) -> Outcome<bool> {
-    let cache = std::env::var_os("PLYFS_TEST_CACHE").unwrap_or_else(|| "/var/cache/plyfs-tests".into());
-    let cache = PathBuf::from(cache).join("debian");
-    if !cache.join("stamp").is_file() {
-        return Err(format!("no test image in {}: run scripts/make-image", cache.display()));
-    }
+    let cache = cache()?.join("debian");
     let scratch = tempfile::Builder::new().prefix("plyfs-bench-").tempdir().map_err(|e| e.to_string())?;
     let setting = Setting {
         plyfs: options.plyfs.clone(),
         root: scratch.path().join("root"),
         image: "oci:latest".to_owned(),
         at: scratch.path().join("mnt"),
+        lower: lower(&cache)?,
+        upper: scratch.path().join("upper"),
+        work: scratch.path().join("work"),
         cache,
     };
     std::fs::create_dir(&setting.at).map_err(|e| e.to_string())?;
-    let chosen = |engine: &Engine| options.only.as_ref().is_none_or(|only| engine.name.contains(only.as_str()));
-    let mut all: Vec<_> = engines(&options.variants).into_iter().filter(chosen).collect();
+    let mut all = options.chosen(ENGINES, PLYFS);
     let wanted = all.len();
     let mut samples = Samples::default();
-    pull(&setting, &mut all, &mut samples);
-    all.retain(|engine| works(&setting, engine));
+    let source = format!("oci:{}:latest", setting.cache.join("oci").display());
+    if let Some(took) = setting.pull(&source, &mut all) {
+        samples.add("pull", Unit::Milliseconds, "plyfs", milliseconds(took));
+    }
+    all.retain(|engine| setting.works(engine));
     let paths = Paths::of(&setting.cache.join("unpacked/rootfs")).map_err(|e| format!("unpacked/rootfs: {e}"))?;
     println!(
         "{} entries, {} small files ({} MiB), {} big files ({} MiB), {} missing names, {} rounds",
@@ -94,7 +77,7 @@ fn bench(options: &Options) -> Outcome<bool> {
     warm_up(&setting, &all, &paths)?;
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
-        for workload in WORKLOADS {
+        for workload in WORKLOADS.iter().filter(|workload| options.wants(workload.name)) {
             for engine in &all {
                 measure(&setting, engine, workload, &paths, &mut samples)
                     .map_err(|error| format!("{}, {}: {error}", engine.name, workload.name))?;
@@ -103,33 +86,6 @@ fn bench(options: &Options) -> Outcome<bool> {
     }
     finish(&samples, &all, &paths)?;
     Ok(all.len() == wanted)
-}
-
-/// Bring the image into a store, for the plyfs engines; without it they are left out.
-fn pull(setting: &Setting, all: &mut Vec<Engine>, samples: &mut Samples) {
-    if !all.iter().any(|engine| engine.name.starts_with("plyfs")) {
-        return;
-    }
-    let source = format!("oci:{}:latest", setting.cache.join("oci").display());
-    let (plyfs, root) = (setting.plyfs.display().to_string(), setting.root.display().to_string());
-    let start = Instant::now();
-    match run(&[plyfs, "--root".to_owned(), root, "pull".to_owned(), source]) {
-        Ok(_) => samples.add("pull", Unit::Milliseconds, "plyfs", milliseconds(start.elapsed())),
-        Err(error) => {
-            eprintln!("bench: left out plyfs: {error}");
-            all.retain(|engine| !engine.name.starts_with("plyfs"));
-        }
-    }
-}
-
-fn works(setting: &Setting, engine: &Engine) -> bool {
-    match setting.mount(engine) {
-        Ok(_) => true,
-        Err(error) => {
-            eprintln!("bench: left out {}: {error}", engine.name);
-            false
-        }
-    }
 }
 
 /// Read everything once through each engine, so that no pass pays for a disk.
@@ -190,13 +146,11 @@ fn pass(at: &Path, workload: &Workload, paths: &Paths) -> Outcome<(Duration, u64
     Ok((start.elapsed(), calls))
 }
 
-fn milliseconds(time: Duration) -> f64 {
-    time.as_secs_f64() * 1000.0
-}
-
 fn finish(samples: &Samples, all: &[Engine], paths: &Paths) -> Outcome<()> {
     let names: Vec<_> = all.iter().map(|engine| engine.name.clone()).collect();
     samples.print(&names);
+    println!("cold: a fresh mount over warm files. warm: the second pass on the same mount. The plain directory");
+    println!("has no fresh mount: its cold passes find the kernel's caches full.");
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench-read.json");
     let result = serde_json::json!({ "entries": paths.every.len(), "rows": samples.json() });
     std::fs::write(&target, format!("{result:#}\n")).map_err(|e| format!("{}: {e}", target.display()))?;

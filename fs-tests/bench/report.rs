@@ -28,6 +28,15 @@ impl Unit {
     }
 }
 
+/// What a median is to be held against.
+#[derive(Debug, Clone, Copy)]
+pub enum Goal {
+    /// At most this part of another engine's.
+    Ratio(&'static str, f64),
+    /// At most so many of the row's unit.
+    Below(f64),
+}
+
 /// All samples of all rows, rows in the order in which they first came.
 #[derive(Default)]
 pub struct Samples {
@@ -40,12 +49,17 @@ const LABEL: usize = 20;
 const CELL: usize = 15;
 
 impl Samples {
-    /// Keep a sample.
-    pub fn add(&mut self, row: &str, unit: Unit, engine: &str, value: f64) {
-        let at = self.rows.iter().position(|(name, ..)| name == row).unwrap_or_else(|| {
+    /// Have a row, even if no engine ever fills it. Returns its place.
+    pub fn row(&mut self, row: &str, unit: Unit) -> usize {
+        self.rows.iter().position(|(name, ..)| name == row).unwrap_or_else(|| {
             self.rows.push((row.to_owned(), unit, BTreeMap::new()));
             self.rows.len() - 1
-        });
+        })
+    }
+
+    /// Keep a sample.
+    pub fn add(&mut self, row: &str, unit: Unit, engine: &str, value: f64) {
+        let at = self.row(row, unit);
         self.rows[at].2.entry(engine.to_owned()).or_default().push(value);
     }
 
@@ -62,8 +76,23 @@ impl Samples {
             }
         }
         println!("\nMedians; in parentheses the ratio to {BASE}.");
-        println!("cold: a fresh mount over warm files. warm: the second pass on the same mount. The plain directory");
-        println!("has no fresh mount: its cold passes find the kernel's caches full.");
+    }
+
+    /// One line for each goal that there are figures for.
+    pub fn print_goals(&self, engine: &str, goals: &[(&str, Goal)]) {
+        for (row, goal) in goals {
+            let Some((name, unit, samples)) = self.rows.iter().find(|(name, ..)| name == row) else { continue };
+            let of = |engine: &str| samples.get(engine).and_then(|values| median(values));
+            let (figure, limit, said) = match goal {
+                Goal::Ratio(base, limit) => {
+                    (of(engine).zip(of(base)).map(|(a, b)| a / b), limit, format!(" of {base}"))
+                }
+                Goal::Below(limit) => (of(engine), limit, format!(" {}", unit.name())),
+            };
+            let Some(figure) = figure else { continue };
+            let verdict = if figure <= *limit { "met" } else { "MISSED" };
+            println!("goal {verdict}: {engine}, {name}: {}{said}, at most {limit}", short(figure));
+        }
     }
 
     /// Every sample and median, for a program.

@@ -4,24 +4,43 @@
 #![allow(dead_code)]
 
 pub mod bed;
+pub mod chroot;
 pub mod env;
 pub mod faulty;
 pub mod oci;
 pub mod registry;
 pub mod tar;
 pub mod tree;
+pub mod writable;
 
 use std::path::PathBuf;
 
-/// Where `scripts/make-image` keeps what it made: the big image, its unpacked tree and its layers.
+/// Where the scripts keep what they made once.
+pub fn cache() -> PathBuf {
+    std::env::var_os("PLYFS_TEST_CACHE").map_or_else(|| PathBuf::from("/var/cache/plyfs-tests"), PathBuf::from)
+}
+
+/// What `scripts/make-image` made: the big image, its unpacked tree and its layers.
 ///
 /// A missing cache fails the test: a truth test that can be skipped is not one.
 pub fn big_image() -> PathBuf {
-    let cache =
-        std::env::var_os("PLYFS_TEST_CACHE").map_or_else(|| PathBuf::from("/var/cache/plyfs-tests"), PathBuf::from);
-    let image = cache.join("debian");
+    let image = cache().join("debian");
     assert!(image.join("stamp").is_file(), "no test image in {}: run scripts/make-image as root", image.display());
     image
+}
+
+/// What `scripts/make-debs` downloaded: packages and sources.
+pub fn debs() -> PathBuf {
+    let debs = cache().join("debs");
+    assert!(debs.join("stamp").is_file(), "no packages in {}: run scripts/make-debs as root", debs.display());
+    debs
+}
+
+/// A program that `scripts/setup --test` built.
+pub fn tool(name: &str) -> PathBuf {
+    let tool = cache().join("tools/bin").join(name);
+    assert!(tool.is_file(), "no {}: run scripts/setup --test", tool.display());
+    tool
 }
 
 /// Bytes as text that shows every byte: a path or value in a message must not hide what is odd about it.

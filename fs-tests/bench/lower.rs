@@ -1,0 +1,101 @@
+//! What the writing workloads find: a layer of big files and a full directory over the Debian image, and a tar to unpack.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use crate::engine::run;
+
+/// Where the layer's files are, in the mount.
+pub const PLACE: &str = "srv/bench";
+/// Size of each big file.
+pub const BIG: u64 = 256 << 20;
+/// How many big files there are: `big-0` and so on.
+pub const BIGS: usize = 4;
+/// How many files the directory `many` has.
+pub const MANY: usize = 10_000;
+/// How many files the tar has.
+pub const SMALL: usize = 20_000;
+
+/// What was made.
+pub struct Lower {
+    /// The layer as an overlay lower directory.
+    pub dir: PathBuf,
+    /// The Debian image with the layer on top, as an OCI layout, tag `latest`.
+    pub oci: PathBuf,
+    /// The tar of small files.
+    pub small: PathBuf,
+}
+
+/// Bytes without end that no hole can stand for, but which compress well: the layout's layer must not cost minutes.
+struct Noise(u64);
+
+impl Read for Noise {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        for byte in &mut *buffer {
+            *byte = (self.0 % 8191 % 251) as u8 + 1;
+            self.0 += 1;
+        }
+        Ok(buffer.len())
+    }
+}
+
+type Builder = tar::Builder<BufWriter<File>>;
+
+/// Make all of it below `scratch`. `debian` is the image that the layer is put on.
+pub fn make(scratch: &Path, debian: &Path) -> Result<Lower, String> {
+    let lower = Lower { dir: scratch.join("lower"), oci: scratch.join("oci"), small: scratch.join("small.tar") };
+    let layer = scratch.join("layer.tar");
+    write_tar(&layer, layer_entries).map_err(|e| format!("{}: {e}", layer.display()))?;
+    write_tar(&lower.small, small_entries).map_err(|e| format!("{}: {e}", lower.small.display()))?;
+    fs::create_dir(&lower.dir).map_err(|e| e.to_string())?;
+    let text = |path: &Path| path.display().to_string();
+    let words = |words: &[&str]| run(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>()).map(drop);
+    words(&["tar", "-xf", &text(&layer), "-C", &text(&lower.dir)])?;
+    // A layout's blobs are never written to, so the copy shares them; its index is, and must not be the cache's own.
+    words(&["cp", "-a", "--link", &text(&debian.join("oci")), &text(&lower.oci)])?;
+    words(&["cp", "-a", "--remove-destination", &text(&debian.join("oci/index.json")), &text(&lower.oci)])?;
+    let image = format!("{}:latest", text(&lower.oci));
+    words(&["umoci", "raw", "add-layer", "--image", &image, &text(&layer)])?;
+    fs::remove_file(&layer).map_err(|e| e.to_string())?;
+    Ok(lower)
+}
+
+fn write_tar(at: &Path, entries: fn(&mut Builder) -> io::Result<()>) -> io::Result<()> {
+    let mut tar = tar::Builder::new(BufWriter::with_capacity(1 << 20, File::create(at)?));
+    entries(&mut tar)?;
+    tar.into_inner()?.flush()
+}
+
+fn layer_entries(tar: &mut Builder) -> io::Result<()> {
+    for dir in ["", "/many", "/into"] {
+        append(tar, &format!("{PLACE}{dir}/"), 0, 0)?;
+    }
+    for number in 0..BIGS {
+        append(tar, &format!("{PLACE}/big-{number}"), BIG, number as u64)?;
+    }
+    (0..MANY).try_for_each(|number| append(tar, &format!("{PLACE}/many/file-{number}"), 100, number as u64))
+}
+
+/// A hundred files in each directory, of up to 8 KiB.
+fn small_entries(tar: &mut Builder) -> io::Result<()> {
+    for number in 0..SMALL {
+        if number % 100 == 0 {
+            append(tar, &format!("dir-{}/", number / 100), 0, 0)?;
+        }
+        let size = (number as u64 * 7919) % 8192;
+        append(tar, &format!("dir-{}/file-{number}", number / 100), size, number as u64)?;
+    }
+    Ok(())
+}
+
+/// A directory if the name ends in a slash, else a file of this size.
+fn append(tar: &mut Builder, name: &str, size: u64, seed: u64) -> io::Result<()> {
+    let mut header = tar::Header::new_gnu();
+    let is_dir = name.ends_with('/');
+    header.set_entry_type(if is_dir { tar::EntryType::Directory } else { tar::EntryType::Regular });
+    header.set_mode(if is_dir { 0o755 } else { 0o644 });
+    header.set_mtime(1_600_000_000);
+    header.set_size(size);
+    tar.append_data(&mut header, name, Noise(seed).take(size))
+}

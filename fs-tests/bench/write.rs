@@ -1,0 +1,197 @@
+//! `scripts/bench write`: the same writing workloads on kernel overlayfs, fuse-overlayfs and plyfs, each with an upper
+//! directory over the same image.
+//!
+//! Every round runs every workload on every engine in turn, each on a fresh mount over an empty upper directory. Nothing
+//! here fails because it was slow; an engine that cannot do a thing has no figure for it, and the reason is printed.
+
+#[path = "../support/chroot.rs"]
+mod chroot;
+mod engine;
+mod lower;
+mod options;
+#[expect(dead_code, reason = "what reading needs")]
+mod paths;
+#[expect(dead_code, reason = "what reading needs")]
+mod report;
+mod writing;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use engine::{Engine, Setting, lower as lower_dirs, milliseconds};
+use options::{Options, cache};
+use paths::Paths;
+use report::{Goal, Samples, Unit};
+use writing::{Scene, WRITINGS, Writing};
+
+/// The engines besides plyfs.
+const ENGINES: &[(&str, &[&str])] = &[
+    (
+        "overlayfs",
+        &["mount", "-t", "overlay", "overlay", "-o", "lowerdir={lower},upperdir={upper},workdir={work}", "{at}"],
+    ),
+    ("fuse-overlayfs", &["fuse-overlayfs", "-o", "lowerdir={lower},upperdir={upper},workdir={work}", "{at}"]),
+];
+const PLYFS: &[&str] =
+    &["{plyfs}", "--root", "{root}", "mount", "--upper", "{upper}", "--work", "{work}", "{image}", "{at}"];
+
+/// What plyfs should reach.
+const GOALS: &[(&str, Goal)] = &[
+    ("untar 20,000", Goal::Ratio("overlayfs", 2.0)),
+    ("untar 20,000", Goal::Ratio("fuse-overlayfs", 0.7)),
+    ("write 512 MiB", Goal::Ratio("overlayfs", 1.3)),
+    ("write+fsync 4 KiB", Goal::Ratio("overlayfs", 1.3)),
+    ("append to 256 MiB", Goal::Ratio("overlayfs", 1.2)),
+    ("chmod 256 MiB", Goal::Below(1.0)),
+    ("unlink 256 MiB", Goal::Below(1.0)),
+    ("O_TRUNC 256 MiB", Goal::Below(1.0)),
+    ("rename 10,000 files", Goal::Below(5.0)),
+    ("apt-get install", Goal::Ratio("overlayfs", 1.3)),
+    ("stat p99 meanwhile", Goal::Below(2.0)),
+];
+
+type Outcome<T> = Result<T, String>;
+/// Why an engine has no figure in a row.
+type Failures = BTreeMap<(String, String), String>;
+
+fn main() -> std::process::ExitCode {
+    match Options::read("volatile").and_then(|options| bench(&options)) {
+        Ok(true) => std::process::ExitCode::SUCCESS,
+        Ok(false) => std::process::ExitCode::FAILURE,
+        Err(message) => {
+            eprintln!("bench: {message}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+/// Returns whether every engine could be mounted.
+fn bench(options: &Options) -> Outcome<bool> {
+    let cache = cache()?;
+    let debs = cache.join("debs");
+    if !debs.join("stamp").is_file() {
+        return Err(format!("no packages in {}: run scripts/make-debs", debs.display()));
+    }
+    // On one disk with the image: uppers in memory would measure nothing.
+    let scratch = tempfile::Builder::new().prefix("bench-").tempdir_in(&cache).map_err(|e| e.to_string())?;
+    eprintln!("making the lower layer");
+    let made = lower::make(scratch.path(), &cache.join("debian"))?;
+    let mut setting = Setting {
+        plyfs: options.plyfs.clone(),
+        root: scratch.path().join("root"),
+        image: "oci:latest".to_owned(),
+        at: scratch.path().join("mnt"),
+        lower: lower_dirs(&cache.join("debian"))?,
+        upper: scratch.path().join("upper"),
+        work: scratch.path().join("work"),
+        cache: cache.join("debian"),
+    };
+    setting.lower.insert(0, made.dir.clone());
+    fs::create_dir(&setting.at).map_err(|e| e.to_string())?;
+    let mut all = options.chosen(ENGINES, PLYFS);
+    let wanted = all.len();
+    setting.pull(&format!("oci:{}:latest", made.oci.display()), &mut all);
+    all.retain(|engine| fresh_upper(&setting).is_ok() && setting.works(engine));
+    let paths = Paths::of(&setting.cache.join("unpacked/rootfs")).map_err(|e| format!("unpacked/rootfs: {e}"))?;
+    let scene = Scene { at: &setting.at, small: &made.small, debs: &debs, paths: &paths };
+    let (mut samples, mut failures) = (Samples::default(), Failures::new());
+    // The first round pays for the disk and is not kept.
+    for round in 0..=options.rounds {
+        eprintln!("round {round} of {}", options.rounds);
+        if round == 1 {
+            samples = Samples::default();
+        }
+        for workload in WRITINGS.iter().filter(|workload| options.wants(workload.name)) {
+            for engine in &all {
+                measure(&setting, engine, workload, &scene, (&mut samples, &mut failures))
+                    .map_err(|error| format!("{}, {}: {error}", engine.name, workload.name))?;
+            }
+        }
+    }
+    finish(&samples, &failures, &all)?;
+    Ok(all.len() == wanted)
+}
+
+/// One workload on one engine.
+fn measure(
+    setting: &Setting,
+    engine: &Engine,
+    workload: &Writing,
+    scene: &Scene<'_>,
+    (samples, failures): (&mut Samples, &mut Failures),
+) -> Outcome<()> {
+    fresh_upper(setting)?;
+    let mounted = setting.mount(engine)?;
+    samples.add("mount", Unit::Milliseconds, &engine.name, milliseconds(mounted.took));
+    // What comes first on a fresh mount is not what is measured.
+    let _ = fs::read_dir(setting.at.join(lower::PLACE)).map(Iterator::count);
+    let before = mounted.processor_time();
+    for (row, unit, value) in (workload.run)(scene) {
+        match value {
+            Ok(value) => samples.add(row, unit, &engine.name, value),
+            Err(error) => {
+                samples.row(row, unit);
+                failures.insert((row.to_owned(), engine.name.clone()), error);
+            }
+        }
+    }
+    if workload.daemon {
+        let burnt = mounted.processor_time().saturating_sub(before);
+        samples.add(&format!("{} cpu", workload.name), Unit::Milliseconds, &engine.name, milliseconds(burnt));
+        let memory = mounted.memory() as f64 / f64::from(1 << 20);
+        samples.add(&format!("{} mem", workload.name), Unit::Mebibytes, &engine.name, memory);
+    }
+    Ok(())
+}
+
+/// Empty upper and work directories, with all that was written before on the disk: the next engine must not wait for it.
+///
+/// The old ones are put aside, and only their big files are removed: ext4 without a journal takes seconds of processor
+/// time to make files soon after as many were removed, which would be the greater part of every figure.
+fn fresh_upper(setting: &Setting) -> Outcome<()> {
+    let failed = |dir: &Path, e: std::io::Error| format!("{}: {e}", dir.display());
+    for dir in [&setting.upper, &setting.work] {
+        if dir.exists() {
+            remove_big_files(dir).map_err(|e| failed(dir, e))?;
+            let used = dir.with_file_name("used");
+            fs::create_dir_all(&used).map_err(|e| failed(&used, e))?;
+            let aside = tempfile::Builder::new().prefix("").tempdir_in(&used).map_err(|e| failed(&used, e))?.keep();
+            fs::rename(dir, aside.join("old")).map_err(|e| failed(dir, e))?;
+        }
+        fs::create_dir(dir).map_err(|e| failed(dir, e))?;
+    }
+    rustix::fs::sync();
+    Ok(())
+}
+
+fn remove_big_files(dir: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            remove_big_files(&entry.path())?;
+        } else if kind.is_file() && entry.metadata()?.len() > 1 << 20 {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn finish(samples: &Samples, failures: &Failures, all: &[Engine]) -> Outcome<()> {
+    let names: Vec<_> = all.iter().map(|engine| engine.name.clone()).collect();
+    samples.print(&names);
+    println!(
+        "cpu, mem: the daemon's processor time and private memory. Every sample has a fresh mount over an empty upper directory."
+    );
+    for ((row, engine), error) in failures {
+        println!("failed: {row}, {engine}: {error}");
+    }
+    samples.print_goals("plyfs", GOALS);
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench-write.json");
+    let failed: Vec<_> = failures.iter().map(|((row, engine), error)| [row, engine, error]).collect();
+    let result = serde_json::json!({ "rows": samples.json(), "failures": failed });
+    fs::write(&target, format!("{result:#}\n")).map_err(|e| format!("{}: {e}", target.display()))?;
+    println!("{}", target.display());
+    Ok(())
+}

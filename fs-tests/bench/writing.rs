@@ -1,0 +1,195 @@
+//! The writing workloads. Each has a fresh mount over an empty upper directory to itself.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use crate::chroot::{APT, chroot};
+use crate::engine::{milliseconds, run};
+use crate::lower::{BIGS, PLACE};
+use crate::paths::Paths;
+use crate::report::Unit;
+
+/// What a workload works on.
+pub struct Scene<'a> {
+    /// The mount.
+    pub at: &'a Path,
+    /// The tar of small files.
+    pub small: &'a Path,
+    /// The packages of `scripts/make-debs`.
+    pub debs: &'a Path,
+    /// Paths of the image.
+    pub paths: &'a Paths,
+}
+
+/// One row's sample, or why there is none.
+pub type Figure = (&'static str, Unit, Result<f64, String>);
+
+/// One workload, which may fill several rows.
+pub struct Writing {
+    /// Its name, for `--workload` and for the row of the daemon's processor time.
+    pub name: &'static str,
+    /// Whether the daemon's processor time is a row.
+    pub daemon: bool,
+    /// The pass.
+    pub run: fn(&Scene<'_>) -> Vec<Figure>,
+}
+
+/// All workloads, in the order in which they run.
+pub const WRITINGS: &[Writing] = &[
+    Writing { name: "untar 20,000", daemon: true, run: untar },
+    Writing { name: "write 512 MiB", daemon: true, run: sequential },
+    Writing { name: "write+fsync", daemon: false, run: write_and_fsync },
+    Writing { name: "append", daemon: false, run: append },
+    Writing { name: "cheap changes", daemon: false, run: cheap_changes },
+    Writing { name: "apt-get install", daemon: true, run: apt_get_install },
+    Writing { name: "copy-up x4", daemon: false, run: parallel_copy_up },
+];
+
+impl Scene<'_> {
+    fn place(&self, name: &str) -> PathBuf {
+        self.at.join(PLACE).join(name)
+    }
+}
+
+/// The time that something takes, in milliseconds.
+fn timed<E: std::fmt::Display>(what: impl FnOnce() -> Result<(), E>) -> Result<f64, String> {
+    let start = Instant::now();
+    what().map_err(|error| error.to_string())?;
+    Ok(milliseconds(start.elapsed()))
+}
+
+fn untar(scene: &Scene<'_>) -> Vec<Figure> {
+    let words = ["tar", "-xf", &scene.small.display().to_string(), "-C", &scene.place("into").display().to_string()]
+        .map(str::to_owned);
+    vec![("untar 20,000", Unit::Milliseconds, timed(|| run(&words).map(drop)))]
+}
+
+fn sequential(scene: &Scene<'_>) -> Vec<Figure> {
+    let block: Vec<u8> = (0..1 << 20).map(|n| (n % 251) as u8).collect();
+    let write = || -> io::Result<()> {
+        let mut file = File::create_new(scene.place("into/sequential"))?;
+        (0..512).try_for_each(|_| file.write_all(&block))?;
+        file.sync_all()
+    };
+    vec![("write 512 MiB", Unit::Milliseconds, timed(write))]
+}
+
+/// As a database's journal is written. fio says how long its writes took, without its own start.
+fn write_and_fsync(scene: &Scene<'_>) -> Vec<Figure> {
+    const COUNT: u64 = 500;
+    let file = format!("--filename={}", scene.place("into/journal").display());
+    let size = format!("--size={}", COUNT * 4096);
+    let words = ["fio", "--name=journal", &file, &size, "--rw=write", "--bs=4k", "--fsync=1", "--ioengine=psync"];
+    let more = ["--fallocate=none", "--output-format=json"];
+    let words: Vec<_> = words.iter().chain(&more).map(|word| (*word).to_owned()).collect();
+    let runtime = run(&words).and_then(|said| {
+        let json = said.find('{').map_or("", |at| &said[at..]);
+        let report: serde_json::Value = serde_json::from_str(json).map_err(|e| format!("fio: {e}"))?;
+        report["jobs"][0]["job_runtime"].as_f64().ok_or_else(|| "fio named no runtime".to_owned())
+    });
+    vec![("write+fsync 4 KiB", Unit::Microseconds, runtime.map(|ms| ms * 1000.0 / COUNT as f64))]
+}
+
+fn append_to(file: &Path) -> io::Result<()> {
+    OpenOptions::new().append(true).open(file)?.write_all(b"x")
+}
+
+fn append(scene: &Scene<'_>) -> Vec<Figure> {
+    vec![("append to 256 MiB", Unit::Milliseconds, timed(|| append_to(&scene.place("big-0"))))]
+}
+
+/// Nothing here needs to copy the file or the directory it is about. Each has a file of its own.
+fn cheap_changes(scene: &Scene<'_>) -> Vec<Figure> {
+    let truncate = || OpenOptions::new().write(true).truncate(true).open(scene.place("big-1")).map(drop);
+    let chmod = || fs::set_permissions(scene.place("big-2"), fs::Permissions::from_mode(0o600));
+    let mut figures = vec![
+        ("rename 10,000 files", Unit::Milliseconds, timed(|| fs::rename(scene.place("many"), scene.place("moved")))),
+        ("unlink 256 MiB", Unit::Milliseconds, timed(|| fs::remove_file(scene.place("big-0")))),
+        ("O_TRUNC 256 MiB", Unit::Milliseconds, timed(truncate)),
+        ("chmod 256 MiB", Unit::Milliseconds, timed(chmod)),
+    ];
+    if let Err(wrong) = check_changes(scene, figures[0].2.is_ok()) {
+        figures.iter_mut().for_each(|figure| figure.2 = Err(wrong.clone()));
+    }
+    figures
+}
+
+/// A change that did not happen is not a fast one.
+fn check_changes(scene: &Scene<'_>, renamed: bool) -> Result<(), String> {
+    let many = scene.place(if renamed { "moved" } else { "many" });
+    let count = fs::read_dir(&many).map_err(|e| format!("{}: {e}", many.display()))?.count();
+    let big = |n: usize| fs::metadata(scene.place(&format!("big-{n}"))).map_err(|e| format!("big-{n}: {e}"));
+    match (count, big(0).is_err(), big(1)?.len(), big(2)?.permissions().mode() & 0o777) {
+        (crate::lower::MANY, true, 0, 0o600) => Ok(()),
+        other => Err(format!("afterwards: {other:?}")),
+    }
+}
+
+fn apt_get_install(scene: &Scene<'_>) -> Vec<Figure> {
+    let inside = |script: String| -> Result<(), String> {
+        let output = tempfile::tempfile().map_err(|e| e.to_string())?;
+        let handle = || output.try_clone().map_err(|e| e.to_string());
+        let mut command: Command = chroot(scene.at, scene.debs, &script);
+        command.stdin(std::process::Stdio::null()).stdout(handle()?).stderr(handle()?);
+        let status = command.status().map_err(|e| e.to_string())?;
+        if status.success() { Ok(()) } else { Err(format!("{script}: {status}: {}", last_line(output))) }
+    };
+    let time = inside(format!("{APT} update")).and_then(|()| timed(|| inside(format!("{APT} install git"))));
+    vec![("apt-get install", Unit::Milliseconds, time)]
+}
+
+fn last_line(mut file: File) -> String {
+    let mut text = String::new();
+    let _ = io::Seek::rewind(&mut file).and_then(|()| io::Read::read_to_string(&mut file, &mut text));
+    text.trim().lines().last().unwrap_or_default().to_owned()
+}
+
+/// How long another process waits for the attributes of a name, while big files are copied up.
+fn parallel_copy_up(scene: &Scene<'_>) -> Vec<Figure> {
+    let done = AtomicBool::new(false);
+    let start = Instant::now();
+    let (copied, mut waits) = std::thread::scope(|scope| {
+        let files: Vec<_> = (0..BIGS).map(|n| scene.place(&format!("big-{n}"))).collect();
+        let copies: Vec<_> = files.into_iter().map(|file| scope.spawn(move || append_to(&file))).collect();
+        let stats = scope.spawn(|| stat_until(scene, &done));
+        let copies = copies.into_iter().map(|copy| copy.join().unwrap_or_else(panicked));
+        let copied = copies.fold(Ok(()), io::Result::and);
+        done.store(true, Ordering::Release);
+        (copied, stats.join().unwrap_or_default())
+    });
+    let took = milliseconds(start.elapsed());
+    waits.sort_by(f64::total_cmp);
+    let late = waits.get(waits.len() * 99 / 100).copied().ok_or_else(|| "no stat came through".to_owned());
+    let copied = copied.map_err(|error| error.to_string());
+    vec![
+        ("4 x 256 MiB copied", Unit::Milliseconds, copied.clone().map(|()| took)),
+        ("stat p99 meanwhile", Unit::Milliseconds, copied.and(late)),
+    ]
+}
+
+fn panicked(_: Box<dyn std::any::Any + Send>) -> io::Result<()> {
+    Err(io::Error::other("a thread panicked"))
+}
+
+/// In turn a path of the image and a name that was never asked for, which no cache can answer; at least one.
+fn stat_until(scene: &Scene<'_>, done: &AtomicBool) -> Vec<f64> {
+    let mut waits = Vec::new();
+    let absent = |number: usize| scene.place(&format!("many/absent-{number}"));
+    let path = |path: &std::ffi::CString| scene.at.join(path.to_string_lossy().as_ref());
+    for (number, known) in scene.paths.every.iter().cycle().enumerate() {
+        for path in [path(known), absent(number)] {
+            let start = Instant::now();
+            let _ = std::hint::black_box(fs::symlink_metadata(path));
+            waits.push(milliseconds(start.elapsed()));
+        }
+        if done.load(Ordering::Acquire) {
+            break;
+        }
+    }
+    waits
+}

@@ -1,0 +1,157 @@
+//! What people do in a container, done in a writable mount of the Debian image.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::chroot::{APT, chroot};
+use crate::support::env::{Mount, run};
+use crate::support::tar::Tar;
+use crate::support::writable::Writable;
+use crate::support::{cache, debs};
+
+/// Run a script in a chroot of the mount and require success; returns what it said.
+#[track_caller]
+fn inside(mount: &Mount, script: &str) -> String {
+    let output = run(&mut chroot(mount.path(), &debs(), script));
+    assert_eq!(output.code, 0, "{script}\n{}{}", output.stdout, output.stderr);
+    output.stdout
+}
+
+/// One test, since each step works on what the one before left.
+#[test]
+fn software_is_installed_built_and_committed() {
+    let union = Writable::debian();
+    let mount = union.mount();
+    // The image has lost documentation that its packages had: what was missing before is not new.
+    inside(&mount, "dpkg --verify | sort >/root/before || true");
+    inside(&mount, &format!("{APT} update; {APT} install git"));
+    let files: usize = inside(&mount, "dpkg -L git | wc -l").trim().parse().unwrap();
+    assert!(files > 500, "git has {files} files: no test of many");
+    packages_are_intact(&mount);
+    build_lua(&mount);
+    commit_everything(&mount);
+    union.unmount(mount);
+
+    let mount = union.mount();
+    packages_are_intact(&mount);
+    inside(
+        &mount,
+        "cd /srv/lua; git fsck --strict; test -z \"$(git status --porcelain)\"; src/lua -v; make -q linux || make linux",
+    );
+    inside(&mount, &format!("{APT} remove git; ! command -v git; {APT} check"));
+    union.unmount(mount);
+    union.assert_lower_unchanged();
+}
+
+/// Whether every file of every package is there and has its hash, but for those that the image lacked before.
+#[track_caller]
+fn packages_are_intact(mount: &Mount) {
+    inside(mount, "dpkg --verify | sort >/root/after || true; test -z \"$(dpkg --audit)\"");
+    let wrong = inside(mount, "comm -13 /root/before /root/after");
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+fn build_lua(mount: &Mount) {
+    inside(mount, "mkdir /srv/lua; tar -xf /mnt/lua.tar.gz -C /srv/lua --strip-components=1 --no-same-owner");
+    inside(mount, "cd /srv/lua; make -s -j2 linux");
+    let said = inside(mount, "/srv/lua/src/lua -e 'print(_VERSION, 6 * 7, #string.rep(\"x\", 1e6))'");
+    assert_eq!(said.trim(), "Lua 5.4\t42\t1000000");
+}
+
+/// A repository of the built tree, and one of many small files that the image has already.
+fn commit_everything(mount: &Mount) {
+    let identity = "export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@example.org GIT_COMMITTER_NAME=a \
+                    GIT_COMMITTER_EMAIL=a@example.org";
+    inside(mount, &format!("{identity}; cd /srv/lua; git init -q; git add -A; git commit -qm all; git fsck --strict"));
+    inside(
+        mount,
+        &format!(
+            "{identity}; cd /usr/include; git init -q; git add -A; git commit -qm all; git repack -adq; git fsck \
+             --strict; test -z \"$(git status --porcelain)\"; test $(git ls-files | wc -l) -gt 5000"
+        ),
+    );
+}
+
+/// Makes a database, or adds rows to one from several processes at once, or counts them.
+const DATABASE: &str = r#"
+import multiprocessing, sqlite3, sys
+path, what, writers, rows = sys.argv[1], sys.argv[2], 4, 250
+def connect():
+    return sqlite3.connect(path, timeout=60, isolation_level=None)
+def write(writer):
+    db = connect()
+    for row in range(rows):
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("INSERT INTO t VALUES (?, ?, randomblob(2000))", (writer, row))
+        db.execute("UPDATE counter SET n = n + 1")
+        db.execute("COMMIT")
+        if row % 50 == 0:
+            db.execute("SELECT count(*) FROM t").fetchone()
+if what == "make":
+    db = connect()
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("CREATE TABLE t (writer, row, data)")
+    db.execute("CREATE TABLE counter (n)")
+    db.execute("INSERT INTO counter VALUES (0)")
+elif what == "write":
+    with multiprocessing.Pool(writers) as pool:
+        pool.map(write, range(writers))
+if what != "make":
+    db = connect()
+    assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert db.execute("SELECT n FROM counter").fetchone() == (writers * rows,)
+    assert db.execute("SELECT count(*), count(DISTINCT writer || '-' || row) FROM t").fetchone() == (writers * rows,) * 2
+"#;
+
+#[track_caller]
+fn database(at: &Path, what: &str) {
+    let output = run(Command::new("/usr/bin/python3").args(["-c", DATABASE]).arg(at).arg(what));
+    assert_eq!(output.code, 0, "{what}: {output:#?}");
+}
+
+/// The database comes from the image: it is copied up while one process after the other opens and maps it.
+#[test]
+fn a_database_has_every_row_that_several_wrote() {
+    let scratch = tempfile::tempdir().unwrap();
+    database(&scratch.path().join("db"), "make");
+    let made = fs::read(scratch.path().join("db")).unwrap();
+    let union = Writable::over(Tar::new().dir("var").file("var/db", made).finish());
+    let mount = union.mount();
+    database(&mount.path().join("var/db"), "write");
+    union.unmount(mount);
+    let mount = union.mount();
+    database(&mount.path().join("var/db"), "check");
+    union.unmount(mount);
+    union.assert_lower_unchanged();
+}
+
+#[test]
+fn a_removed_tree_stays_removed() {
+    let union = Writable::debian();
+    let mount = union.mount();
+    assert!(mount.path().join("usr/bin/gcc").exists());
+    let output = run(Command::new("rm").arg("-rf").arg(mount.path().join("usr")));
+    assert_eq!(output.code, 0, "{output:#?}");
+    is_without_usr(mount.path());
+    union.unmount(mount);
+    let mount = union.mount();
+    is_without_usr(mount.path());
+    // What takes its place is empty: nothing comes back from below.
+    fs::create_dir(mount.path().join("usr")).unwrap();
+    assert_eq!(fs::read_dir(mount.path().join("usr")).unwrap().count(), 0);
+    union.unmount(mount);
+    let mount = union.mount();
+    assert_eq!(fs::read_dir(mount.path().join("usr")).unwrap().count(), 0);
+    assert!(!mount.path().join("usr/bin").exists());
+    union.unmount(mount);
+    assert!(cache().join("debian/unpacked/rootfs/usr/bin").is_dir(), "the cache itself has lost files");
+    union.assert_lower_unchanged();
+}
+
+#[track_caller]
+fn is_without_usr(root: &Path) {
+    assert!(fs::symlink_metadata(root.join("usr")).is_err());
+    assert!(fs::read_dir(root).unwrap().all(|entry| entry.unwrap().file_name() != "usr"), "ls still lists it");
+}

@@ -1,0 +1,154 @@
+//! An image with an upper directory over it, mounted again and again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use sha2::{Digest, Sha256};
+
+use super::big_image;
+use super::env::{Mount, TestEnv, run};
+use super::oci::{Compression, Image};
+
+/// Who serves the union. The environment variable `PLYFS_TEST_ENGINE` puts a peer in plyfs's place: what fails on kernel
+/// overlayfs too is a fault of the test, or a limit of such unions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Engine {
+    Plyfs,
+    Overlayfs,
+    FuseOverlayfs,
+}
+
+/// A store with one image, and an upper and a work directory for it.
+pub struct Writable {
+    /// The store, and scratch space on the disk that the upper is on.
+    pub env: TestEnv,
+    engine: Engine,
+    image: String,
+    /// The layers as directories for the peers, topmost first.
+    lower: Vec<PathBuf>,
+    options: Vec<String>,
+}
+
+impl Engine {
+    fn chosen() -> Self {
+        match std::env::var("PLYFS_TEST_ENGINE").as_deref() {
+            Err(_) | Ok("" | "plyfs") => Self::Plyfs,
+            Ok("overlayfs") => Self::Overlayfs,
+            Ok("fuse-overlayfs") => Self::FuseOverlayfs,
+            Ok(other) => panic!("PLYFS_TEST_ENGINE={other}: wanted plyfs, overlayfs or fuse-overlayfs"),
+        }
+    }
+}
+
+impl Writable {
+    /// Over the image of `scripts/make-image`.
+    pub fn debian() -> Self {
+        let cache = big_image();
+        let mut new = Self::empty("oci:latest");
+        match new.engine {
+            Engine::Plyfs => drop(new.env.ok(["pull", &format!("oci:{}:latest", cache.join("oci").display())])),
+            Engine::Overlayfs | Engine::FuseOverlayfs => {
+                let count = fs::read_dir(cache.join("layers")).unwrap().count();
+                new.lower = (0..count).rev().map(|n| cache.join(format!("layers/{n}"))).collect();
+            }
+        }
+        new
+    }
+
+    /// Over an image of one layer.
+    pub fn over(tar: Vec<u8>) -> Self {
+        let mut new = Self::empty("small:latest");
+        let (layout, dir) = (new.env.path("small"), new.env.path("lower"));
+        match new.engine {
+            Engine::Plyfs => {
+                Image::new().compressed(tar, Compression::None).write_layout(&layout);
+                new.env.ok(["pull", &format!("oci:{}:latest", layout.display())]);
+            }
+            Engine::Overlayfs | Engine::FuseOverlayfs => {
+                fs::create_dir(&dir).unwrap();
+                fs::write(new.env.path("layer.tar"), tar).unwrap();
+                let output = run(Command::new("tar").arg("-xpf").arg(new.env.path("layer.tar")).arg("-C").arg(&dir));
+                assert_eq!(output.code, 0, "{output:#?}");
+                new.lower = vec![dir];
+            }
+        }
+        new
+    }
+
+    fn empty(image: &str) -> Self {
+        let env = TestEnv::new();
+        fs::create_dir(env.path("upper")).unwrap();
+        fs::create_dir(env.path("work")).unwrap();
+        Self { env, engine: Engine::chosen(), image: image.to_owned(), lower: Vec::new(), options: Vec::new() }
+    }
+
+    /// Mount with these options of `-o` from now on.
+    pub fn with_options(mut self, options: &[&str]) -> Self {
+        self.options = options.iter().map(|option| (*option).to_owned()).collect();
+        self
+    }
+
+    /// Mount it, with what was written through earlier mounts.
+    #[track_caller]
+    pub fn mount(&self) -> Mount {
+        let (upper, work) = (self.env.path("upper"), self.env.path("work"));
+        let lower: Vec<_> = self.lower.iter().map(|layer| layer.display().to_string()).collect();
+        let dirs = format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), upper.display(), work.display());
+        let all = [&[dirs], self.options.as_slice()].concat().join(",");
+        let mut command = match self.engine {
+            Engine::Plyfs => self.env.command(["mount", "--upper"]),
+            Engine::Overlayfs => Command::new("mount"),
+            Engine::FuseOverlayfs => Command::new("fuse-overlayfs"),
+        };
+        match self.engine {
+            Engine::Plyfs => {
+                command.arg(upper).arg("--work").arg(work);
+                if !self.options.is_empty() {
+                    command.args(["-o", &self.options.join(",")]);
+                }
+                command.arg(&self.image);
+            }
+            Engine::Overlayfs => drop(command.args(["-t", "overlay", "overlay", "-o", &all])),
+            Engine::FuseOverlayfs => drop(command.args(["-o", &all])),
+        }
+        Mount::by(&self.env, &mut command)
+    }
+
+    /// Unmount, and require that it worked: nothing may keep the mount busy.
+    #[track_caller]
+    pub fn unmount(&self, mount: Mount) {
+        if self.engine == Engine::Plyfs {
+            return mount.unmount();
+        }
+        let output = run(Command::new("umount").arg(mount.path()));
+        assert_eq!(output.code, 0, "{output:#?}");
+    }
+
+    /// Require that every layer in the store has the bytes that its name is the digest of. Nothing of plyfs judges this.
+    #[track_caller]
+    pub fn assert_lower_unchanged(&self) {
+        if self.engine != Engine::Plyfs {
+            return;
+        }
+        let mut seen = 0;
+        for layer in fs::read_dir(self.env.root().join("layers/sha256")).unwrap() {
+            let layer = layer.unwrap();
+            assert_eq!(digest_of(&layer.path().join("layer.tar")), *layer.file_name().to_string_lossy());
+            seen += 1;
+        }
+        assert!(seen > 0, "the store has no layers");
+    }
+}
+
+fn digest_of(file: &Path) -> String {
+    let mut hasher = Sha256::new();
+    let mut file = fs::File::open(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match std::io::Read::read(&mut file, &mut buffer).unwrap() {
+            0 => return hasher.finalize().iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}")),
+            count => hasher.update(&buffer[..count]),
+        }
+    }
+}

@@ -15,6 +15,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -33,6 +34,8 @@ pub struct Adapter {
     fs: Arc<Fs>,
     wake: Arc<Wake>,
     pool: Pool,
+    /// Whether a worker is waiting for the disk.
+    syncing: AtomicBool,
     /// The way to tell the kernel what it must not remember any more; there once the session is.
     notifier: Arc<OnceLock<Notifier>>,
     /// Whether the kernel is to heed POSIX ACLs. That makes it check all permissions, so it is for mounts that want
@@ -43,7 +46,7 @@ pub struct Adapter {
 impl Adapter {
     pub fn new(fs: Arc<Fs>, wake: Arc<Wake>, notifier: Arc<OnceLock<Notifier>>, check_permissions: bool) -> Adapter {
         let heed_acls = check_permissions && fs.has_acls();
-        Adapter { fs, wake, pool: Pool::default(), notifier, heed_acls }
+        Adapter { fs, wake, pool: Pool::default(), syncing: AtomicBool::new(false), notifier, heed_acls }
     }
 
     /// Answers with an inode. The kernel holds a reference to it from then on.
@@ -518,12 +521,34 @@ impl Filesystem for Adapter {
         if !self.fs.is_writable() {
             return reply.error(Errno::ENOSYS);
         }
-        let then = move |done| empty(reply, "fsync", ino, done);
-        self.slowly(true, move |fs| fs.fsync(ino.0, data_only), then);
+        // One at a time is done here, which spares it the way to another thread: the other worker stays free.
+        let _syncing = match Syncing::begin(&self.syncing) {
+            Some(here) => here,
+            None => {
+                let then = move |done| empty(reply, "fsync", ino, done);
+                return self.slowly(true, move |fs| fs.fsync(ino.0, data_only), then);
+            }
+        };
+        empty(reply, "fsync", ino, self.fs.fsync(ino.0, data_only));
     }
 
     fn fsyncdir(&self, request: &Request, ino: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
         self.fsync(request, ino, handle, data_only, reply);
+    }
+}
+
+/// A worker that waits for the disk, the only one.
+struct Syncing<'a>(&'a AtomicBool);
+
+impl<'a> Syncing<'a> {
+    fn begin(flag: &'a AtomicBool) -> Option<Syncing<'a>> {
+        (!flag.swap(true, Ordering::Relaxed)).then_some(Syncing(flag))
+    }
+}
+
+impl Drop for Syncing<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 }
 

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod cli;
+mod concurrent;
 mod corpus;
 mod crash;
 mod external;

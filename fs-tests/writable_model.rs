@@ -14,7 +14,7 @@ use crate::model::generate::{Menu, generate};
 use crate::model::harness::Harness;
 use crate::model::image::image;
 use crate::model::in_memory::InMemory;
-use crate::model::mounted::{PlyfsPlace, pull_image};
+use crate::model::mounted::{KernelsUpper, PlyfsPlace, pull_image};
 use crate::model::op::{Op, Op::*, Outcome, Replace, Replace::*};
 use crate::model::place::{OverlayPlace, PlainPlace, View};
 use crate::model::run::{Effort, by_path, compare, execute, replay, shrink, soak};
@@ -66,6 +66,55 @@ fn a_plain_users_union_is_a_posix_tree() {
     let user = User { privileged: false, uid: 4321, gid: 4321 };
     let fresh = || -> Box<dyn Harness> { Box::new(ByInode::new(Union::new(user), umask(), Checks::ALL)) };
     soak("plain user", Effort { runs: 12, ops: 1000 }, PlyfsPlace::MENU, &fresh);
+}
+
+/// Whiteouts, opaque and moved directories, attributes without data, as the kernel's overlayfs writes them.
+#[test]
+fn what_the_kernel_wrote_is_read() {
+    for seed in 1..=8 {
+        let mut kernel = by_path(KernelsUpper(OverlayPlace::without_index(seed % 2 == 0)));
+        let ops = generate(seed, 400, &image(), OverlayPlace::MENU);
+        for op in ops.into_iter().filter(|op| *op != Check) {
+            // Whether the kernel does it, and how, is not judged here.
+            let _any = kernel.apply(&op);
+        }
+        kernel.finish().unwrap_or_else(|wrong| panic!("seed {seed}: plyfs sees something else:\n{wrong}"));
+    }
+}
+
+#[test]
+fn regression_holes_are_sought_behind_what_is_not_written_back() {
+    replay(
+        &[
+            Create { at: "x", mode: 0o600, excl: true },
+            Hold { slot: 4, at: "x", write: true },
+            HeldWrite { slot: 4, offset: 65536, len: 26, fill: 125 },
+            Seek { at: "x", offset: 4161, hole: false },
+        ],
+        &|| by_path(PlyfsPlace::new(&[])),
+    );
+}
+
+#[test]
+fn regression_the_parent_of_an_exchanged_directory() {
+    replay(
+        &[
+            Mkdir { at: "x", mode: 0o700 },
+            Check,
+            Symlink { at: "x/link", target: "../dir" },
+            Rename { from: "x/link", to: "e", how: Exchange },
+            Check,
+        ],
+        &|| by_path(PlyfsPlace::new(&[])),
+    );
+}
+
+/// A file that is moved below loses its capabilities to a truncation that comes after them.
+#[test]
+fn regression_capabilities_survive_a_copy_up() {
+    replay(&[Link { from: "suid", to: "d/b/x", follow: false }, Check], &|| {
+        Box::new(ByInode::new(Union::new(User::own()), umask(), Checks::ALL))
+    });
 }
 
 /// What stands between the model's steps and a file system's own operations is right.

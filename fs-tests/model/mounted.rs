@@ -10,9 +10,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::check::Checks;
 use super::generate::Menu;
 use super::image::{image, layers, unpack};
-use super::place::{Overlay, Place, View, kernel_view, make_dir};
+use super::place::{Overlay, OverlayPlace, Place, View, kernel_view, make_dir};
 use crate::support::env::{Mount, TestEnv, run};
 use crate::support::oci::{Image, digest};
+use crate::support::tree::{Contents, diff, scan};
 
 /// The image in three layers, mounted by plyfs with an upper directory.
 pub struct PlyfsPlace {
@@ -123,6 +124,45 @@ impl Place for PlyfsPlace {
         let checks =
             Checks { numbers: false, links: false, dir_nlink: false, hidden_xattrs: OWN_XATTRS, ..Checks::ALL };
         Ok(vec![kernel_view(&self.overlay(), checks)])
+    }
+}
+
+/// An upper directory that the kernel writes, and plyfs reads at the end.
+pub struct KernelsUpper(pub OverlayPlace);
+
+impl Place for KernelsUpper {
+    fn root(&self) -> &Path {
+        self.0.root()
+    }
+
+    fn remount(&mut self) {
+        self.0.remount();
+    }
+
+    fn kill(&mut self) {
+        self.0.kill();
+    }
+
+    fn checks(&self) -> Checks {
+        self.0.checks()
+    }
+
+    fn finish(&mut self) -> Result<Vec<View>, String> {
+        let (kernels, upper) = self.0.into_upper();
+        let env = TestEnv::new();
+        pull_image(&env);
+        let work = upper.with_file_name("plyfs-work");
+        let mut command = env.command(["mount", "--upper"]);
+        let mount = Mount::by(&env, command.arg(&upper).arg("--work").arg(work).arg("model:1"));
+        let ours = scan(mount.path(), Contents::Hash);
+        // What is one inode in a layer and what is in the upper directory are told apart by number only here.
+        let counted = ["nlink", "links"];
+        let wrong: Vec<String> = diff(&kernels, &ours)
+            .into_iter()
+            .filter(|difference| !counted.contains(&&*difference.field))
+            .map(|difference| difference.to_string())
+            .collect();
+        if wrong.is_empty() { Ok(Vec::new()) } else { Err(wrong.join("\n")) }
     }
 }
 

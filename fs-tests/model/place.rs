@@ -94,14 +94,32 @@ impl OverlayPlace {
 
     /// With `metacopy`, a change of attributes alone copies no content.
     pub fn new(metacopy: bool) -> Self {
+        Self::with(if metacopy { "metacopy=on,index=on" } else { "metacopy=off,index=on" }, metacopy)
+    }
+
+    /// Without the kernel's index of hard links, which names the lower layers' own inodes and says nothing to anybody
+    /// else: links break when they are copied up.
+    pub fn without_index(metacopy: bool) -> Self {
+        Self::with(if metacopy { "metacopy=on,index=off" } else { "metacopy=off,index=off" }, metacopy)
+    }
+
+    fn with(options: &'static str, metacopy: bool) -> Self {
         let dir = scratch();
         let [lower, upper, work, at] = ["lower", "upper", "work", "at"].map(|name| dir.path().join(name));
         [&lower, &upper, &work, &at].into_iter().for_each(|path| make_dir(path));
         unpack(&lower, &image());
-        let options = if metacopy { "metacopy=on,index=on" } else { "metacopy=off,index=on" };
         let place = Self { overlay: Overlay { lower, upper, work, at, options }, metacopy, _dir: dir };
         place.overlay.mount();
         place
+    }
+}
+
+impl OverlayPlace {
+    /// The tree as the kernel sees it; then the kernel lets go of the upper directory, which is given too.
+    pub fn into_upper(&mut self) -> (Tree, PathBuf) {
+        let tree = scan(&self.overlay.at, Contents::Hash);
+        unmount(&self.overlay.at);
+        (tree, self.overlay.upper.clone())
     }
 }
 

@@ -51,9 +51,11 @@ impl Union {
         self.restore_capabilities(&handle, capabilities)
     }
 
-    /// Remembers what a sync of a volatile mount must not hide.
+    /// Remembers what a sync of a volatile mount must not hide: a disk that fails, not one that is full.
     fn lost(&self, error: std::io::Error) -> FsError {
-        self.upper.note_failure();
+        if Errno::from_io_error(&error) == Some(Errno::IO) {
+            self.upper.note_failure();
+        }
         error.into()
     }
 

@@ -263,7 +263,8 @@ impl Union {
                 None => table.get(ino).map(|entry| &entry.locks.references),
             };
             let Some(counter) = counter else { return };
-            let before = counter.fetch_sub(count, Ordering::Relaxed);
+            let fewer = |held: u64| Some(held.saturating_sub(count));
+            let before = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).unwrap_or_default();
             before.saturating_sub(count)
         };
         if left == 0 {

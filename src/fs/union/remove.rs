@@ -15,16 +15,12 @@ impl Union {
     /// Removes a name of what is no directory. Nothing is copied for it, but for the attributes of a file that keeps
     /// other names.
     pub fn unlink(&self, dir: Ino, name: &[u8]) -> Result<(), FsError> {
-        let found = self.find(dir, name)?.ok_or(FsError::NotFound)?;
-        if self.kind(found.ino())? == Kind::Dir {
-            return Err(FsError::IsDir);
-        }
-        self.bring_up_if_linked(found)?;
+        self.bring_up_if_linked(self.removable(dir, name)?)?;
         self.copy_up_dir(dir)?;
         let locks = self.locks_of(dir)?;
         let _changing = lock(&locks.change);
         let name = owned(name);
-        match self.find(dir, &name)?.ok_or(FsError::NotFound)? {
+        match self.removable(dir, &name)? {
             Found::Image(ino) => self.hide(dir, &name, ino),
             Found::Upper(ino) => {
                 self.hold_if_last(ino)?;
@@ -42,6 +38,12 @@ impl Union {
                 Ok(())
             }
         }
+    }
+
+    /// What has a name, if it is no directory.
+    fn removable(&self, dir: Ino, name: &[u8]) -> Result<Found, FsError> {
+        let found = self.find(dir, name)?.ok_or(FsError::NotFound)?;
+        if self.kind(found.ino())? == Kind::Dir { Err(FsError::IsDir) } else { Ok(found) }
     }
 
     /// One of several names of a file cannot go without the others being told.

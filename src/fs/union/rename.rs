@@ -3,7 +3,7 @@
 use super::load::name as owned;
 use super::make::check_name;
 use super::table::{Entry, Name, What};
-use super::{Found, Union, lock};
+use super::{Found, TRIES, Union, lock};
 use crate::fs::{FsError, Ino, ROOT, Replace};
 use crate::meta::Kind;
 use crate::upper::Place;
@@ -50,34 +50,48 @@ impl Union {
     ) -> Result<Vec<Ino>, FsError> {
         check_name(new_name)?;
         let _renaming = lock(&self.renames);
-        let source = self.find(dir, name)?.ok_or(FsError::NotFound)?;
-        let target = self.find(new_dir, new_name)?;
-        if !self.is_allowed(source, dir, target, new_dir, replace)? {
-            return Ok(Vec::new());
+        let (from, to) = (Side { dir, name: owned(name) }, Side { dir: new_dir, name: owned(new_name) });
+        for _ in 0..TRIES {
+            if let Some(moved) = self.try_rename(&from, &to, replace)? {
+                return Ok(moved);
+            }
+        }
+        Err(FsError::NotFound)
+    }
+
+    /// `None` if others have changed what the names are while they were not locked yet.
+    fn try_rename(&self, from: &Side, to: &Side, replace: Replace) -> Result<Option<Vec<Ino>>, FsError> {
+        let source = self.find(from.dir, &from.name)?.ok_or(FsError::NotFound)?;
+        let target = self.find(to.dir, &to.name)?;
+        if !self.is_allowed(source, from.dir, target, to.dir, replace)? {
+            return Ok(Some(Vec::new()));
         }
         self.raise(source, true)?;
         if let Some(target) = target {
             self.raise(target, replace == Replace::Exchange)?;
         }
-        self.copy_up_dir(dir)?;
-        self.copy_up_dir(new_dir)?;
-        let mut involved = vec![dir, new_dir];
-        involved.extend(target.map(Found::ino));
+        self.copy_up_dir(from.dir)?;
+        self.copy_up_dir(to.dir)?;
+        let target = self.find(to.dir, &to.name)?;
+        let mut involved = vec![from.dir, to.dir];
+        // A file's lock is held while its data is copied, and is of no use here.
+        involved.extend(target.map(Found::ino).filter(|ino| self.kind(*ino).is_ok_and(|kind| kind == Kind::Dir)));
         let several = self.several(&involved);
         let _changing = several.lock();
-        let (from, to) = (Side { dir, name: owned(name) }, Side { dir: new_dir, name: owned(new_name) });
         let ino = source.ino();
-        if self.find(from.dir, &from.name)? != Some(Found::Upper(ino)) {
-            return Err(FsError::NotFound);
+        self.check_alive(to.dir)?;
+        if self.find(from.dir, &from.name)? != Some(Found::Upper(ino)) || self.find(to.dir, &to.name)? != target {
+            return Ok(None);
         }
-        if self.find(to.dir, &to.name)?.map(Found::ino) != target.map(Found::ino) {
-            return Err(FsError::NotFound);
+        // Asked again: before, others might still have put something into what is to be replaced.
+        if !self.is_allowed(Found::Upper(ino), from.dir, target, to.dir, replace)? {
+            return Ok(Some(Vec::new()));
         }
-        let plan = self.plan(&from, &to, ino, target, replace)?;
-        self.carry_out(&plan, &from, &to)?;
-        self.enter_rename(&plan, &from, &to, ino)?;
-        let moved = [Some(ino), plan.exchanged].into_iter().flatten().filter(|_| dir != new_dir);
-        Ok(moved.filter(|ino| self.kind(*ino).is_ok_and(|kind| kind == Kind::Dir)).collect())
+        let plan = self.plan(from, to, ino, target, replace)?;
+        self.carry_out(&plan, from, to)?;
+        self.enter_rename(&plan, from, to, ino)?;
+        let moved = [Some(ino), plan.exchanged].into_iter().flatten().filter(|_| from.dir != to.dir);
+        Ok(Some(moved.filter(|ino| self.kind(*ino).is_ok_and(|kind| kind == Kind::Dir)).collect()))
     }
 
     /// Whether there is anything to do; an error if it must not be done.

@@ -1,0 +1,115 @@
+//! Many threads on one union: nothing hangs, nothing is damaged, and what is in memory is what is on disk.
+
+use crate::support::bed::{Bed, at, picture};
+use crate::support::tar::Tar;
+use plyfs::fs::{Change, Fs, FsError, Ino, New, ROOT, Replace};
+use plyfs::meta::Kind;
+use plyfs::upper::Disk;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+const THREADS: u64 = 6;
+const STEPS: usize = 20_000;
+/// Longer than any run takes: a run that is not done by then hangs.
+const LONGEST: Duration = Duration::from_secs(120);
+
+/// splitmix64: small, and the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % bound
+    }
+
+    fn pick<T: Copy>(&mut self, all: &[T]) -> T {
+        all[self.below(all.len() as u64) as usize]
+    }
+}
+
+fn image() -> Bed {
+    let content = vec![b'x'; 200_000];
+    let layer = Tar::new()
+        .dir("a")
+        .file("a/a", &content)
+        .file("a/b", "small")
+        .dir("a/c")
+        .file("a/c/a", "deep")
+        .hard_link("b", "a/a")
+        .hard_link("a/c/b", "a/a")
+        .dir("c")
+        .file("c/a", "1")
+        .file("c/b", "2")
+        .finish();
+    Bed::new(vec![layer])
+}
+
+const DIRS: &[&str] = &["", "a", "c", "a/c", "c/c", "a/a", "d"];
+const NAMES: &[&[u8]] = &[b"a", b"b", b"c", b"d"];
+
+/// A directory; the root, where there is none of the name.
+fn dir(fs: &Fs, random: &mut Random) -> Ino {
+    let found = at(fs, random.pick(DIRS)).ok().filter(|attr| attr.kind == Kind::Dir);
+    found.map_or(ROOT, |attr| attr.ino)
+}
+
+fn step(fs: &Fs, random: &mut Random) -> Result<(), FsError> {
+    let dir = dir(fs, random);
+    let (name, other): (&[u8], &[u8]) = (random.pick(NAMES), random.pick(NAMES));
+    let found = |name: &[u8]| -> Result<Ino, FsError> { Ok(fs.lookup(dir, name)?.ino) };
+    let new = |kind| New { kind, mode: 0o755, umask: 0, rdev: 0, uid: 0, gid: 0, target: b"t" };
+    match random.below(14) {
+        0 => fs.make(dir, name, &new(Kind::File)).map(drop),
+        1 => fs.make(dir, name, &new(Kind::Dir)).map(drop),
+        2 => fs.make(dir, name, &new(Kind::Symlink)).map(drop),
+        3 => fs.unlink(dir, name),
+        4 => fs.rmdir(dir, name),
+        5 | 6 => {
+            let to = self::dir(fs, random);
+            let how = random.pick(&[Replace::Allow, Replace::Allow, Replace::Forbid, Replace::Exchange]);
+            fs.rename(dir, name, to, other, how).map(drop)
+        }
+        7 => fs.link(found(name)?, dir, other).map(drop),
+        8 => fs.write(found(name)?, random.below(300_000), &[7; 100]),
+        9 => fs.setattr(found(name)?, &Change { mode: Some(0o600), ..Change::default() }).map(drop),
+        10 => fs.setattr(found(name)?, &Change { size: Some(random.below(1000)), ..Change::default() }).map(drop),
+        11 => fs.readdirplus(dir, 0, |_, _| false),
+        12 => fs.read(found(name)?, 0, 4096).map(drop),
+        _ => fs.setxattr(found(name)?, b"user.a", b"1", 0),
+    }
+}
+
+/// What may be said to one who is late, and what must never be.
+fn is_tolerable(error: &FsError) -> bool {
+    !error.is_damage()
+}
+
+#[test]
+fn threads_on_one_union_neither_hang_nor_damage_it() {
+    let seed = u64::from(std::process::id());
+    println!("seed {seed}");
+    let bed = image();
+    let fs = Arc::new(bed.open(Box::new(Disk)));
+    let (done, all) = mpsc::channel();
+    let start = |thread| {
+        let (fs, done) = (fs.clone(), done.clone());
+        std::thread::spawn(move || {
+            let mut random = Random(seed + thread);
+            let wrong = (0..STEPS).find_map(|_| step(&fs, &mut random).err().filter(|e| !is_tolerable(e)));
+            done.send(wrong.map(|e| e.to_string())).unwrap();
+        })
+    };
+    let threads: Vec<_> = (0..THREADS).map(start).collect();
+    for _ in 0..THREADS {
+        assert_eq!(all.recv_timeout(LONGEST).expect("a thread hangs or has panicked"), None);
+    }
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    let live = picture(&fs);
+    assert!(live.len() > 1 && fs.getattr(ROOT).is_ok());
+    drop(fs);
+    assert_eq!(picture(&bed.open(Box::new(Disk))), live);
+}

@@ -1,10 +1,9 @@
 //! Many threads on one union: nothing hangs, nothing is damaged, and what is in memory is what is on disk.
 
-use crate::support::bed::{Bed, at, picture};
+use crate::support::bed::{Bed, at, disk, picture};
 use crate::support::tar::Tar;
 use plyfs::fs::{Change, Fs, FsError, Ino, New, ROOT, Replace};
 use plyfs::meta::Kind;
-use plyfs::upper::Disk;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -93,7 +92,7 @@ fn threads_on_one_union_neither_hang_nor_damage_it() {
     let seed = u64::from(std::process::id());
     println!("seed {seed}");
     let bed = image();
-    let fs = Arc::new(bed.open(Box::new(Disk)));
+    let fs = Arc::new(bed.open(disk));
     let (done, all) = mpsc::channel();
     let start = |thread| {
         let (fs, done) = (fs.clone(), done.clone());
@@ -111,5 +110,5 @@ fn threads_on_one_union_neither_hang_nor_damage_it() {
     let live = picture(&fs);
     assert!(live.len() > 1 && fs.getattr(ROOT).is_ok());
     drop(fs);
-    assert_eq!(picture(&bed.open(Box::new(Disk))), live);
+    assert_eq!(picture(&bed.open(disk)), live);
 }

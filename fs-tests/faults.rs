@@ -4,12 +4,11 @@
 //! dies: the next mount shows the state before or the one behind. The power that goes: the same, but for data that
 //! nobody synced.
 
-use crate::support::bed::{Bed, Picture, at, picture, split};
+use crate::support::bed::{Bed, Picture, at, disk, picture, split};
 use crate::support::faulty::{Control, Fault};
 use crate::support::tar::{Entry, Sparse, Tar};
 use plyfs::fs::{Change, Fs, FsError, New, Replace, SetTime};
 use plyfs::meta::{Kind, Time};
-use plyfs::upper::Disk;
 use rustix::io::Errno;
 
 type Step = fn(&Fs) -> Result<(), FsError>;
@@ -239,7 +238,7 @@ fn after_part(bed: &Bed, case: &Case, part: Step) -> Picture {
 
 fn prepared(bed: &Bed, case: &Case, control: &Control) -> Fs {
     bed.clear();
-    let fs = bed.open(control.backing());
+    let fs = bed.open(|| control.backing());
     for step in case.before {
         step(&fs).unwrap_or_else(|e| panic!("{}: what goes before: {e}", case.name));
     }
@@ -284,20 +283,17 @@ fn a_call_that_fails_leaves_the_old_view_or_the_new_one() {
                 break;
             };
             let what = format!("{}: call {number} ({call}) fails with {errno:?}: {done:?}", case.name);
-            match done {
-                Err(e) => {
-                    assert_eq!(e.errno(), errno.raw_os_error(), "{what}");
-                    same(&picture(&fs), &before, &what);
-                    (case.step)(&fs).unwrap_or_else(|e| panic!("{what}: again: {e}"));
-                }
-                Ok(()) => {}
+            if let Err(e) = done {
+                assert_eq!(e.errno(), errno.raw_os_error(), "{what}");
+                same(&picture(&fs), &before, &what);
+                (case.step)(&fs).unwrap_or_else(|e| panic!("{what}: again: {e}"));
             }
             let seen = picture(&fs);
             if !parts.iter().any(|part| lines(part) == lines(&seen)) {
                 same(&seen, &after, &what);
             }
             drop(fs);
-            same(&picture(&bed.open(Box::new(Disk))), &seen, &format!("{what}; after a remount"));
+            same(&picture(&bed.open(disk)), &seen, &format!("{what}; after a remount"));
         }
     }
 }
@@ -318,7 +314,7 @@ fn a_process_that_dies_anywhere_leaves_the_old_state_or_the_new_one() {
             let Some(call) = control.disarm() else { break };
             drop(fs);
             control.lose_unsynced();
-            let seen = picture(&bed.open(Box::new(Disk)));
+            let seen = picture(&bed.open(disk));
             let what = format!("{}: dies at call {number} ({call}): {done:?}", case.name);
             if lines(&seen) == lines(&before) {
                 old += 1;
@@ -342,7 +338,7 @@ fn a_write_that_dies_anywhere_changes_its_own_bytes_only() {
         for number in 0.. {
             bed.clear();
             let control = Control::default();
-            let fs = bed.open(control.backing());
+            let fs = bed.open(|| control.backing());
             let ino = at(&fs, path).unwrap().ino;
             let old = crate::support::bed::content(&fs, ino);
             control.arm(number, Fault::Die);
@@ -350,7 +346,7 @@ fn a_write_that_dies_anywhere_changes_its_own_bytes_only() {
             let hit = control.disarm();
             drop(fs);
             control.lose_unsynced();
-            let fs = bed.open(Box::new(Disk));
+            let fs = bed.open(disk);
             let seen = crate::support::bed::content(&fs, at(&fs, path).unwrap().ino);
             let what = format!("{path}: dies at call {number} ({hit:?})");
             assert_eq!((&seen[..3], &seen[6..]), (&old[..3], &old[6..]), "{what}");

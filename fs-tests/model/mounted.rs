@@ -148,7 +148,7 @@ impl Place for KernelsUpper {
     }
 
     fn finish(&mut self) -> Result<Vec<View>, String> {
-        let (kernels, upper) = self.0.into_upper();
+        let (kernels, upper) = self.0.let_go();
         let env = TestEnv::new();
         pull_image(&env);
         let work = upper.with_file_name("plyfs-work");

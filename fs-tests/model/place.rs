@@ -116,7 +116,7 @@ impl OverlayPlace {
 
 impl OverlayPlace {
     /// The tree as the kernel sees it; then the kernel lets go of the upper directory, which is given too.
-    pub fn into_upper(&mut self) -> (Tree, PathBuf) {
+    pub fn let_go(&mut self) -> (Tree, PathBuf) {
         let tree = scan(&self.overlay.at, Contents::Hash);
         unmount(&self.overlay.at);
         (tree, self.overlay.upper.clone())

@@ -3,11 +3,11 @@
 use super::image::{image, layers};
 use super::inodes::{Change, Inodes, Listed, New};
 use super::op::{Replace, Stamp};
-use crate::support::bed::Bed;
+use crate::support::bed::{Bed, disk};
 use crate::support::tree::Record;
 use plyfs::fs::{self, Attr, Fs, FsError, SetTime};
 use plyfs::meta::{Kind, Time, device};
-use plyfs::upper::{Disk, User};
+use plyfs::upper::User;
 
 /// The image of the model with an upper directory in a temporary one.
 pub struct Union {
@@ -20,7 +20,7 @@ impl Union {
     pub fn new(user: User) -> Union {
         let mut bed = Bed::new(layers(&image()));
         bed.user = user;
-        let fs = Some(bed.open(Box::new(Disk)));
+        let fs = Some(bed.open(disk));
         Union { bed, fs }
     }
 
@@ -186,6 +186,6 @@ impl Inodes for Union {
     /// A killed process and one that ends leave the same: what it knew is on disk already.
     fn reopen(&mut self, _killed: bool) {
         self.fs = None;
-        self.fs = Some(self.bed.open(Box::new(Disk)));
+        self.fs = Some(self.bed.open(disk));
     }
 }

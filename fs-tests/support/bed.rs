@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use plyfs::digest::Digest;
 use plyfs::fs::{Attr, Data, Fs, FsError, Ino, ROOT};
@@ -10,7 +11,7 @@ use plyfs::layer::{Index, Limits, index_tar};
 use plyfs::meta::Kind;
 use plyfs::sys::Bytes;
 use plyfs::tree;
-use plyfs::upper::{Backing, OpenError, Settings, Upper, User};
+use plyfs::upper::{Backing, Disk, OpenError, Settings, Upper, User};
 use tempfile::TempDir;
 
 /// Layers, and a place for an upper directory on top of them.
@@ -22,6 +23,11 @@ pub struct Bed {
     pub volatile: bool,
     /// For whom they are opened.
     pub user: User,
+}
+
+/// The real calls.
+pub fn disk() -> Box<dyn Backing> {
+    Box::new(Disk)
 }
 
 /// One object as it is seen; directories' times and all access and change times are left out.
@@ -80,9 +86,16 @@ impl Bed {
     }
 
     /// Opens the union.
-    pub fn open(&self, backing: Box<dyn Backing>) -> Fs {
-        let upper = self.open_upper(backing).unwrap();
-        self.with(upper).unwrap()
+    pub fn open(&self, backing: impl Fn() -> Box<dyn Backing>) -> Fs {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            match self.open_upper(backing()) {
+                Ok(upper) => return self.with(upper).unwrap(),
+                // Another test's child has our descriptors, and so our locks, between its fork and its exec.
+                Err(OpenError::InUse(_)) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+                Err(error) => panic!("{error}"),
+            }
+        }
     }
 
     /// The union with an upper directory that is open.

@@ -359,3 +359,21 @@ fn a_write_that_dies_anywhere_changes_its_own_bytes_only() {
         }
     }
 }
+
+/// An image may hold a device that an upper directory has no form for: it must not turn into a whiteout.
+#[test]
+fn a_device_that_looks_like_a_whiteout_stays_what_it_is() {
+    let bed = Bed::new(vec![Tar::new().add(Entry::char_device("zero", 0, 0).mode(0o600)).finish()]);
+    let fs = bed.open(disk);
+    let before = picture(&fs);
+    for refused in [
+        change(&fs, "zero", Change { mode: Some(0o644), ..NONE }),
+        rename(&fs, "zero", "moved", Replace::Allow),
+        link(&fs, "zero", "other"),
+    ] {
+        assert_eq!(refused.unwrap_err().errno(), Errno::PERM.raw_os_error());
+    }
+    assert_eq!(picture(&fs), before);
+    unlink(&fs, "zero").unwrap();
+    assert!(at(&fs, "zero").is_err());
+}

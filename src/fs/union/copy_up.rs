@@ -6,6 +6,7 @@ use super::{STRIPES, Union, lock};
 use crate::fs::{FsError, Ino};
 use crate::meta::{Kind, PERMISSION_BITS};
 use crate::upper::{Draft, Handle, Made, Place, timestamps};
+use crate::whiteout::is_whiteout_device;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -34,6 +35,10 @@ impl Union {
             self.copy_up_dir(*dir)?;
         }
         let draft = self.draft_of(ino)?;
+        if draft.kind == Kind::Char && is_whiteout_device(draft.rdev) {
+            // An image may hold such a device, but in the upper directory it would be a whiteout.
+            return Err(FsError::NotPermitted);
+        }
         let made = self.upper.make(&draft)?;
         match &names[..] {
             [] => Err(FsError::Stale(ino)),

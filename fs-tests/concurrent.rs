@@ -1,5 +1,6 @@
 //! Many threads on one union: nothing hangs, nothing is damaged, and what is in memory is what is on disk.
 
+use crate::model::random::Random;
 use crate::support::bed::{Bed, at, disk, picture};
 use crate::support::tar::Tar;
 use plyfs::fs::{Change, Fs, FsError, Ino, New, ROOT, Replace};
@@ -12,23 +13,6 @@ const THREADS: u64 = 6;
 const STEPS: usize = 20_000;
 /// Longer than any run takes: a run that is not done by then hangs.
 const LONGEST: Duration = Duration::from_secs(120);
-
-/// splitmix64: small, and the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % bound
-    }
-
-    fn pick<T: Copy>(&mut self, all: &[T]) -> T {
-        all[self.below(all.len() as u64) as usize]
-    }
-}
 
 fn image() -> Bed {
     let content = vec![b'x'; 200_000];
@@ -97,7 +81,7 @@ fn threads_on_one_union_neither_hang_nor_damage_it() {
     let start = |thread| {
         let (fs, done) = (fs.clone(), done.clone());
         std::thread::spawn(move || {
-            let mut random = Random(seed + thread);
+            let mut random = Random::new(seed + thread);
             let wrong = (0..STEPS).find_map(|_| step(&fs, &mut random).err().filter(|e| !is_tolerable(e)));
             done.send(wrong.map(|e| e.to_string())).unwrap();
         })

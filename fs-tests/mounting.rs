@@ -313,19 +313,6 @@ fn permissions_and_acls_hold_for_other_users_of_roots_mount() {
     assert!(acl.contains(&format!("user:{USER}:r--")), "{acl}");
 }
 
-/// A plyfs command as a plain user, with a store of his own and a program that he can reach, wherever the build is. cp
-/// makes it: a file that this process had open for writing could not be run while another thread forks.
-fn as_user(env: &TestEnv, args: &[&str]) -> Command {
-    let (made, own) = (env.command(args), env.path("plyfs"));
-    if !own.exists() {
-        assert_eq!(run(Command::new("cp").arg(made.get_program()).arg(&own)).code, 0);
-    }
-    let mut command = Command::new(own);
-    command.env_remove("PLYFS_ROOT").args(made.get_args()).current_dir("/");
-    command.uid(USER).gid(USER).env("HOME", env.path("home"));
-    command
-}
-
 #[test]
 fn a_plain_user_mounts_without_root_and_sees_the_true_owners() {
     let env = TestEnv::new();
@@ -338,14 +325,14 @@ fn a_plain_user_mounts_without_root_and_sees_the_true_owners() {
     let (_root, at) = (own(env.root()), own(env.path("mine")));
     image(&env);
     assert_eq!(run(Command::new("chown").arg("-R").arg(format!("{USER}:{USER}")).arg(env.root())).code, 0);
-    let mounted = run(as_user(&env, &["mount", "box:1"]).arg(&at));
+    let mounted = run(env.as_user(USER, &["mount", "box:1"]).arg(&at));
     assert_eq!(mounted.code, 0, "{mounted:?} (is /dev/fuse open to all, as fuse3's rules make it?)");
     let stat = run(Command::new("stat").args(["-c", "%u %g %a"]).arg(at.join("open")).uid(USER).gid(USER));
     let secret = run(Command::new("cat").arg(at.join("secret/key")).uid(USER).gid(USER));
     let others = run(Command::new("cat").arg(at.join("open")).uid(USER + 1).gid(USER + 1));
     let table = fs::read_to_string("/proc/mounts").unwrap();
-    let unmounted = run(as_user(&env, &["umount"]).arg(&at));
-    let rootly = run(as_user(&env, &["mount", "-o", "wake=latency", "box:1"]).arg(&at));
+    let unmounted = run(env.as_user(USER, &["umount"]).arg(&at));
+    let rootly = run(env.as_user(USER, &["mount", "-o", "wake=latency", "box:1"]).arg(&at));
     assert!(rootly.stderr.contains("wake=latency needs /dev/cpu_dma_latency: Permission denied"), "{rootly:?}");
     assert_eq!(stat.stdout, "1000 1000 644\n");
     assert_eq!(secret.stdout, "for root", "he may read the layer, so he may read its files");

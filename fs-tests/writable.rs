@@ -208,18 +208,6 @@ fn a_full_disk_is_reported_and_loses_nothing() {
     mount.unmount();
 }
 
-/// plyfs as a plain user, by a copy that he can reach.
-fn as_user(env: &TestEnv, args: &[&str]) -> Command {
-    let (made, own) = (env.command(args), env.path("plyfs"));
-    if !own.exists() {
-        assert_eq!(run(Command::new("cp").arg(made.get_program()).arg(&own)).code, 0);
-    }
-    let mut command = Command::new(own);
-    command.env_remove("PLYFS_ROOT").args(made.get_args()).current_dir("/");
-    command.uid(USER).gid(USER).env("HOME", env.path("home"));
-    command
-}
-
 fn shell(script: &str, at: &Path) -> String {
     let output = run(Command::new("sh").args(["-ec", script]).current_dir("/").env("AT", at).uid(USER).gid(USER));
     assert_eq!(output.code, 0, "{script}: {output:?}");
@@ -239,10 +227,10 @@ fn a_plain_user_writes_what_root_owns_and_the_owners_stay() {
     let (_root, at, mine) = (own("root"), own("at"), own("mine"));
     let upper = mine.join("upper").display().to_string();
     let mount = |env: &TestEnv| {
-        let mounted = run(as_user(env, &["mount", "--upper", &upper, "one:1"]).arg(&at));
+        let mounted = run(env.as_user(USER, &["mount", "--upper", &upper, "one:1"]).arg(&at));
         assert_eq!(mounted.code, 0, "{mounted:?}");
     };
-    let unmount = |env: &TestEnv| assert_eq!(run(as_user(env, &["umount"]).arg(&at)).code, 0);
+    let unmount = |env: &TestEnv| assert_eq!(run(env.as_user(USER, &["umount"]).arg(&at)).code, 0);
     mount(&env);
     let done = std::panic::catch_unwind(|| {
         shell("echo more >>$AT/theirs; chmod 0555 $AT/d/file; echo two >>$AT/d/file; chmod 0 $AT/big", &at);

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Seek};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -73,6 +74,19 @@ impl TestEnv {
         assert_eq!(output.code, 1, "{command:?} should have failed: {output:#?}");
         assert_eq!(output.stderr.trim_end().lines().count(), 1, "{command:?}: not one clear line: {output:#?}");
         output.stderr.trim_end().to_owned()
+    }
+
+    /// A plyfs command as a plain user, with this store and a program that he can reach, wherever the build is. cp makes
+    /// it: a file that this process had open for writing could not be run while another thread forks.
+    pub fn as_user(&self, user: u32, args: &[&str]) -> Command {
+        let (made, own) = (self.command(args), self.path("plyfs"));
+        if !own.exists() {
+            assert_eq!(run(Command::new("cp").arg(made.get_program()).arg(&own)).code, 0);
+        }
+        let mut command = Command::new(own);
+        command.env_remove("PLYFS_ROOT").args(made.get_args()).current_dir("/");
+        command.uid(user).gid(user).env("HOME", self.path("home"));
+        command
     }
 
     /// Mount an image of this root, with further options (`&["-o", "..."]` or none), on a new directory.

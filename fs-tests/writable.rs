@@ -250,3 +250,65 @@ fn a_plain_user_writes_what_root_owns_and_the_owners_stay() {
     );
     assert_eq!(seen.unwrap(), expected);
 }
+
+#[track_caller]
+fn done(command: &mut Command) -> String {
+    let output = run(command);
+    assert_eq!(output.code, 0, "{command:?}: {output:?}");
+    output.stdout
+}
+
+/// A descriptor that could only read stayed in use when the file could be written again, and what was written was lost.
+#[test]
+fn regression_a_file_that_was_immutable_is_written_again() {
+    let env = env();
+    let first = mount(&env, &[]);
+    fs::write(first.path().join("new"), "a").unwrap();
+    done(Command::new("chattr").arg("+i").args([first.path().join("new"), first.path().join("d/file")]));
+    first.unmount();
+    let second = mount(&env, &[]);
+    let paths = [second.path().join("new"), second.path().join("d/file")];
+    assert_eq!(text(paths[0].clone()) + &text(paths[1].clone()), "abelow");
+    done(Command::new("chattr").arg("-i").args(&paths));
+    for path in &paths {
+        let mut file = File::options().append(true).open(path).unwrap();
+        file.write_all(b"b").and_then(|()| file.sync_all()).unwrap();
+    }
+    assert_ne!(run(Command::new("chattr").arg("+a").arg(&paths[0])).code, 0, "what is appended would be lost");
+    second.unmount();
+    let third = mount(&env, &[]);
+    assert_eq!(text(third.path().join("new")) + &text(third.path().join("d/file")), "abbelowb");
+}
+
+/// The directory that the upper and the work directory are made in handed its default ACL to everything.
+#[test]
+fn regression_the_hosts_default_acl_stays_outside() {
+    let env = env();
+    done(Command::new("setfacl").args(["-d", "-m", "u:nobody:rwx,g::rwx"]).arg(env.path("")));
+    let mount = mount(&env, &[]);
+    fs::create_dir(mount.path().join("q")).unwrap();
+    fs::set_permissions(mount.path().join("d/file"), Permissions::from_mode(0o640)).unwrap();
+    fs::rename(mount.path().join("d"), mount.path().join("e")).unwrap();
+    for name in ["", "q", "e", "e/file"] {
+        let acl = done(Command::new("getfacl").args(["-c", "-p"]).arg(mount.path().join(name)));
+        assert!(!acl.contains("nobody") && !acl.contains("default"), "{name}: {acl}");
+    }
+    assert_eq!(fs::metadata(mount.path().join("e/file")).unwrap().mode() & 0o777, 0o640);
+}
+
+/// A rename makes the kernel send the time before the data, and the data moved the time when it came.
+#[test]
+fn regression_what_is_written_back_late_does_not_move_the_time() {
+    let env = env();
+    let mount = mount(&env, &[]);
+    let mut file = File::create(mount.path().join("new")).unwrap();
+    file.write_all(&[b'a'; 30_000]).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    fs::rename(mount.path().join("new"), mount.path().join("moved")).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    drop(file);
+    let time = |mount: &Mount| fs::metadata(mount.path().join("moved")).unwrap().modified().unwrap();
+    let before = time(&mount);
+    mount.unmount();
+    assert_eq!(time(&self::mount(&env, &[])), before);
+}

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use plyfs::digest::Digest;
 use plyfs::fs::{Attr, Data, Fs, FsError, Ino, ROOT};
@@ -87,15 +86,7 @@ impl Bed {
 
     /// Opens the union.
     pub fn open(&self, backing: impl Fn() -> Box<dyn Backing>) -> Fs {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            match self.open_upper(backing()) {
-                Ok(upper) => return self.with(upper).unwrap(),
-                // Another test's child has our descriptors, and so our locks, between its fork and its exec.
-                Err(OpenError::InUse(_)) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
-                Err(error) => panic!("{error}"),
-            }
-        }
+        self.with(self.open_upper(backing()).unwrap()).unwrap()
     }
 
     /// The union with an upper directory that is open.

@@ -34,6 +34,9 @@ pub enum FsError {
     /// Nobody may do that.
     #[error("the operation is not permitted")]
     NotPermitted,
+    /// The operation cannot be done here.
+    #[error("the operation is not supported")]
+    Unsupported,
     /// No such device control.
     #[error("no such control")]
     NoControl,
@@ -76,6 +79,7 @@ impl FsError {
             FsError::NotEmpty => libc::ENOTEMPTY,
             FsError::Invalid => libc::EINVAL,
             FsError::NotPermitted => libc::EPERM,
+            FsError::Unsupported => libc::EOPNOTSUPP,
             FsError::NoControl => libc::ENOTTY,
             FsError::NoAttribute => libc::ENODATA,
             FsError::Range => libc::ERANGE,

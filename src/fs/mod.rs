@@ -169,6 +169,11 @@ impl Fs {
         self.union()?.write(ino, offset, bytes)
     }
 
+    /// Writes what the kernel held back for a while. The times are its business: one that it has set meanwhile stays.
+    pub fn write_back(&self, ino: Ino, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
+        self.union()?.write_back(ino, offset, bytes)
+    }
+
     /// Whether a change of a file's data, or of its size, may take long: its data must be copied first.
     pub fn is_slow_to_write(&self, ino: Ino) -> bool {
         self.union().is_ok_and(|union| union.is_slow_to_write(ino))

@@ -130,9 +130,10 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_EXPORT_SUPPORT,
         ];
-        for flag in wanted {
+        // What is removed must not come back through a handle that outlived it, so for what never changes only.
+        let exported = Some(InitFlags::FUSE_EXPORT_SUPPORT).filter(|_| !self.fs.is_writable());
+        for flag in wanted.into_iter().chain(exported) {
             if config.add_capabilities(flag).is_err() {
                 tracing::warn!("this kernel's FUSE lacks {flag:?}: some operations will be slower");
             }
@@ -435,7 +436,7 @@ impl Filesystem for Adapter {
         _: FileHandle,
         offset: u64,
         bytes: &[u8],
-        _: WriteFlags,
+        flags: WriteFlags,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
@@ -446,11 +447,16 @@ impl Filesystem for Adapter {
             Ok(()) => reply.written(written),
             Err(e) => reply.error(failed("write", ino, &e)),
         };
+        let held_back = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let write = move |fs: &Fs, bytes: &[u8]| match held_back {
+            true => fs.write_back(ino.0, offset, bytes),
+            false => fs.write(ino.0, offset, bytes),
+        };
         if self.fs.is_slow_to_write(ino.0) {
             let bytes = bytes.to_vec();
-            self.slowly(true, move |fs| fs.write(ino.0, offset, &bytes), then);
+            self.slowly(true, move |fs| write(fs, &bytes), then);
         } else {
-            then(self.fs.write(ino.0, offset, bytes));
+            then(write(&self.fs, bytes));
         }
     }
 

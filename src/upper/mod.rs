@@ -146,6 +146,11 @@ impl Upper {
         self.backing.set_xattr(fd, self.namespace.mark(mark).to_bytes(), value, XattrFlags::empty())
     }
 
+    /// Removes ACLs that an object has from the directory it was made in, which is none of the union's.
+    pub fn clear_acls(&self, fd: BorrowedFd) -> io::Result<()> {
+        open::clear_acls(self.backing(), fd)
+    }
+
     /// Removes a mark; one that is not there is gone already.
     pub fn clear_mark(&self, fd: BorrowedFd, mark: Mark) -> io::Result<()> {
         match self.backing.remove_xattr(fd, self.namespace.mark(mark).to_bytes()) {
@@ -193,18 +198,18 @@ impl Upper {
     }
 
     /// Opens a directory's entry as its kind needs it: a file for reading and writing, a directory for its entries,
-    /// anything else by its path only.
-    pub fn open_entry(&self, dir: BorrowedFd, name: &[u8], raw_mode: u32) -> io::Result<OwnedFd> {
+    /// anything else by its path only. Also says whether that is for good: a file that somebody made immutable, or is
+    /// running, can only be read for now, and must be opened again for the next use.
+    pub fn open_entry(&self, dir: BorrowedFd, name: &[u8], raw_mode: u32) -> io::Result<(OwnedFd, bool)> {
         use crate::meta::Kind;
         let open = |flags| self.backing.open(dir, name, flags, 0);
         match Kind::of(raw_mode) {
-            Some(Kind::Dir) => open(OFlags::RDONLY | OFlags::DIRECTORY),
+            Some(Kind::Dir) => Ok((open(OFlags::RDONLY | OFlags::DIRECTORY)?, true)),
             Some(Kind::File) => match open(OFlags::RDWR) {
-                // Somebody made it immutable, or is running it: it can be read all the same.
-                Err(e) if is_refusal(&e) => open(OFlags::RDONLY),
-                opened => opened,
+                Err(e) if is_refusal(&e) => Ok((open(OFlags::RDONLY)?, false)),
+                opened => Ok((opened?, true)),
             },
-            _ => open(OFlags::PATH),
+            _ => Ok((open(OFlags::PATH)?, true)),
         }
     }
 

@@ -146,7 +146,7 @@ impl Upper {
     }
 
     fn finish(&self, draft: &Draft, stored: Kind, name: String) -> io::Result<Made<'_>> {
-        let handle = share(self.open_entry(self.tmp.as_fd(), name.as_bytes(), stored.bits())?);
+        let handle = share(self.open_entry(self.tmp.as_fd(), name.as_bytes(), stored.bits())?.0);
         let fd = handle.as_fd();
         let raw_ino = self.backing.stat(fd)?.ino;
         if !self.overrides && (draft.uid, draft.gid) != self.own {
@@ -257,7 +257,7 @@ impl Upper {
     pub fn open_unfinished(&self, number: u64) -> io::Result<(Handle, Object)> {
         let name = number.to_string();
         let object = self.object_at(self.links.as_fd(), name.as_bytes())?;
-        let fd = self.open_entry(self.links.as_fd(), name.as_bytes(), object.raw.mode)?;
+        let (fd, _) = self.open_entry(self.links.as_fd(), name.as_bytes(), object.raw.mode)?;
         Ok((share(fd), object))
     }
 

@@ -14,6 +14,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::{Duration, Instant};
 
 /// What to open.
 pub struct Settings {
@@ -121,7 +122,8 @@ impl Upper {
         }
         let [tmp, links] = [work.join("plyfs/tmp"), work.join("plyfs/links")].map(|path| open_dir(&path));
         let (tmp, links) = (tmp?, links?);
-        // Mode bits that the work directory hands down would give what is made in it another group.
+        // What the directories around hand down, a group or ACLs, would be given to all that is made here.
+        clear_acls(&*backing, tmp.as_fd()).map_err(failed("use", work))?;
         backing.chmod(tmp.as_fd(), 0o700).map_err(failed("use", work))?;
         for left in backing.list(tmp.as_fd()).map_err(failed("read", work))? {
             wipe(&*backing, tmp.as_fd(), &left.name).map_err(failed("clear", work))?;
@@ -175,12 +177,19 @@ fn check_places(upper: &Path, work: &Path) -> Result<(), OpenError> {
 /// The lock belongs to the open file, so a process that is forked holds it too.
 fn lock(backing: &dyn Backing, dir: &OwnedFd, path: &Path) -> Result<OwnedFd, OpenError> {
     let own = backing.open(dir.as_fd(), b".", OFlags::RDONLY | OFlags::DIRECTORY, 0).map_err(failed("open", path))?;
-    match backing.lock(own.as_fd()) {
-        Ok(()) => Ok(own),
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(OpenError::InUse(path.into())),
-        Err(e) => Err(failed("lock", path)(e)),
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match backing.lock(own.as_fd()) {
+            Ok(()) => return Ok(own),
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(failed("lock", path)(e)),
+            Err(_) if Instant::now() > deadline => return Err(OpenError::InUse(path.into())),
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
     }
 }
+
+/// How long the last mount of the same directory may take to let go of it: its process may be about to end.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The kernel's namespace where the user may write it, his own otherwise.
 fn namespace(backing: &dyn Backing, tmp: BorrowedFd, settings: &Settings) -> Result<Namespace, OpenError> {
@@ -260,6 +269,17 @@ fn umask() -> u32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
     line.and_then(|value| u32::from_str_radix(value.trim(), 8).ok()).unwrap_or(0o777)
+}
+
+/// Removes the ACLs of an object.
+pub(super) fn clear_acls(backing: &dyn Backing, fd: BorrowedFd) -> io::Result<()> {
+    for name in [&b"system.posix_acl_default"[..], b"system.posix_acl_access"] {
+        match backing.remove_xattr(fd, name) {
+            Err(e) if matches!(Errno::from_io_error(&e), Some(Errno::NODATA | Errno::OPNOTSUPP)) => {}
+            done => done?,
+        }
+    }
+    Ok(())
 }
 
 /// Removes an object with all that is in it.

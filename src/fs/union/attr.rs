@@ -101,6 +101,12 @@ impl Union {
                 }
             }
         })?;
+        if let (Some(set), Some(entry)) = (change.mtime, self.table_mut().get_mut(ino)) {
+            entry.told = match set {
+                SetTime::To(time) => Some(time),
+                SetTime::Now => None,
+            };
+        }
         // It has happened, so it must not fail any more.
         Ok(self.getattr(ino).unwrap_or(expected))
     }

@@ -2,7 +2,7 @@
 //! is written.
 
 use super::table::{Data, Dir, Entry, Name, Names, What};
-use super::{STRIPES, Union, lock};
+use super::{STRIPES, TRIES, Union, lock};
 use crate::fs::{FsError, Ino};
 use crate::meta::{Kind, PERMISSION_BITS};
 use crate::upper::{Draft, Handle, Made, Place, timestamps};
@@ -14,6 +14,17 @@ impl Union {
     /// Sees to it that an inode is in the upper directory, under all its names. What no longer has a name and is open
     /// still gets there without one.
     pub(super) fn copy_up(&self, ino: Ino) -> Result<(), FsError> {
+        for _ in 1..TRIES {
+            match self.try_copy_up(ino) {
+                // A name went while it was on its way: perhaps the last one.
+                Err(FsError::NotFound | FsError::Stale(_)) if self.image.has(ino) => {}
+                done => return done,
+            }
+        }
+        self.try_copy_up(ino)
+    }
+
+    fn try_copy_up(&self, ino: Ino) -> Result<(), FsError> {
         if self.is_up(ino) {
             return Ok(());
         }

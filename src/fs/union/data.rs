@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use std::borrow::Cow;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::sync::PoisonError;
 
 /// How much one call copies.
 const CHUNK: u64 = 32 << 20;
@@ -46,9 +47,28 @@ impl Union {
     pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
         self.is_file(ino)?;
         let handle = self.own_data(ino)?;
+        let locks = self.locks_of(ino)?;
+        {
+            let _nobody_sets_them = locks.privileges.read().unwrap_or_else(PoisonError::into_inner);
+            if !self.may_be_capable(ino) {
+                return self.upper.write_all(handle.as_fd(), bytes, offset).map_err(|e| self.lost(e));
+            }
+        }
+        let _alone = locks.privileges.write().unwrap_or_else(PoisonError::into_inner);
         let capabilities = self.capabilities(ino, &handle)?;
         self.upper.write_all(handle.as_fd(), bytes, offset).map_err(|e| self.lost(e))?;
         self.restore_capabilities(&handle, capabilities)
+    }
+
+    /// [`crate::fs::Fs::write_back`].
+    pub fn write_back(&self, ino: Ino, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
+        self.write(ino, offset, bytes)?;
+        let Some(told) = self.table().get(ino).and_then(|entry| entry.told) else { return Ok(()) };
+        let times = timestamps(None, Some(told));
+        if let Err(e) = self.upper.backing().utimens(self.handle(ino)?.as_fd(), &times) {
+            tracing::warn!("inode {ino} shows when it was written back: {e}");
+        }
+        Ok(())
     }
 
     /// Remembers what a sync of a volatile mount must not hide: a disk that fails, not one that is full.
@@ -83,6 +103,7 @@ impl Union {
         let _copying = lock(&locks.change);
         let Some(Data::Image(origin, end)) = self.data_of(ino) else { return Ok(false) };
         let handle = self.handle(ino)?;
+        let _alone = locks.privileges.write().unwrap_or_else(PoisonError::into_inner);
         let keep = keep.min(end);
         let before = self.upper.backing().stat(handle.as_fd())?;
         let capabilities = self.capabilities(ino, &handle)?;

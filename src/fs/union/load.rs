@@ -175,7 +175,7 @@ impl Union {
             return Ok(());
         }
         let object = self.upper.backing().stat_at(dir.as_fd(), name)?;
-        let opened = self.upper.open_entry(dir.as_fd(), name, object.mode)?;
+        let (opened, _) = self.upper.open_entry(dir.as_fd(), name, object.mode)?;
         *number = Some(self.upper.give_number(opened.as_fd(), *raw, self.upper.new_number()?)?);
         Ok(())
     }

@@ -22,7 +22,8 @@
 //! 3. `Locks::change` of directories, by whoever changes names in them, several in the order of their numbers; of a
 //!    file, by whoever copies its data (which may take long, and takes no other lock but the table's);
 //! 4. `Locks::load` of a directory, while it is read;
-//! 5. the table's, for memory only: never over a system call.
+//! 5. `Locks::privileges` of a file, by whoever writes it or sets its capabilities;
+//! 6. the table's, for memory only: never over a system call.
 
 mod acl;
 mod attr;
@@ -111,6 +112,7 @@ impl Union {
     fn adopt_root(&self) -> Result<(), FsError> {
         let root = self.upper.root();
         if self.upper.is_fresh() {
+            self.upper.clear_acls(root.as_fd())?;
             let draft = self.draft_of(ROOT)?;
             let object = self.upper.object(root.as_fd())?;
             let owner = (Some(draft.uid), Some(draft.gid));
@@ -235,11 +237,14 @@ impl Union {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
                 Err(e) => return Err(e.into()),
             };
-            let opened = share(self.upper.open_entry(handle.as_fd(), &name, seen.mode)?);
+            let (opened, lasting) = self.upper.open_entry(handle.as_fd(), &name, seen.mode)?;
+            let opened = share(opened);
             if self.upper.backing().stat(opened.as_fd())?.ino != raw {
                 return Ok(None);
             }
-            self.upper.handles().put(at, opened.clone());
+            if lasting {
+                self.upper.handles().put(at, opened.clone());
+            }
             handle = opened;
         }
         Ok(Some(handle))

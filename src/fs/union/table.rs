@@ -3,11 +3,11 @@
 //! afterwards, so that a call that failed has changed nothing.
 
 use crate::fs::Ino;
-use crate::meta::Kind;
+use crate::meta::{Kind, Time};
 use crate::upper::Handle;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 
 pub type Name = Arc<[u8]>;
 
@@ -30,6 +30,8 @@ pub struct Entry {
     pub data: Data,
     /// Whether the file may have capabilities, which writing below would take away.
     pub capable: bool,
+    /// The modification time that the kernel set last. What it writes back later does not change it.
+    pub told: Option<Time>,
     /// Links below that are no names: those in the work directory.
     pub spare: u32,
     /// Whether it has not got all of its names yet: until then it must not be changed.
@@ -56,6 +58,8 @@ pub struct Locks {
     pub change: Mutex<()>,
     /// A directory: its names are being read from disk.
     pub load: Mutex<()>,
+    /// A file: shared by writes, held alone by whoever sets capabilities, or writes although there are some.
+    pub privileges: RwLock<()>,
     /// How many references the kernel holds, of an inode that the image does not have.
     pub references: AtomicU64,
 }
@@ -136,6 +140,7 @@ impl Entry {
             names: Vec::new(),
             data: Data::Upper,
             capable: true,
+            told: None,
             spare: 0,
             linking: false,
             held: None,

@@ -6,8 +6,12 @@ use crate::upper::Handle;
 use rustix::fs::XattrFlags;
 use std::borrow::Cow;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
+/// FS_APPEND_FL and FS_XFLAG_APPEND (linux/fs.h): a file that can only be appended to. The kernel writes back whole pages
+/// of what it holds, which the file system below would then refuse, after the caller has been told that all is well.
+const APPEND_FLAG: u32 = 0x20;
+const APPEND_ATTRIBUTE: u32 = 0x10;
 const CAPABILITY: &[u8] = b"security.capability";
 
 impl Union {
@@ -49,6 +53,8 @@ impl Union {
         }
         self.copy_up(ino)?;
         let handle = self.handle(ino)?;
+        let locks = self.locks_of(ino)?;
+        let _alone = (name == CAPABILITY).then(|| locks.privileges.write().unwrap_or_else(PoisonError::into_inner));
         if name == CAPABILITY
             && let Some(entry) = self.table_mut().get_mut(ino)
         {
@@ -69,10 +75,15 @@ impl Union {
         Ok(())
     }
 
+    /// Whether a file may have capabilities; asked while nobody can set them.
+    pub(super) fn may_be_capable(&self, ino: Ino) -> bool {
+        self.table().get(ino).is_some_and(|entry| entry.capable)
+    }
+
     /// A file's capabilities. The kernel takes them away before a write of a process, and asks for that; below, every
     /// write would take them, also the late one of a mapping, that must not.
     pub(super) fn capabilities(&self, ino: Ino, handle: &Handle) -> Result<Option<Vec<u8>>, FsError> {
-        if !self.table().get(ino).is_some_and(|entry| entry.capable) {
+        if !self.may_be_capable(ino) {
             return Ok(None);
         }
         let found = self.upper.backing().get_xattr(handle.as_fd(), &self.upper.namespace().stored(CAPABILITY))?;
@@ -126,8 +137,14 @@ impl Union {
 
     /// Sets what [`Union::get_flags`] gives.
     pub fn set_flags(&self, ino: Ino, flags: u32) -> Result<(), FsError> {
+        if flags & APPEND_FLAG != 0 {
+            return Err(FsError::Unsupported);
+        }
         self.copy_up(ino)?;
-        Ok(self.upper.backing().set_flags(self.handle(ino)?.as_fd(), flags)?)
+        self.upper.backing().set_flags(self.handle(ino)?.as_fd(), flags)?;
+        // What may be done with a descriptor was decided when it was opened.
+        self.upper.handles().take(ino);
+        Ok(())
     }
 
     /// `struct fsxattr` of a file, as bytes.
@@ -140,7 +157,13 @@ impl Union {
 
     /// Sets what [`Union::get_attributes`] gives.
     pub fn set_attributes(&self, ino: Ino, attributes: &[u8; 28]) -> Result<(), FsError> {
+        let flags = u32::from_ne_bytes([attributes[0], attributes[1], attributes[2], attributes[3]]);
+        if flags & APPEND_ATTRIBUTE != 0 {
+            return Err(FsError::Unsupported);
+        }
         self.copy_up(ino)?;
-        Ok(self.upper.backing().set_attributes(self.handle(ino)?.as_fd(), attributes)?)
+        self.upper.backing().set_attributes(self.handle(ino)?.as_fd(), attributes)?;
+        self.upper.handles().take(ino);
+        Ok(())
     }
 }

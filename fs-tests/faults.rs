@@ -360,6 +360,26 @@ fn a_write_that_dies_anywhere_changes_its_own_bytes_only() {
     }
 }
 
+/// Another tool's upper directory: what is one file there is one file here, wherever its names are.
+#[test]
+fn hard_links_of_an_upper_directory_without_numbers_are_one_file() {
+    let bed = image();
+    let upper = bed.upper();
+    std::fs::create_dir_all(upper.join("d")).unwrap();
+    std::fs::write(upper.join("a"), "1").unwrap();
+    for name in ["b", "d/c"] {
+        std::fs::hard_link(upper.join("a"), upper.join(name)).unwrap();
+    }
+    let fs = bed.open(|| Control::default().backing());
+    let number = at(&fs, "d/c").unwrap().ino;
+    for name in ["a", "b", "d/c"] {
+        let attr = at(&fs, name).unwrap();
+        assert_eq!((attr.ino, attr.nlink), (number, 3), "{name}");
+    }
+    drop(fs);
+    assert_eq!(at(&bed.open(disk), "b").unwrap().ino, number);
+}
+
 /// An image may hold a device that an upper directory has no form for: it must not turn into a whiteout.
 #[test]
 fn a_device_that_looks_like_a_whiteout_stays_what_it_is() {

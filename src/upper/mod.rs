@@ -125,6 +125,8 @@ impl Upper {
         if numbers.next == numbers.limit {
             let limit = numbers.limit + RESERVED;
             self.set_mark(self.root.as_fd(), Mark::Next, limit.to_string().as_bytes())?;
+            // A number that was given away must not be given again after a power cut.
+            self.sync(self.root.as_fd(), false)?;
             numbers.limit = limit;
         }
         numbers.next += 1;

@@ -1,7 +1,7 @@
 //! Opening an upper directory: locks, what the file system below can do, whose it is, and clearing up.
 
 use super::backing::Backing;
-use super::{FIRST_OWN, Handles, Numbers, Place, RESERVED, Upper, share};
+use super::{FIRST_OWN, Handles, Numbers, Place, Upper, share};
 use crate::digest::Digest;
 use crate::meta::Kind;
 use crate::sys;
@@ -128,10 +128,16 @@ impl Upper {
         for left in backing.list(tmp.as_fd()).map_err(failed("read", work))? {
             wipe(&*backing, tmp.as_fd(), &left.name).map_err(failed("clear", work))?;
         }
-        let namespace = namespace(&*backing, tmp.as_fd(), settings)?;
-        probe_whiteouts(&*backing, tmp.as_fd(), upper)?;
-        let fresh = belongs(&*backing, root.as_fd(), namespace, settings)?;
-        let numbers = reserve(&*backing, root.as_fd(), namespace).map_err(failed("write marks on", upper))?;
+        // What was found good before is not tried again: a file system that is full can still be cleared.
+        let (namespace, fresh) = match bound(&*backing, root.as_fd(), settings)? {
+            Some(namespace) => (namespace, false),
+            None => {
+                let namespace = namespace(&*backing, tmp.as_fd(), settings)?;
+                probe_whiteouts(&*backing, tmp.as_fd(), upper)?;
+                (namespace, adopt(&*backing, root.as_fd(), namespace, settings)?)
+            }
+        };
+        let numbers = numbers(&*backing, root.as_fd(), namespace).map_err(failed("read marks on", upper))?;
         if settings.volatile {
             std::fs::create_dir_all(&mark).map_err(failed("make", &mark))?;
         }
@@ -141,7 +147,8 @@ impl Upper {
             links,
             _locked: locked,
             namespace,
-            overrides: !settings.user.privileged,
+            // Who can only write marks of his own is not the owner of all files either.
+            overrides: !settings.user.privileged || namespace == Namespace::User,
             own: (settings.user.uid, settings.user.gid),
             umask: umask(),
             volatile: settings.volatile,
@@ -225,43 +232,47 @@ fn probe_whiteouts(backing: &dyn Backing, tmp: BorrowedFd, upper: &Path) -> Resu
     Ok(())
 }
 
-/// Whether the directory is fresh; one that is not must be the image's, and one that another tool filled becomes it.
-fn belongs(
+/// Where the marks of a directory that was mounted before are. It must be the image's.
+fn bound(backing: &dyn Backing, root: BorrowedFd, settings: &Settings) -> Result<Option<Namespace>, OpenError> {
+    let upper = &settings.upper;
+    for namespace in [Namespace::Trusted, Namespace::User] {
+        let name = namespace.mark(Mark::Image).to_bytes();
+        match backing.get_xattr(root, name).map_err(failed("read", upper))? {
+            Some(found) if found == settings.image.to_string().as_bytes() => return Ok(Some(namespace)),
+            Some(found) => {
+                let image = String::from_utf8_lossy(&found).into_owned();
+                return Err(OpenError::OtherImage { path: upper.clone(), image });
+            }
+            None => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Takes a directory for the first time: one that is empty is fresh, one that another tool filled becomes the image's.
+fn adopt(
     backing: &dyn Backing,
     root: BorrowedFd,
     namespace: Namespace,
     settings: &Settings,
 ) -> Result<bool, OpenError> {
     let upper = &settings.upper;
-    let name = namespace.mark(Mark::Image).to_bytes();
-    let image = settings.image.to_string();
-    match backing.get_xattr(root, name).map_err(failed("read", upper))? {
-        Some(found) if found == image.as_bytes() => Ok(false),
-        Some(found) => {
-            let image = String::from_utf8_lossy(&found).into_owned();
-            Err(OpenError::OtherImage { path: upper.clone(), image })
-        }
-        None => {
-            let empty = backing.list(root).map_err(failed("read", upper))?.is_empty();
-            if !empty {
-                backing
-                    .set_xattr(root, name, image.as_bytes(), XattrFlags::empty())
-                    .map_err(failed("write marks on", upper))?;
-            }
-            Ok(empty)
-        }
+    let empty = backing.list(root).map_err(failed("read", upper))?.is_empty();
+    if !empty {
+        let image = settings.image.to_string();
+        backing
+            .set_xattr(root, namespace.mark(Mark::Image).to_bytes(), image.as_bytes(), XattrFlags::empty())
+            .map_err(failed("write marks on", upper))?;
     }
+    Ok(empty)
 }
 
-/// Begins where no mount has ever been, and says so on disk before a number is given away.
-fn reserve(backing: &dyn Backing, root: BorrowedFd, namespace: Namespace) -> io::Result<Numbers> {
+/// Begins where no mount has ever been. Numbers are reserved on disk before the first is given away.
+fn numbers(backing: &dyn Backing, root: BorrowedFd, namespace: Namespace) -> io::Result<Numbers> {
     let name = namespace.mark(Mark::Next).to_bytes();
     let found = backing.get_xattr(root, name)?.and_then(|value| str::from_utf8(&value).ok()?.parse().ok());
     let next: u64 = found.unwrap_or(FIRST_OWN).max(FIRST_OWN);
-    let limit = next + RESERVED;
-    backing.set_xattr(root, name, limit.to_string().as_bytes(), XattrFlags::empty())?;
-    backing.sync(root, false)?;
-    Ok(Numbers { next, limit })
+    Ok(Numbers { next, limit: next })
 }
 
 /// The mask of this process: no call reads it without changing it, but the kernel tells.

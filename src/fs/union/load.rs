@@ -6,6 +6,7 @@ use crate::fs::{FsError, Ino, ROOT};
 use crate::meta::Kind;
 use crate::upper::{FIRST_OWN, Handle, Listed, Object};
 use crate::whiteout::{Mark, is_whiteout_device};
+use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -40,9 +41,11 @@ impl Union {
             let seen = self.inspect(&handle, lower, mixed, &listed)?;
             found.push((Name::from(listed.name), seen));
         }
-        // Numbers for those that have none are written before the table knows them.
+        // An inode that has no number yet gets one, whichever of its names are read first, and at the same time.
+        let _numbering = lock(&self.numbering);
+        let mut given = HashMap::new();
         for (name, seen) in &mut found {
-            self.settle_number(&handle, name, seen)?;
+            self.settle_number(&handle, name, seen, &mut given)?;
         }
         self.enter(dir, lower, found)
     }
@@ -150,10 +153,17 @@ impl Union {
         }
     }
 
-    /// Sees to it that an entry has a number which nothing else has.
-    fn settle_number(&self, dir: &Handle, name: &[u8], seen: &mut Seen) -> Result<(), FsError> {
+    /// Sees to it that an entry has a number which nothing else has. `given` are those that the table does not know yet,
+    /// by the numbers below.
+    fn settle_number(
+        &self,
+        dir: &Handle,
+        name: &[u8],
+        seen: &mut Seen,
+        given: &mut HashMap<u64, Ino>,
+    ) -> Result<(), FsError> {
         let Seen::Inode { raw, number, kind, lower, data } = seen else { return Ok(()) };
-        if let Some(known) = self.table().by_raw(*raw) {
+        if let Some(known) = self.table().by_raw(*raw).or_else(|| given.get(raw).copied()) {
             *number = Some(known);
             return Ok(());
         }
@@ -176,7 +186,9 @@ impl Union {
         }
         let object = self.upper.backing().stat_at(dir.as_fd(), name)?;
         let (opened, _) = self.upper.open_entry(dir.as_fd(), name, object.mode)?;
-        *number = Some(self.upper.give_number(opened.as_fd(), *raw, self.upper.new_number()?)?);
+        let new = self.upper.give_number(opened.as_fd(), *raw, self.upper.new_number()?)?;
+        given.insert(*raw, new);
+        *number = Some(new);
         Ok(())
     }
 

@@ -21,7 +21,7 @@
 //! 2. a stripe of `copying`, by whoever copies up a file's attributes;
 //! 3. `Locks::change` of directories, by whoever changes names in them, several in the order of their numbers; of a
 //!    file, by whoever copies its data (which may take long, and takes no other lock but the table's);
-//! 4. `Locks::load` of a directory, while it is read;
+//! 4. `Locks::load` of a directory, while it is read, and then `numbering`;
 //! 5. `Locks::privileges` of a file, by whoever writes it or sets its capabilities;
 //! 6. the table's, for memory only: never over a system call.
 
@@ -60,6 +60,8 @@ pub struct Union {
     table: RwLock<Table>,
     renames: Mutex<()>,
     copying: [Mutex<()>; STRIPES],
+    /// Held while numbers are given to what an upper directory that others wrote has.
+    numbering: Mutex<()>,
     origins: OnceLock<Origins>,
     /// Whether every directory of the upper has been read.
     all_loaded: AtomicBool,
@@ -99,6 +101,7 @@ impl Union {
             table: RwLock::default(),
             renames: Mutex::default(),
             copying: std::array::from_fn(|_| Mutex::default()),
+            numbering: Mutex::default(),
             origins: OnceLock::new(),
             all_loaded: AtomicBool::new(false),
             references,

@@ -21,6 +21,7 @@ mod output;
 mod pattern;
 mod prune;
 mod pull;
+mod push;
 mod registry;
 mod save;
 mod system;
@@ -67,6 +68,8 @@ struct Global {
 enum Command {
     /// Bring in an image
     Pull(pull::PullArgs),
+    /// Put an image into a registry
+    Push(push::PushArgs),
     /// Bring in the images of an archive
     Load(pull::LoadArgs),
     /// Write images into an archive
@@ -110,6 +113,8 @@ enum ImageCommand {
     Ls(images::ImagesArgs),
     /// Bring in an image
     Pull(pull::PullArgs),
+    /// Put an image into a registry
+    Push(push::PushArgs),
     /// Bring in the images of an archive
     Load(pull::LoadArgs),
     /// Write images into an archive
@@ -185,6 +190,7 @@ fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
     let global = &cli.global;
     match cli.command {
         Command::Pull(a) | Command::Image(ImageCommand::Pull(a)) => pull::pull(global, &a),
+        Command::Push(a) | Command::Image(ImageCommand::Push(a)) => push::push(global, &a),
         Command::Load(a) | Command::Image(ImageCommand::Load(a)) => pull::load(global, &a),
         Command::Save(a) | Command::Image(ImageCommand::Save(a)) => save::save(global, &a),
         Command::Images(a) | Command::Image(ImageCommand::Ls(a)) => images::images(global, &a),

@@ -52,6 +52,75 @@ pub fn is_manifest(media_type: &str) -> bool {
     [OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST].contains(&media_type) || SCHEMA_1.contains(&media_type)
 }
 
+/// Whose media types a manifest uses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Family {
+    /// The Open Container Initiative's.
+    Oci,
+    /// Docker's, which have no zstd.
+    Docker,
+}
+
+impl Family {
+    /// What an image's manifest is called.
+    pub fn manifest_type(self) -> &'static str {
+        match self {
+            Family::Oci => OCI_MANIFEST,
+            Family::Docker => DOCKER_MANIFEST,
+        }
+    }
+
+    /// What an image's config is called.
+    pub fn config_type(self) -> &'static str {
+        match self {
+            Family::Oci => CONFIGS[0],
+            Family::Docker => CONFIGS[1],
+        }
+    }
+}
+
+/// The family of a manifest of one image, as its own media type or else its config's tells.
+pub fn family_of(bytes: &[u8]) -> Option<Family> {
+    let fields = object(bytes, "manifest").ok()?;
+    let own = fields.get("mediaType").and_then(Value::as_str);
+    let config = fields.get("config").and_then(|c| c.get("mediaType")).and_then(Value::as_str);
+    match (own, config) {
+        (Some(DOCKER_MANIFEST), _) => Some(Family::Docker),
+        (Some(OCI_MANIFEST) | None, Some(_)) => Some(Family::Oci),
+        _ => None,
+    }
+}
+
+/// The layers' descriptors of a manifest of one image, parsed and as they stand there, bottom first.
+pub fn layers_of(bytes: &[u8]) -> Option<Vec<(Descriptor, Value)>> {
+    let mut fields = object(bytes, "manifest").ok()?;
+    let Some(Value::Array(layers)) = fields.remove("layers") else { return None };
+    layers.into_iter().map(|raw| Some((Descriptor::deserialize(&raw).ok()?, raw))).collect()
+}
+
+/// How a layer of that media type is compressed: `gzip`, `zstd` or, for a plain tar, the empty word.
+pub fn compression_of(layer_type: &str) -> Option<&'static str> {
+    let known = LAYERS.iter().find(|known| **known == layer_type)?;
+    Some(["gzip", "zstd"].into_iter().find(|how| known.ends_with(how)).unwrap_or_default())
+}
+
+/// Whether layers of that media type are not to be given away.
+pub fn is_foreign(layer_type: &str) -> bool {
+    layer_type.contains(".nondistributable.") || layer_type.contains(".foreign.")
+}
+
+/// The media type of a layer that is compressed so.
+pub fn layer_type(family: Family, compression: &str) -> &'static str {
+    match (family, compression) {
+        (Family::Oci, "gzip") => LAYERS[1],
+        (Family::Oci, "zstd") => LAYERS[2],
+        (Family::Oci, _) => LAYERS[0],
+        (Family::Docker, "gzip") => LAYERS[7],
+        (Family::Docker, "zstd") => LAYERS[8],
+        (Family::Docker, _) => PLAIN_LAYER,
+    }
+}
+
 /// The type that a manifest or index gives itself; empty if it gives none.
 pub fn own_media_type(bytes: &[u8]) -> Option<String> {
     match object(bytes, "manifest").ok()?.remove("mediaType") {

@@ -5,13 +5,16 @@
 //! [`pull`] runs each missing layer once through `pipeline` and publishes it; [`open`] hands a mount the merged tree and
 //! the tars; [`remove`] follows Docker's rules; [`fsck`] checks everything that can be made again or must be fetched again.
 
+pub mod deflate;
 pub mod fsck;
 mod inflate;
+mod jobs;
 pub mod manifest;
 pub mod open;
 mod pipeline;
 pub mod platform;
 pub mod pull;
+pub mod push;
 pub mod remove;
 pub mod save;
 pub mod source;

@@ -1,7 +1,7 @@
 //! Proving who asks: challenges, tokens, and to whom credentials may be shown.
 
 use super::credentials::{Found, Login};
-use super::http::{self, Fault, Http, Request, Response};
+use super::http::{self, Fault, Http, Method, Request, Response};
 use super::url::{Url, is_private};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -226,13 +226,14 @@ fn exchange(http: &Http, realm: &Url, ask: &Ask<'_>, login: Option<&Found>) -> R
             let join = if realm.path.contains('?') { '&' } else { '?' };
             let url = Url { path: format!("{}{join}{}", realm.path, query.join("&")), ..realm.clone() };
             let headers: Vec<_> = user.iter().map(|(u, p)| ("Authorization", basic(u, p))).collect();
-            http.send(&Request { url: &url, headers: &headers, form: None })
+            http.send(&Request::get(&url, &headers))
         }
         Ask::Post { grant, service, scopes } => {
             let service = service.map(|s| format!("&service={}", encode(s))).unwrap_or_default();
             let scope = encode(&scopes.join(" "));
             let form = format!("{grant}{service}&client_id=plyfs&scope={scope}");
-            http.send(&Request { url: realm, headers: &[], form: Some(&form) })
+            let headers = [("Content-Type", "application/x-www-form-urlencoded".to_owned())];
+            http.send(&Request { method: Method::Post, url: realm, headers: &headers, body: form.as_bytes() })
         }
     };
     let server = format!("its token server {}", realm.authority);

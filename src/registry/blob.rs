@@ -1,7 +1,7 @@
 //! A blob's stream, which goes on where it was when a connection breaks.
 
-use super::client::{Ask, Pauses, Repository};
-use super::http::{self, Response, header};
+use super::client::{Ask, Client, Pauses};
+use super::http::{self, Method, Response, header};
 use super::{Error, Kind, Result};
 use crate::digest::Digest;
 use std::io::{self, Read};
@@ -12,7 +12,7 @@ const PROGRESS: u64 = 1 << 20;
 /// The bytes of a blob, unchecked, to be read once. A connection that breaks is replaced by one for the rest. An error is
 /// an [`io::Error`] carrying an [`Error`], and every further read repeats it.
 pub struct Blob {
-    repository: Repository,
+    client: Client,
     ask: Ask,
     size: u64,
     /// How much has been handed out, from the blob's beginning.
@@ -28,12 +28,12 @@ pub struct Blob {
 
 impl Blob {
     /// The stream of a blob from byte `at` on. Asks at once, so that what is wrong from the beginning is an error here.
-    pub(super) fn open(repository: &Repository, digest: &Digest, size: u64, at: u64) -> Result<Blob> {
-        let ask = repository.ask(format!("blob {digest}"), &format!("blobs/{digest}"));
-        let pauses = repository.pauses();
-        let (repository, fault_at) = (repository.clone(), at);
+    pub(super) fn open(repository: &super::Repository, digest: &Digest, size: u64, at: u64) -> Result<Blob> {
+        let ask = repository.ask(Method::Get, format!("blob {digest}"), &format!("blobs/{digest}"));
+        let (client, fault_at) = (repository.client().clone(), at);
+        let pauses = client.pauses();
         let (body, ranges, failed) = (None, true, None);
-        let mut blob = Blob { repository, ask, size, at, body, ranges, pauses, fault_at, failed };
+        let mut blob = Blob { client, ask, size, at, body, ranges, pauses, fault_at, failed };
         if at < size {
             blob.connect()?;
         }
@@ -41,7 +41,7 @@ impl Blob {
     }
 
     fn protocol(&self, why: String) -> Error {
-        self.ask.error(&self.repository, Kind::Protocol, why)
+        self.ask.error(&self.client, Kind::Protocol, why)
     }
 
     /// Opens a connection for what is left.
@@ -49,13 +49,19 @@ impl Blob {
         self.body = None;
         loop {
             let ranged = self.ranges && self.at > 0;
-            let range = ranged.then(|| format!("bytes={}-{}", self.at, self.size.saturating_sub(1)));
-            let response = self.repository.ask_for(&self.ask, range.as_deref(), Ok)?;
+            let ask = match ranged {
+                true => {
+                    let range = format!("bytes={}-{}", self.at, self.size.saturating_sub(1));
+                    &self.ask.clone().header("Range", range).answers(&[416])
+                }
+                false => &self.ask,
+            };
+            let response = self.client.ask_for(ask, Ok)?;
             let (skip, total) = match response.status().as_u16() {
                 206 if ranged => match content_range(&response) {
                     Some((from, total)) if from == self.at && total.is_none_or(|t| t == self.size) => (0, None),
                     other => {
-                        tracing::info!(host = self.repository.host(), ?other, "a wrong Content-Range: starting over");
+                        tracing::info!(host = self.client.host(), ?other, "a wrong Content-Range: starting over");
                         self.ranges = false;
                         continue;
                     }
@@ -92,12 +98,12 @@ impl Blob {
     fn broken(&mut self, why: String) -> Result<()> {
         self.body = None;
         if self.at >= self.fault_at + PROGRESS {
-            self.pauses = self.repository.pauses();
+            self.pauses = self.client.pauses();
         }
         self.fault_at = self.at;
         let why = format!("{why} after {} of {} bytes", self.at, self.size);
-        let error = self.ask.error(&self.repository, Kind::Failed, why);
-        self.pauses.wait(&self.repository, error, None)?;
+        let error = self.ask.error(&self.client, Kind::Failed, why);
+        self.pauses.wait(&self.client, error, None)?;
         self.connect()
     }
 

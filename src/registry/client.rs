@@ -1,17 +1,14 @@
-//! One repository: asking, proving who asks, trying again, following redirects.
+//! One registry as this user sees it: asking, proving who asks, trying again, following redirects.
 
 use super::auth::{self, Proof, Refusal};
-use super::blob::Blob;
 use super::credentials::{self, Found, HUB, Login};
-use super::http::{self, Fault, Http, Request, Response, header};
+use super::http::{self, Fault, Http, Method, Request, Response, header};
 use super::url::{Url, is_loopback};
 use super::{Error, Kind, Result, Settings, Timing};
-use crate::digest::{Digest, Hasher};
-use crate::reference::Reference;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,23 +18,11 @@ const TRIES: u32 = 5;
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const HOPS: usize = 10;
 const ERROR_CAP: u64 = 1 << 20;
-const TAGS_CAP: u64 = 4 << 20;
-const PAGES: usize = 1000;
 
-/// A manifest or index as a registry has it, hashed.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Manifest {
-    /// What it hashes to.
-    pub digest: Digest,
-    /// What the registry says it is; empty if it does not say.
-    pub media_type: String,
-    /// Its bytes, exactly.
-    pub bytes: Vec<u8>,
-}
-
-/// A repository of a registry. Clones share connections, proofs and the cancellation.
+/// A registry, for the sake of one of its repositories or as a whole. Clones share connections, proofs and the
+/// cancellation.
 #[derive(Clone)]
-pub struct Repository {
+pub(super) struct Client {
     inner: Arc<Inner>,
 }
 
@@ -45,6 +30,7 @@ struct Inner {
     http: Http,
     /// The registry as users call it.
     domain: String,
+    /// The repository; empty for the registry as a whole.
     path: String,
     verify: bool,
     timing: Timing,
@@ -64,25 +50,77 @@ struct Signed {
 }
 
 /// Something to ask for.
+#[derive(Clone)]
 pub(super) struct Ask {
     /// In words.
     what: String,
-    /// The path of its URL, with the query.
-    path: String,
-    accept: Option<String>,
+    method: Method,
+    target: Target,
+    headers: Vec<(&'static str, String)>,
+    body: Vec<u8>,
+    /// Statuses that are answers here, besides those of success.
+    answers: &'static [u16],
+}
+
+#[derive(Clone)]
+enum Target {
+    /// At the registry, from its root on, with the query.
+    Path(String),
+    /// Where the registry said.
+    Place(Url),
 }
 
 impl Ask {
+    /// To do this with what stands at a path of the registry.
+    pub fn new(method: Method, what: impl Into<String>, path: impl Into<String>) -> Ask {
+        let (what, target) = (what.into(), Target::Path(path.into()));
+        Ask { what, method, target, headers: Vec::new(), body: Vec::new(), answers: &[] }
+    }
+
+    /// The same, of another place.
+    pub fn at(mut self, place: Url) -> Ask {
+        self.target = Target::Place(place);
+        self
+    }
+
+    /// The same, with one more header.
+    pub fn header(mut self, name: &'static str, value: impl ToString) -> Ask {
+        self.headers.push((name, value.to_string()));
+        self
+    }
+
+    /// The same, with something to send along.
+    pub fn body(mut self, bytes: impl Into<Vec<u8>>) -> Ask {
+        self.body = bytes.into();
+        self
+    }
+
+    /// The same, where these statuses are answers too and no errors.
+    pub fn answers(mut self, statuses: &'static [u16]) -> Ask {
+        self.answers = statuses;
+        self
+    }
+
+    fn url(&self, base: &Url) -> Url {
+        match &self.target {
+            Target::Path(path) => Url { path: path.clone(), ..base.clone() },
+            Target::Place(place) => place.clone(),
+        }
+    }
+
     /// An error about it.
-    pub fn error(&self, repository: &Repository, kind: Kind, why: impl Into<String>) -> Error {
-        let inner = &repository.inner;
-        Error { host: inner.domain.clone(), asked: format!("{} of {}", self.what, inner.path), kind, why: why.into() }
+    pub fn error(&self, client: &Client, kind: Kind, why: impl Into<String>) -> Error {
+        let inner = &client.inner;
+        let asked = if inner.path.is_empty() { self.what.clone() } else { format!("{} of {}", self.what, inner.path) };
+        Error { host: inner.domain.clone(), asked, kind, why: why.into() }
     }
 }
 
 /// How one try failed.
-enum Attempt {
+pub(super) enum Attempt {
+    /// Another try would too.
     Final(Error),
+    /// Another may not, after the pause that the server wants.
     Again(Error, Option<Duration>),
 }
 
@@ -94,7 +132,7 @@ pub(super) struct Pauses {
 
 impl Pauses {
     /// Waits before another try, at least as long as the server wants; or returns the error when there were enough.
-    pub fn wait(&mut self, repository: &Repository, error: Error, wanted: Option<Duration>) -> Result<()> {
+    pub fn wait(&mut self, client: &Client, error: Error, wanted: Option<Duration>) -> Result<()> {
         self.left = self.left.saturating_sub(1);
         if self.left == 0 {
             return Err(Error { why: format!("{} ({TRIES} tries)", error.why), ..error });
@@ -103,7 +141,7 @@ impl Pauses {
         self.next = (self.next * 2).min(LONGEST_PAUSE);
         tracing::warn!("{error}; trying again in {:.1} seconds", pause.as_secs_f64());
         let until = Instant::now() + pause;
-        while !repository.inner.cancelled.load(Ordering::Relaxed) {
+        while !client.inner.cancelled.load(Ordering::Relaxed) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(());
@@ -114,14 +152,14 @@ impl Pauses {
     }
 }
 
-impl Repository {
-    /// The repository that the reference names. Asks nothing yet.
-    pub fn new(reference: &Reference, settings: &Settings) -> Repository {
-        let domain = reference.domain().to_owned();
+impl Client {
+    /// The registry at `domain`, for one of its repositories or, with an empty path, as a whole. Asks nothing yet. What
+    /// will be done to the repository, `pull` or `pull,push`, is what tokens are asked for.
+    pub fn new(domain: &str, path: &str, actions: &str, settings: &Settings) -> Client {
         let inner = Inner {
-            http: Http::new(settings, &domain),
-            domain,
-            path: reference.path().to_owned(),
+            http: Http::new(settings, domain),
+            domain: domain.to_owned(),
+            path: path.to_owned(),
             verify: settings.tls_verify,
             timing: settings.timing,
             sources: settings.credentials.clone(),
@@ -131,7 +169,22 @@ impl Repository {
             reached: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
         };
-        Repository { inner: Arc::new(inner) }
+        let client = Client { inner: Arc::new(inner) };
+        if !path.is_empty() {
+            client.need(&format!("repository:{path}"), actions);
+        }
+        client
+    }
+
+    /// Says that tokens must be good for this too. One that was got before is not used any more.
+    pub fn need(&self, resource: &str, actions: &str) {
+        let mut signed = self.signed();
+        let known = signed.scopes.entry(resource.to_owned()).or_default();
+        let before = known.len();
+        known.extend(actions.split(',').map(str::to_owned));
+        if known.len() > before && signed.proof.as_ref().is_some_and(|p| p.header.starts_with("Bearer ")) {
+            signed.proof = None;
+        }
     }
 
     /// The registry as users call it.
@@ -139,93 +192,48 @@ impl Repository {
         &self.inner.domain
     }
 
+    /// The repository; empty for the registry as a whole.
+    pub fn path(&self) -> &str {
+        &self.inner.path
+    }
+
     /// Ends every wait for another try, now and later.
     pub fn cancel(&self) {
         self.inner.cancelled.store(true, Ordering::Relaxed);
     }
 
-    /// The manifest or index under a tag or a digest, of at most `cap` bytes and one of the types in `accept`. By digest,
-    /// its bytes have that digest.
-    pub fn manifest(&self, name: &str, accept: &str, cap: u64) -> Result<Manifest> {
-        let mut ask = self.ask(format!("manifest {name}"), &format!("manifests/{name}"));
-        ask.accept = Some(accept.to_owned());
-        let (said, media_type, bytes) = self.ask_for(&ask, None, |response| {
-            let said = header(&response, "docker-content-digest").and_then(|d| d.parse::<Digest>().ok());
-            let media_type = header(&response, "content-type").and_then(|t| t.split(';').next()).unwrap_or_default();
-            let media_type = media_type.trim().to_ascii_lowercase();
-            Ok((said, media_type, http::small_body(response, cap)?))
+    /// The place that `reference`, found in an answer to the question, leads to, if it is one that may be asked.
+    pub fn place(&self, ask: &Ask, reference: &str) -> Result<Url> {
+        let base = self.base(ask)?;
+        let here = ask.url(base);
+        let url = here.join(reference).filter(|_| !reference.is_empty());
+        let url = url.ok_or_else(|| {
+            let why = format!("it leads to nowhere ({})", reference.escape_debug());
+            ask.error(self, Kind::Protocol, why)
         })?;
-        let asked: Option<Digest> = name.parse().ok();
-        let mut digest = Digest::of(&bytes);
-        for want in asked.iter().chain(&said) {
-            let mut hasher = Hasher::new(want.algorithm());
-            hasher.update(&bytes);
-            let got = hasher.finish();
-            if got != *want {
-                let whose = if asked.is_some() { "asked for" } else { "named in its Docker-Content-Digest" };
-                let why = format!("it has digest {got} instead of {want} as {whose}");
-                return Err(ask.error(self, Kind::Protocol, why));
-            }
+        let local = !base.https && is_loopback(url.host());
+        if !url.https && self.inner.verify && !local {
+            let why = format!("it redirects to {}, unencrypted", url.authority);
+            return Err(ask.error(self, Kind::Protocol, why));
         }
-        digest = asked.unwrap_or(digest);
-        Ok(Manifest { digest, media_type, bytes })
+        Ok(url)
     }
 
-    /// A blob's stream from byte `at` on, unchecked.
-    pub fn blob(&self, digest: &Digest, size: u64, at: u64) -> Result<Blob> {
-        Blob::open(self, digest, size, at)
+    /// Whether the place is the registry itself.
+    pub fn is_own(&self, ask: &Ask, place: &Url) -> Result<bool> {
+        Ok(place.same_origin(self.base(ask)?))
     }
 
-    /// All tags, in the registry's order.
-    pub fn tags(&self) -> Result<Vec<String>> {
-        #[derive(Deserialize)]
-        struct Page {
-            tags: Option<Vec<String>>,
-        }
-        let mut ask = self.ask("list of tags".into(), "tags/list");
-        let mut all: Vec<String> = Vec::new();
-        for _ in 0..PAGES {
-            let (next, bytes) = self.ask_for(&ask, None, |response| {
-                let next = header(&response, "link").and_then(next_link).map(str::to_owned);
-                Ok((next, http::small_body(response, TAGS_CAP)?))
-            })?;
-            let page: Page = serde_json::from_slice(&bytes)
-                .map_err(|e| ask.error(self, Kind::Protocol, format!("not a list of tags: {e}")))?;
-            all.extend(page.tags.unwrap_or_default());
-            let Some(next) = next else { return Ok(all) };
-            let base = self.base(&ask)?;
-            let here = Url { path: ask.path.clone(), ..base.clone() };
-            match here.join(&next).filter(|url| url.same_origin(base)) {
-                Some(url) => ask.path = url.path,
-                None => {
-                    let why = format!("the list goes on at another place: {}", next.escape_debug());
-                    return Err(ask.error(self, Kind::Protocol, why));
-                }
-            }
-        }
-        Err(ask.error(self, Kind::Protocol, format!("the list has more than {PAGES} pages")))
-    }
-
-    /// A request below the repository's own path.
-    pub(super) fn ask(&self, what: String, below: &str) -> Ask {
-        Ask { what, path: format!("/v2/{}/{below}", self.inner.path), accept: None }
-    }
-
-    pub(super) fn pauses(&self) -> Pauses {
+    /// The pauses between tries, from the first on.
+    pub fn pauses(&self) -> Pauses {
         Pauses { left: TRIES, next: self.inner.timing.pause }
     }
 
-    /// Asks until there is an answer that is no error and `read` has taken from it what it wants. With a range, 416 is
-    /// an answer too.
-    pub(super) fn ask_for<T>(
-        &self,
-        ask: &Ask,
-        range: Option<&str>,
-        read: impl Fn(Response) -> std::result::Result<T, Fault>,
-    ) -> Result<T> {
+    /// Asks until there is an answer that is no error and `read` has taken from it what it wants.
+    pub fn ask_for<T>(&self, ask: &Ask, read: impl Fn(Response) -> std::result::Result<T, Fault>) -> Result<T> {
         let mut pauses = self.pauses();
         loop {
-            let done = self.try_once(ask, range).and_then(|r| read(r).map_err(|fault| self.failed(ask, fault)));
+            let done = self.try_once(ask).and_then(|r| read(r).map_err(|fault| self.failed(ask, fault)));
             match done {
                 Ok(value) => return Ok(value),
                 Err(Attempt::Final(error)) => return Err(error),
@@ -234,39 +242,32 @@ impl Repository {
         }
     }
 
-    fn try_once(&self, ask: &Ask, range: Option<&str>) -> std::result::Result<Response, Attempt> {
+    /// Asks once: challenges are answered and redirects followed, but what fails has failed.
+    pub fn try_once(&self, ask: &Ask) -> std::result::Result<Response, Attempt> {
         let refuse = |kind, why: String| Attempt::Final(ask.error(self, kind, why));
         let base = self.base(ask).map_err(Attempt::Final)?;
-        let mut url = Url { path: ask.path.clone(), ..base.clone() };
+        let mut url = ask.url(base);
         let mut renewed = false;
         for _ in 0..HOPS {
             let own = url.same_origin(base);
             let proof = if own { self.proof() } else { None };
-            let mut headers = Vec::new();
-            headers.extend(ask.accept.iter().map(|accept| ("Accept", accept.clone())));
-            headers.extend(range.map(|range| ("Range", range.to_owned())));
+            let mut headers = ask.headers.clone();
             headers.extend(proof.iter().map(|proof| ("Authorization", proof.header.clone())));
-            let sent = self.inner.http.send(&Request { url: &url, headers: &headers, form: None });
-            let response = sent.map_err(|fault| self.failed(ask, fault))?;
+            let request = Request { method: ask.method, url: &url, headers: &headers, body: &ask.body };
+            let response = self.inner.http.send(&request).map_err(|fault| self.failed(ask, fault))?;
             self.inner.reached.store(true, Ordering::Relaxed);
-            match response.status().as_u16() {
+            let status = response.status().as_u16();
+            let follows = ask.method.is_safe() || matches!(status, 307 | 308);
+            match status {
                 200..=299 => return Ok(response),
-                416 if range.is_some() => return Ok(response),
+                _ if ask.answers.contains(&status) => return Ok(response),
                 401 if own && !renewed => {
                     self.prove(ask, base, &response, proof.as_ref())?;
                     renewed = true;
                 }
-                301 | 302 | 303 | 307 | 308 => {
+                301 | 302 | 303 | 307 | 308 if follows => {
                     let place = header(&response, "location").unwrap_or_default();
-                    let next = url.join(place).filter(|_| !place.is_empty());
-                    let why = || format!("{} to nowhere ({})", response.status(), place.escape_debug());
-                    let next = next.ok_or_else(|| refuse(Kind::Protocol, why()))?;
-                    let local = !base.https && is_loopback(next.host());
-                    if !next.https && self.inner.verify && !local {
-                        let why = format!("it redirects to {}, unencrypted", next.authority);
-                        return Err(refuse(Kind::Protocol, why));
-                    }
-                    url = next;
+                    url = self.place(&ask.clone().at(url), place).map_err(Attempt::Final)?;
                 }
                 _ => return Err(self.refused(ask, &url, own, proof.as_ref(), response)),
             }
@@ -283,7 +284,7 @@ impl Repository {
             if inner.verify && !is_loopback(root.host()) {
                 return Ok(root);
             }
-            match inner.http.send(&Request { url: &root, headers: &[], form: None }) {
+            match inner.http.send(&Request::get(&root, &[])) {
                 Ok(_) => Ok(root),
                 Err(Fault::Lasting(why)) => Err(why),
                 Err(_) => Ok(Url { https: false, ..root }),
@@ -293,8 +294,12 @@ impl Repository {
         base.as_ref().map_err(|why| ask.error(self, Kind::Unreachable, why.clone()))
     }
 
+    fn signed(&self) -> MutexGuard<'_, Signed> {
+        self.inner.signed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn proof(&self) -> Option<Proof> {
-        let mut signed = self.inner.signed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut signed = self.signed();
         if signed.proof.as_ref().is_some_and(|proof| !proof.is_good()) {
             signed.proof = None;
         }
@@ -320,7 +325,7 @@ impl Repository {
     ) -> std::result::Result<(), Attempt> {
         let inner = &self.inner;
         // One asks, the others take what it got.
-        let mut signed = inner.signed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut signed = self.signed();
         if signed.proof.as_ref().is_some_and(|known| Some(known) != used) {
             return Ok(());
         }
@@ -330,7 +335,6 @@ impl Repository {
             let why = format!("{}: wrong user name or password ({})", response.status(), who(login));
             return Err(Attempt::Final(ask.error(self, Kind::WrongCredentials, why)));
         }
-        signed.scopes.entry(format!("repository:{}", inner.path)).or_default().insert("pull".into());
         let offered = auth::challenges(response);
         let answered = auth::answer(&inner.http, base, inner.verify, &offered, &mut signed.scopes, login);
         let (kind, why) = match answered {
@@ -426,30 +430,9 @@ fn retry_after(text: &str) -> Option<Duration> {
     Some(Duration::try_from(left).unwrap_or_default())
 }
 
-/// The `next` of a `Link` header.
-fn next_link(header: &str) -> Option<&str> {
-    let (_, rest) = header.split_once('<')?;
-    let (target, parameters) = rest.split_once('>')?;
-    let is_next = |p: &str| matches!(p.trim().to_ascii_lowercase().as_str(), "rel=next" | "rel=\"next\"");
-    let this = parameters.split(',').next().unwrap_or_default();
-    if this.split(';').any(is_next) {
-        return Some(target);
-    }
-    next_link(parameters.split_once(',')?.1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn links() {
-        assert_eq!(next_link("</v2/a/tags/list?last=b&n=2>; rel=\"next\""), Some("/v2/a/tags/list?last=b&n=2"));
-        assert_eq!(next_link("<a>; rel=prev, <b>; title=x; rel=next"), Some("b"));
-        for none in ["", "<a>", "<a>; rel=prev", "a; rel=next", "<a"] {
-            assert_eq!(next_link(none), None, "{none}");
-        }
-    }
 
     #[test]
     fn retry_after_takes_seconds_and_dates() {

@@ -13,14 +13,50 @@ use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 /// An answer whose body has not been read.
 pub(super) type Response = ureq::http::Response<ureq::Body>;
 
+/// What is to be done with a thing on a server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Method {
+    Get,
+    Head,
+    Post,
+    Patch,
+    Put,
+}
+
+impl Method {
+    /// Whether it changes nothing, so that a redirect may turn it into another one of the kind.
+    pub fn is_safe(self) -> bool {
+        matches!(self, Method::Get | Method::Head)
+    }
+
+    fn verb(self) -> ureq::http::Method {
+        match self {
+            Method::Get => ureq::http::Method::GET,
+            Method::Head => ureq::http::Method::HEAD,
+            Method::Post => ureq::http::Method::POST,
+            Method::Patch => ureq::http::Method::PATCH,
+            Method::Put => ureq::http::Method::PUT,
+        }
+    }
+}
+
 /// What goes out.
 pub(super) struct Request<'a> {
+    /// What is to be done.
+    pub method: Method,
     /// Where to.
     pub url: &'a Url,
     /// Further headers.
     pub headers: &'a [(&'static str, String)],
-    /// A form to post; else it is a GET.
-    pub form: Option<&'a str>,
+    /// What is sent along; nothing with a method that is safe.
+    pub body: &'a [u8],
+}
+
+impl<'a> Request<'a> {
+    /// Asks for what stands at `url`.
+    pub fn get(url: &'a Url, headers: &'a [(&'static str, String)]) -> Request<'a> {
+        Request { method: Method::Get, url, headers, body: &[] }
+    }
 }
 
 /// Why there is no answer.
@@ -67,16 +103,12 @@ impl Http {
     /// Sends one request and waits for the head of its answer, whatever its status.
     pub fn send(&self, request: &Request<'_>) -> Result<Response, Fault> {
         let agent = self.agent(request.url)?;
-        let url = request.url.to_string();
-        let done = match request.form {
-            None => {
-                let all = request.headers.iter().fold(agent.get(&url), |r, (name, value)| r.header(*name, value));
-                all.call()
-            }
-            Some(form) => {
-                let post = agent.post(&url).header("Content-Type", "application/x-www-form-urlencoded");
-                request.headers.iter().fold(post, |r, (name, value)| r.header(*name, value)).send(form)
-            }
+        let head = ureq::http::Request::builder().method(request.method.verb()).uri(request.url.to_string());
+        let head = request.headers.iter().fold(head, |head, (name, value)| head.header(*name, value));
+        let wrong = |e: ureq::http::Error| Fault::Lasting(e.to_string());
+        let done = match request.method.is_safe() {
+            true => agent.run(head.body(()).map_err(wrong)?),
+            false => agent.run(head.body(request.body).map_err(wrong)?),
         };
         done.map_err(|e| fault(&e))
     }

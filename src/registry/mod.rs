@@ -1,4 +1,5 @@
-//! The client side of the distribution specification: manifests, blobs and tags of one repository. Writes nothing.
+//! The client side of the distribution specification: manifests, blobs and tags of one repository, to be read and written.
+//! Writes nothing on this machine.
 //!
 //! What comes from a registry is a claim. Manifests are hashed here; a blob's stream is handed out unchecked, survives
 //! broken connections, and is for the taker to verify. Credentials go to the registry and to the token server that it
@@ -10,10 +11,13 @@ mod blob;
 mod client;
 pub mod credentials;
 mod http;
+mod repository;
+mod upload;
 mod url;
 
 pub use blob::Blob;
-pub use client::{Manifest, Repository};
+pub use repository::{Manifest, Repository};
+pub use upload::{Begun, Upload};
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -62,6 +66,8 @@ pub enum Kind {
     Protocol,
     /// Any other answer, and failures that outlasted all tries.
     Failed,
+    /// The registry does not know how far an upload has come.
+    Lost,
     /// The caller gave up.
     Cancelled,
 }

@@ -180,6 +180,13 @@ impl Catalog {
         }
     }
 
+    /// Notes a manifest by which an image can be had too.
+    pub fn add_origin(&mut self, id: &Digest, manifest: &Digest) {
+        if let Some(image) = self.get_mut(id).filter(|image| image.origins().all(|o| o != manifest)) {
+            image.others.push(manifest.clone());
+        }
+    }
+
     /// Gives a name to an image, taking it from whichever had it. Returns that other image's ID.
     pub fn give_name(&mut self, id: &Digest, name: &Reference) -> Option<Digest> {
         let before = self.named(name).map(|i| i.id.clone());

@@ -1,0 +1,105 @@
+//! Layers made small to go out: the same tar makes the same bytes wherever and whenever it is packed by this program.
+
+use flate2::GzBuilder;
+use std::io::{self, Read, Write};
+use std::str::FromStr;
+
+const BUFFER: usize = 256 << 10;
+
+/// How a layer is packed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Compression {
+    /// What every registry and every tool takes.
+    Gzip,
+    /// Smaller and faster, for those who know it.
+    Zstd,
+}
+
+impl Compression {
+    /// The name that people and media types use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Compression::Gzip => "gzip",
+            Compression::Zstd => "zstd",
+        }
+    }
+
+    /// The levels that it has, the usual one first.
+    pub fn levels(self) -> (u32, std::ops::RangeInclusive<u32>) {
+        match self {
+            Compression::Gzip => (6, 1..=9),
+            Compression::Zstd => (3, 1..=20),
+        }
+    }
+}
+
+impl FromStr for Compression {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Compression, String> {
+        match text {
+            "gzip" => Ok(Compression::Gzip),
+            "zstd" => Ok(Compression::Zstd),
+            _ => Err(format!("`{text}` is no compression that plyfs can write (gzip and zstd are)")),
+        }
+    }
+}
+
+/// Packs all of `tar` into `out`.
+pub(super) fn pack(mut tar: impl Read, how: Compression, level: u32, out: impl Write) -> io::Result<()> {
+    match how {
+        Compression::Gzip => {
+            // No name, no time: nothing but the content decides.
+            let mut packer = GzBuilder::new().write(out, flate2::Compression::new(level));
+            copy(&mut tar, &mut packer)?;
+            packer.finish()?.flush()
+        }
+        Compression::Zstd => {
+            let mut packer = zstd::stream::write::Encoder::new(out, i32::try_from(level).unwrap_or(3))?;
+            packer.include_checksum(true)?;
+            copy(&mut tar, &mut packer)?;
+            packer.finish()?.flush()
+        }
+    }
+}
+
+fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(n) => to.write_all(&buffer[..n])?,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::inflate::Inflate;
+    use super::*;
+    use crate::image::Problem;
+
+    #[test]
+    fn packed_layers_come_out_as_they_were_and_always_the_same() {
+        let tar: Vec<u8> = (0..3_000_000u32).map(|i| (i / 7 % 251) as u8).collect();
+        for how in [Compression::Gzip, Compression::Zstd] {
+            let (level, levels) = how.levels();
+            assert!(levels.contains(&level));
+            let packed = || {
+                let mut out = Vec::new();
+                pack(&tar[..], how, level, &mut out).unwrap();
+                out
+            };
+            let first = packed();
+            assert!(first.len() < tar.len() / 10 && first == packed());
+            let wrap = |cause| Problem::Read { what: "test".into(), cause };
+            let mut plain = Vec::new();
+            let mut inflate = Inflate::new(&first[..], wrap).unwrap();
+            assert_eq!(inflate.kind().name(), how.name());
+            inflate.read_to_end(&mut plain).unwrap();
+            assert!(plain == tar);
+        }
+    }
+}

@@ -1,0 +1,423 @@
+//! Images into a registry.
+//!
+//! A layer is kept as its plain tar, so the blob that it came as cannot be had again; but the manifests by which an image
+//! came, or went out before, name blobs that hold its layers. What of those the registry has, in the repository or in
+//! another of its repositories, is used as it is; any other layer is packed and goes up in chunks as it is packed, checked
+//! against its DiffID on the way. An image all of whose blobs are there goes out under the manifest that it came by, byte
+//! for byte, and its config's bytes never change.
+
+use super::deflate::{self, Compression};
+use super::manifest::{self, DOCUMENT_CAP, Descriptor, Family};
+use super::{Error, Problem, Result, jobs};
+use crate::digest::{Algorithm, Digest, Hasher, Verifier};
+use crate::reference::Reference;
+use crate::registry::{self, Begun, Repository, Settings, Upload};
+use crate::store::{Catalog, Image, Intent, LayerRecord, Session, Store};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+/// What goes up in one request; registries may refuse less than 5 MiB but for the last one.
+const CHUNK: usize = 8 << 20;
+const BUFFER: usize = 256 << 10;
+/// So many repositories are asked for a blob before it is sent.
+const GUESSES: usize = 3;
+/// So often a blob is begun anew that the registry lost half-way.
+const TRIES: u32 = 3;
+
+/// How an image goes out.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Packing {
+    /// How layers must be packed; otherwise as they are in the registry, or gzip.
+    pub compression: Option<Compression>,
+    /// How hard to try to make them small.
+    pub level: Option<u32>,
+}
+
+/// What happens to a layer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// Its turn comes.
+    Preparing,
+    /// So many bytes of its tar are on their way.
+    Sent(u64),
+    /// The repository has it now.
+    Pushed,
+    /// The repository had it.
+    Exists,
+    /// The registry took it over from this repository of its own.
+    Mounted(String),
+    /// It is one that is not to be given away: its manifest says where else it is.
+    Foreign,
+}
+
+/// Is told how a push goes on, from several threads.
+pub trait Progress: Sync {
+    /// Something happened to a layer.
+    fn layer(&self, layer: &LayerRecord, event: Event);
+}
+
+/// An image that went out.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pushed {
+    /// Its manifest's digest in the registry.
+    pub digest: Digest,
+    /// How long the manifest is.
+    pub size: u64,
+}
+
+/// The images to push for a name, each with the whole name: the one that is called so, or with `all` every one with a tag
+/// of the repository.
+pub fn choose(store: &Store, name: &Reference, all: bool) -> Result<Vec<(Image, Reference)>> {
+    if name.digest().is_some() {
+        return Err(Error::Usage("cannot push a digest reference".into()));
+    }
+    let catalog = store.catalog()?;
+    let tags = |image: &Image| image.tags.iter().filter(|t| t.name() == name.name()).cloned().collect::<Vec<_>>();
+    let mut of_repository: Vec<(Image, Reference)> =
+        catalog.images().iter().flat_map(|i| tags(i).into_iter().map(|tag| (i.clone(), tag))).collect();
+    if of_repository.is_empty() {
+        let what = name.familiar_name();
+        return Err(Error::Usage(format!("An image does not exist locally with the tag: {what}")));
+    }
+    if !all {
+        let wanted = name.clone().or_latest();
+        of_repository.retain(|(_, tag)| *tag == wanted);
+        if of_repository.is_empty() {
+            return Err(Error::Usage(format!("tag does not exist: {}", wanted.familiar())));
+        }
+    }
+    Ok(of_repository)
+}
+
+/// Puts the image into the registry that `to` names, under its tag. The store remembers the image's name by digest and the
+/// manifest that went out.
+pub fn push(
+    session: &Session,
+    image: &Image,
+    to: &Reference,
+    settings: &Settings,
+    packing: Packing,
+    progress: &dyn Progress,
+) -> Result<Pushed> {
+    let store = session.store();
+    session.intend(&Intent {
+        layers: image.layers.iter().map(|l| l.diff_id.clone()).collect(),
+        blobs: image.blobs().cloned().collect(),
+        trees: [image.chain_id()].into(),
+    })?;
+    let out = Out {
+        store,
+        image,
+        to,
+        repository: Repository::to_write(to, settings),
+        known: known(store, &store.catalog()?, image, to),
+        packing,
+        progress,
+    };
+    let mut layers: Vec<&LayerRecord> = Vec::new();
+    for layer in &image.layers {
+        if !layers.iter().any(|l| l.diff_id == layer.diff_id) {
+            progress.layer(layer, Event::Preparing);
+            layers.push(layer);
+        }
+    }
+    let blobs = jobs::run(layers.iter().copied(), |layer| out.layer(layer), || out.repository.cancel())?;
+    let placed: BTreeMap<&Digest, Value> = layers.iter().map(|l| &l.diff_id).zip(blobs).collect();
+    let config = store.blob(&image.id, DOCUMENT_CAP)?;
+    if !out.repository.has_blob(&image.id)? {
+        out.send_whole(&image.id, &config)?;
+    }
+    let (media_type, bytes) = out.manifest(&placed, config.len())?;
+    let tag = to.tag().unwrap_or_default();
+    let digest = out.repository.put_manifest(tag, media_type, &bytes)?;
+    remember(session, image, to, &digest, &bytes)?;
+    Ok(Pushed { digest, size: bytes.len() as u64 })
+}
+
+/// The image gets its name by digest, and keeps the manifest that it went out with.
+fn remember(session: &Session, image: &Image, to: &Reference, digest: &Digest, bytes: &[u8]) -> Result<()> {
+    let blobs = image.blobs().chain([digest]).cloned().collect();
+    session.intend(&Intent { blobs, ..Intent::default() })?;
+    session.publish_blob(digest, bytes)?;
+    session.store().update_by(session, |_, catalog| {
+        // It may have been removed meanwhile.
+        if catalog.get(&image.id).is_some() {
+            catalog.add_origin(&image.id, digest);
+            catalog.give_name(&image.id, &to.by_digest(digest));
+        }
+        Ok(())
+    })
+}
+
+/// A blob that holds a layer.
+struct Known {
+    /// Its descriptor as a manifest has it, with all its fields.
+    raw: Value,
+    descriptor: Descriptor,
+    /// Repositories of the same registry that may have it.
+    repositories: Vec<String>,
+}
+
+/// The blobs that hold the image's layers, by DiffID, as all manifests of the store name them.
+fn known(store: &Store, catalog: &Catalog, image: &Image, to: &Reference) -> BTreeMap<Digest, Vec<Known>> {
+    let mut found: BTreeMap<Digest, Vec<Known>> = BTreeMap::new();
+    let shares = |other: &&Image| other.layers.iter().any(|l| image.layers.iter().any(|own| own.diff_id == l.diff_id));
+    // The image's own come first.
+    let others = catalog.images().iter().filter(|other| other.id != image.id).filter(shares);
+    for other in catalog.get(&image.id).into_iter().chain(others) {
+        let mut repositories: Vec<String> = Vec::new();
+        for name in other.digests.iter().chain(&other.tags).filter(|n| n.domain() == to.domain()) {
+            if name.path() != to.path() && !repositories.iter().any(|r| r == name.path()) {
+                repositories.push(name.path().to_owned());
+            }
+        }
+        for manifest in other.origins().filter_map(|digest| store.blob(digest, DOCUMENT_CAP).ok()) {
+            let Some(descriptors) = manifest::layers_of(&manifest).filter(|l| l.len() == other.layers.len()) else {
+                continue;
+            };
+            for (layer, (descriptor, raw)) in other.layers.iter().zip(descriptors) {
+                let all = found.entry(layer.diff_id.clone()).or_default();
+                match all.iter_mut().find(|k| k.descriptor.digest == descriptor.digest) {
+                    Some(same) => same.repositories.extend(repositories.iter().cloned()),
+                    None => all.push(Known { raw, descriptor, repositories: repositories.clone() }),
+                }
+            }
+        }
+    }
+    found
+}
+
+/// One image on its way out.
+struct Out<'a> {
+    store: &'a Store,
+    image: &'a Image,
+    to: &'a Reference,
+    repository: Repository,
+    known: BTreeMap<Digest, Vec<Known>>,
+    packing: Packing,
+    progress: &'a dyn Progress,
+}
+
+impl Out<'_> {
+    /// Sees to it that the repository has the layer; returns its descriptor.
+    fn layer(&self, layer: &LayerRecord) -> Result<Value> {
+        let known = self.known.get(&layer.diff_id).map(Vec::as_slice).unwrap_or_default();
+        if let Some(foreign) = known.iter().find(|k| manifest::is_foreign(&k.descriptor.media_type)) {
+            self.progress.layer(layer, Event::Foreign);
+            return Ok(foreign.raw.clone());
+        }
+        let suits = |k: &&Known| match self.packing.compression {
+            Some(how) => manifest::compression_of(&k.descriptor.media_type) == Some(how.name()),
+            None => true,
+        };
+        let at = |error| self.at(layer, Problem::Registry(error));
+        for blob in known.iter().filter(suits) {
+            if self.repository.has_blob(&blob.descriptor.digest).map_err(at)? {
+                self.progress.layer(layer, Event::Exists);
+                return Ok(blob.raw.clone());
+            }
+        }
+        for blob in known.iter().filter(suits) {
+            for path in blob.repositories.iter().take(GUESSES) {
+                let begun = self.repository.begin_upload(Some((&blob.descriptor.digest, path))).map_err(at)?;
+                if matches!(begun, Begun::Mounted) {
+                    self.progress.layer(layer, Event::Mounted(path.clone()));
+                    return Ok(blob.raw.clone());
+                }
+            }
+        }
+        let mut tries = 1;
+        loop {
+            match self.send(layer) {
+                Err(Problem::Registry(error)) if error.kind == registry::Kind::Lost && tries < TRIES => {
+                    tracing::warn!("{error}; sending the layer again from its beginning");
+                    tries += 1;
+                }
+                done => {
+                    let raw = done.map_err(|problem| self.at(layer, problem))?;
+                    self.progress.layer(layer, Event::Pushed);
+                    return Ok(raw);
+                }
+            }
+        }
+    }
+
+    /// Packs the layer and sends it as it is packed.
+    fn send(&self, layer: &LayerRecord) -> std::result::Result<Value, Problem> {
+        let how = self.packing.compression.unwrap_or(Compression::Gzip);
+        let level = self.packing.level.unwrap_or(how.levels().0);
+        let path = self.store.layer_tar(&layer.diff_id);
+        let file = File::open(&path).map_err(|e| Problem::read(path.display().to_string(), None, e))?;
+        let checked = Verifier::new(BufReader::with_capacity(BUFFER, file), &layer.diff_id, layer.size);
+        let tar = Told { inner: checked, layer, progress: self.progress, total: 0 };
+        let upload = match self.repository.begin_upload(None).map_err(Problem::Registry)? {
+            Begun::Upload(upload) => upload,
+            Begun::Mounted => return Err(Problem::Document("the registry took over what it was not told of".into())),
+        };
+        let (full, chunks) = sync_channel(1);
+        let (packed, sent) = thread::scope(|scope| {
+            let packer = scope.spawn(move || deflate::pack(tar, how, level, Chunks { full, chunk: Vec::new() }));
+            let mut sender = Sender { upload, hasher: Hasher::new(Algorithm::Sha256), size: 0, held: Vec::new() };
+            // Takes the chunks and lets go of them at a failure, so that the packer ends too.
+            let sent = sender.take(chunks);
+            let packed = packer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            (packed, sent.map(|()| sender))
+        });
+        let sender = sent.map_err(Problem::Registry)?;
+        // The whole tar has passed the check, or nothing is finished.
+        packed.map_err(|e| Problem::read(path.display().to_string(), Some(&layer.diff_id), e))?;
+        let size = sender.size;
+        let digest = sender.finish().map_err(Problem::Registry)?;
+        let media_type = manifest::layer_type(Family::Oci, how.name());
+        Ok(json!({ "mediaType": media_type, "digest": digest, "size": size }))
+    }
+
+    /// Sends a small blob in one piece.
+    fn send_whole(&self, digest: &Digest, bytes: &[u8]) -> Result<()> {
+        match self.repository.begin_upload(None)? {
+            Begun::Upload(upload) => Ok(upload.finish(digest, bytes)?),
+            Begun::Mounted => Ok(()),
+        }
+    }
+
+    /// The manifest of what is in the registry: one that the image came by, if it names just that, else one like it.
+    fn manifest(&self, placed: &BTreeMap<&Digest, Value>, config_size: usize) -> Result<(&'static str, Vec<u8>)> {
+        let layers: Vec<Value> = self.image.layers.iter().filter_map(|l| placed.get(&l.diff_id)).cloned().collect();
+        let digest_of = |raw: &Value| raw.get("digest").cloned();
+        for digest in self.image.origins() {
+            let Ok(bytes) = self.store.blob(digest, DOCUMENT_CAP) else { continue };
+            let Some(own) = manifest::layers_of(&bytes) else { continue };
+            let same =
+                own.len() == layers.len() && own.iter().zip(&layers).all(|((_, o), l)| digest_of(o) == digest_of(l));
+            if same && let Some(family) = manifest::family_of(&bytes) {
+                return Ok((family.manifest_type(), bytes));
+            }
+        }
+        let origin = self.image.manifest.as_ref().and_then(|digest| self.store.blob(digest, DOCUMENT_CAP).ok());
+        let any_zstd = layers.iter().any(|l| {
+            let media_type = l.get("mediaType").and_then(Value::as_str).unwrap_or_default();
+            manifest::compression_of(media_type) == Some(Compression::Zstd.name())
+        });
+        // Docker's own types have no zstd.
+        let family = match origin.as_deref().and_then(manifest::family_of) {
+            Some(Family::Docker) if !any_zstd => Family::Docker,
+            _ => Family::Oci,
+        };
+        let base: Option<Map<String, Value>> = origin.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let mut fields = base.unwrap_or_default();
+        fields.insert("schemaVersion".into(), json!(2));
+        fields.insert("mediaType".into(), json!(family.manifest_type()));
+        let config = json!({ "mediaType": family.config_type(), "digest": self.image.id, "size": config_size });
+        fields.insert("config".into(), config);
+        let layers: Vec<Value> = layers.into_iter().map(|layer| in_family(layer, family)).collect();
+        fields.insert("layers".into(), Value::Array(layers));
+        let bytes = serde_json::to_vec(&fields).map_err(|e| Error::Usage(e.to_string()))?;
+        Ok((family.manifest_type(), bytes))
+    }
+
+    fn at(&self, layer: &LayerRecord, problem: Problem) -> Error {
+        let position = self.image.layers.iter().position(|l| l.diff_id == layer.diff_id).unwrap_or_default() + 1;
+        if problem.is_content() || matches!(problem, Problem::Read { .. }) {
+            let what = format!("layer {}: {problem}", layer.diff_id.short());
+            return Error::Broken { image: self.image.title(), what };
+        }
+        Error::Layer {
+            origin: self.to.familiar(),
+            position,
+            count: self.image.layers.len(),
+            digest: layer.diff_id.short().to_owned(),
+            problem: Box::new(problem),
+        }
+    }
+}
+
+/// The descriptor with its media type in the family's words.
+fn in_family(mut layer: Value, family: Family) -> Value {
+    let kind = layer.get("mediaType").and_then(Value::as_str).unwrap_or_default();
+    if !manifest::is_foreign(kind)
+        && let Some(how) = manifest::compression_of(kind)
+    {
+        layer["mediaType"] = json!(manifest::layer_type(family, how));
+    }
+    layer
+}
+
+/// Tells how much of a layer has been read.
+struct Told<'a, R> {
+    inner: R,
+    layer: &'a LayerRecord,
+    progress: &'a dyn Progress,
+    total: u64,
+}
+
+impl<R: Read> Read for Told<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.total += n as u64;
+        self.progress.layer(self.layer, Event::Sent(self.total));
+        Ok(n)
+    }
+}
+
+/// Cuts a stream into chunks for another thread. The rest goes when it is flushed.
+struct Chunks {
+    full: SyncSender<Vec<u8>>,
+    chunk: Vec<u8>,
+}
+
+impl Chunks {
+    fn pass(&mut self) -> io::Result<()> {
+        let chunk = std::mem::take(&mut self.chunk);
+        self.full.send(chunk).map_err(|_| io::Error::other("the upload failed"))
+    }
+}
+
+impl Write for Chunks {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.chunk.capacity() == 0 {
+            self.chunk.reserve_exact(CHUNK);
+        }
+        let n = bytes.len().min(CHUNK - self.chunk.len());
+        self.chunk.extend_from_slice(&bytes[..n]);
+        if self.chunk.len() == CHUNK {
+            self.pass()?;
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.chunk.is_empty() { Ok(()) } else { self.pass() }
+    }
+}
+
+/// The side that sends. It holds one chunk back, as the last one goes with the end of the upload.
+struct Sender {
+    upload: Upload,
+    hasher: Hasher,
+    size: u64,
+    held: Vec<u8>,
+}
+
+impl Sender {
+    fn take(&mut self, chunks: Receiver<Vec<u8>>) -> registry::Result<()> {
+        for chunk in chunks {
+            self.hasher.update(&chunk);
+            self.size += chunk.len() as u64;
+            let before = std::mem::replace(&mut self.held, chunk);
+            if !before.is_empty() {
+                self.upload.chunk(&before)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> registry::Result<Digest> {
+        let digest = self.hasher.finish();
+        self.upload.finish(&digest, &self.held)?;
+        Ok(digest)
+    }
+}

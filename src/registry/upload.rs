@@ -1,0 +1,186 @@
+//! Writing to a repository: what it has already is not sent again, a blob goes up in chunks, a manifest comes last.
+
+use super::client::{Ask, Attempt, Client};
+use super::http::{Method, Response, header};
+use super::url::Url;
+use super::{Error, Kind, Repository, Result};
+use crate::digest::Digest;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+
+/// What came of the wish to put a blob into a repository.
+pub enum Begun {
+    /// The registry had it in another repository and took it over: nothing is to be sent.
+    Mounted,
+    /// It is to be sent.
+    Upload(Upload),
+}
+
+/// A blob on its way into a repository. One that is not finished the registry forgets in its own time.
+pub struct Upload {
+    client: Client,
+    /// In words.
+    what: String,
+    /// The repository's blobs, as a path.
+    blobs: String,
+    /// Where the next bytes go: registries keep their state in it, so every answer may move it.
+    place: Url,
+    /// How much the registry has.
+    at: u64,
+}
+
+impl Repository {
+    /// Whether the repository has the blob.
+    pub fn has_blob(&self, digest: &Digest) -> Result<bool> {
+        has_blob(self.client(), &self.ask(Method::Head, format!("blob {digest}"), &format!("blobs/{digest}")))
+    }
+
+    /// Begins to put a blob into the repository, by its digest and the path of another repository of the same registry
+    /// that may have it, where there is one.
+    pub fn begin_upload(&self, from: Option<(&Digest, &str)>) -> Result<Begun> {
+        let (what, query) = match from {
+            Some((digest, path)) => {
+                self.client().need(&format!("repository:{path}"), "pull");
+                (format!("blob {digest}"), format!("?mount={}&from={}", encode(&digest.to_string()), encode(path)))
+            }
+            None => ("a new blob".to_owned(), String::new()),
+        };
+        let ask = self.ask(Method::Post, what.clone(), &format!("blobs/uploads/{query}"));
+        let response = self.client().ask_for(&ask, Ok)?;
+        if response.status() == 201 && from.is_some() {
+            return Ok(Begun::Mounted);
+        }
+        let blobs = format!("/v2/{}/blobs", self.client().path());
+        let place = moved(self.client(), &ask, &response)?;
+        Ok(Begun::Upload(Upload { client: self.client().clone(), what, blobs, place, at: 0 }))
+    }
+
+    /// Puts a manifest or index under a tag or its digest. Everything that it names must be there.
+    pub fn put_manifest(&self, name: &str, media_type: &str, bytes: &[u8]) -> Result<Digest> {
+        let ask = self.ask(Method::Put, format!("manifest {name}"), &format!("manifests/{name}"));
+        let ask = ask.header("Content-Type", media_type).body(bytes);
+        let response = self.client().ask_for(&ask, Ok)?;
+        let digest = Digest::of(bytes);
+        same_digest(self.client(), &ask, &response, &digest)?;
+        Ok(digest)
+    }
+}
+
+impl Upload {
+    /// Sends the next bytes, which are not the last ones. A connection that breaks is taken up where the registry
+    /// says that it was; an error of the kind [`Kind::Lost`] means that it says nothing of use, and that the blob is to
+    /// be sent from its beginning.
+    pub fn chunk(&mut self, bytes: &[u8]) -> Result<()> {
+        self.send(bytes, |upload, part| {
+            let last = (upload.at + part.len() as u64).saturating_sub(1);
+            let ask = upload.ask(Method::Patch).header("Content-Type", "application/octet-stream");
+            let ask = ask.header("Content-Range", format!("{}-{last}", upload.at)).answers(&[416]).body(part);
+            let response = upload.client.try_once(&ask)?;
+            if response.status() == 416 {
+                let why = "it has other parts of the blob than it was sent";
+                return Err(Attempt::Again(ask.error(&upload.client, Kind::Failed, why), None));
+            }
+            upload.place = moved(&upload.client, &ask, &response).map_err(Attempt::Final)?;
+            Ok(())
+        })
+    }
+
+    /// Sends the last bytes, all of them where the blob is small, and has the registry check the whole against its
+    /// digest. Errors as with [`Upload::chunk`].
+    pub fn finish(mut self, digest: &Digest, bytes: &[u8]) -> Result<()> {
+        self.what = format!("blob {digest}");
+        let there = format!("{}/{digest}", self.blobs);
+        self.send(bytes, |upload, part| {
+            let join = if upload.place.path.contains('?') { '&' } else { '?' };
+            let path = format!("{}{join}digest={}", upload.place.path, encode(&digest.to_string()));
+            let ask = upload.ask(Method::Put).at(Url { path, ..upload.place.clone() });
+            let ask = ask.header("Content-Type", "application/octet-stream").answers(&[404]).body(part);
+            let done = upload.client.try_once(&ask);
+            if !matches!(&done, Ok(response) if response.status() != 404) {
+                // The answer to a try that went well may have been lost.
+                let look = Ask::new(Method::Head, &*upload.what, &*there);
+                if has_blob(&upload.client, &look).unwrap_or(false) {
+                    return Ok(());
+                }
+            }
+            match done?.status().as_u16() {
+                404 => Err(Attempt::Final(upload.lost("it knows nothing of the upload any more".into()))),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    /// Sends bytes by `send` until all of them are there.
+    fn send(
+        &mut self,
+        bytes: &[u8],
+        send: impl Fn(&mut Upload, &[u8]) -> std::result::Result<(), Attempt>,
+    ) -> Result<()> {
+        let (start, end) = (self.at, self.at + bytes.len() as u64);
+        let mut pauses = self.client.pauses();
+        loop {
+            let have = usize::try_from(self.at - start).unwrap_or(bytes.len());
+            match send(self, &bytes[have..]) {
+                Ok(()) => {
+                    self.at = end;
+                    return Ok(());
+                }
+                Err(Attempt::Final(error)) => return Err(error),
+                Err(Attempt::Again(error, wanted)) => pauses.wait(&self.client, error, wanted)?,
+            }
+            self.locate(start, end)?;
+        }
+    }
+
+    /// Asks how much the registry has, which must be something between what it said last and what it was sent.
+    fn locate(&mut self, start: u64, end: u64) -> Result<()> {
+        let ask = self.ask(Method::Get).answers(&[400, 404, 416]);
+        let response = self.client.ask_for(&ask, Ok)?;
+        if !response.status().is_success() {
+            return Err(self.lost(format!("{}: it knows nothing of the upload any more", response.status())));
+        }
+        let range = header(&response, "range").unwrap_or_default();
+        let last = range.strip_prefix("bytes=").unwrap_or(range).strip_prefix("0-").and_then(|n| n.parse::<u64>().ok());
+        // `0-0` stands for nothing more often than for one byte.
+        let have = last.map(|last| if last == 0 { 0 } else { last + 1 });
+        match have {
+            Some(have) if (start..=end).contains(&have) => self.at = have,
+            _ => return Err(self.lost(format!("it does not say how much it has ({})", range.escape_debug()))),
+        }
+        if header(&response, "location").is_some() {
+            self.place = moved(&self.client, &ask, &response)?;
+        }
+        Ok(())
+    }
+
+    fn ask(&self, method: Method) -> Ask {
+        Ask::new(method, &*self.what, "").at(self.place.clone())
+    }
+
+    fn lost(&self, why: String) -> Error {
+        self.ask(Method::Patch).error(&self.client, Kind::Lost, why)
+    }
+}
+
+fn encode(text: &str) -> String {
+    utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
+}
+
+fn has_blob(client: &Client, ask: &Ask) -> Result<bool> {
+    client.ask_for(&ask.clone().answers(&[404]), |response| Ok(response.status().is_success()))
+}
+
+/// Where the registry wants what comes next.
+fn moved(client: &Client, ask: &Ask, response: &Response) -> Result<Url> {
+    client.place(ask, header(response, "location").unwrap_or_default())
+}
+
+/// A registry that names another digest than ours has got something else.
+fn same_digest(client: &Client, ask: &Ask, response: &Response, digest: &Digest) -> Result<()> {
+    match header(response, "docker-content-digest").and_then(|d| d.parse::<Digest>().ok()) {
+        Some(other) if other != *digest && other.algorithm() == digest.algorithm() => {
+            let why = format!("it has stored {other} instead of {digest}");
+            Err(ask.error(client, Kind::Protocol, why))
+        }
+        _ => Ok(()),
+    }
+}

@@ -14,6 +14,7 @@ mod listing;
 mod merge_model;
 mod model;
 mod mounting;
+mod pushing;
 mod real_work;
 mod registry;
 mod registry_real;

@@ -537,5 +537,12 @@ fn an_index_of_a_registry() {
 }
 
 fn get(path: &str) -> Seen {
-    Seen { method: "GET".into(), path: path.into(), headers: Default::default(), body: String::new(), before: 0 }
+    Seen {
+        method: "GET".into(),
+        path: path.into(),
+        headers: Default::default(),
+        body: String::new(),
+        bytes: vec![],
+        before: 0,
+    }
 }

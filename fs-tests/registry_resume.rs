@@ -154,6 +154,7 @@ fn a_partial_that_is_of_no_use() {
         path: slow.big.clone(),
         headers: Default::default(),
         body: String::new(),
+        bytes: vec![],
         before: 0,
     };
     fs::write(&path, content.reply(&whole).into_body()).unwrap();

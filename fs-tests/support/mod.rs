@@ -11,6 +11,7 @@ pub mod oci;
 pub mod registry;
 pub mod tar;
 pub mod tree;
+pub mod uploads;
 pub mod writable;
 
 use std::path::PathBuf;

@@ -24,8 +24,10 @@ pub struct Seen {
     pub path: String,
     /// Headers, names in lower case.
     pub headers: BTreeMap<String, String>,
-    /// What was posted.
+    /// What was sent along, as text.
     pub body: String,
+    /// What was sent along.
+    pub bytes: Vec<u8>,
     /// How many requests for the same path came before.
     pub before: usize,
 }
@@ -62,6 +64,8 @@ enum After {
     Stall(usize),
     /// The body comes again and again, in chunks.
     Endless,
+    /// Not even an answer comes.
+    Silence,
 }
 
 impl Reply {
@@ -113,7 +117,15 @@ impl Reply {
         Self { after: After::Endless, ..self }
     }
 
+    /// Breaks the connection instead of answering.
+    pub fn hang_up() -> Self {
+        Self { after: After::Silence, ..Self::new(500) }
+    }
+
     fn send(&self, stream: &mut TcpStream) -> std::io::Result<()> {
+        if self.after == After::Silence {
+            return Ok(());
+        }
         write!(stream, "HTTP/1.1 {} Whatever\r\nConnection: close\r\n", self.status)?;
         for (name, value) in &self.headers {
             write!(stream, "{name}: {value}\r\n")?;
@@ -202,11 +214,11 @@ fn serve(mut stream: TcpStream, log: &Mutex<Vec<Seen>>, answer: &dyn Fn(&Seen) -
     if reader.read_exact(&mut body).is_err() {
         return;
     }
-    let body = String::from_utf8_lossy(&body).into_owned();
+    let (bytes, body) = (body.clone(), String::from_utf8_lossy(&body).into_owned());
     let seen = {
         let mut log = log.lock().unwrap();
         let before = log.iter().filter(|s| s.path == path).count();
-        log.push(Seen { method, path, headers, body, before });
+        log.push(Seen { method, path, headers, body, bytes, before });
         log.last().unwrap().clone()
     };
     // A client that hangs up has its reasons.

@@ -71,6 +71,10 @@ impl Upload {
     /// be sent from its beginning.
     pub fn chunk(&mut self, bytes: &[u8]) -> Result<()> {
         self.send(bytes, |upload, part| {
+            if part.is_empty() {
+                // All of it had come, and only the answer had not.
+                return Ok(());
+            }
             let last = (upload.at + part.len() as u64).saturating_sub(1);
             let ask = upload.ask(Method::Patch).header("Content-Type", "application/octet-stream");
             let ask = ask.header("Content-Range", format!("{}-{last}", upload.at)).answers(&[416]).body(part);

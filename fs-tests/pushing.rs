@@ -1,0 +1,382 @@
+//! Images into registries, and what others find there.
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use super::support::env::{Output, TestEnv, run};
+use super::support::oci::{Compression, Image, digest};
+use super::support::registry::{DockerRegistry, Reply, command, pull};
+use super::support::tar::Tar;
+use super::support::uploads::Writable;
+
+const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+fn tar(n: u8) -> Vec<u8> {
+    Tar::new().dir("etc").file(format!("etc/{n}"), vec![n; 5000]).finish()
+}
+
+/// Bytes that no compression makes small.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x2545_f491_4f6c_dd1du64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    (0..length).map(|_| next()).collect()
+}
+
+/// A layer that goes up in three chunks.
+fn big() -> Vec<u8> {
+    Tar::new().file("noise", noise(20 << 20)).finish()
+}
+
+/// Has the image in the store under this name.
+fn add(env: &TestEnv, image: Image, name: &str) {
+    let dir = env.path("layout");
+    let _old = fs::remove_dir_all(&dir);
+    image.edit_config(|c| c["x-unknown"] = json!({"kept": [1, 2.50]})).write_layout(&dir);
+    env.ok(["pull", "-q", &format!("oci:{}", dir.display())]);
+    env.ok(["tag", "layout", name]);
+    env.ok(["rmi", "layout"]);
+}
+
+fn push(env: &TestEnv, name: &str, more: &[&str]) -> Output {
+    let waits = ["push", "--stall-timeout", "2", "--retry-pause", "0.02"];
+    run(&mut command(env, &[&waits, more, &[name]].concat()))
+}
+
+#[track_caller]
+fn pushed(env: &TestEnv, name: &str, more: &[&str]) -> String {
+    let out = push(env, name, more);
+    assert_eq!((out.code, out.stderr.as_str()), (0, ""), "{out:#?}");
+    out.stdout
+}
+
+/// The manifest that skopeo finds.
+fn manifest(name: &str) -> (String, Value) {
+    let done =
+        run(Command::new("skopeo").args(["inspect", "--raw", "--tls-verify=false", &format!("docker://{name}")]));
+    assert_eq!(done.code, 0, "{done:?}");
+    (digest(done.stdout.as_bytes()), serde_json::from_str(&done.stdout).unwrap())
+}
+
+/// A pull into an empty store gives the same image.
+#[track_caller]
+fn comes_back(env: &TestEnv, name: &str) {
+    let other = TestEnv::new();
+    let out = pull(&other, name, &[]);
+    assert_eq!(out.code, 0, "{out:#?}");
+    let shown = |env: &TestEnv| env.ok(["inspect", "-f", "{{.Id}} {{.RootFS.Layers}}", name]);
+    assert_eq!(shown(&other), shown(env));
+    other.ok(["system", "fsck"]);
+}
+
+#[test]
+fn what_a_push_says_and_what_others_find() {
+    let (env, registry) = (TestEnv::new(), DockerRegistry::start(None, None));
+    let name = format!("{}/team/app:1", registry.host);
+    add(&env, Image::new().layer(tar(1)).compressed(tar(2), Compression::None).layer(tar(1)), &name);
+    let out = pushed(&env, &name, &[]);
+    let lines: Vec<&str> = out.lines().collect();
+    let short = |n| digest(&tar(n))[7..19].to_owned();
+    assert_eq!(lines[0], format!("The push refers to repository [{}/team/app]", registry.host));
+    // A layer that is there twice is spoken of once.
+    assert_eq!(lines[1..3], [1, 2].map(|n| format!("{}: Preparing", short(n))));
+    for n in [1, 2] {
+        assert!(lines[3..5].contains(&format!("{}: Pushed", short(n)).as_str()), "{out}");
+    }
+    let (digest, found) = manifest(&name);
+    let size =
+        run(Command::new("skopeo").args(["inspect", "--raw", "--tls-verify=false", &format!("docker://{name}")]));
+    assert_eq!(lines[5..], [format!("1: digest: {digest} size: {}", size.stdout.len())]);
+    assert_eq!(found["layers"].as_array().unwrap().len(), 3);
+    assert_eq!(found["layers"][0]["mediaType"], format!("{OCI_LAYER}+gzip"));
+    let id = env.ok(["inspect", "-f", "{{.Id}}", &name]);
+    assert_eq!(found["config"]["digest"], id.trim(), "the config's bytes have changed");
+    comes_back(&env, &name);
+    // The store knows the image by what it is called there now.
+    assert!(env.ok(["images", "--digests"]).contains(&digest));
+    assert!(pull(&env, &name, &[]).stdout.contains("Status: Image is up to date"));
+    // Again: everything is there, and the manifest is the same.
+    let again = pushed(&env, &name, &[]);
+    assert_eq!(again.matches(": Layer already exists\n").count(), 2, "{again}");
+    assert_eq!(manifest(&name).0, digest);
+    // Into another repository of the same registry nothing is sent either.
+    let second = format!("{}/other:2", registry.host);
+    env.ok(["tag", &name, &second]);
+    let mounted = pushed(&env, &second, &[]);
+    assert_eq!(mounted.matches(": Mounted from team/app\n").count(), 2, "{mounted}");
+    assert_eq!(manifest(&second).0, digest);
+    env.ok(["system", "fsck"]);
+}
+
+#[test]
+fn podman_and_umoci_take_what_was_pushed() {
+    let (env, registry) = (TestEnv::new(), DockerRegistry::start(None, None));
+    for (how, args) in [("gzip", vec![]), ("zstd", vec!["--compression-format", "zstd", "--compression-level", "9"])] {
+        let name = format!("{}/app:{how}", registry.host);
+        add(&env, Image::new().layer(tar(1)).layer(tar(2)), &name);
+        pushed(&env, &name, &args);
+        let found = manifest(&name).1;
+        assert_eq!(found["layers"][1]["mediaType"], format!("{OCI_LAYER}+{how}"));
+        comes_back(&env, &name);
+        let store = env.path(format!("podman-{how}"));
+        let podman = |args: &[&str]| {
+            let mut command = Command::new("podman");
+            command.arg("--root").arg(store.join("root")).arg("--runroot").arg(store.join("run"));
+            command.args(["--storage-driver", "vfs"]).args(args);
+            let done = run(&mut command);
+            assert_eq!(done.code, 0, "{command:?}: {done:?}");
+            done.stdout.trim().to_owned()
+        };
+        podman(&["pull", "-q", "--tls-verify=false", &name]);
+        let id = env.ok(["inspect", "-f", "{{.Id}}", &name]);
+        assert_eq!(podman(&["image", "inspect", "--format", "sha256:{{.Id}}", &name]), id.trim());
+        let layers = podman(&["image", "inspect", "--format", "{{json .RootFS.Layers}}", &name]);
+        assert_eq!(serde_json::from_str::<Value>(&layers).unwrap(), json!([digest(&tar(1)), digest(&tar(2))]));
+        if how != "gzip" {
+            // Debian's umoci knows nothing else.
+            continue;
+        }
+        let dir = env.path(format!("oci-{how}"));
+        let (from, to) = (format!("docker://{name}"), format!("oci:{}:x", dir.display()));
+        let copy = ["--insecure-policy", "copy", "-q", "--src-tls-verify=false", &from, &to];
+        assert_eq!(run(Command::new("skopeo").args(copy)).code, 0);
+        let bundle = env.path(format!("bundle-{how}"));
+        let image = format!("{}:x", dir.display());
+        let unpack = run(Command::new("umoci").args(["unpack", "--image", &image]).arg(&bundle));
+        assert_eq!(unpack.code, 0, "{unpack:?}");
+        assert_eq!(fs::read(bundle.join("rootfs/etc/2")).unwrap(), vec![2; 5000]);
+    }
+}
+
+#[test]
+fn what_was_pulled_goes_back_under_its_own_manifest() {
+    let (env, registry) = (TestEnv::new(), DockerRegistry::start(None, None));
+    for (at, image) in [
+        Image::new().layer(tar(1)).compressed(tar(2), Compression::Zstd).compressed(tar(3), Compression::None),
+        Image::new().layer(tar(4)).docker(),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let dir = env.path(format!("in-{at}"));
+        image.edit_manifest(|m| m["annotations"] = json!({"org.example": "kept"})).write_layout(&dir);
+        registry.fill(&format!("oci:{}", dir.display()), &format!("from/here:{at}"), &["--preserve-digests"]);
+        let (from, to) = (format!("{}/from/here:{at}", registry.host), format!("{}/to:{at}", registry.host));
+        assert_eq!(pull(&env, &from, &[]).code, 0);
+        env.ok(["tag", &from, &to]);
+        let out = pushed(&env, &to, &[]);
+        assert!(out.contains(": Mounted from from/here\n") && !out.contains(": Pushed"), "{out}");
+        assert_eq!(manifest(&to), manifest(&from));
+        // Elsewhere its layers must be packed anew; the rest of the manifest stays.
+        let other = Writable::honest();
+        let away = format!("{}/away:1", other.server.host);
+        env.ok(["tag", &from, &away]);
+        pushed(&env, &away, &[]);
+        let kept = other.kept.lock().unwrap();
+        let (kind, bytes) = &kept.manifests["away 1"];
+        let (before, after) = (manifest(&from).1, serde_json::from_slice::<Value>(bytes).unwrap());
+        assert_eq!((&after["annotations"], &after["config"]), (&before["annotations"], &before["config"]));
+        assert_eq!(after["mediaType"], kind.as_str());
+        assert_eq!(after["mediaType"], before["mediaType"]);
+        drop(kept);
+        comes_back(&env, &away);
+    }
+    // Docker's types have no zstd: then the manifest becomes OCI's.
+    let to = format!("{}/to:1", registry.host);
+    pushed(&env, &to, &["--compression-format", "zstd"]);
+    let found = manifest(&to).1;
+    assert_eq!(found["mediaType"], "application/vnd.oci.image.manifest.v1+json");
+    assert_eq!(found["config"]["mediaType"], "application/vnd.oci.image.config.v1+json");
+    comes_back(&env, &to);
+    env.ok(["system", "fsck"]);
+}
+
+#[test]
+fn uploads_that_break_are_taken_up_where_the_registry_says() {
+    let env = TestEnv::new();
+    let check = |what: &str, registry: &Writable, chunks: usize, begun: usize| {
+        let name = format!("{}/app:1", registry.server.host);
+        add(&env, Image::new().layer(big()).layer(tar(1)), &name);
+        let out = push(&env, &name, &[]);
+        assert_eq!(out.code, 0, "{what}: {out:#?}");
+        comes_back(&env, &name);
+        let seen = registry.server.seen();
+        assert_eq!(seen.iter().filter(|s| s.method == "PATCH").count(), chunks, "{what}");
+        assert_eq!(seen.iter().filter(|s| s.method == "POST").count(), begun, "{what}");
+        env.ok(["rmi", "-f", &name]);
+    };
+    check("no trouble", &Writable::honest(), 2, 3);
+    // Its beginning has come when the connection breaks.
+    let half = Writable::start(|seen, kept| {
+        let first = seen.method == "PATCH" && kept.uploads.values().all(Vec::is_empty);
+        first.then(|| {
+            let id = seen.path.split(['/', '?']).filter_map(|part| part.parse().ok()).next().unwrap();
+            kept.uploads.insert(id, seen.bytes[..1_000_000].to_vec());
+            Reply::hang_up()
+        })
+    });
+    check("half a chunk", &half, 3, 3);
+    // All has come, only the answer got lost.
+    let deaf = Writable::start(|seen, kept| {
+        let second = seen.method == "PATCH" && kept.uploads.values().any(|u| u.len() == 8 << 20);
+        second.then(|| {
+            kept.answer(seen);
+            Reply::hang_up()
+        })
+    });
+    check("a lost answer", &deaf, 2, 3);
+    let busy = Writable::start(|seen, _| match (seen.method.as_str(), seen.before) {
+        ("PATCH" | "PUT" | "POST", 0) => Some(Reply::new(503)),
+        _ => None,
+    });
+    check("a busy registry", &busy, 4, 4);
+    // The upload is gone: once more from the beginning.
+    let forgetful = Writable::start(|seen, kept| {
+        let lost = seen.method == "PATCH" && kept.blobs.is_empty() && kept.uploads.values().any(|u| u.len() == 8 << 20);
+        lost.then(|| {
+            kept.uploads.retain(|_, u| u.len() < 8 << 20);
+            kept.blobs.insert("nothing".into(), vec![]);
+            Reply::hang_up()
+        })
+    });
+    let name = format!("{}/app:1", forgetful.server.host);
+    add(&env, Image::new().layer(big()), &name);
+    assert_eq!(push(&env, &name, &[]).code, 0);
+    comes_back(&env, &name);
+    assert_eq!(forgetful.server.seen().iter().filter(|s| s.method == "PATCH").count(), 4);
+    // The end was heard, and its answer lost.
+    let ended = Writable::start(|seen, kept| {
+        let end = seen.method == "PUT" && seen.path.contains("digest=") && seen.before == 0;
+        end.then(|| {
+            kept.answer(seen);
+            Reply::hang_up()
+        })
+    });
+    check("a lost end", &ended, 2, 3);
+}
+
+#[test]
+fn pushes_that_fail_say_why_and_leave_no_manifest() {
+    let env = TestEnv::new();
+    let fails = |registry: &Writable, words: &[&str]| {
+        let name = format!("{}/team/app:1", registry.server.host);
+        add(&env, Image::new().layer(tar(1)), &name);
+        let out = push(&env, &name, &[]);
+        assert_eq!(out.code, 1, "{out:#?}");
+        let last = out.stderr.trim_end().lines().last().unwrap_or_default();
+        for word in words.iter().chain([&registry.server.host.as_str()]) {
+            assert!(last.contains(word), "`{word}` is not in: {last}");
+        }
+        assert!(registry.kept.lock().unwrap().manifests.is_empty());
+        env.ok(["rmi", "-f", &name]);
+    };
+    let denied = Writable::start(|seen, _| {
+        let reply = || Reply::new(403).body(r#"{"errors":[{"code":"DENIED","message":"no writing here"}]}"#);
+        (seen.method == "POST").then(reply)
+    });
+    fails(&denied, &["403 Forbidden", "no writing here", "missing or private"]);
+    let other = Writable::start(|seen, kept| {
+        (seen.method == "PUT").then(|| kept.answer(seen).header("Docker-Content-Digest", digest(b"other")))
+    });
+    let name = format!("{}/team/app:1", other.server.host);
+    add(&env, Image::new().layer(tar(1)), &name);
+    let out = push(&env, &name, &[]);
+    assert!(out.code == 1 && out.stderr.contains(&format!("it has stored {}", digest(b"other"))), "{out:#?}");
+    env.ok(["rmi", "-f", &name]);
+    let down = Writable::start(|seen, _| (seen.method == "POST").then(|| Reply::new(503)));
+    fails(&down, &["503 Service Unavailable", "(5 tries)"]);
+    let away = Writable::start(|seen, _| {
+        (seen.method == "POST").then(|| Reply::new(202).header("Location", "http://storage.invalid/x"))
+    });
+    fails(&away, &["it redirects to storage.invalid, unencrypted"]);
+}
+
+#[test]
+fn credentials_stay_with_the_registry_and_tokens_are_asked_for_writing() {
+    let env = TestEnv::new();
+    let storage = Writable::honest();
+    let (place, kept) = (storage.server.host.clone(), storage.kept.clone());
+    kept.lock().unwrap().uploads.insert(7, vec![]);
+    let registry = Writable::start(move |seen, own| {
+        if seen.path.starts_with("/token") {
+            return Some(Reply::new(200).body(r#"{"token":"good"}"#));
+        }
+        if seen.header("authorization") != "Bearer good" {
+            let challenge = format!("Bearer realm=\"http://{}/token\",service=\"r\"", seen.header("host"));
+            return Some(Reply::new(401).header("WWW-Authenticate", challenge));
+        }
+        // Every blob is to go to another host.
+        match seen.method.as_str() {
+            "POST" => {
+                kept.lock().unwrap().uploads.insert(7, vec![]);
+                let location = format!("http://{place}/v2/x/blobs/uploads/7?state=0");
+                Some(Reply::new(202).header("Location", location))
+            }
+            "HEAD" => Some(Reply::new(404)),
+            _ => {
+                own.blobs =
+                    kept.lock().unwrap().blobs.iter().map(|(k, v)| (k.replace("x ", "app "), v.clone())).collect();
+                None
+            }
+        }
+    });
+    let name = format!("{}/app:1", registry.server.host);
+    add(&env, Image::new().layer(tar(1)), &name);
+    let out = push(&env, &name, &["--creds", "me:secret"]);
+    assert_eq!(out.code, 0, "{out:#?}");
+    assert!(storage.server.seen().iter().all(|s| s.header("authorization").is_empty()));
+    let asked = registry.server.seen().into_iter().find(|s| s.path.starts_with("/token")).unwrap().path;
+    assert!(asked.contains("scope=repository%3Aapp%3Apull%2Cpush"), "{asked}");
+}
+
+#[test]
+fn names_that_cannot_be_pushed() {
+    let (env, registry) = (TestEnv::new(), Writable::honest());
+    let host = &registry.server.host;
+    let repo = format!("{host}/app");
+    let says = |args: &[&str], error: String| {
+        let out = run(&mut command(&env, args));
+        assert_eq!((out.code, out.stderr), (1, format!("Error: {error}\n")));
+    };
+    says(&["push", &repo], format!("An image does not exist locally with the tag: {repo}"));
+    for tag in ["1", "2"] {
+        add(&env, Image::new().layer(tar(1)).layer(tar(tag.as_bytes()[0])), &format!("{repo}:{tag}"));
+    }
+    says(&["push", &repo], format!("tag does not exist: {repo}:latest"));
+    says(&["push", &format!("{repo}@{}", digest(b""))], "cannot push a digest reference".into());
+    says(&["push", "-a", &format!("{repo}:1")], "tag can't be used with --all-tags/-a".into());
+    let level = "invalid compression level 40: zstd has 1 to 20";
+    says(&["push", "--compression-format=zstd", "--compression-level=40", &repo], level.into());
+    let format = run(&mut command(&env, &["push", "--compression-format=xz", &repo]));
+    assert!(format.code == 125 && format.stderr.contains("`xz` is no compression that plyfs can write"), "{format:?}");
+    // All tags, quietly, and the digest into a file.
+    let file = env.path("digest");
+    assert_eq!(pushed(&env, &repo, &["-a", "-q", "--digestfile", file.to_str().unwrap()]), format!("{repo}\n"));
+    let kept = registry.kept.lock().unwrap();
+    assert!(kept.manifests.contains_key("app 1"));
+    assert_eq!(fs::read_to_string(file).unwrap(), digest(&kept.manifests["app 2"].1));
+}
+
+#[test]
+fn a_damaged_layer_does_not_leave_the_store() {
+    let (env, registry) = (TestEnv::new(), Writable::honest());
+    let name = format!("{}/app:1", registry.server.host);
+    add(&env, Image::new().layer(tar(1)), &name);
+    let layer = env.root().join("layers/sha256").join(&digest(&tar(1))[7..]).join("layer.tar");
+    let mut bytes = fs::read(&layer).unwrap();
+    bytes[700] ^= 1;
+    fs::write(&layer, bytes).unwrap();
+    let out = push(&env, &name, &[]);
+    assert!(
+        out.code == 1 && out.stderr.contains("app:1 is damaged: layer ") && out.stderr.contains("pull it again"),
+        "{out:#?}"
+    );
+    let kept = registry.kept.lock().unwrap();
+    assert!(kept.blobs.is_empty() && kept.manifests.is_empty());
+}

@@ -203,7 +203,7 @@ fn uploads_that_break_are_taken_up_where_the_registry_says() {
     let check = |what: &str, registry: &Writable, chunks: usize, begun: usize| {
         let name = format!("{}/app:1", registry.server.host);
         add(&env, Image::new().layer(big()).layer(tar(1)), &name);
-        let out = push(&env, &name, &[]);
+        let out = push(&env, &name, &["--compression-level", "1"]);
         assert_eq!(out.code, 0, "{what}: {out:#?}");
         comes_back(&env, &name);
         let seen = registry.server.seen();
@@ -333,6 +333,22 @@ fn credentials_stay_with_the_registry_and_tokens_are_asked_for_writing() {
     assert!(storage.server.seen().iter().all(|s| s.header("authorization").is_empty()));
     let asked = registry.server.seen().into_iter().find(|s| s.path.starts_with("/token")).unwrap().path;
     assert!(asked.contains("scope=repository%3Aapp%3Apull%2Cpush"), "{asked}");
+}
+
+#[test]
+fn a_repository_that_may_not_be_read_is_no_reason_to_fail() {
+    let env = TestEnv::new();
+    let registry = Writable::start(|seen, _| {
+        let closed = seen.method == "POST" && seen.path.contains("from=secret");
+        closed.then(|| Reply::new(401).header("WWW-Authenticate", "Basic realm=x"))
+    });
+    let (first, second) = (format!("{}/secret:1", registry.server.host), format!("{}/app:1", registry.server.host));
+    add(&env, Image::new().layer(tar(1)), &first);
+    pushed(&env, &first, &[]);
+    env.ok(["tag", &first, &second]);
+    let out = pushed(&env, &second, &[]);
+    assert!(out.contains(": Pushed\n"), "{out}");
+    comes_back(&env, &second);
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //! the store.
 //!
 //! A [`source::Source`] plans images (documents verified, layers listed) and yields their layers' streams;
-//! [`pull`] runs each missing layer once through `pipeline` and publishes it; [`open`] hands a mount the merged tree and
+//! [`pull`] runs each missing layer once through `pipeline` and publishes it; [`push`] and [`save`] let images out again;
+//! [`open`] hands a mount the merged tree and
 //! the tars; [`remove`] follows Docker's rules; [`fsck`] checks everything that can be made again or must be fetched again.
 
 pub mod deflate;

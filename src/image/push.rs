@@ -11,7 +11,7 @@ use super::manifest::{self, DOCUMENT_CAP, Descriptor, Family};
 use super::{Error, Problem, Result, jobs};
 use crate::digest::{Algorithm, Digest, Hasher, Verifier};
 use crate::reference::Reference;
-use crate::registry::{self, Begun, Repository, Settings, Upload};
+use crate::registry::{self, Begun, Kind, Repository, Settings, Upload};
 use crate::store::{Catalog, Image, Intent, LayerRecord, Session, Store};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -221,19 +221,26 @@ impl Out<'_> {
                 return Ok(blob.raw.clone());
             }
         }
-        for blob in known.iter().filter(suits) {
-            for path in blob.repositories.iter().take(GUESSES) {
-                let begun = self.repository.begin_upload(Some((&blob.descriptor.digest, path))).map_err(at)?;
-                if matches!(begun, Begun::Mounted) {
+        let mut begun = None;
+        for (blob, path) in
+            known.iter().filter(suits).flat_map(|b| b.repositories.iter().map(move |r| (b, r))).take(GUESSES)
+        {
+            match self.repository.mount_or_upload(&blob.descriptor.digest, path) {
+                Ok(Begun::Mounted) => {
                     self.progress.layer(layer, Event::Mounted(path.clone()));
                     return Ok(blob.raw.clone());
                 }
+                Ok(Begun::Upload(upload)) => begun = Some(upload),
+                Err(error) if matches!(error.kind, Kind::Missing | Kind::WrongCredentials) => {
+                    tracing::debug!(%error, "cannot take a layer over from another repository");
+                }
+                Err(error) => return Err(at(error)),
             }
         }
         let mut tries = 1;
         loop {
-            match self.send(layer) {
-                Err(Problem::Registry(error)) if error.kind == registry::Kind::Lost && tries < TRIES => {
+            match self.send(layer, begun.take()) {
+                Err(Problem::Registry(error)) if error.kind == Kind::Lost && tries < TRIES => {
                     tracing::warn!("{error}; sending the layer again from its beginning");
                     tries += 1;
                 }
@@ -247,16 +254,16 @@ impl Out<'_> {
     }
 
     /// Packs the layer and sends it as it is packed.
-    fn send(&self, layer: &LayerRecord) -> std::result::Result<Value, Problem> {
+    fn send(&self, layer: &LayerRecord, begun: Option<Upload>) -> std::result::Result<Value, Problem> {
         let how = self.packing.compression.unwrap_or(Compression::Gzip);
         let level = self.packing.level.unwrap_or(how.levels().0);
         let path = self.store.layer_tar(&layer.diff_id);
         let file = File::open(&path).map_err(|e| Problem::read(path.display().to_string(), None, e))?;
         let checked = Verifier::new(BufReader::with_capacity(BUFFER, file), &layer.diff_id, layer.size);
         let tar = Told { inner: checked, layer, progress: self.progress, total: 0 };
-        let upload = match self.repository.begin_upload(None).map_err(Problem::Registry)? {
-            Begun::Upload(upload) => upload,
-            Begun::Mounted => return Err(Problem::Document("the registry took over what it was not told of".into())),
+        let upload = match begun {
+            Some(upload) => upload,
+            None => self.repository.upload().map_err(Problem::Registry)?,
         };
         let (full, chunks) = sync_channel(1);
         let (packed, sent) = thread::scope(|scope| {
@@ -278,10 +285,7 @@ impl Out<'_> {
 
     /// Sends a small blob in one piece.
     fn send_whole(&self, digest: &Digest, bytes: &[u8]) -> Result<()> {
-        match self.repository.begin_upload(None)? {
-            Begun::Upload(upload) => Ok(upload.finish(digest, bytes)?),
-            Begun::Mounted => Ok(()),
-        }
+        Ok(self.repository.upload()?.finish(digest, bytes)?)
     }
 
     /// The manifest of what is in the registry: one that the image came by, if it names just that, else one like it.

@@ -187,6 +187,11 @@ impl Client {
         }
     }
 
+    /// Takes back what [`Client::need`] said of a resource.
+    pub fn do_without(&self, resource: &str) {
+        self.signed().scopes.remove(resource);
+    }
+
     /// The registry as users call it.
     pub fn host(&self) -> &str {
         &self.inner.domain

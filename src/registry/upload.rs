@@ -34,24 +34,32 @@ impl Repository {
         has_blob(self.client(), &self.ask(Method::Head, format!("blob {digest}"), &format!("blobs/{digest}")))
     }
 
-    /// Begins to put a blob into the repository, by its digest and the path of another repository of the same registry
-    /// that may have it, where there is one.
-    pub fn begin_upload(&self, from: Option<(&Digest, &str)>) -> Result<Begun> {
-        let (what, query) = match from {
-            Some((digest, path)) => {
-                self.client().need(&format!("repository:{path}"), "pull");
-                (format!("blob {digest}"), format!("?mount={}&from={}", encode(&digest.to_string()), encode(path)))
-            }
-            None => ("a new blob".to_owned(), String::new()),
-        };
-        let ask = self.ask(Method::Post, what.clone(), &format!("blobs/uploads/{query}"));
+    /// Begins to put a blob into the repository.
+    pub fn upload(&self) -> Result<Upload> {
+        let ask = self.ask(Method::Post, "a new blob".into(), "blobs/uploads/");
         let response = self.client().ask_for(&ask, Ok)?;
-        if response.status() == 201 && from.is_some() {
-            return Ok(Begun::Mounted);
+        self.begun(&ask, &response)
+    }
+
+    /// The same with a blob that the registry may have in another repository, of this path: then it takes it over. That
+    /// repository may be closed to us, which is an error like any other.
+    pub fn mount_or_upload(&self, digest: &Digest, path: &str) -> Result<Begun> {
+        let resource = format!("repository:{path}");
+        self.client().need(&resource, "pull");
+        let query = format!("blobs/uploads/?mount={}&from={}", encode(&digest.to_string()), encode(path));
+        let ask = self.ask(Method::Post, format!("blob {digest}"), &query);
+        let response = self.client().ask_for(&ask, Ok).inspect_err(|_| self.client().do_without(&resource))?;
+        match response.status().as_u16() {
+            201 => Ok(Begun::Mounted),
+            _ => self.begun(&ask, &response).map(Begun::Upload),
         }
-        let blobs = format!("/v2/{}/blobs", self.client().path());
-        let place = moved(self.client(), &ask, &response)?;
-        Ok(Begun::Upload(Upload { client: self.client().clone(), what, blobs, place, at: 0 }))
+    }
+
+    fn begun(&self, ask: &Ask, response: &Response) -> Result<Upload> {
+        let (client, what) = (self.client().clone(), "a new blob".to_owned());
+        let blobs = format!("/v2/{}/blobs", client.path());
+        let place = moved(&client, ask, response)?;
+        Ok(Upload { client, what, blobs, place, at: 0 })
     }
 
     /// Puts a manifest or index under a tag or its digest. Everything that it names must be there.

@@ -336,6 +336,21 @@ fn credentials_stay_with_the_registry_and_tokens_are_asked_for_writing() {
 }
 
 #[test]
+fn a_blob_that_lies_at_another_host_is_there() {
+    let env = TestEnv::new();
+    let registry = Writable::start(|seen, kept| match kept.answer(seen) {
+        found if seen.method == "HEAD" && found.is_found() => {
+            Some(Reply::new(307).header("Location", "https://storage.invalid/blob"))
+        }
+        other => Some(other),
+    });
+    let name = format!("{}/app:1", registry.server.host);
+    add(&env, Image::new().layer(tar(1)), &name);
+    pushed(&env, &name, &[]);
+    assert!(pushed(&env, &name, &[]).contains(": Layer already exists\n"));
+}
+
+#[test]
 fn a_repository_that_may_not_be_read_is_no_reason_to_fail() {
     let env = TestEnv::new();
     let registry = Writable::start(|seen, _| {

@@ -46,9 +46,22 @@ struct Cli {
 }
 
 const EXAMPLES: &str = "Examples:
-  plyfs pull oci:/srv/debian:12
+  plyfs pull debian:12
   plyfs mount debian:12 /mnt
-  plyfs umount /mnt";
+  plyfs umount /mnt
+
+Environment:
+  PLYFS_ROOT               the store, as --root
+  PLYFS_LOG                what to log, as --log-level
+  DOCKER_DEFAULT_PLATFORM  for which machine to pull, as --platform
+  REGISTRY_AUTH_FILE       credentials, as --authfile
+  DOCKER_CONFIG            where Docker's config.json is, besides ~/.docker
+  XDG_DATA_HOME, XDG_CONFIG_HOME, XDG_RUNTIME_DIR
+                           where a user's store, settings and credentials are
+  ALL_PROXY, HTTPS_PROXY, HTTP_PROXY, NO_PROXY
+                           how registries are reached, also in lower case
+  SSL_CERT_FILE, SSL_CERT_DIR
+                           certificates to trust instead of the system's";
 const GLOBAL: &str = "Global options";
 const LOG_VARIABLE: &str = "PLYFS_LOG";
 

@@ -212,8 +212,10 @@ fn io_fault(error: &io::Error) -> Fault {
             Fault::Unreachable(describe(error))
         }
         // The resolver's errors have no kind of their own.
-        _ if error.to_string().starts_with("failed to lookup") => Fault::Unreachable(describe(error)),
-        _ => Fault::Passing(describe(error)),
+        _ => match error.to_string().strip_prefix("failed to lookup address information: ") {
+            Some(why) => Fault::Unreachable(format!("cannot find the host: {why}")),
+            None => Fault::Passing(describe(error)),
+        },
     }
 }
 

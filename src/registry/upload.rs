@@ -178,7 +178,9 @@ fn encode(text: &str) -> String {
 }
 
 fn has_blob(client: &Client, ask: &Ask) -> Result<bool> {
-    client.ask_for(&ask.clone().answers(&[404]), |response| Ok(response.status().is_success()))
+    // A registry that sends us elsewhere for the blob has it. We need not go there: such places may let nobody ask
+    // without fetching.
+    client.ask_for(&ask.clone().answers(&[302, 303, 307, 404]), |response| Ok(response.status() != 404))
 }
 
 /// Where the registry wants what comes next.

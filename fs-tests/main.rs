@@ -12,6 +12,7 @@ mod faults;
 mod hostile;
 mod listing;
 mod merge_model;
+mod mirrors;
 mod model;
 mod mounting;
 mod pushing;

@@ -1,8 +1,6 @@
 //! Pulling from Debian's `docker-registry`, filled and read by skopeo.
 
 use std::fs;
-use std::path::Path;
-use std::process::Command;
 
 use serde_json::Value;
 
@@ -11,6 +9,7 @@ use super::support::env::{TestEnv, run};
 use super::support::oci::{Compression, Image};
 use super::support::registry::{DockerRegistry, command, pull};
 use super::support::tar::Tar;
+use super::support::tls;
 
 fn image(n: u8) -> Image {
     let tar = |k: u8| Tar::new().dir("etc").file(format!("etc/{n}-{k}"), vec![k; 4000]).finish();
@@ -85,23 +84,10 @@ fn with_a_password() {
     assert!(wrong.contains("wrong user name or password (asked as me by --creds)"), "{wrong}");
 }
 
-/// A certificate authority and a server's certificate for 127.0.0.1.
-fn certificates(dir: &Path) {
-    let script = "set -e
-        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=test-ca \
-            -keyout ca.key -out ca.crt -addext basicConstraints=critical,CA:TRUE
-        openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=server -keyout server.key -out server.csr
-        printf 'subjectAltName=IP:127.0.0.1\\nbasicConstraints=CA:FALSE\\n' > ext
-        openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out server.crt";
-    fs::create_dir_all(dir).unwrap();
-    let done = run(Command::new("sh").args(["-c", script]).current_dir(dir));
-    assert_eq!(done.code, 0, "{done:?}");
-}
-
 #[test]
 fn by_tls() {
     let env = TestEnv::new();
-    certificates(&env.path("ca"));
+    tls::certificates(&env.path("ca"));
     let registry = DockerRegistry::start(Some("me:secret"), Some(&env.path("ca")));
     image(4).write_layout(&env.path("image"));
     let source = format!("oci:{}:latest", env.path("image").display());

@@ -305,6 +305,7 @@ pub struct DockerRegistry {
 
 impl DockerRegistry {
     /// Starts one: for anybody, or only for `USER:PASSWORD`; with the certificate and key in a folder, or by plain http.
+    /// If there is `clients.crt` too, who asks must show a certificate by that one.
     pub fn start(user: Option<&str>, tls: Option<&Path>) -> Self {
         for _ in 0..5 {
             if let Some(registry) = Self::try_start(user, tls) {
@@ -326,7 +327,10 @@ impl DockerRegistry {
         );
         if let Some(tls) = tls {
             let (cert, key) = (tls.join("server.crt"), tls.join("server.key"));
-            config += &format!("  tls: {{certificate: {}, key: {}}}\n", cert.display(), key.display());
+            let clients = tls.join("clients.crt");
+            let clients =
+                if clients.exists() { format!(", clientcas: [{}]", clients.display()) } else { String::new() };
+            config += &format!("  tls: {{certificate: {}, key: {}{clients}}}\n", cert.display(), key.display());
         }
         if let Some(user) = user {
             let (name, password) = user.split_once(':').unwrap();

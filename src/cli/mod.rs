@@ -55,6 +55,8 @@ Environment:
   PLYFS_LOG                what to log, as --log-level
   DOCKER_DEFAULT_PLATFORM  for which machine to pull, as --platform
   REGISTRY_AUTH_FILE       credentials, as --authfile
+  CONTAINERS_REGISTRIES_CONF
+                           mirrors, instead of podman's usual registries.conf
   DOCKER_CONFIG            where Docker's config.json is, besides ~/.docker
   XDG_DATA_HOME, XDG_CONFIG_HOME, XDG_RUNTIME_DIR
                            where a user's store, settings and credentials are

@@ -1,6 +1,6 @@
 //! What the verbs that talk to registries share: their flags, and where this user's files are.
 
-use crate::registry::{Settings, Timing, credentials};
+use crate::registry::{Settings, Timing, credentials, mirrors};
 use std::env;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -49,6 +49,7 @@ impl RegistryArgs {
                 file: self.authfile.clone(),
                 usual_files: auth_files(),
             },
+            mirrors: mirror_sources(),
             timing: Timing {
                 stall: self.stall_timeout.unwrap_or(usual.stall),
                 pause: self.retry_pause.unwrap_or(usual.pause),
@@ -82,6 +83,20 @@ fn runtime_dir() -> Option<PathBuf> {
     use std::os::unix::fs::MetadataExt;
     let user = || std::fs::metadata("/proc/self").map(|m| m.uid()).ok();
     absolute("XDG_RUNTIME_DIR").or_else(|| Some(Path::new("/run/containers").join(user()?.to_string())))
+}
+
+/// The user's own file, if there is one, is there instead of the shared one and of what is beside that.
+fn mirror_sources() -> mirrors::Sources {
+    let shared = Path::new("/etc/containers");
+    let own = config_home().map(|dir| dir.join("containers"));
+    let own_folder = own.as_ref().map(|dir| dir.join("registries.conf.d"));
+    let named = absolute("CONTAINERS_REGISTRIES_CONF");
+    let own_file = own.map(|dir| dir.join("registries.conf")).filter(|file| named.is_none() && file.exists());
+    let shared_folder = own_file.is_none().then(|| shared.join("registries.conf.d"));
+    mirrors::Sources {
+        file: named.or(own_file).or_else(|| Some(shared.join("registries.conf"))),
+        folders: shared_folder.into_iter().chain(own_folder).collect(),
+    }
 }
 
 fn cert_dirs() -> Vec<PathBuf> {

@@ -126,12 +126,11 @@ fn take(
         }
     }
     let compressed = run_jobs(jobs, plan.layers.len(), source, |layer, stop| {
-        let (size, fresh) = match take_layer(session, source, layer, stop, progress) {
-            Err(Fault::Layer(wrong)) if wrong.is_content() && source.discard(layer) => {
-                tracing::info!(layer = layer.short(), %wrong, "what an earlier pull left is of no use: starting over");
-                take_layer(session, source, layer, stop, progress)?
+        let (size, fresh) = loop {
+            match take_layer(session, source, layer, stop, progress) {
+                Err(Fault::Layer(wrong)) if wrong.is_content() && source.discard(layer, &wrong) => {}
+                done => break done?,
             }
-            done => done?,
         };
         source.taken(layer);
         if fresh {

@@ -2,16 +2,21 @@
 
 use super::client::{Ask, Client, Pauses};
 use super::http::{self, Method, Response, header};
-use super::{Error, Kind, Result};
+use super::repository::ask_below;
+use super::{Error, Kind, Repository, Result};
 use crate::digest::Digest;
 use std::io::{self, Read};
 
 /// So many bytes make a connection a good one: what breaks after them is a new fault and not one more of the same.
 const PROGRESS: u64 = 1 << 20;
 
-/// The bytes of a blob, unchecked, to be read once. A connection that breaks is replaced by one for the rest. An error is
-/// an [`io::Error`] carrying an [`Error`], and every further read repeats it.
+/// The bytes of a blob, unchecked, to be read once. A connection that breaks is replaced by one for the rest, and a mirror
+/// that fails by the next place. An error is an [`io::Error`] carrying an [`Error`], and every further read repeats it.
 pub struct Blob {
+    repository: Repository,
+    digest: Digest,
+    /// Which of the repository's places is asked.
+    place: usize,
     client: Client,
     ask: Ask,
     size: u64,
@@ -28,20 +33,49 @@ pub struct Blob {
 
 impl Blob {
     /// The stream of a blob from byte `at` on. Asks at once, so that what is wrong from the beginning is an error here.
-    pub(super) fn open(repository: &super::Repository, digest: &Digest, size: u64, at: u64) -> Result<Blob> {
-        let ask = repository.ask(Method::Get, format!("blob {digest}"), &format!("blobs/{digest}"));
-        let (client, fault_at) = (repository.client().clone(), at);
-        let pauses = client.pauses();
-        let (body, ranges, failed) = (None, true, None);
-        let mut blob = Blob { client, ask, size, at, body, ranges, pauses, fault_at, failed };
-        if at < size {
-            blob.connect()?;
+    pub(super) fn open(repository: &Repository, digest: &Digest, size: u64, at: u64) -> Result<Blob> {
+        let (place, client) = repository.place_for(digest, 0);
+        let mut blob = Blob {
+            repository: repository.clone(),
+            digest: digest.clone(),
+            place,
+            client: client.clone(),
+            ask: ask_for_blob(client, digest),
+            size,
+            at,
+            body: None,
+            ranges: true,
+            pauses: client.pauses(),
+            fault_at: at,
+            failed: None,
+        };
+        if at >= size {
+            return Ok(blob);
         }
-        Ok(blob)
+        loop {
+            match blob.connect() {
+                Err(error) if blob.moves_on(&error) => {}
+                done => return done.map(|()| blob),
+            }
+        }
     }
 
-    fn protocol(&self, why: String) -> Error {
-        self.ask.error(&self.client, Kind::Protocol, why)
+    /// Goes to the next place for what is left, if this one is a mirror.
+    fn moves_on(&mut self, error: &Error) -> bool {
+        if !self.repository.passes_over(self.place, error) {
+            return false;
+        }
+        let (place, client) = self.repository.place_for(&self.digest, self.place + 1);
+        let client = client.clone();
+        self.ask = ask_for_blob(&client, &self.digest);
+        self.pauses = client.pauses();
+        (self.place, self.client, self.body, self.ranges, self.fault_at) = (place, client, None, true, self.at);
+        true
+    }
+
+    /// An error about it.
+    pub(super) fn error(&self, kind: Kind, why: String) -> Error {
+        self.ask.error(&self.client, kind, why)
     }
 
     /// Opens a connection for what is left.
@@ -72,14 +106,19 @@ impl Blob {
                     continue;
                 }
                 200 => (self.at, header(&response, "content-length").and_then(|n| n.parse::<u64>().ok())),
-                _ => return Err(self.protocol(format!("an answer that was not asked for: {}", response.status()))),
+                _ => {
+                    return Err(
+                        self.error(Kind::Protocol, format!("an answer that was not asked for: {}", response.status()))
+                    );
+                }
             };
             if let Some(total) = total.filter(|total| *total != self.size) {
                 let what = if total > self.size { "longer" } else { "shorter" };
                 let why = format!("it has {total} bytes, {what} than the {} that its descriptor says", self.size);
-                return Err(self.protocol(why));
+                return Err(self.error(Kind::Protocol, why));
             }
             self.body = Some(response.into_body().into_reader());
+            self.repository.came_from(&self.digest, self.place);
             return self.skip(skip);
         }
     }
@@ -102,7 +141,7 @@ impl Blob {
         }
         self.fault_at = self.at;
         let why = format!("{why} after {} of {} bytes", self.at, self.size);
-        let error = self.ask.error(&self.client, Kind::Failed, why);
+        let error = self.error(Kind::Failed, why);
         self.pauses.wait(&self.client, error, None)?;
         self.connect()
     }
@@ -144,13 +183,22 @@ impl Read for Blob {
         }
         let read = match &self.failed {
             Some(error) => Err(error.clone()),
-            None => self.next(buf),
+            None => loop {
+                match self.next(buf) {
+                    Err(error) if self.moves_on(&error) => {}
+                    done => break done,
+                }
+            },
         };
         read.map_err(|error| {
             self.failed = Some(error.clone());
             io::Error::other(error)
         })
     }
+}
+
+fn ask_for_blob(client: &Client, digest: &Digest) -> Ask {
+    ask_below(client, Method::Get, format!("blob {digest}"), &format!("blobs/{digest}"))
 }
 
 /// Where a partial answer begins, and the length of the whole if it says so.

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 /// Where Docker's registry really is.
 const HUB_SERVER: &str = "registry-1.docker.io";
-const TRIES: u32 = 5;
+/// Where another place has the same, patience is out of place.
+const MIRROR_TRIES: u32 = 2;
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const HOPS: usize = 10;
 const ERROR_CAP: u64 = 1 << 20;
@@ -126,6 +127,7 @@ pub(super) enum Attempt {
 
 /// The pauses between tries.
 pub(super) struct Pauses {
+    tries: u32,
     left: u32,
     next: Duration,
 }
@@ -135,7 +137,7 @@ impl Pauses {
     pub fn wait(&mut self, client: &Client, error: Error, wanted: Option<Duration>) -> Result<()> {
         self.left = self.left.saturating_sub(1);
         if self.left == 0 {
-            return Err(Error { why: format!("{} ({TRIES} tries)", error.why), ..error });
+            return Err(Error { why: format!("{} ({} tries)", error.why, self.tries), ..error });
         }
         let pause = wanted.unwrap_or_default().max(self.next).min(LONGEST_PAUSE);
         self.next = (self.next * 2).min(LONGEST_PAUSE);
@@ -173,6 +175,21 @@ impl Client {
         if !path.is_empty() {
             client.need(&format!("repository:{path}"), actions);
         }
+        client
+    }
+
+    /// A mirror, to be read: `--creds` are not for it, and it is given up soon.
+    pub fn mirror(domain: &str, path: &str, settings: &Settings) -> Client {
+        let mut settings = settings.clone();
+        settings.credentials.given = None;
+        settings.timing.tries = settings.timing.tries.min(MIRROR_TRIES);
+        Client::new(domain, path, "pull", &settings)
+    }
+
+    /// A registry that is not to be asked: every question ends in this error.
+    pub fn closed(domain: &str, path: &str, settings: &Settings, why: String) -> Client {
+        let client = Client::new(domain, path, "pull", settings);
+        let _empty = client.inner.base.set(Err(why));
         client
     }
 
@@ -231,7 +248,8 @@ impl Client {
 
     /// The pauses between tries, from the first on.
     pub fn pauses(&self) -> Pauses {
-        Pauses { left: TRIES, next: self.inner.timing.pause }
+        let timing = self.inner.timing;
+        Pauses { tries: timing.tries, left: timing.tries, next: timing.pause }
     }
 
     /// Asks until there is an answer that is no error and `read` has taken from it what it wants.

@@ -5,10 +5,10 @@ use super::{Settings, Timing};
 use rustls_native_certs::load_native_certs;
 use std::fs;
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use ureq::Agent;
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
 
 /// An answer whose body has not been read.
 pub(super) type Response = ureq::http::Response<ureq::Body>;
@@ -83,10 +83,12 @@ impl Fault {
 pub(super) struct Http {
     verify: bool,
     timing: Timing,
-    /// Folders whose `*.crt` files are trusted too.
-    trusted: Vec<PathBuf>,
-    /// Made when first needed: for http and https, to elsewhere and to this machine.
-    agents: [OnceLock<Result<Agent, String>>; 4],
+    /// Folders whose `*.crt` files are trusted too, and whose `*.cert` files say who we are.
+    folders: Vec<PathBuf>,
+    /// The registry, which alone is shown them.
+    authority: String,
+    /// Made when first needed: for http, for https to anybody and to the registry, to elsewhere and to this machine.
+    agents: [OnceLock<Result<Agent, String>>; 6],
 }
 
 impl Http {
@@ -95,7 +97,8 @@ impl Http {
         Http {
             verify: settings.tls_verify,
             timing: settings.timing,
-            trusted: settings.cert_dirs.iter().map(|dir| dir.join(authority)).collect(),
+            authority: authority.to_ascii_lowercase(),
+            folders: settings.cert_dirs.iter().map(|dir| dir.join(authority)).collect(),
             agents: Default::default(),
         }
     }
@@ -116,9 +119,10 @@ impl Http {
     fn agent(&self, url: &Url) -> Result<&Agent, Fault> {
         // A proxy has no business between this machine and itself.
         let local = is_loopback(url.host());
-        let slot = &self.agents[usize::from(url.https) * 2 + usize::from(local)];
+        let own = url.https && url.authority == self.authority;
+        let slot = &self.agents[(usize::from(url.https) + usize::from(own)) * 2 + usize::from(local)];
         let made = slot.get_or_init(|| {
-            let tls = if url.https { Some(self.trust()?) } else { None };
+            let tls = if url.https { Some(self.trust(own)?) } else { None };
             Ok(self.build(tls, local))
         });
         made.as_ref().map_err(|why| Fault::Lasting(why.clone()))
@@ -145,46 +149,71 @@ impl Http {
         config.build().new_agent()
     }
 
-    /// The system's certificates and those for this registry.
-    fn trust(&self) -> Result<TlsConfig, String> {
+    /// The system's certificates and those for this registry; to the registry itself, what says who we are.
+    fn trust(&self, own: bool) -> Result<TlsConfig, String> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = TlsConfig::builder().unversioned_rustls_crypto_provider(provider);
+        let mut tls = TlsConfig::builder().unversioned_rustls_crypto_provider(provider);
+        if own {
+            let found = self.folders.iter().map(|folder| identity(folder)).find_map(Result::transpose);
+            tls = tls.client_cert(found.transpose()?);
+        }
         if !self.verify {
             return Ok(tls.root_certs(RootCerts::from([])).disable_verification(true).build());
         }
         let mut roots: Vec<Certificate<'static>> = Vec::new();
         roots.extend(load_native_certs().certs.iter().map(|cert| Certificate::from_der(cert).to_owned()));
-        for folder in &self.trusted {
-            roots.extend(certificates(folder)?);
+        for folder in &self.folders {
+            for path in files(folder, "crt")? {
+                roots.extend(certificates(&path)?);
+            }
         }
         Ok(tls.root_certs(RootCerts::from(roots)).build())
     }
 }
 
-/// The certificates in a folder's `*.crt` files; none where there is no such folder.
-fn certificates(folder: &PathBuf) -> Result<Vec<Certificate<'static>>, String> {
+/// A folder's files with this ending, by name; none where there is no such folder.
+fn files(folder: &Path, ending: &str) -> Result<Vec<PathBuf>, String> {
     let failed = |e: io::Error| format!("cannot read {}: {e}", folder.display());
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(vec![]),
         Err(e) => return Err(failed(e)),
     };
+    let paths = entries.map(|entry| entry.map(|e| e.path())).collect::<io::Result<Vec<_>>>();
+    let mut paths = paths.map_err(failed)?;
+    paths.retain(|path| path.extension().is_some_and(|e| e == ending));
+    paths.sort();
+    Ok(paths)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    fs::read(path).map_err(|e| format!("cannot read {}: {e}", path.display()))
+}
+
+/// The certificates in a file.
+fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>, String> {
     let mut found = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(failed)?.path();
-        if path.extension().is_none_or(|e| e != "crt") {
-            continue;
-        }
-        let bytes = fs::read(&path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
-        for item in parse_pem(&bytes) {
-            match item {
-                Ok(PemItem::Certificate(cert)) => found.push(cert),
-                Ok(_) => {}
-                Err(e) => return Err(format!("{} holds no certificate: {e}", path.display())),
-            }
+    for item in parse_pem(&read(path)?) {
+        match item {
+            Ok(PemItem::Certificate(cert)) => found.push(cert),
+            Ok(_) => {}
+            Err(e) => return Err(format!("{} holds no certificate: {e}", path.display())),
         }
     }
     Ok(found)
+}
+
+/// The folder's first `NAME.cert` with its `NAME.key`, if there is one.
+fn identity(folder: &Path) -> Result<Option<ClientCert>, String> {
+    let Some(cert) = files(folder, "cert")?.into_iter().next() else { return Ok(None) };
+    let key = cert.with_extension("key");
+    let chain = certificates(&cert)?;
+    if chain.is_empty() {
+        return Err(format!("{} holds no certificate", cert.display()));
+    }
+    // What the key's parser says could quote it.
+    let secret = PrivateKey::from_pem(&read(&key)?).map_err(|_| format!("{} holds no private key", key.display()))?;
+    Ok(Some(ClientCert::new_with_certs(&chain, secret)))
 }
 
 fn fault(error: &ureq::Error) -> Fault {

@@ -4,19 +4,20 @@
 //! What comes from a registry is a claim. Manifests are hashed here; a blob's stream is handed out unchecked, survives
 //! broken connections, and is for the taker to verify. Credentials go to the registry and to the token server that it
 //! names by the rules in `auth`, to nobody else, and only over TLS unless the user said otherwise or the registry is
-//! this machine. A proxy is used as `ALL_PROXY`, `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say.
+//! this machine. What is read may come from mirrors, each asked with its own credentials. A proxy is used as `ALL_PROXY`, `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say.
 
 mod auth;
 mod blob;
 mod client;
 pub mod credentials;
 mod http;
+pub mod mirrors;
 mod repository;
 mod upload;
 mod url;
 
 pub use blob::Blob;
-pub use repository::{Manifest, Repository};
+pub use repository::{Manifest, Referrer, Repository};
 pub use upload::{Begun, Upload};
 
 use std::path::PathBuf;
@@ -27,10 +28,13 @@ use std::time::Duration;
 pub struct Settings {
     /// Whether servers must prove who they are. If not, plain http will do too.
     pub tls_verify: bool,
-    /// Folders with further certificates to trust: in each, `HOST[:PORT]/*.crt` for that registry.
+    /// Folders with further certificates to trust: in each, `HOST[:PORT]/*.crt` for that registry, and `NAME.cert` with
+    /// `NAME.key` there to show to it.
     pub cert_dirs: Vec<PathBuf>,
     /// Where credentials come from.
     pub credentials: credentials::Sources,
+    /// Where it is said who stands in for registries.
+    pub mirrors: mirrors::Sources,
     /// How long to wait for what.
     pub timing: Timing,
 }
@@ -44,12 +48,14 @@ pub struct Timing {
     pub stall: Duration,
     /// Before the second try; every further pause is twice as long.
     pub pause: Duration,
+    /// How often to try.
+    pub tries: u32,
 }
 
 impl Default for Timing {
     fn default() -> Timing {
         let seconds = Duration::from_secs;
-        Timing { connect: seconds(15), stall: seconds(30), pause: seconds(1) }
+        Timing { connect: seconds(15), stall: seconds(30), pause: seconds(1), tries: 5 }
     }
 }
 

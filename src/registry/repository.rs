@@ -1,15 +1,23 @@
-//! One repository: its manifests, blobs and tags.
+//! One repository: its manifests, blobs, tags and referrers, read from its mirrors or from itself.
 
 use super::blob::Blob;
 use super::client::{Ask, Client};
 use super::http::{self, Method, header};
-use super::{Kind, Result, Settings};
+use super::mirrors::{self, Places};
+use super::{Error, Kind, Result, Settings};
 use crate::digest::{Digest, Hasher};
 use crate::reference::Reference;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-const TAGS_CAP: u64 = 4 << 20;
+const PAGE_CAP: u64 = 4 << 20;
 const PAGES: usize = 1000;
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// A manifest or index as a registry has it, hashed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -22,58 +30,114 @@ pub struct Manifest {
     pub bytes: Vec<u8>,
 }
 
-/// A repository of a registry. Clones share connections, proofs and the cancellation.
+/// Something in the repository that says what it is about.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Referrer {
+    /// Its manifest's digest.
+    pub digest: Digest,
+    /// What it is.
+    #[serde(default)]
+    pub artifact_type: String,
+    /// Free notes.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// A repository of a registry, with its mirrors. Clones share connections, proofs and the cancellation.
+///
+/// What is read is asked of the mirrors in turn and of the registry itself last; a mirror that does not give it is named
+/// in a warning.
 #[derive(Clone)]
 pub struct Repository {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    mirrors: Vec<Mirror>,
+    /// The registry itself.
+    own: Client,
+    blobs: Mutex<Blobs>,
+}
+
+struct Mirror {
     client: Client,
+    /// Whether it has failed in a way that makes it useless for what follows.
+    is_gone: AtomicBool,
+}
+
+/// Which mirrors, by their positions, had to do with which blobs.
+#[derive(Default)]
+struct Blobs {
+    came_from: BTreeMap<Digest, BTreeSet<usize>>,
+    distrusted: BTreeMap<Digest, BTreeSet<usize>>,
 }
 
 impl Repository {
     /// The repository that the reference names, to be read. Asks nothing yet.
     pub fn new(reference: &Reference, settings: &Settings) -> Repository {
-        Repository { client: Client::new(reference.domain(), reference.path(), "pull", settings) }
+        match mirrors::find(&settings.mirrors, reference) {
+            Ok(Places { mirrors, own }) => {
+                let mirror = |place: &mirrors::Place| Mirror {
+                    client: Client::mirror(&place.domain, &place.path, &settings.for_place(place.insecure)),
+                    is_gone: AtomicBool::new(false),
+                };
+                let own_client = Client::new(&own.domain, &own.path, "pull", &settings.for_place(own.insecure));
+                Repository::with(mirrors.iter().map(mirror).collect(), own_client)
+            }
+            Err(why) => Repository::refused(reference, settings, why),
+        }
     }
 
-    /// The repository that the reference names, to be read and written. Asks nothing yet.
+    /// The repository that the reference names, to be read and written, wherever it is read from otherwise. Asks nothing
+    /// yet.
     pub fn to_write(reference: &Reference, settings: &Settings) -> Repository {
-        Repository { client: Client::new(reference.domain(), reference.path(), "pull,push", settings) }
+        match mirrors::find(&settings.mirrors, reference) {
+            Ok(Places { own, .. }) => {
+                // Another place's rules are not ours.
+                let insecure = own.insecure && own.domain == reference.domain();
+                let settings = settings.for_place(insecure);
+                let client = Client::new(reference.domain(), reference.path(), "pull,push", &settings);
+                Repository::with(Vec::new(), client)
+            }
+            Err(why) => Repository::refused(reference, settings, why),
+        }
+    }
+
+    fn refused(reference: &Reference, settings: &Settings, why: String) -> Repository {
+        let own = Client::closed(reference.domain(), reference.path(), settings, why);
+        Repository::with(Vec::new(), own)
+    }
+
+    fn with(mirrors: Vec<Mirror>, own: Client) -> Repository {
+        Repository { inner: Arc::new(Inner { mirrors, own, blobs: Mutex::default() }) }
     }
 
     /// The registry as users call it.
     pub fn host(&self) -> &str {
-        self.client.host()
+        self.inner.own.host()
     }
 
     /// Ends every wait for another try, now and later.
     pub fn cancel(&self) {
-        self.client.cancel();
+        self.inner.mirrors.iter().for_each(|mirror| mirror.client.cancel());
+        self.inner.own.cancel();
     }
 
     /// The manifest or index under a tag or a digest, of at most `cap` bytes and one of the types in `accept`. By digest,
     /// its bytes have that digest.
     pub fn manifest(&self, name: &str, accept: &str, cap: u64) -> Result<Manifest> {
-        let ask = self.ask(Method::Get, format!("manifest {name}"), &format!("manifests/{name}"));
-        let ask = ask.header("Accept", accept);
-        let (said, media_type, bytes) = self.client.ask_for(&ask, |response| {
-            let said = header(&response, "docker-content-digest").and_then(|d| d.parse::<Digest>().ok());
-            let media_type = header(&response, "content-type").and_then(|t| t.split(';').next()).unwrap_or_default();
-            let media_type = media_type.trim().to_ascii_lowercase();
-            Ok((said, media_type, http::small_body(response, cap)?))
-        })?;
-        let asked: Option<Digest> = name.parse().ok();
-        let mut digest = Digest::of(&bytes);
-        for want in asked.iter().chain(&said) {
-            let mut hasher = Hasher::new(want.algorithm());
-            hasher.update(&bytes);
-            let got = hasher.finish();
-            if got != *want {
-                let whose = if asked.is_some() { "asked for" } else { "named in its Docker-Content-Digest" };
-                let why = format!("it has digest {got} instead of {want} as {whose}");
-                return Err(ask.error(&self.client, Kind::Protocol, why));
+        for (at, mirror) in self.inner.mirrors.iter().enumerate() {
+            if mirror.is_gone.load(Ordering::Relaxed) {
+                continue;
+            }
+            match manifest(&mirror.client, name, accept, cap).and_then(|found| check_json(&mirror.client, name, found))
+            {
+                Err(error) if self.passes_over(at, &error) => {}
+                done => return done,
             }
         }
-        digest = asked.unwrap_or(digest);
-        Ok(Manifest { digest, media_type, bytes })
+        manifest(&self.inner.own, name, accept, cap)
     }
 
     /// A blob's stream from byte `at` on, unchecked.
@@ -81,41 +145,205 @@ impl Repository {
         Blob::open(self, digest, size, at)
     }
 
-    /// All tags, in the registry's order.
+    /// A small blob, whole and checked.
+    pub fn small_blob(&self, digest: &Digest, size: u64) -> Result<Vec<u8>> {
+        loop {
+            let mut blob = self.blob(digest, size, 0)?;
+            let (mut bytes, mut hasher) = (Vec::new(), Hasher::new(digest.algorithm()));
+            if let Err(e) = (&mut blob).take(size + 1).read_to_end(&mut bytes) {
+                return Err(e.downcast::<Error>().unwrap_or_else(|e| blob.error(Kind::Failed, e.to_string())));
+            }
+            hasher.update(&bytes);
+            let got = hasher.finish();
+            if got == *digest && bytes.len() as u64 == size {
+                return Ok(bytes);
+            }
+            let why = format!("it has digest {got} and {} bytes instead of {size}", bytes.len());
+            if !self.distrust(digest, &why) {
+                return Err(blob.error(Kind::Protocol, why));
+            }
+        }
+    }
+
+    /// What was read of the blob was not the blob: the mirrors that it came from are not asked for it any more. Returns
+    /// whether there were any.
+    pub fn distrust(&self, digest: &Digest, why: &dyn Display) -> bool {
+        let mut blobs = self.blobs();
+        let came_from = blobs.came_from.remove(digest).unwrap_or_default();
+        for at in &came_from {
+            let host = self.inner.mirrors[*at].client.host();
+            tracing::warn!("mirror {host}: blob {digest}: {why}; asking the next place");
+        }
+        let any = !came_from.is_empty();
+        blobs.distrusted.entry(digest.clone()).or_default().extend(came_from);
+        any
+    }
+
+    /// All tags that the registry itself has, in its order.
     pub fn tags(&self) -> Result<Vec<String>> {
         #[derive(Deserialize)]
         struct Page {
             tags: Option<Vec<String>>,
         }
-        let mut ask = self.ask(Method::Get, "list of tags".into(), "tags/list");
+        let ask = self.ask(Method::Get, "list of tags".into(), "tags/list");
         let mut all: Vec<String> = Vec::new();
-        for _ in 0..PAGES {
-            let (next, bytes) = self.client.ask_for(&ask, |response| {
-                let next = header(&response, "link").and_then(next_link).map(str::to_owned);
-                Ok((next, http::small_body(response, TAGS_CAP)?))
-            })?;
-            let page: Page = serde_json::from_slice(&bytes)
-                .map_err(|e| ask.error(&self.client, Kind::Protocol, format!("not a list of tags: {e}")))?;
-            all.extend(page.tags.unwrap_or_default());
-            let Some(next) = next else { return Ok(all) };
-            let place = self.client.place(&ask, &next)?;
-            if !self.client.is_own(&ask, &place)? {
-                let why = format!("the list goes on at another place: {}", next.escape_debug());
-                return Err(ask.error(&self.client, Kind::Protocol, why));
+        pages(&self.inner.own, ask, |page: Page| all.extend(page.tags.unwrap_or_default()))?;
+        Ok(all)
+    }
+
+    /// What there is about the manifest or index with this digest, of this type or, where a registry cannot choose, of
+    /// any. A mirror that has nothing is not the last to be asked.
+    pub fn referrers(&self, digest: &Digest, artifact_type: &str) -> Result<Vec<Referrer>> {
+        for (at, mirror) in self.inner.mirrors.iter().enumerate() {
+            if mirror.is_gone.load(Ordering::Relaxed) {
+                continue;
             }
-            ask = ask.at(place);
+            match referrers(&mirror.client, digest, artifact_type) {
+                Ok(none) if none.is_empty() => {}
+                Err(error) if self.passes_over(at, &error) => {}
+                done => return done,
+            }
         }
-        Err(ask.error(&self.client, Kind::Protocol, format!("the list has more than {PAGES} pages")))
+        referrers(&self.inner.own, digest, artifact_type)
     }
 
     /// A request below the repository's own path.
     pub(super) fn ask(&self, method: Method, what: String, below: &str) -> Ask {
-        Ask::new(method, what, format!("/v2/{}/{below}", self.client.path()))
+        ask_below(&self.inner.own, method, what, below)
     }
 
+    /// The registry itself.
     pub(super) fn client(&self) -> &Client {
-        &self.client
+        &self.inner.own
     }
+
+    /// The first place from that position on which may be asked for the blob. The registry itself stands after the
+    /// mirrors.
+    pub(super) fn place_for(&self, digest: &Digest, from: usize) -> (usize, &Client) {
+        let blobs = self.blobs();
+        let distrusted = |at: &usize| blobs.distrusted.get(digest).is_some_and(|all| all.contains(at));
+        let mirrors = self.inner.mirrors.iter().enumerate().skip(from);
+        let mut fit = mirrors.filter(|(at, m)| !m.is_gone.load(Ordering::Relaxed) && !distrusted(at));
+        fit.next().map_or((self.inner.mirrors.len(), &self.inner.own), |(at, mirror)| (at, &mirror.client))
+    }
+
+    /// Notes that bytes of the blob come from there.
+    pub(super) fn came_from(&self, digest: &Digest, place: usize) {
+        if place < self.inner.mirrors.len() {
+            self.blobs().came_from.entry(digest.clone()).or_default().insert(place);
+        }
+    }
+
+    /// Whether the place is a mirror, so that the error is only one for a warning.
+    pub(super) fn passes_over(&self, place: usize, error: &Error) -> bool {
+        let Some(mirror) = self.inner.mirrors.get(place).filter(|_| error.kind != Kind::Cancelled) else {
+            return false;
+        };
+        if error.kind != Kind::Missing {
+            mirror.is_gone.store(true, Ordering::Relaxed);
+        }
+        tracing::warn!("mirror {error}; asking the next place");
+        true
+    }
+
+    fn blobs(&self) -> MutexGuard<'_, Blobs> {
+        self.inner.blobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Settings {
+    fn for_place(&self, insecure: bool) -> Settings {
+        Settings { tls_verify: self.tls_verify && !insecure, ..self.clone() }
+    }
+}
+
+/// A request below the path of the client's repository.
+pub(super) fn ask_below(client: &Client, method: Method, what: String, below: &str) -> Ask {
+    Ask::new(method, what, format!("/v2/{}/{below}", client.path()))
+}
+
+fn manifest_ask(client: &Client, name: &str) -> Ask {
+    ask_below(client, Method::Get, format!("manifest {name}"), &format!("manifests/{name}"))
+}
+
+fn manifest(client: &Client, name: &str, accept: &str, cap: u64) -> Result<Manifest> {
+    let ask = manifest_ask(client, name).header("Accept", accept);
+    let (said, media_type, bytes) = client.ask_for(&ask, |response| {
+        let said = header(&response, "docker-content-digest").and_then(|d| d.parse::<Digest>().ok());
+        let media_type = header(&response, "content-type").and_then(|t| t.split(';').next()).unwrap_or_default();
+        let media_type = media_type.trim().to_ascii_lowercase();
+        Ok((said, media_type, http::small_body(response, cap)?))
+    })?;
+    let asked: Option<Digest> = name.parse().ok();
+    let mut digest = Digest::of(&bytes);
+    for want in asked.iter().chain(&said) {
+        let mut hasher = Hasher::new(want.algorithm());
+        hasher.update(&bytes);
+        let got = hasher.finish();
+        if got != *want {
+            let whose = if asked.is_some() { "asked for" } else { "named in its Docker-Content-Digest" };
+            let why = format!("it has digest {got} instead of {want} as {whose}");
+            return Err(ask.error(client, Kind::Protocol, why));
+        }
+    }
+    digest = asked.unwrap_or(digest);
+    Ok(Manifest { digest, media_type, bytes })
+}
+
+/// What is no document at all comes from something in between.
+fn check_json(client: &Client, name: &str, found: Manifest) -> Result<Manifest> {
+    let json = serde_json::from_slice::<serde::de::IgnoredAny>(&found.bytes);
+    json.map_err(|e| manifest_ask(client, name).error(client, Kind::Protocol, format!("not valid JSON: {e}")))?;
+    Ok(found)
+}
+
+fn referrers(client: &Client, digest: &Digest, artifact_type: &str) -> Result<Vec<Referrer>> {
+    #[derive(Deserialize)]
+    struct Index {
+        #[serde(default)]
+        manifests: Vec<Referrer>,
+    }
+    let below = format!("referrers/{digest}?artifactType={}", utf8_percent_encode(artifact_type, NON_ALPHANUMERIC));
+    let ask = ask_below(client, Method::Get, format!("referrers of {digest}"), &below).header("Accept", INDEX);
+    let mut all = Vec::new();
+    match pages(client, ask, |page: Index| all.extend(page.manifests)) {
+        Err(error) if error.kind == Kind::Missing => {}
+        done => return done.map(|()| all),
+    }
+    // A registry that keeps no such lists has them as an index under a tag.
+    let tag = format!("{}-{}", digest.algorithm().name(), digest.hex());
+    match manifest(client, &tag, INDEX, PAGE_CAP) {
+        Ok(found) => {
+            let index: Index = serde_json::from_slice(&found.bytes).map_err(|e| {
+                let why = format!("not an index of referrers: {e}");
+                manifest_ask(client, &tag).error(client, Kind::Protocol, why)
+            })?;
+            Ok(index.manifests)
+        }
+        Err(error) if error.kind == Kind::Missing => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Hands out the pages of a list, one after the other.
+fn pages<T: serde::de::DeserializeOwned>(client: &Client, mut ask: Ask, mut take: impl FnMut(T)) -> Result<()> {
+    for _ in 0..PAGES {
+        let (next, bytes) = client.ask_for(&ask, |response| {
+            let next = header(&response, "link").and_then(next_link).map(str::to_owned);
+            Ok((next, http::small_body(response, PAGE_CAP)?))
+        })?;
+        let page: T = serde_json::from_slice(&bytes)
+            .map_err(|e| ask.error(client, Kind::Protocol, format!("not what was asked for: {e}")))?;
+        take(page);
+        let Some(next) = next else { return Ok(()) };
+        let place = client.place(&ask, &next)?;
+        if !client.is_own(&ask, &place)? {
+            let why = format!("the list goes on at another place: {}", next.escape_debug());
+            return Err(ask.error(client, Kind::Protocol, why));
+        }
+        ask = ask.at(place);
+    }
+    Err(ask.error(client, Kind::Protocol, format!("the list has more than {PAGES} pages")))
 }
 
 /// The `next` of a `Link` header.

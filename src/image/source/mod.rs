@@ -34,9 +34,9 @@ pub trait Source: Sync {
     /// The layer is in the store now: what the source keeps of it can go.
     fn taken(&self, _layer: &LayerPlan) {}
 
-    /// The layer's stream was wrong: what the source keeps of it goes. Returns whether some of the stream came from
-    /// there, so that another try may do better.
-    fn discard(&self, _layer: &LayerPlan) -> bool {
+    /// The layer's stream was wrong: what the source keeps of it goes, and so do places that it came from if there are
+    /// others. Returns whether another try may do better; in the end it may not.
+    fn discard(&self, _layer: &LayerPlan, _wrong: &Problem) -> bool {
         false
     }
 

@@ -169,7 +169,7 @@ impl Blobs for Registry {
             let found = self.repository.manifest(&digest.to_string(), &manifest::accept(), DOCUMENT_CAP);
             return Ok(Box::new(Cursor::new(found.map_err(Problem::Registry)?.bytes)));
         }
-        Ok(Box::new(self.repository.blob(digest, descriptor.size, 0).map_err(Problem::Registry)?))
+        Ok(Box::new(Cursor::new(self.repository.small_blob(digest, descriptor.size).map_err(Problem::Registry)?)))
     }
 }
 
@@ -210,10 +210,15 @@ impl Source for Registry {
         }
     }
 
-    fn discard(&self, layer: &LayerPlan) -> bool {
+    fn discard(&self, layer: &LayerPlan, wrong: &Problem) -> bool {
         let Place::Blob(blob) = &layer.place else { return false };
         self.store.forget_partial(&blob.digest);
-        self.resumed.lock().unwrap_or_else(PoisonError::into_inner).remove(&blob.digest)
+        let resumed = self.resumed.lock().unwrap_or_else(PoisonError::into_inner).remove(&blob.digest);
+        if resumed {
+            tracing::info!(layer = layer.short(), %wrong, "what an earlier pull left is of no use: starting over");
+        }
+        // Which of the two it was cannot be told.
+        self.repository.distrust(&blob.digest, wrong) || resumed
     }
 
     fn cancel(&self) {

@@ -1,0 +1,310 @@
+//! Pulling through mirrors, as podman's `registries.conf` says.
+
+use std::fs;
+use std::net::TcpListener;
+
+use serde_json::json;
+
+use super::support::env::{Output, TestEnv, run};
+use super::support::oci::{Compression, Image};
+use super::support::registry::{Content, DockerRegistry, Reply, Seen, Server, command, pull};
+use super::support::tar::Tar;
+use super::support::tls;
+
+/// One small layer and one of 300 kB that does not compress.
+fn image() -> Image {
+    let noise: Vec<u8> = (0..300_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
+    let small = Tar::new().file("small", vec![1; 3000]).finish();
+    Image::new().layer(small).compressed(Tar::new().file("noise", noise).finish(), Compression::None)
+}
+
+/// An honest registry with the image as `REPO:1`, but for what `answer` makes of it.
+fn serve(repo: &str, answer: impl Fn(&Seen, Reply) -> Reply + Send + Sync + 'static) -> Server {
+    let (content, _) = Content::of(&image(), repo, "1");
+    Server::start(move |seen| answer(seen, content.reply(seen)))
+}
+
+fn honest(repo: &str) -> Server {
+    serve(repo, |_, honest| honest)
+}
+
+/// The path of the big blob.
+fn big(repo: &str) -> String {
+    Content::of(&image(), repo, "1").0.biggest().0
+}
+
+/// Writes the user's settings.
+fn configure(env: &TestEnv, text: &str) {
+    let dir = env.path("home/.config/containers");
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("registries.conf"), text).unwrap();
+}
+
+/// Mirrors for everything at `host`, each `HOST/PATH` with further lines.
+fn mirrors(env: &TestEnv, host: &str, mirrors: &[(String, &str)]) {
+    let mut text = format!("[[registry]]\nlocation = \"{host}\"\n");
+    for (location, more) in mirrors {
+        text += &format!("[[registry.mirror]]\nlocation = \"{location}\"\n{more}\n");
+    }
+    configure(env, &text);
+}
+
+/// Pulls `team/app:1` by way of one mirror; all must go well in the end.
+#[track_caller]
+fn by(mirror: &Server, origin: &Server) -> Output {
+    let env = TestEnv::new();
+    mirrors(&env, &origin.host, &[(format!("{}/hub", mirror.host), "")]);
+    let out = pull(&env, &format!("{}/team/app:1", origin.host), &[]);
+    assert_eq!(out.code, 0, "{out:#?}");
+    env.ok(["system", "fsck"]);
+    out
+}
+
+/// The mirror is named in a warning with these words.
+#[track_caller]
+fn warns(out: &Output, mirror: &str, words: &str) {
+    let found =
+        out.stderr.lines().any(|l| l.contains("WARN") && l.contains(&format!("mirror {mirror}")) && l.contains(words));
+    assert!(found, "no warning of {mirror} with `{words}`: {out:#?}");
+}
+
+#[test]
+fn mirrors_are_asked_in_turn() {
+    let down = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (empty, good) = (Server::start(|_| Reply::new(404)), honest("hub/team/app"));
+    let (later, origin) = (honest("team/app"), honest("team/app"));
+    let env = TestEnv::new();
+    let all = [down.clone(), empty.host.clone(), format!("{}/hub/", good.host), later.host.clone()];
+    mirrors(&env, &origin.host, &all.map(|mirror| (mirror, "")));
+    let name = format!("{}/team/app:1", origin.host);
+    let out = pull(&env, &name, &[]);
+    assert_eq!(out.code, 0, "{out:#?}");
+    warns(&out, &down, "");
+    warns(&out, &empty.host, "404 Not Found");
+    assert!(out.stdout.ends_with(&format!("{name}\n")), "{out:#?}");
+    assert_eq!((origin.seen().len(), later.seen().len()), (0, 0));
+    assert_eq!(good.count("/blobs/"), 3);
+    let inspected = env.ok(["inspect", &name]);
+    assert!(inspected.contains(&name) && !inspected.contains("hub"), "{inspected}");
+    env.ok(["system", "fsck"]);
+    // With nothing but the registry itself left, its error is the one that counts.
+    let none = Server::start(|_| Reply::new(404));
+    mirrors(&env, &none.host, &[(empty.host.clone(), "")]);
+    let out = pull(&env, &format!("{}/team/app:1", none.host), &[]);
+    let last = out.stderr.lines().last().unwrap_or_default();
+    assert!(out.code == 1 && last.starts_with(&format!("Error: {}: manifest 1 of team/app", none.host)), "{out:#?}");
+    // Other registries have nothing to do with it.
+    let before = empty.seen().len();
+    assert_eq!(pull(&env, &format!("{}/team/app:1", later.host), &[]).code, 0);
+    assert_eq!(empty.seen().len(), before);
+}
+
+#[test]
+fn what_a_mirror_serves_is_checked() {
+    let origin = honest("team/app");
+    for (part, words) in [("/manifests/1", "not valid JSON"), ("/blobs/", "has digest sha256:")] {
+        let liar = serve("hub/team/app", move |seen, honest| match seen.path.contains(part) {
+            true if part == "/blobs/" => honest.edit(|bytes| bytes[20] ^= 1),
+            true => Reply::new(200).body("<html>Sign in to this network</html>"),
+            false => honest,
+        });
+        let out = by(&liar, &origin);
+        warns(&out, &liar.host, words);
+    }
+    let path = big("hub/team/app");
+    for (more, words) in [(1, "longer than"), (-1, "shorter than")] {
+        let path = path.clone();
+        let liar = serve("hub/team/app", move |seen, honest| match seen.path == path {
+            true => honest.edit(|bytes| bytes.resize(bytes.len().saturating_add_signed(more), 0)),
+            false => honest,
+        });
+        warns(&by(&liar, &origin), &liar.host, words);
+    }
+    // Two that lie in the same way, one after the other.
+    let lie = |path: String| {
+        move |seen: &Seen, honest: Reply| if seen.path == path { honest.edit(|b| b[9] ^= 1) } else { honest }
+    };
+    let liars = [serve("hub/team/app", lie(path.clone())), serve("hub/team/app", lie(path))];
+    let env = TestEnv::new();
+    let places = liars.each_ref().map(|liar| (format!("{}/hub", liar.host), ""));
+    mirrors(&env, &origin.host, &places);
+    let out = pull(&env, &format!("{}/team/app:1", origin.host), &[]);
+    assert_eq!(out.code, 0, "{out:#?}");
+    for liar in &liars {
+        warns(&out, &liar.host, "has digest sha256:");
+    }
+    env.ok(["system", "fsck"]);
+    // A registry that lies itself is an error, and nothing goes round in circles.
+    let path = big("team/app");
+    let bad = serve("team/app", lie(path.clone()));
+    let env = TestEnv::new();
+    mirrors(&env, &bad.host, &places);
+    let out = pull(&env, &format!("{}/team/app:1", bad.host), &[]);
+    assert!(out.code == 1 && out.stderr.contains("Error: ") && out.stderr.contains("has digest sha256:"), "{out:#?}");
+    assert_eq!(bad.count(&path), 1);
+}
+
+#[test]
+fn mirrors_that_break_off_or_have_no_time() {
+    let origin = honest("team/app");
+    let path = big("hub/team/app");
+    let cut = path.clone();
+    let breaks = serve("hub/team/app", move |seen, honest| match (seen.path == cut, seen.before) {
+        (true, 0) => honest.cut(100_000),
+        (true, _) => Reply::hang_up(),
+        _ => honest,
+    });
+    warns(&by(&breaks, &origin), &breaks.host, "(2 tries)");
+    let own = big("team/app");
+    let rest: Vec<_> = origin.seen().iter().filter(|s| s.path == own).map(Seen::from).collect();
+    assert_eq!(rest, [Some(100_000)], "the registry was asked for what the mirror had given");
+    let busy = path.clone();
+    let storm = serve("hub/team/app", move |seen, honest| if seen.path == busy { Reply::new(429) } else { honest });
+    warns(&by(&storm, &origin), &storm.host, "429 Too Many Requests (2 tries)");
+    let all = Server::start(|_| Reply::new(429));
+    warns(&by(&all, &origin), &all.host, "429 Too Many Requests (2 tries)");
+    assert_eq!(all.seen().iter().filter(|s| s.path != "/v2/").count(), 2, "it was left alone after that");
+    let lacks = serve("hub/team/app", move |seen, honest| if seen.path == path { Reply::new(404) } else { honest });
+    warns(&by(&lacks, &origin), &lacks.host, "404 Not Found");
+}
+
+#[test]
+fn everybody_is_shown_his_own_credentials() {
+    let closed = |repo| {
+        serve(repo, |seen, honest| match seen.header("authorization") {
+            "" => Reply::new(401).header("WWW-Authenticate", "Basic realm=\"x\""),
+            _ => honest,
+        })
+    };
+    let own = big("hub/team/app");
+    let mirror = serve("hub/team/app", move |seen, honest| match seen.header("authorization") {
+        "" => Reply::new(401).header("WWW-Authenticate", "Basic realm=\"x\""),
+        // Something is left for the registry to give.
+        _ if seen.path == own => Reply::new(404),
+        _ => honest,
+    });
+    let origin = closed("team/app");
+    let env = TestEnv::new();
+    mirrors(&env, &origin.host, &[(format!("{}/hub", mirror.host), "")]);
+    let auths = json!({"auths": {&mirror.host: {"auth": "bWlycm9yOnB3"}, &origin.host: {"auth": "b3JpZ2luOnB3"}}});
+    fs::write(env.path("auth.json"), auths.to_string()).unwrap();
+    let name = format!("{}/team/app:1", origin.host);
+    let file = env.path("auth.json");
+    let out = pull(&env, &name, &["--authfile", file.to_str().unwrap()]);
+    assert_eq!(out.code, 0, "{out:#?}");
+    let shown = |server: &Server| -> Vec<String> {
+        let mut all: Vec<_> = server.seen().iter().map(|s| s.header("authorization").to_owned()).collect();
+        all.sort();
+        all.dedup();
+        all
+    };
+    assert_eq!(shown(&mirror), ["", "Basic bWlycm9yOnB3"]);
+    assert_eq!(shown(&origin), ["", "Basic b3JpZ2luOnB3"]);
+    // What is given for the image is for its registry.
+    let (mirror, origin, env) = (closed("hub/team/app"), closed("team/app"), TestEnv::new());
+    mirrors(&env, &origin.host, &[(format!("{}/hub", mirror.host), "")]);
+    let out = pull(&env, &format!("{}/team/app:1", origin.host), &["--creds", "me:secret"]);
+    assert_eq!(out.code, 0, "{out:#?}");
+    warns(&out, &mirror.host, "asked without credentials");
+    assert_eq!(
+        (shown(&mirror), shown(&origin)),
+        (vec![String::new()], vec![String::new(), "Basic bWU6c2VjcmV0".into()])
+    );
+}
+
+#[test]
+fn mirrors_for_digests_and_for_tags() {
+    let (mirror, origin) = (honest("hub/team/app"), honest("team/app"));
+    let (_, digest) = Content::of(&image(), "team/app", "1");
+    for (mode, by_tag, by_digest) in [("all", true, true), ("digest-only", false, true), ("tag-only", true, false)] {
+        let more = format!("pull-from-mirror = \"{mode}\"");
+        for (name, used) in [(":1".to_owned(), by_tag), (format!("@{digest}"), by_digest)] {
+            let env = TestEnv::new();
+            mirrors(&env, &origin.host, &[(format!("{}/hub", mirror.host), &more)]);
+            let before = (mirror.seen().len(), origin.seen().len());
+            let out = pull(&env, &format!("{}/team/app{name}", origin.host), &[]);
+            assert_eq!((out.code, out.stderr.as_str()), (0, ""), "{mode} {name}");
+            let asked = (mirror.seen().len() > before.0, origin.seen().len() > before.1);
+            assert_eq!(asked, (used, !used), "{mode} {name}");
+        }
+    }
+}
+
+#[test]
+fn registries_that_are_blocked_or_moved() {
+    let (origin, env) = (honest("team/app"), TestEnv::new());
+    let (host, name) = (&origin.host, format!("{}/team/app:1", origin.host));
+    let file = env.path("home/.config/containers/registries.conf").display().to_string();
+    configure(&env, &format!("[[registry]]\nlocation = \"{host}/team\"\nblocked = true"));
+    let out = pull(&env, &name, &[]);
+    assert_eq!(out.code, 1);
+    assert_eq!(out.stderr, format!("Error: {host}: manifest 1 of team/app: {host}/team is blocked in {file}\n"));
+    configure(&env, "[[registry]]\nlocation = \"x\"\nblocked = maybe");
+    let out = pull(&env, &name, &[]);
+    assert!(out.code == 1 && out.stderr.contains(&format!("{file}: line 3: ")), "{out:#?}");
+    assert_eq!((out.stderr.lines().count(), origin.seen().len()), (1, 0), "{out:#?}");
+    // Another file is as good, and beside it the user's own folder.
+    let other = env.path("other.conf");
+    fs::write(&other, format!("[[registry]]\nprefix = \"far.example/x\"\nlocation = \"{host}/team\"")).unwrap();
+    let moved = || run(command(&env, &["pull", "far.example/x/app:1"]).env("CONTAINERS_REGISTRIES_CONF", &other));
+    let out = moved();
+    assert_eq!((out.code, out.stderr.as_str()), (0, ""), "{out:#?}");
+    assert!(out.stdout.ends_with("far.example/x/app:1\n"), "{out:#?}");
+    let folder = env.path("home/.config/containers/registries.conf.d");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("1.conf"), "[[registry]]\nprefix = \"far.example/x\"\nlocation = \"y\"\nblocked = true")
+        .unwrap();
+    let out = moved();
+    assert!(out.code == 1 && out.stderr.contains("1.conf"), "{out:#?}");
+}
+
+/// A registry by TLS with the image as `hub/team/app:1`, for those who show a certificate. `ca` in the environment has
+/// all certificates.
+fn by_tls(env: &TestEnv) -> DockerRegistry {
+    let (ca, certs) = (env.path("ca"), env.path("certs"));
+    tls::certificates(&ca);
+    tls::copy(&ca, &certs, &["server.crt", "server.key"]);
+    tls::copy(&ca, &env.path("shown"), &["client.cert", "client.key"]);
+    fs::copy(ca.join("ca.crt"), certs.join("clients.crt")).unwrap();
+    image().write_layout(&env.path("image"));
+    let registry = DockerRegistry::start(None, Some(&certs));
+    let source = format!("oci:{}:latest", env.path("image").display());
+    registry.fill(
+        &source,
+        "hub/team/app:1",
+        &["--preserve-digests", "--dest-cert-dir", env.path("shown").to_str().unwrap()],
+    );
+    registry
+}
+
+#[test]
+fn certificates_of_mirrors() {
+    let (keys, origin) = (TestEnv::new(), honest("team/app"));
+    let mirror = by_tls(&keys);
+    let name = format!("{}/team/app:1", origin.host);
+    // Pulls anew; returns whether the registry itself was asked.
+    let through = |files: &[&str], more| {
+        let env = TestEnv::new();
+        mirrors(&env, &origin.host, &[(format!("{}/hub", mirror.host), more)]);
+        tls::copy(&keys.path("ca"), &env.path("home/.config/containers/certs.d").join(&mirror.host), files);
+        let before = origin.seen().len();
+        let out = run(&mut command(&env, &["pull", &name]));
+        assert_eq!(out.code, 0, "{out:#?}");
+        (origin.seen().len() > before, out)
+    };
+    let (asked, out) = through(&["client.cert", "client.key"], "");
+    assert!(asked);
+    warns(&out, &mirror.host, "its TLS certificate is not trusted");
+    let (asked, out) = through(&["ca.crt"], "");
+    assert!(asked);
+    warns(&out, &mirror.host, "TLS");
+    let (asked, out) = through(&["ca.crt", "client.cert"], "");
+    assert!(asked);
+    warns(&out, &mirror.host, "client.key");
+    for (files, more) in
+        [(["client.cert", "client.key"].as_slice(), "insecure = true"), (&["ca.crt", "client.cert", "client.key"], "")]
+    {
+        let (asked, out) = through(files, more);
+        assert!(!asked && out.stderr.is_empty(), "{out:#?}");
+    }
+}

@@ -21,6 +21,7 @@ mod registry;
 mod registry_real;
 mod registry_resume;
 mod saving;
+mod signatures;
 mod store;
 mod support;
 mod tidy;

@@ -5,14 +5,16 @@ use super::{Exit, Global, args, interrupt, output};
 use crate::image::Platform;
 use crate::image::pull::{Event, Progress, Pulled, pull as take};
 use crate::image::source::{self, LayerPlan, LoadFrom, Plan, Want};
+use crate::image::verify::Key;
 use crate::reference::{DEFAULT_TAG, Reference};
+use std::fs;
 use std::io::{self, IsTerminal};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 #[command(override_usage = "plyfs pull [OPTIONS] NAME[:TAG|@DIGEST]|SOURCE")]
 #[command(
-    after_help = "Examples:\n  plyfs pull alpine:3\n  plyfs pull oci:/srv/debian:12\n  plyfs pull docker-archive:saved.tar:me/app:1"
+    after_help = "Examples:\n  plyfs pull alpine:3\n  plyfs pull oci:/srv/debian:12\n  plyfs pull docker-archive:saved.tar:me/app:1\n  plyfs pull --verify cosign.pub registry.example/app:1"
 )]
 pub(super) struct PullArgs {
     /// Take every image of the repository or source
@@ -21,6 +23,9 @@ pub(super) struct PullArgs {
     /// Print only the image's name
     #[arg(short, long)]
     quiet: bool,
+    /// Pull only what is signed by this cosign public key
+    #[arg(long, value_name = "KEY.pub")]
+    verify: Option<PathBuf>,
     #[command(flatten)]
     platform: PlatformArg,
     #[command(flatten)]
@@ -108,6 +113,9 @@ pub(super) fn pull(global: &Global, a: &PullArgs) -> anyhow::Result<()> {
     if !source::is_source(text) {
         return pull_registry(global, a, text);
     }
+    if a.verify.is_some() {
+        anyhow::bail!("--verify is for images of registries, and {text} is none");
+    }
     let lines = Lines { from: Some(text.to_owned()), remote: false, quiet: a.quiet };
     let all = interrupt::in_session(&global.store()?, |session| {
         let source = source::open(text, session)?;
@@ -128,6 +136,7 @@ fn pull_registry(global: &Global, a: &PullArgs, text: &str) -> anyhow::Result<()
     if a.all_tags && !is_bare {
         anyhow::bail!("tag can't be used with --all-tags/-a");
     }
+    let key = a.verify.as_deref().map(read_key).transpose()?;
     let lines = Lines { from: Some(named.path().to_owned()), remote: true, quiet: a.quiet };
     if is_bare && !a.all_tags {
         lines.say(&format!("Using default tag: {DEFAULT_TAG}"));
@@ -135,7 +144,7 @@ fn pull_registry(global: &Global, a: &PullArgs, text: &str) -> anyhow::Result<()
     let store = global.store()?;
     let settings = a.registry.settings();
     let all = interrupt::in_session(&store, |session| {
-        let source = source::open_registry(&named, &settings, &store);
+        let source = source::open_registry(&named, &settings, key.clone(), &store);
         Ok(take(session, &*source, &a.platform.want(a.all_tags), &lines)?)
     })?;
     if !a.all_tags {
@@ -154,6 +163,12 @@ fn pull_registry(global: &Global, a: &PullArgs, text: &str) -> anyhow::Result<()
         output::line(status(all.iter().all(|pulled| pulled.up_to_date), &named.familiar()))?;
     }
     output::line(named)
+}
+
+fn read_key(path: &Path) -> anyhow::Result<Key> {
+    let name = path.display();
+    let pem = fs::read(path).map_err(|e| anyhow::anyhow!("cannot read {name}: {}", crate::sys::describe(&e)))?;
+    Ok(Key::from_pem(&name.to_string(), &pem)?)
 }
 
 fn summary(pulled: &Pulled) -> anyhow::Result<()> {

@@ -19,6 +19,7 @@ pub mod push;
 pub mod remove;
 pub mod save;
 pub mod source;
+pub mod verify;
 
 pub use open::{OpenTree, open_tree};
 pub use platform::Platform;

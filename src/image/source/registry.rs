@@ -3,6 +3,7 @@
 use super::{Blobs, LayerPlan, Place, Plan, Source, Want, oci};
 use crate::digest::Digest;
 use crate::image::manifest::{self, DOCUMENT_CAP, Descriptor};
+use crate::image::verify::{Key, verify};
 use crate::image::{Error, Problem, Result};
 use crate::reference::Reference;
 use crate::registry::{self, Blob, Manifest, Repository, Settings};
@@ -20,6 +21,8 @@ struct Registry {
     origin: String,
     reference: Reference,
     repository: Repository,
+    /// Whose signature an image must have.
+    key: Option<Key>,
     store: Store,
     /// The documents that tags stood for.
     roots: Mutex<BTreeMap<Digest, Vec<u8>>>,
@@ -43,12 +46,13 @@ struct Resumed {
 }
 
 /// Opens the repository that the reference names. Nothing is asked of the registry yet. Documents that the store has are
-/// not fetched.
-pub fn open_registry(reference: &Reference, settings: &Settings, store: &Store) -> Box<dyn Source> {
+/// not fetched. With a key, only images with its signature are given.
+pub fn open_registry(reference: &Reference, settings: &Settings, key: Option<Key>, store: &Store) -> Box<dyn Source> {
     Box::new(Registry {
         origin: reference.familiar(),
         reference: reference.clone(),
         repository: Repository::new(reference, settings),
+        key,
         store: store.clone(),
         roots: Mutex::default(),
         resumed: Mutex::default(),
@@ -75,6 +79,9 @@ impl Registry {
             Some(kept) => kept,
             None => self.repository.manifest(&asked, &manifest::accept(), DOCUMENT_CAP)?,
         };
+        if let Some(key) = &self.key {
+            verify(&self.repository, key, &root.digest, &name.familiar())?;
+        }
         // Registries that know no better call a manifest plain JSON; then it says itself what it is.
         let known = manifest::is_manifest(&root.media_type);
         let descriptor = Descriptor {
@@ -125,6 +132,14 @@ impl Registry {
         hasher.update(&bytes);
         (hasher.finish() == *digest).then_some(bytes)
     }
+}
+
+/// Whether what has this tag is no image but something about one: cosign's signatures, attestations and bills of
+/// materials, and lists of referrers.
+fn is_attachment(tag: &str) -> bool {
+    let Some(rest) = tag.strip_prefix("sha256-") else { return false };
+    let hex = ["", ".sig", ".att", ".sbom"].iter().filter_map(|ending| rest.strip_suffix(ending));
+    hex.into_iter().any(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 impl Read for Resumed {
@@ -183,7 +198,7 @@ impl Source for Registry {
             return Ok(vec![self.plan(&self.reference.clone().or_latest(), want)?]);
         }
         let mut plans = Vec::new();
-        for tag in self.repository.tags()? {
+        for tag in self.repository.tags()?.into_iter().filter(|tag| !is_attachment(tag)) {
             let tagged = self.reference.by_tag(&tag).map_err(|_| {
                 let why = format!("its list of tags holds `{}`, which is no tag", tag.escape_debug());
                 Error::Source { origin: self.origin.clone(), problem: Box::new(Problem::Document(why)) }

@@ -1,0 +1,347 @@
+//! Whether an image is signed by a cosign public key.
+//!
+//! Both of cosign's forms are known, each under the digest that was signed. The older one is an image with the tag
+//! `sha256-HEX.sig`: its layers are statements in the "simple signing" form with the signature in an annotation. The newer
+//! one is a Sigstore bundle among the digest's referrers: a DSSE envelope around an in-toto statement. The key alone is
+//! trusted: certificates and the transparency log are not looked at. An attestation is no signature of the image.
+
+use super::manifest::{self, DOCUMENT_CAP, Descriptor};
+use super::{Error, Problem, Result};
+use crate::digest::Digest;
+use crate::registry::{Kind, Repository};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{SignatureVerificationAlgorithm, SubjectPublicKeyInfoDer};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use webpki::RawPublicKeyEntity;
+
+/// More signatures than this on one image are an attack.
+const MANY: usize = 100;
+/// More bytes than this are no statement.
+const STATEMENT_CAP: u64 = 1 << 20;
+const SIMPLE_SIGNING: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
+const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
+const SIMPLE_TYPE: &str = "cosign container image signature";
+const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
+const PREDICATE: &str = "dev.sigstore.bundle.predicateType";
+const SIGNS_IMAGE: &str = "https://sigstore.dev/cosign/sign/v1";
+const IN_TOTO: &str = "application/vnd.in-toto+json";
+const STATEMENTS: [&str; 2] = ["https://in-toto.io/Statement/v1", "https://in-toto.io/Statement/v0.1"];
+
+/// The signatures that are checked. A key fits one kind of them, elliptic ones by two hashes.
+static SCHEMES: [&dyn SignatureVerificationAlgorithm; 5] = [
+    webpki::ring::ECDSA_P256_SHA256,
+    webpki::ring::ECDSA_P384_SHA256,
+    webpki::ring::ECDSA_P384_SHA384,
+    webpki::ring::ED25519,
+    webpki::ring::RSA_PKCS1_2048_8192_SHA256,
+];
+
+/// A public key: ECDSA over P-256 or P-384, Ed25519, or RSA.
+#[derive(Clone)]
+pub struct Key {
+    /// What messages call it.
+    name: String,
+    info: SubjectPublicKeyInfoDer<'static>,
+}
+
+/// What a signature comes to.
+enum Verdict {
+    /// The image is signed by the key.
+    Good,
+    /// The key has signed something else, which this says.
+    Other(String),
+    /// It is by another key, or none.
+    Foreign,
+}
+
+impl Key {
+    /// The key of a PEM file's content; `name` is what messages call it.
+    pub fn from_pem(name: &str, pem: &[u8]) -> Result<Key> {
+        let wrong = |why: &str| Error::Usage(format!("{name} {why}"));
+        let info = SubjectPublicKeyInfoDer::from_pem_slice(pem).map_err(|_| wrong("holds no PEM public key"))?;
+        let key = Key { name: name.to_owned(), info };
+        let fits = |scheme: &&dyn SignatureVerificationAlgorithm| {
+            matches!(key.check(*scheme, b"", b""), Some(Err(webpki::Error::InvalidSignatureForPublicKey)))
+        };
+        if !SCHEMES.iter().any(fits) {
+            return Err(wrong("holds a kind of key that plyfs does not know: it knows P-256, P-384, Ed25519 and RSA"));
+        }
+        Ok(key)
+    }
+
+    fn check(
+        &self,
+        scheme: &dyn SignatureVerificationAlgorithm,
+        message: &[u8],
+        signature: &[u8],
+    ) -> Option<std::result::Result<(), webpki::Error>> {
+        Some(RawPublicKeyEntity::try_from(&self.info).ok()?.verify_signature(scheme, message, signature))
+    }
+
+    /// Whether the signature, in base64, is the key's for the message.
+    fn signed(&self, message: &[u8], signature: &str) -> bool {
+        // Signers that break lines are taken for what they mean.
+        let signature: String = signature.split_whitespace().collect();
+        let Ok(signature) = BASE64_STANDARD.decode(signature) else { return false };
+        SCHEMES.iter().any(|scheme| matches!(self.check(*scheme, message, &signature), Some(Ok(()))))
+    }
+}
+
+/// Fails unless the repository has the key's signature of the image, manifest or index, that has this digest. `origin` is
+/// what messages call it.
+pub fn verify(repository: &Repository, key: &Key, digest: &Digest, origin: &str) -> Result<()> {
+    let refuse = |why: String| {
+        let problem = Problem::Document(format!("{why}; nothing was pulled"));
+        Error::Source { origin: origin.to_owned(), problem: Box::new(problem) }
+    };
+    // What cannot be had or read is an error only where nothing else is good.
+    let (mut count, mut other, mut failed) = (0, None, None);
+    for form in [simple, bundles] {
+        let candidates = form(repository, digest).unwrap_or_else(|error| {
+            failed.get_or_insert(error);
+            Vec::new()
+        });
+        for candidate in candidates {
+            count += 1;
+            if count > MANY {
+                return Err(refuse(format!("there are more than {MANY} signatures of {digest}")));
+            }
+            match candidate.read(repository, key, digest) {
+                Ok(Verdict::Good) => return Ok(()),
+                Ok(Verdict::Other(what)) => other = Some(what),
+                Ok(Verdict::Foreign) => {}
+                Err(error) => drop(failed.get_or_insert(error)),
+            }
+        }
+    }
+    match failed {
+        Some(Problem::Registry(error)) => return Err(error.into()),
+        Some(problem) => return Err(refuse(problem.to_string())),
+        None => {}
+    }
+    let key = &key.name;
+    Err(refuse(match (count, other) {
+        (0, _) => format!("it is not signed: there is no signature of {digest}"),
+        (_, Some(what)) => format!("it is not signed by {key}, which has signed {what}, not {digest}"),
+        (_, None) => format!("it is not signed by {key}: {digest} has {count} signatures, none by that key"),
+    }))
+}
+
+/// Something that may be a signature of the image.
+enum Candidate {
+    /// A statement in the older form, with its signature.
+    Simple { payload: Descriptor, signature: String },
+    /// The manifest of a bundle.
+    Bundle(Digest),
+}
+
+#[derive(Deserialize)]
+struct Manifest {
+    #[serde(default)]
+    layers: Vec<Descriptor>,
+}
+
+/// Parses what somebody else wrote; what is no such thing is none.
+fn parsed<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    serde_json::from_slice(bytes).ok()
+}
+
+/// The candidates of the older form.
+fn simple(repository: &Repository, digest: &Digest) -> std::result::Result<Vec<Candidate>, Problem> {
+    let tag = format!("{}-{}.sig", digest.algorithm().name(), digest.hex());
+    let found = match repository.manifest(&tag, &manifest::accept(), DOCUMENT_CAP) {
+        Ok(found) => found,
+        Err(error) if error.kind == Kind::Missing => return Ok(Vec::new()),
+        Err(error) => return Err(Problem::Registry(error)),
+    };
+    let list = parsed::<Manifest>(&found.bytes);
+    let list = list.ok_or_else(|| Problem::Document(format!("{tag} is no manifest of signatures")))?;
+    let signed = list.layers.into_iter().filter(|layer| layer.media_type == SIMPLE_SIGNING);
+    let candidate = |mut payload: Descriptor| {
+        let signature = payload.annotations.remove(SIGNATURE)?;
+        Some(Candidate::Simple { payload, signature })
+    };
+    Ok(signed.filter_map(candidate).collect())
+}
+
+/// The candidates of the newer form.
+fn bundles(repository: &Repository, digest: &Digest) -> std::result::Result<Vec<Candidate>, Problem> {
+    let referrers = repository.referrers(digest, BUNDLE).map_err(Problem::Registry)?;
+    // What the list says of a bundle only keeps us from fetching attestations.
+    let fits = |predicate: Option<&String>| predicate.is_none_or(|predicate| predicate == SIGNS_IMAGE);
+    let bundles = referrers.into_iter().filter(|r| r.artifact_type == BUNDLE && fits(r.annotations.get(PREDICATE)));
+    Ok(bundles.map(|r| Candidate::Bundle(r.digest)).collect())
+}
+
+impl Candidate {
+    /// Fetches it and looks at it.
+    fn read(&self, repository: &Repository, key: &Key, digest: &Digest) -> std::result::Result<Verdict, Problem> {
+        match self {
+            Candidate::Simple { payload, signature } => {
+                Ok(judge_simple(&fetch(repository, payload)?, signature, key, digest))
+            }
+            Candidate::Bundle(at) => {
+                let found = repository.manifest(&at.to_string(), &manifest::accept(), DOCUMENT_CAP);
+                let found = found.map_err(Problem::Registry)?;
+                let layers = parsed::<Manifest>(&found.bytes).map(|m| m.layers).unwrap_or_default();
+                match layers.iter().find(|layer| layer.media_type == BUNDLE) {
+                    Some(layer) => Ok(judge_bundle(&fetch(repository, layer)?, key, digest)),
+                    None => Ok(Verdict::Foreign),
+                }
+            }
+        }
+    }
+}
+
+fn fetch(repository: &Repository, blob: &Descriptor) -> std::result::Result<Vec<u8>, Problem> {
+    if blob.size > STATEMENT_CAP {
+        let why = format!("signature {} has {} bytes, more than {STATEMENT_CAP}", blob.digest, blob.size);
+        return Err(Problem::Document(why));
+    }
+    repository.small_blob(&blob.digest, blob.size).map_err(Problem::Registry)
+}
+
+/// Judges a statement of the older form.
+fn judge_simple(payload: &[u8], signature: &str, key: &Key, digest: &Digest) -> Verdict {
+    #[derive(Deserialize)]
+    struct Payload {
+        critical: Critical,
+    }
+    #[derive(Deserialize)]
+    struct Critical {
+        image: Image,
+        #[serde(rename = "type")]
+        kind: String,
+    }
+    #[derive(Deserialize)]
+    struct Image {
+        #[serde(rename = "docker-manifest-digest", alias = "Docker-manifest-digest")]
+        digest: String,
+    }
+    if !key.signed(payload, signature) {
+        return Verdict::Foreign;
+    }
+    match parsed::<Payload>(payload).map(|p| p.critical) {
+        Some(c) if c.kind == SIMPLE_TYPE && c.image.digest == digest.to_string() => Verdict::Good,
+        Some(c) if c.kind == SIMPLE_TYPE => Verdict::Other(c.image.digest.escape_debug().to_string()),
+        _ => Verdict::Other("something that is no image".into()),
+    }
+}
+
+/// Judges a bundle.
+fn judge_bundle(bundle: &[u8], key: &Key, digest: &Digest) -> Verdict {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Bundle {
+        media_type: String,
+        dsse_envelope: Envelope,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Envelope {
+        payload: String,
+        payload_type: String,
+        signatures: Vec<Signature>,
+    }
+    #[derive(Deserialize)]
+    struct Signature {
+        sig: String,
+    }
+    let Some(bundle) = parsed::<Bundle>(bundle).filter(|b| b.media_type == BUNDLE) else { return Verdict::Foreign };
+    let envelope = bundle.dsse_envelope;
+    let Ok(payload) = BASE64_STANDARD.decode(&envelope.payload) else { return Verdict::Foreign };
+    // A bundle has one signature.
+    let [signature] = envelope.signatures.as_slice() else { return Verdict::Foreign };
+    if !key.signed(&dsse_message(&envelope.payload_type, &payload), &signature.sig) {
+        return Verdict::Foreign;
+    }
+    if envelope.payload_type != IN_TOTO {
+        return Verdict::Other("something that is no image".into());
+    }
+    judge_statement(&payload, digest)
+}
+
+/// What a DSSE signature is made of.
+fn dsse_message(kind: &str, payload: &[u8]) -> Vec<u8> {
+    let head = format!("DSSEv1 {} {kind} {} ", kind.len(), payload.len());
+    [head.as_bytes(), payload].concat()
+}
+
+/// Judges an in-toto statement of the key's.
+fn judge_statement(payload: &[u8], digest: &Digest) -> Verdict {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Statement {
+        #[serde(rename = "_type")]
+        kind: String,
+        predicate_type: String,
+        subject: Vec<Subject>,
+    }
+    #[derive(Deserialize)]
+    struct Subject {
+        digest: BTreeMap<String, String>,
+    }
+    let statement = parsed::<Statement>(payload).filter(|s| STATEMENTS.contains(&s.kind.as_str()));
+    let Some(statement) = statement.filter(|s| s.predicate_type == SIGNS_IMAGE) else {
+        return Verdict::Other("an attestation".into());
+    };
+    let algorithm = digest.algorithm().name();
+    if statement.subject.iter().any(|s| s.digest.get(algorithm).is_some_and(|hex| hex == digest.hex())) {
+        return Verdict::Good;
+    }
+    let first = statement.subject.first().and_then(|s| s.digest.first_key_value());
+    Verdict::Other(first.map_or("nothing".into(), |(how, hex)| format!("{how}:{hex}").escape_debug().to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What cosign itself has written, as published with its Rust library.
+    const PUBLIC: &str = "-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAENptdY/l3nB0yqkXLBWkZWQwo6+cu
+OSWS1X9vPavpiQOoTTGC0xX57OojUadxF1cdQmrsiReWg2Wn4FneJfa8xw==
+-----END PUBLIC KEY-----
+";
+    const SIGNATURE: &str =
+        "MEUCIQD6q/COgzOyW0YH1Dk+CCYSt4uAhm3FDHUwvPI55zwnlwIgE0ZK58ZOWpZw8YVmBapJhBqCfdPekIknimuO0xH8Jh8=";
+    const PAYLOAD: &str = r#"{"critical":{"identity":{"docker-reference":"registry-testing.svc.lan/busybox"},"image":{"docker-manifest-digest":"sha256:f3cfc9d0dbf931d3db4685ec659b7ac68e2a578219da4aae65427886e649b06b"},"type":"cosign container image signature"},"optional":null}"#;
+    const SIGNED: &str = "sha256:f3cfc9d0dbf931d3db4685ec659b7ac68e2a578219da4aae65427886e649b06b";
+
+    #[test]
+    fn a_signature_by_cosign() {
+        let key = Key::from_pem("k", PUBLIC.as_bytes()).unwrap();
+        let judge = |payload: &str, signature: &str, digest: &str| {
+            judge_simple(payload.as_bytes(), signature, &key, &digest.parse().unwrap())
+        };
+        assert!(matches!(judge(PAYLOAD, SIGNATURE, SIGNED), Verdict::Good));
+        let broken = format!("{}\n{}\n", &SIGNATURE[..44], &SIGNATURE[44..]);
+        assert!(matches!(judge(PAYLOAD, &broken, SIGNED), Verdict::Good));
+        let other = Digest::of(b"other").to_string();
+        assert!(matches!(judge(PAYLOAD, SIGNATURE, &other), Verdict::Other(what) if what == SIGNED));
+        assert!(matches!(judge(&PAYLOAD.replace("busybox", "busybux"), SIGNATURE, SIGNED), Verdict::Foreign));
+        for odd in ["", "=", "AAAA", "MEUC", &SIGNATURE[4..]] {
+            assert!(matches!(judge(PAYLOAD, odd, SIGNED), Verdict::Foreign), "{odd}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_key() {
+        let wrong = |pem: &str| Key::from_pem("key.pub", pem.as_bytes()).err().unwrap().to_string();
+        assert_eq!(wrong(""), "key.pub holds no PEM public key");
+        assert_eq!(wrong(&PUBLIC.replace("PUBLIC", "PRIVATE")), "key.pub holds no PEM public key");
+        let odd = "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n";
+        assert!(wrong(odd).contains("a kind of key that plyfs does not know"));
+    }
+
+    #[test]
+    fn the_message_of_an_envelope() {
+        assert_eq!(
+            dsse_message("http://example.com/HelloWorld", b"hello world"),
+            b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
+        );
+    }
+}

@@ -3,6 +3,8 @@
 // A test that cannot go on says so by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod account;
+mod account_files;
 mod cli;
 mod concurrent;
 mod corpus;

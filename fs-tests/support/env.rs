@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::io::{Read, Seek, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -146,8 +146,20 @@ impl Drop for Mount {
 
 /// Run any command to its end. Output goes to files: a daemon that keeps a pipe open would hold up a reader of it.
 pub fn run(command: &mut Command) -> Output {
+    run_with(command, Stdio::null())
+}
+
+/// The same with something to read.
+pub fn run_fed(command: &mut Command, input: &str) -> Output {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(input.as_bytes()).unwrap();
+    file.rewind().unwrap();
+    run_with(command, file.into())
+}
+
+fn run_with(command: &mut Command, stdin: Stdio) -> Output {
     let (mut stdout, mut stderr) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-    command.stdin(Stdio::null()).stdout(stdout.try_clone().unwrap()).stderr(stderr.try_clone().unwrap());
+    command.stdin(stdin).stdout(stdout.try_clone().unwrap()).stderr(stderr.try_clone().unwrap());
     let status = command.status().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
     let code =
         status.code().unwrap_or_else(|| 128 + std::os::unix::process::ExitStatusExt::signal(&status).unwrap_or(0));

@@ -15,6 +15,7 @@ mod images;
 mod inspect;
 mod interrupt;
 mod log;
+mod login;
 mod mount;
 mod mount_options;
 mod output;
@@ -26,6 +27,7 @@ mod registry;
 mod save;
 mod system;
 mod tag;
+mod terminal;
 
 use crate::store::Store;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -57,7 +59,7 @@ Environment:
   REGISTRY_AUTH_FILE       credentials, as --authfile
   CONTAINERS_REGISTRIES_CONF
                            mirrors, instead of podman's usual registries.conf
-  DOCKER_CONFIG            where Docker's config.json is, besides ~/.docker
+  DOCKER_CONFIG            where Docker's config.json is, instead of ~/.docker; if set, it is read first
   XDG_DATA_HOME, XDG_CONFIG_HOME, XDG_RUNTIME_DIR
                            where a user's store, settings and credentials are
   ALL_PROXY, HTTPS_PROXY, HTTP_PROXY, NO_PROXY
@@ -99,6 +101,10 @@ enum Command {
     Tag(tag::TagArgs),
     /// Remove images
     Rmi(tag::RmiArgs),
+    /// Log in to a registry
+    Login(login::LoginArgs),
+    /// Log out from a registry
+    Logout(login::LogoutArgs),
     /// Manage images
     #[command(subcommand, arg_required_else_help = true)]
     Image(ImageCommand),
@@ -214,6 +220,8 @@ fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
         Command::Image(ImageCommand::Prune(a)) => prune::prune(global, &a),
         Command::Tag(a) | Command::Image(ImageCommand::Tag(a)) => tag::tag(global, &a),
         Command::Rmi(a) | Command::Image(ImageCommand::Rm(a)) => tag::rmi(global, &a),
+        Command::Login(a) => login::login(&a),
+        Command::Logout(a) => login::logout(&a),
         Command::Mount(a) => mount::mount(global, &a),
         Command::Umount(a) => mount::umount(global, &a),
         Command::Mounts(a) => mount::mounts(global, &a),

@@ -1,6 +1,8 @@
 //! What the verbs that talk to registries share: their flags, and where this user's files are.
 
-use crate::registry::{Settings, Timing, credentials, mirrors};
+use crate::registry::credentials::{Given, Sources};
+use crate::registry::{Settings, Timing, mirrors};
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use std::env;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,11 +10,18 @@ use std::time::Duration;
 #[derive(clap::Args)]
 pub(super) struct RegistryArgs {
     /// Read credentials from this file and no other
-    #[arg(long, value_name = "FILE", env = "REGISTRY_AUTH_FILE", hide_env_values = true)]
+    #[arg(long, value_name = "FILE", env = "REGISTRY_AUTH_FILE", hide_env_values = true, value_parser = any_path())]
     authfile: Option<PathBuf>,
     /// Use these credentials and no file
     #[arg(long, value_name = "USER[:PASSWORD]")]
     creds: Option<String>,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// What the verbs take that ask a server about credentials.
+#[derive(clap::Args)]
+pub(super) struct ServerArgs {
     /// With =false: take any certificate, and plain http too
     #[arg(
         long,
@@ -32,6 +41,11 @@ pub(super) struct RegistryArgs {
     retry_pause: Option<Duration>,
 }
 
+/// Takes an empty name too: a variable that is set to nothing names no file.
+pub(super) fn any_path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse::<f64>().map_err(|e| e.to_string())?;
     Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())
@@ -40,15 +54,22 @@ fn seconds(text: &str) -> Result<Duration, String> {
 impl RegistryArgs {
     /// How to talk to registries, by the flags, the environment and the usual places.
     pub(super) fn settings(&self) -> Settings {
+        let given = self.creds.as_ref().map(|text| {
+            let (user, password) = text.split_once(':').unwrap_or((text, ""));
+            Given { user: user.to_owned(), password: password.to_owned(), origin: "--creds".into() }
+        });
+        self.server.settings(Sources { given, ..sources(self.authfile.as_deref()) })
+    }
+}
+
+impl ServerArgs {
+    /// The same, with credentials from there.
+    pub(super) fn settings(&self, credentials: Sources) -> Settings {
         let usual = Timing::default();
         Settings {
             tls_verify: self.tls_verify,
             cert_dirs: cert_dirs(),
-            credentials: credentials::Sources {
-                given: self.creds.clone(),
-                file: self.authfile.clone(),
-                usual_files: auth_files(),
-            },
+            credentials,
             mirrors: mirror_sources(),
             timing: Timing {
                 stall: self.stall_timeout.unwrap_or(usual.stall),
@@ -59,6 +80,14 @@ impl RegistryArgs {
     }
 }
 
+/// The file that was named, which an empty name does not, and the usual ones.
+pub(super) fn sources(authfile: Option<&Path>) -> Sources {
+    let file = authfile.filter(|file| !file.as_os_str().is_empty()).map(Path::to_owned);
+    let mut usual_files = own_files();
+    usual_files.extend(dockers_file().filter(|file| !usual_files.contains(file)));
+    Sources { given: None, file, usual_files }
+}
+
 fn absolute(name: &str) -> Option<PathBuf> {
     env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute())
 }
@@ -67,15 +96,20 @@ fn config_home() -> Option<PathBuf> {
     absolute("XDG_CONFIG_HOME").or_else(|| Some(absolute("HOME")?.join(".config")))
 }
 
-/// Podman's files, then Docker's.
-fn auth_files() -> Vec<PathBuf> {
-    let docker = absolute("DOCKER_CONFIG").or_else(|| Some(absolute("HOME")?.join(".docker")));
+/// The files that a login is for, the one that is read first before the others: podman's, and before them Docker's where
+/// `DOCKER_CONFIG` says that it is meant, as podman has it too.
+pub(super) fn own_files() -> Vec<PathBuf> {
     let places = [
+        absolute("DOCKER_CONFIG").map(|dir| dir.join("config.json")),
         runtime_dir().map(|dir| dir.join("containers/auth.json")),
         config_home().map(|dir| dir.join("containers/auth.json")),
-        docker.map(|dir| dir.join("config.json")),
     ];
     places.into_iter().flatten().collect()
+}
+
+fn dockers_file() -> Option<PathBuf> {
+    let folder = absolute("DOCKER_CONFIG").or_else(|| Some(absolute("HOME")?.join(".docker")));
+    folder.map(|dir| dir.join("config.json"))
 }
 
 /// Podman's fallback is of its own kind.

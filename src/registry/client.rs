@@ -386,17 +386,21 @@ impl Client {
 
     /// What an answer that is an error means.
     fn refused(&self, ask: &Ask, url: &Url, own: bool, proof: Option<&Proof>, response: Response) -> Attempt {
-        let status = response.status();
+        let (status, inner) = (response.status(), &self.inner);
         let wanted = header(&response, "retry-after").and_then(retry_after);
         let said = reason(response);
         let place = if own { String::new() } else { format!(" from {}", url.authority) };
-        let login = self.inner.login.get().and_then(|l| l.as_ref().ok()).and_then(Option::as_ref);
+        let login = inner.login.get().and_then(|l| l.as_ref().ok()).and_then(Option::as_ref);
         let login = login.filter(|_| proof.is_some());
         let is_basic = proof.is_some_and(|p| p.header.starts_with("Basic "));
         let is_token = matches!(login.map(|l| &l.login), Some(Login::Bearer(_)));
         let (kind, meaning) = match status.as_u16() {
             401 if is_token => (Kind::WrongCredentials, ": the token is refused"),
             401 if is_basic => (Kind::WrongCredentials, ": wrong user name or password"),
+            // Whoever asks for nothing in particular is refused for what he is.
+            401 | 403 if own && inner.path.is_empty() && login.is_some() => {
+                (Kind::WrongCredentials, ": these credentials do not do")
+            }
             401 | 403 if own => (Kind::Missing, ": it is missing or private"),
             404 if own => (Kind::Missing, ""),
             _ => (Kind::Failed, ""),

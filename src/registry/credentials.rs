@@ -1,31 +1,45 @@
 //! Where credentials come from: what the caller was given, podman's and Docker's files, and credential helpers.
 
+use super::account::Account;
+use super::helper;
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 /// Docker's name for its own registry in files and helpers.
-const HUB_KEY: &str = "https://index.docker.io/v1/";
+pub(super) const HUB_KEY: &str = "https://index.docker.io/v1/";
 /// What Docker calls its registry. No server of that name serves images.
 pub(super) const HUB: &str = "docker.io";
+/// What else it is called in files.
+pub(super) const HUB_ALIASES: [&str; 3] = ["index.docker.io", "registry-1.docker.io", HUB_KEY];
 /// More bytes than this are no file of credentials.
 const FILE_CAP: u64 = 4 << 20;
 
 /// Where to look, in this order. Plain data: the environment is the caller's business.
 #[derive(Clone, Default)]
 pub struct Sources {
-    /// `USER[:PASSWORD]`, given for this one time.
-    pub given: Option<String>,
+    /// Given for this one time.
+    pub given: Option<Given>,
     /// The one file that was named. It must be there, and no other is read.
     pub file: Option<PathBuf>,
     /// Files that may be there.
     pub usual_files: Vec<PathBuf>,
+}
+
+/// A name and a password that somebody gave us. Never printed: it has no `Debug`.
+#[derive(Clone)]
+pub struct Given {
+    /// The name.
+    pub user: String,
+    /// The password.
+    pub password: String,
+    /// How they were given, for errors: `--creds`, a file, a helper.
+    pub origin: String,
 }
 
 /// What proves who somebody is. Never printed: it has no `Debug`.
@@ -53,15 +67,22 @@ pub(super) struct Found {
     pub origin: String,
 }
 
+/// What a file of credentials holds.
 #[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase")]
-struct AuthFile {
-    #[serde(default)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct AuthFile {
+    #[serde(deserialize_with = "null_is_empty")]
     auths: BTreeMap<String, Entry>,
-    #[serde(default)]
-    cred_helpers: BTreeMap<String, String>,
-    #[serde(default)]
-    creds_store: String,
+    /// Which helper keeps which key; the empty name is the file itself.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub cred_helpers: BTreeMap<String, String>,
+    /// The helper that keeps everything else.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub creds_store: String,
+}
+
+fn null_is_empty<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
+    Ok(Option::<T>::deserialize(from)?.unwrap_or_default())
 }
 
 #[derive(Deserialize, Default)]
@@ -80,11 +101,11 @@ struct Entry {
 
 /// The credentials for a repository, or none. An error is one line naming the file or helper at fault.
 pub(super) fn find(sources: &Sources, domain: &str, path: &str) -> Result<Option<Found>, String> {
-    if let Some(given) = &sources.given {
-        let (user, password) = given.split_once(':').unwrap_or((given, ""));
-        let login = Login::Password { user: user.to_owned(), password: password.to_owned() };
-        return Ok(Some(Found { login, origin: "--creds".into() }));
+    if let Some(Given { user, password, origin }) = sources.given.clone() {
+        return Ok(Some(Found { login: Login::Password { user, password }, origin }));
     }
+    // Its servers are one registry.
+    let domain = if HUB_ALIASES.contains(&domain) { HUB } else { domain };
     if let Some(file) = &sources.file {
         return in_file(file, &read(file)?, domain, path);
     }
@@ -100,40 +121,64 @@ pub(super) fn find(sources: &Sources, domain: &str, path: &str) -> Result<Option
     Ok(None)
 }
 
-fn read(file: &Path) -> Result<AuthFile, String> {
+/// The name and the password that are kept for the account, if there are any and no token.
+pub fn kept(sources: &Sources, account: &Account) -> Result<Option<Given>, String> {
+    let found = find(sources, account.domain(), account.path())?;
+    Ok(found.and_then(|found| match found.login {
+        Login::Password { user, password } => Some(Given { user, password, origin: found.origin }),
+        Login::Identity(_) | Login::Bearer(_) => None,
+    }))
+}
+
+/// What the file holds. An error is one line that names it.
+pub(super) fn read(file: &Path) -> Result<AuthFile, String> {
+    let bytes = read_bytes(file)?;
+    if bytes.trim_ascii().is_empty() {
+        return Ok(AuthFile::default());
+    }
+    parse(file, &bytes)
+}
+
+/// Parses what stands in a file of credentials.
+pub(super) fn parse<T: serde::de::DeserializeOwned>(file: &Path, bytes: &[u8]) -> Result<T, String> {
+    // The parser's message could quote a secret: only the place is said.
+    serde_json::from_slice(bytes)
+        .map_err(|e| format!("{} is no file of credentials (line {}, column {})", file.display(), e.line(), e.column()))
+}
+
+/// The bytes of a file of credentials.
+pub(super) fn read_bytes(file: &Path) -> Result<Vec<u8>, String> {
     let name = file.display();
     let cannot = |e: io::Error| format!("cannot read credentials from {name}: {}", crate::sys::describe(&e));
     if fs::metadata(file).map_err(cannot)?.len() > FILE_CAP {
         return Err(format!("{name} is too long for a file of credentials"));
     }
-    let bytes = fs::read(file).map_err(cannot)?;
-    if bytes.trim_ascii().is_empty() {
-        return Ok(AuthFile::default());
-    }
-    // The parser's message could quote a secret: only the place is said.
-    serde_json::from_slice(&bytes)
-        .map_err(|e| format!("{name} is no file of credentials (line {}, column {})", e.line(), e.column()))
+    fs::read(file).map_err(cannot)
 }
 
 fn in_file(file: &Path, auths: &AuthFile, domain: &str, path: &str) -> Result<Option<Found>, String> {
+    let helped = |login, helper: &str| Found {
+        login,
+        origin: format!("docker-credential-{helper}, named in {}", file.display()),
+    };
     for key in keys(domain, path) {
-        let origin = || file.display().to_string();
-        if let Some(helper) = auths.cred_helpers.get(&key)
-            && let Some(login) = ask(helper, helper_key(domain, &key))?
+        if let Some(helper) = auths.cred_helpers.get(&key).filter(|name| !name.is_empty())
+            && let Some(login) = helper::get(helper, &key)?
         {
-            return Ok(Some(Found { login, origin: format!("docker-credential-{helper}, named in {}", origin()) }));
+            return Ok(Some(helped(login, helper)));
         }
         // Older files have URLs for keys.
-        let entry = auths.auths.iter().find(|(name, _)| **name == key || bare(name) == key);
-        if let Some(login) = entry.map(|(_, entry)| entry.login(file)).transpose()?.flatten() {
-            return Ok(Some(Found { login, origin: origin() }));
+        let older = || auths.auths.iter().find(|(name, _)| bare(name) == key).map(|(_, entry)| entry);
+        let entry = auths.auths.get(&key).or_else(older);
+        if let Some(login) = entry.map(|entry| entry.login(file)).transpose()?.flatten() {
+            return Ok(Some(Found { login, origin: file.display().to_string() }));
         }
     }
-    if !auths.creds_store.is_empty()
-        && let Some(login) = ask(&auths.creds_store, helper_key(domain, domain))?
+    let store = &auths.creds_store;
+    if !store.is_empty()
+        && let Some(login) = helper::get(store, if domain == HUB { HUB_KEY } else { domain })?
     {
-        let origin = format!("docker-credential-{}, named in {}", auths.creds_store, file.display());
-        return Ok(Some(Found { login, origin }));
+        return Ok(Some(helped(login, store)));
     }
     Ok(None)
 }
@@ -141,24 +186,20 @@ fn in_file(file: &Path, auths: &AuthFile, domain: &str, path: &str) -> Result<Op
 /// The keys that may hold a repository's credentials, the most special first.
 fn keys(domain: &str, path: &str) -> Vec<String> {
     let mut keys = Vec::new();
-    let mut name = format!("{domain}/{path}");
-    while let Some(slash) = name.rfind('/') {
-        keys.push(name.clone());
-        name.truncate(slash);
+    let mut path = path;
+    while !path.is_empty() {
+        keys.push(format!("{domain}/{path}"));
+        path = path.rfind('/').map_or("", |slash| &path[..slash]);
     }
     keys.push(domain.to_owned());
     if domain == HUB {
-        keys.extend(["index.docker.io".to_owned(), HUB_KEY.to_owned()]);
+        keys.extend(HUB_ALIASES.map(str::to_owned));
     }
     keys
 }
 
-fn helper_key<'a>(domain: &str, key: &'a str) -> &'a str {
-    if domain == HUB { HUB_KEY } else { key }
-}
-
 /// A key without what older versions wrote around the host.
-fn bare(key: &str) -> &str {
+pub(super) fn bare(key: &str) -> &str {
     match key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")) {
         Some(rest) => rest.split('/').next().unwrap_or(rest),
         None => key,
@@ -192,50 +233,6 @@ impl Entry {
     }
 }
 
-/// Asks `docker-credential-NAME` for what it keeps under `key`.
-fn ask(name: &str, key: &str) -> Result<Option<Login>, String> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Answer {
-        #[serde(default)]
-        username: String,
-        #[serde(default)]
-        secret: String,
-    }
-    let program = format!("docker-credential-{name}");
-    if name.is_empty() || name.contains('/') {
-        return Err(format!("`{}` is no name of a credential helper", name.escape_debug()));
-    }
-    let failed = |e: io::Error| format!("cannot run {program}: {}", crate::sys::describe(&e));
-    let mut child = Command::new(&program)
-        .arg("get")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(failed)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // One that does not read its input still says how it ended.
-        let _unread = stdin.write_all(key.as_bytes());
-    }
-    let output = child.wait_with_output().map_err(failed)?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stdout);
-        if said.contains("credentials not found") {
-            return Ok(None);
-        }
-        let line = said.lines().next().unwrap_or_default().escape_debug().to_string();
-        return Err(format!("{program} failed for {key}: {line}"));
-    }
-    let answer: Answer =
-        serde_json::from_slice(&output.stdout).map_err(|_| format!("{program} gives no credentials for {key}"))?;
-    Ok(match (answer.username.as_str(), answer.secret) {
-        (_, secret) if secret.is_empty() => None,
-        ("<token>", secret) => Some(Login::Identity(secret)),
-        (user, secret) => Some(Login::Password { user: user.to_owned(), password: secret }),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,6 +259,7 @@ mod tests {
             ("reg.example", "team/app", Some("c:d")),
             ("reg.example", "teamster", Some("a:b")),
             ("docker.io", "library/alpine", Some("e:f")),
+            ("index.docker.io", "", Some("e:f")),
             ("old.example", "x", Some("u:p")),
             ("id.example", "x", Some("identity t")),
             ("nowhere.example", "x", None),
@@ -278,7 +276,10 @@ mod tests {
         assert!(error.contains("line 1") && !error.contains("c2VjcmV0"), "{error}");
         let missing = Sources { file: Some("/nowhere/auth.json".into()), ..Sources::default() };
         assert!(find(&missing, "a", "b").err().unwrap().contains("/nowhere/auth.json"));
-        let given = Sources { given: Some("me:a:b".into()), ..missing };
+        let given = Sources {
+            given: Some(Given { user: "me".into(), password: "a:b".into(), origin: "--creds".into() }),
+            ..missing
+        };
         assert!(
             matches!(find(&given, "a", "b"), Ok(Some(Found { login: Login::Password { password, .. }, .. })) if password == "a:b")
         );

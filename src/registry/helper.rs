@@ -1,0 +1,91 @@
+//! Credential helpers: programs called `docker-credential-NAME` that keep credentials in a safer place than a file.
+
+use super::credentials::Login;
+use serde::Deserialize;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::process::{Command, Stdio};
+
+/// What a helper says that has nothing under a name.
+const NOT_FOUND: &str = "credentials not found";
+
+/// What `docker-credential-NAME` keeps under `key`.
+pub(super) fn get(name: &str, key: &str) -> Result<Option<Login>, String> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Answer {
+        #[serde(default)]
+        username: String,
+        #[serde(default)]
+        secret: String,
+    }
+    let output = match run(name, "get", key.as_bytes())? {
+        Ok(output) => output,
+        Err(said) if said.contains(NOT_FOUND) => return Ok(None),
+        Err(said) => return Err(format!("docker-credential-{name} failed for {key}: {said}")),
+    };
+    let answer: Answer = serde_json::from_slice(&output)
+        .map_err(|_| format!("docker-credential-{name} gives no credentials for {key}"))?;
+    Ok(match (answer.username.as_str(), answer.secret) {
+        (_, secret) if secret.is_empty() => None,
+        ("<token>", secret) => Some(Login::Identity(secret)),
+        (user, secret) => Some(Login::Password { user: user.to_owned(), password: secret }),
+    })
+}
+
+/// Has `docker-credential-NAME` keep a name and a password under `key`.
+pub(super) fn store(name: &str, key: &str, user: &str, password: &str) -> Result<(), String> {
+    let entry = json!({"ServerURL": key, "Username": user, "Secret": password}).to_string();
+    let said = match run(name, "store", entry.as_bytes())? {
+        Ok(_) => return Ok(()),
+        Err(said) => said,
+    };
+    // A helper that quotes what it was given must not make us print a secret.
+    let said = if said.contains(password) { "(its message holds the password)".to_owned() } else { said };
+    Err(format!("docker-credential-{name} cannot keep the credentials for {key}: {said}"))
+}
+
+/// Has `docker-credential-NAME` forget what it keeps under `key`, if anything.
+pub(super) fn erase(name: &str, key: &str) -> Result<(), String> {
+    match run(name, "erase", key.as_bytes())? {
+        Err(said) if !said.contains(NOT_FOUND) => {
+            Err(format!("docker-credential-{name} cannot forget the credentials for {key}: {said}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Under which keys `docker-credential-NAME` keeps something.
+pub(super) fn list(name: &str) -> Result<Vec<String>, String> {
+    let output = run(name, "list", b"")?.map_err(|said| format!("docker-credential-{name} cannot list: {said}"))?;
+    let all: BTreeMap<String, String> =
+        serde_json::from_slice(&output).map_err(|_| format!("docker-credential-{name} gives no list"))?;
+    Ok(all.into_keys().collect())
+}
+
+/// Runs the helper: its output, or the first line of what it says went wrong.
+fn run(name: &str, verb: &str, input: &[u8]) -> Result<Result<Vec<u8>, String>, String> {
+    let program = format!("docker-credential-{name}");
+    if name.is_empty() || name.contains('/') {
+        return Err(format!("`{}` is no name of a credential helper", name.escape_debug()));
+    }
+    let failed = |e: io::Error| format!("cannot run {program}: {}", crate::sys::describe(&e));
+    let mut child = Command::new(&program)
+        .arg(verb)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(failed)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // One that does not read its input still says how it ended.
+        let _unread = stdin.write_all(input);
+    }
+    let output = child.wait_with_output().map_err(failed)?;
+    if output.status.success() {
+        return Ok(Ok(output.stdout));
+    }
+    let said = String::from_utf8_lossy(&output.stdout);
+    Ok(Err(said.lines().next().unwrap_or_default().escape_debug().to_string()))
+}

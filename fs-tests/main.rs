@@ -23,6 +23,7 @@ mod registry;
 mod registry_real;
 mod registry_resume;
 mod saving;
+mod searching;
 mod signatures;
 mod store;
 mod support;

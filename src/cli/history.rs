@@ -76,20 +76,10 @@ fn cells(step: &Map<String, Value>, size: u64, a: &HistoryArgs, now: Timestamp) 
     let at = created.map_or_else(String::new, |t| t.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
     let mut command = text("created_by").replace('\t', " ");
     if !a.no_trunc {
-        command = shortened(&command);
+        command = human::ellipsis(&command, COMMAND_WIDTH);
     }
     let shown = if a.human { human::size(size) } else { size.to_string() };
     vec![text("comment").to_owned(), at, command, ago(created, now), MISSING.to_owned(), shown]
-}
-
-/// At most so many characters, the last one then being `…`.
-fn shortened(text: &str) -> String {
-    if text.chars().count() <= COMMAND_WIDTH {
-        return text.to_owned();
-    }
-    let mut short: String = text.chars().take(COMMAND_WIDTH - 1).collect();
-    short.push('…');
-    short
 }
 
 #[cfg(test)]
@@ -99,7 +89,6 @@ mod tests {
     #[test]
     fn long_commands_are_cut_as_docker_cuts_them() {
         let long = "/bin/sh -c #(nop) ADD file:0123456789abcdef0123456789abcdef in /";
-        assert_eq!(shortened(long), "/bin/sh -c #(nop) ADD file:0123456789abcdef0…");
-        assert_eq!(shortened(&"é".repeat(COMMAND_WIDTH)), "é".repeat(COMMAND_WIDTH));
+        assert_eq!(human::ellipsis(long, COMMAND_WIDTH), "/bin/sh -c #(nop) ADD file:0123456789abcdef0…");
     }
 }

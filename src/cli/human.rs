@@ -1,4 +1,6 @@
-//! Sizes and ages as Docker writes them.
+//! Sizes, ages and long texts as Docker writes them.
+
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// Bytes in decimal units, three significant digits, no space: `5.57MB`.
 pub fn size(bytes: u64) -> String {
@@ -51,9 +53,37 @@ pub fn age(seconds: i64) -> String {
     }
 }
 
+/// At most so many columns of the text, the last one then being `…`.
+pub fn ellipsis(text: &str, width: usize) -> String {
+    if text.width() <= width {
+        return text.to_owned();
+    }
+    let mut short = String::new();
+    let mut left = width.saturating_sub(1);
+    for c in text.chars() {
+        match left.checked_sub(c.width().unwrap_or(0)) {
+            Some(rest) => left = rest,
+            None => break,
+        }
+        short.push(c);
+    }
+    short.push('…');
+    short
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_texts() {
+        for (text, short) in [("", ""), ("abcd", "abcd"), ("abcde", "abc…"), ("éééé", "éééé"), ("ééééé", "ééé…")]
+        {
+            assert_eq!(ellipsis(text, 4), short);
+        }
+        // Wide ones take two columns.
+        assert_eq!((ellipsis("漢字", 4), ellipsis("漢字漢", 4)), ("漢字".into(), "漢…".into()));
+    }
 
     #[test]
     fn sizes_at_every_boundary() {

@@ -16,6 +16,7 @@ mod inspect;
 mod interrupt;
 mod log;
 mod login;
+mod manifest;
 mod mount;
 mod mount_options;
 mod output;
@@ -25,6 +26,7 @@ mod pull;
 mod push;
 mod registry;
 mod save;
+mod search;
 mod system;
 mod tag;
 mod terminal;
@@ -105,6 +107,11 @@ enum Command {
     Login(login::LoginArgs),
     /// Log out from a registry
     Logout(login::LogoutArgs),
+    /// Search Docker Hub or another registry for images
+    Search(search::SearchArgs),
+    /// Look at manifests in registries
+    #[command(subcommand, arg_required_else_help = true)]
+    Manifest(manifest::ManifestCommand),
     /// Manage images
     #[command(subcommand, arg_required_else_help = true)]
     Image(ImageCommand),
@@ -222,6 +229,8 @@ fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
         Command::Rmi(a) | Command::Image(ImageCommand::Rm(a)) => tag::rmi(global, &a),
         Command::Login(a) => login::login(&a),
         Command::Logout(a) => login::logout(&a),
+        Command::Search(a) => search::search(&a),
+        Command::Manifest(manifest::ManifestCommand::Inspect(a)) => manifest::inspect(&a),
         Command::Mount(a) => mount::mount(global, &a),
         Command::Umount(a) => mount::umount(global, &a),
         Command::Mounts(a) => mount::mounts(global, &a),

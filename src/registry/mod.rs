@@ -15,7 +15,9 @@ mod helper;
 mod http;
 pub mod keep;
 pub mod mirrors;
+mod pages;
 mod repository;
+pub mod search;
 mod upload;
 mod url;
 

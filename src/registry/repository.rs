@@ -4,6 +4,7 @@ use super::blob::Blob;
 use super::client::{Ask, Client};
 use super::http::{self, Method, header};
 use super::mirrors::{self, Places};
+use super::pages;
 use super::{Error, Kind, Result, Settings};
 use crate::digest::{Digest, Hasher};
 use crate::reference::Reference;
@@ -16,7 +17,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const PAGE_CAP: u64 = 4 << 20;
-const PAGES: usize = 1000;
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// A manifest or index as a registry has it, hashed.
@@ -187,7 +187,10 @@ impl Repository {
         }
         let ask = self.ask(Method::Get, "list of tags".into(), "tags/list");
         let mut all: Vec<String> = Vec::new();
-        pages(&self.inner.own, ask, |page: Page| all.extend(page.tags.unwrap_or_default()))?;
+        pages::each(&self.inner.own, ask, |page: Page| {
+            all.extend(page.tags.unwrap_or_default());
+            true
+        })?;
         Ok(all)
     }
 
@@ -306,7 +309,11 @@ fn referrers(client: &Client, digest: &Digest, artifact_type: &str) -> Result<Ve
     let below = format!("referrers/{digest}?artifactType={}", utf8_percent_encode(artifact_type, NON_ALPHANUMERIC));
     let ask = ask_below(client, Method::Get, format!("referrers of {digest}"), &below).header("Accept", INDEX);
     let mut all = Vec::new();
-    match pages(client, ask, |page: Index| all.extend(page.manifests)) {
+    let read = pages::each(client, ask, |page: Index| {
+        all.extend(page.manifests);
+        true
+    });
+    match read {
         Err(error) if error.kind == Kind::Missing => {}
         done => return done.map(|()| all),
     }
@@ -322,52 +329,5 @@ fn referrers(client: &Client, digest: &Digest, artifact_type: &str) -> Result<Ve
         }
         Err(error) if error.kind == Kind::Missing => Ok(Vec::new()),
         Err(error) => Err(error),
-    }
-}
-
-/// Hands out the pages of a list, one after the other.
-fn pages<T: serde::de::DeserializeOwned>(client: &Client, mut ask: Ask, mut take: impl FnMut(T)) -> Result<()> {
-    for _ in 0..PAGES {
-        let (next, bytes) = client.ask_for(&ask, |response| {
-            let next = header(&response, "link").and_then(next_link).map(str::to_owned);
-            Ok((next, http::small_body(response, PAGE_CAP)?))
-        })?;
-        let page: T = serde_json::from_slice(&bytes)
-            .map_err(|e| ask.error(client, Kind::Protocol, format!("not what was asked for: {e}")))?;
-        take(page);
-        let Some(next) = next else { return Ok(()) };
-        let place = client.place(&ask, &next)?;
-        if !client.is_own(&ask, &place)? {
-            let why = format!("the list goes on at another place: {}", next.escape_debug());
-            return Err(ask.error(client, Kind::Protocol, why));
-        }
-        ask = ask.at(place);
-    }
-    Err(ask.error(client, Kind::Protocol, format!("the list has more than {PAGES} pages")))
-}
-
-/// The `next` of a `Link` header.
-fn next_link(header: &str) -> Option<&str> {
-    let (_, rest) = header.split_once('<')?;
-    let (target, parameters) = rest.split_once('>')?;
-    let is_next = |p: &str| matches!(p.trim().to_ascii_lowercase().as_str(), "rel=next" | "rel=\"next\"");
-    let this = parameters.split(',').next().unwrap_or_default();
-    if this.split(';').any(is_next) {
-        return Some(target);
-    }
-    next_link(parameters.split_once(',')?.1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn links() {
-        assert_eq!(next_link("</v2/a/tags/list?last=b&n=2>; rel=\"next\""), Some("/v2/a/tags/list?last=b&n=2"));
-        assert_eq!(next_link("<a>; rel=prev, <b>; title=x; rel=next"), Some("b"));
-        for none in ["", "<a>", "<a>; rel=prev", "a; rel=next", "<a"] {
-            assert_eq!(next_link(none), None, "{none}");
-        }
     }
 }

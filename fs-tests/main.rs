@@ -15,6 +15,7 @@ mod merge_model;
 mod mirrors;
 mod model;
 mod mounting;
+mod progress;
 mod pushing;
 mod real_work;
 mod registry;

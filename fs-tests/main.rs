@@ -23,6 +23,7 @@ mod registry_real;
 mod registry_resume;
 mod saving;
 mod signatures;
+mod space;
 mod store;
 mod support;
 mod tidy;

@@ -2,7 +2,7 @@
 
 use super::manifest::PLAIN_LAYER;
 use super::source::{LayerPlan, Place, Plan, Source, Want};
-use super::{Error, Problem, Result, open, pipeline};
+use super::{Error, Problem, Result, open, pipeline, space};
 use crate::digest::Digest;
 use crate::layer;
 use crate::reference::Reference;
@@ -73,6 +73,7 @@ pub fn pull(session: &Session, source: &dyn Source, want: &Want, progress: &Arc<
     // First, so that a store that cannot be used is said to be so before the work and not after it.
     let recorded = recorded_sizes(&session.store().catalog()?);
     let plans = source.images(want)?;
+    space::check(session.store(), source, &missing(session.store(), &plans, &recorded))?;
     let mut intent = Intent::default();
     for plan in &plans {
         intent.layers.extend(plan.layers.iter().map(|l| l.diff_id.clone()));
@@ -183,6 +184,13 @@ fn is_whole(store: &Store, diff_id: &Digest, recorded: Option<u64>) -> bool {
         Ok(tar) => recorded.is_none_or(|size| size == tar.len()),
         Err(_) => false,
     }
+}
+
+/// The layers that must come, each once.
+fn missing<'a>(store: &Store, plans: &'a [Plan], recorded: &BTreeMap<Digest, u64>) -> Vec<&'a LayerPlan> {
+    let mut seen = BTreeSet::new();
+    let layers = plans.iter().flat_map(|plan| &plan.layers).filter(|layer| seen.insert(&layer.diff_id));
+    layers.filter(|l| !is_whole(store, &l.diff_id, recorded.get(&l.diff_id).copied())).collect()
 }
 
 /// Whether the store has the layer. One that has lost a part since it came is put aside, to be fetched again.

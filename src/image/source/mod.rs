@@ -33,6 +33,11 @@ pub trait Source: Sync {
     /// has failed and is tried again after a while.
     fn layer(&self, layer: &LayerPlan, waits: Notice) -> std::result::Result<Box<dyn Read + Send>, Problem>;
 
+    /// Whether the blob is kept in the store, as it is, until its layer is there.
+    fn keeps(&self, _blob: &Descriptor) -> bool {
+        false
+    }
+
     /// The layer is in the store now: what the source keeps of it can go.
     fn taken(&self, _layer: &LayerPlan) {}
 

@@ -117,7 +117,7 @@ impl Registry {
         Ok(Resumed {
             left: partial.length(),
             partial,
-            keep: blob.size > WORTH_KEEPING,
+            keep: self.keeps(blob),
             rest: None,
             failed: None,
             repository: self.repository.watched(waits),
@@ -217,6 +217,10 @@ impl Source for Registry {
             Place::Blob(blob) => Ok(Box::new(self.resume(blob, waits)?)),
             Place::Member(name, _) => Err(Problem::Document(format!("has no layer {name}"))),
         }
+    }
+
+    fn keeps(&self, blob: &Descriptor) -> bool {
+        blob.size > WORTH_KEEPING
     }
 
     fn taken(&self, layer: &LayerPlan) {

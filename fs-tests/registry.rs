@@ -536,7 +536,7 @@ fn an_index_of_a_registry() {
     assert!(out.code == 1 && out.stderr.contains(&digest(b"no")), "{out:#?}");
 }
 
-fn get(path: &str) -> Seen {
+pub fn get(path: &str) -> Seen {
     Seen {
         method: "GET".into(),
         path: path.into(),

@@ -10,6 +10,7 @@ pub mod faulty;
 pub mod oci;
 pub mod registry;
 pub mod tar;
+pub mod terminal;
 pub mod tls;
 pub mod tree;
 pub mod uploads;

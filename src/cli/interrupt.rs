@@ -1,5 +1,6 @@
 //! Signals during a pull: it ends at once, and what it had half done goes with it.
 
+use super::progress::screen;
 use crate::store::{Session, Store, gc};
 use crate::sys::Signals;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,6 +36,7 @@ fn end_on_signal(signals: &Signals, slot: &Mutex<Option<Abandon>>) {
         if let Some(abandon) = &*slot.lock().unwrap_or_else(PoisonError::into_inner) {
             abandon();
         }
+        screen::leave();
         std::process::exit(128 + signal);
     }
 }

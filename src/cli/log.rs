@@ -2,6 +2,7 @@
 //! the time, and tells what it does too (`info`).
 
 use super::Exit;
+use super::progress::screen::Above;
 use std::fmt;
 use std::io;
 use std::sync::OnceLock;
@@ -28,7 +29,7 @@ struct Log {
 pub(super) fn begin(wanted: Option<&str>) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(wanted.unwrap_or(LEVEL_IN_FRONT))
         .map_err(|e| Exit::Text(125, format!("invalid argument for --log-level: {e}")))?;
-    let lines: Lines = Box::new(tracing_subscriber::fmt::layer().with_writer(io::stderr).without_time());
+    let lines: Lines = Box::new(tracing_subscriber::fmt::layer().with_writer(|| Above).without_time());
     let (lines, lines_handle) = reload::Layer::new(lines);
     let (filter, filter_handle) = reload::Layer::new(filter);
     tracing::subscriber::set_global_default(Registry::default().with(lines).with(filter))?;

@@ -21,6 +21,7 @@ mod mount;
 mod mount_options;
 mod output;
 mod pattern;
+mod progress;
 mod prune;
 mod pull;
 mod push;

@@ -1,20 +1,23 @@
 //! `pull` and `load`.
 
+use super::progress::{Kind, Report};
 use super::registry::RegistryArgs;
 use super::{Exit, Global, args, interrupt, output};
 use crate::image::Platform;
-use crate::image::pull::{Event, Progress, Pulled, pull as take};
-use crate::image::source::{self, LayerPlan, LoadFrom, Plan, Want};
+use crate::image::pull::{Progress, Pulled, pull as take};
+use crate::image::source::{self, LoadFrom, Source, Want};
 use crate::image::verify::Key;
 use crate::reference::{DEFAULT_TAG, Reference};
+use crate::store::{Session, Store};
 use std::fs;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 #[derive(clap::Args)]
 #[command(override_usage = "plyfs pull [OPTIONS] NAME[:TAG|@DIGEST]|SOURCE")]
 #[command(
-    after_help = "Examples:\n  plyfs pull alpine:3\n  plyfs pull oci:/srv/debian:12\n  plyfs pull docker-archive:saved.tar:me/app:1\n  plyfs pull --verify cosign.pub registry.example/app:1"
+    after_help = "Examples:\n  plyfs pull alpine:3\n  plyfs pull oci:/srv/debian:12\n  plyfs pull docker-archive:saved.tar:me/app:1\n  plyfs pull --progress=json alpine:3 | jq -r .status\n  plyfs pull --verify cosign.pub registry.example/app:1"
 )]
 pub(super) struct PullArgs {
     /// Take every image of the repository or source
@@ -23,6 +26,10 @@ pub(super) struct PullArgs {
     /// Print only the image's name
     #[arg(short, long)]
     quiet: bool,
+    /// How to show it: plain (lines), tty (bars), json (an object a line), none (only the end), or auto: tty on a
+    /// terminal, else plain
+    #[arg(long, value_name = "KIND", default_value = "auto", hide_possible_values = true)]
+    progress: Kind,
     /// Pull only what is signed by this cosign public key
     #[arg(long, value_name = "KEY.pub")]
     verify: Option<PathBuf>,
@@ -66,103 +73,46 @@ impl PlatformArg {
     }
 }
 
-/// Prints Docker's lines as a pull goes on.
-struct Lines {
-    /// For `TAG: Pulling from ...`.
-    from: Option<String>,
-    /// Whether that is a registry.
-    remote: bool,
-    quiet: bool,
-}
-
-impl Lines {
-    fn say(&self, text: &str) {
-        if !self.quiet {
-            // A pull goes on when nobody listens any more.
-            let _gone = output::line(text);
-        }
-    }
-}
-
-impl Progress for Lines {
-    fn image(&self, plan: &Plan) {
-        if let Some(from) = &self.from {
-            let tag = plan.names.iter().find_map(Reference::tag).map(str::to_owned);
-            // By digest alone, Docker says the whole name.
-            let by_digest = || plan.names.iter().find(|n| n.digest().is_some()).map(Reference::to_string);
-            let what = tag.or_else(|| by_digest().filter(|_| self.remote)).unwrap_or_else(|| DEFAULT_TAG.to_owned());
-            self.say(&format!("{what}: Pulling from {from}"));
-        }
-    }
-
-    fn layer(&self, layer: &LayerPlan, event: Event) {
-        match event {
-            Event::AlreadyExists => self.say(&format!("{}: Already exists", layer.short())),
-            Event::Complete => self.say(&format!("{}: Pull complete", layer.short())),
-            Event::Started | Event::Read(_) => {}
-        }
-    }
-
-    fn warning(&self, layer: &LayerPlan, text: &str) {
-        tracing::warn!("layer {}: {text}", layer.short());
-    }
-}
-
 pub(super) fn pull(global: &Global, a: &PullArgs) -> anyhow::Result<()> {
     let [text] = args::exactly("pull", &a.args)?;
-    if !source::is_source(text) {
-        return pull_registry(global, a, text);
-    }
+    let named: Option<Reference> = if source::is_source(text) { None } else { Some(text.parse()?) };
+    let report = match &named {
+        _ if a.quiet => Report::quiet(),
+        Some(named) => Report::new(a.progress, named.path(), true),
+        None => Report::new(a.progress, text, false),
+    };
+    let report = Arc::new(report);
+    let done = match &named {
+        Some(named) => pull_registry(global, a, named, &report),
+        None => pull_source(global, a, text, &report),
+    };
+    done.inspect_err(|error| report.failed(error))
+}
+
+fn pull_source(global: &Global, a: &PullArgs, text: &str, report: &Arc<Report>) -> anyhow::Result<()> {
     if a.verify.is_some() {
         anyhow::bail!("--verify is for images of registries, and {text} is none");
     }
-    let lines = Lines { from: Some(text.to_owned()), remote: false, quiet: a.quiet };
-    let all = interrupt::in_session(&global.store()?, |session| {
-        let source = source::open(text, session)?;
-        Ok(take(session, &*source, &a.platform.want(a.all_tags), &lines)?)
-    })?;
-    for pulled in all {
-        if !a.quiet {
-            summary(&pulled)?;
-        }
-        output::line(canonical(&pulled))?;
-    }
-    Ok(())
+    let all = taken(&global.store()?, a, report, |session| Ok(source::open(text, session)?))?;
+    all.iter().try_for_each(|pulled| summary(report, pulled))
 }
 
-fn pull_registry(global: &Global, a: &PullArgs, text: &str) -> anyhow::Result<()> {
-    let named: Reference = text.parse()?;
+fn pull_registry(global: &Global, a: &PullArgs, named: &Reference, report: &Arc<Report>) -> anyhow::Result<()> {
     let is_bare = named.tag().is_none() && named.digest().is_none();
     if a.all_tags && !is_bare {
         anyhow::bail!("tag can't be used with --all-tags/-a");
     }
     let key = a.verify.as_deref().map(read_key).transpose()?;
-    let lines = Lines { from: Some(named.path().to_owned()), remote: true, quiet: a.quiet };
     if is_bare && !a.all_tags {
-        lines.say(&format!("Using default tag: {DEFAULT_TAG}"));
+        report.note(&format!("Using default tag: {DEFAULT_TAG}"));
     }
-    let store = global.store()?;
-    let settings = a.registry.settings();
-    let all = interrupt::in_session(&store, |session| {
-        let source = source::open_registry(&named, &settings, key.clone(), &store);
-        Ok(take(session, &*source, &a.platform.want(a.all_tags), &lines)?)
-    })?;
+    let (store, settings) = (global.store()?, a.registry.settings());
+    let all = taken(&store, a, report, |_| Ok(source::open_registry(named, &settings, key, &store)))?;
     if !a.all_tags {
-        for pulled in &all {
-            if !a.quiet {
-                summary(pulled)?;
-            }
-            output::line(canonical(pulled))?;
-        }
-        return Ok(());
+        return all.iter().try_for_each(|pulled| summary(report, pulled));
     }
-    if !a.quiet {
-        for digest in all.iter().filter_map(|pulled| pulled.root.as_ref()) {
-            output::line(format!("Digest: {digest}"))?;
-        }
-        output::line(status(all.iter().all(|pulled| pulled.up_to_date), &named.familiar()))?;
-    }
-    output::line(named)
+    report.result(status(all.iter().all(|pulled| pulled.up_to_date), &named.familiar()))?;
+    report.name(&named.to_string(), &all)
 }
 
 fn read_key(path: &Path) -> anyhow::Result<Key> {
@@ -171,12 +121,25 @@ fn read_key(path: &Path) -> anyhow::Result<Key> {
     Ok(Key::from_pem(&name.to_string(), &pem)?)
 }
 
-fn summary(pulled: &Pulled) -> anyhow::Result<()> {
-    if let Some(digest) = &pulled.root {
-        output::line(format!("Digest: {digest}"))?;
-    }
+/// Takes the wanted images of the source.
+fn taken(
+    store: &Store,
+    a: &PullArgs,
+    report: &Arc<Report>,
+    open: impl FnOnce(&Session) -> anyhow::Result<Box<dyn Source>>,
+) -> anyhow::Result<Vec<Pulled>> {
+    let progress: Arc<dyn Progress> = report.clone();
+    interrupt::in_session(store, |session| {
+        let done = open(session).and_then(|s| Ok(take(session, &*s, &a.platform.want(a.all_tags), &progress)?));
+        report.end();
+        done
+    })
+}
+
+fn summary(report: &Report, pulled: &Pulled) -> anyhow::Result<()> {
     let title = pulled.names.first().map_or_else(|| pulled.image.id.to_string(), Reference::familiar);
-    output::line(status(pulled.up_to_date, &title))
+    report.result(status(pulled.up_to_date, &title))?;
+    report.name(&canonical(pulled), std::slice::from_ref(pulled))
 }
 
 fn status(up_to_date: bool, title: &str) -> String {
@@ -198,10 +161,10 @@ pub(super) fn load(global: &Global, a: &LoadArgs) -> anyhow::Result<()> {
         Some(path) => LoadFrom::File(path),
         None => LoadFrom::Stream(&mut stdin),
     };
-    let lines = Lines { from: None, remote: false, quiet: true };
+    let progress: Arc<dyn Progress> = Arc::new(Report::quiet());
     let all = interrupt::in_session(&global.store()?, |session| {
         let source = source::open_load(from, session)?;
-        Ok(take(session, &*source, &a.platform.want(true), &lines)?)
+        Ok(take(session, &*source, &a.platform.want(true), &progress)?)
     })?;
     for pulled in all {
         for (name, id) in &pulled.taken {

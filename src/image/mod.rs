@@ -19,6 +19,7 @@ pub mod push;
 pub mod remove;
 pub mod save;
 pub mod source;
+mod space;
 pub mod verify;
 
 pub use open::{OpenTree, open_tree};
@@ -140,6 +141,22 @@ pub enum Error {
         digest: String,
         /// What is wrong.
         problem: Box<Problem>,
+    },
+    /// The store's file system cannot take what is to come.
+    #[error(
+        "{origin}: no space for it: at least {}MB more are needed on the file system of {}, {}MB are free; make room \
+         (`plyfs image prune`) or use another store (--root)",
+        need.div_ceil(1_000_000), root.display(), free / 1_000_000
+    )]
+    NoSpace {
+        /// The source as the user named it.
+        origin: String,
+        /// The store.
+        root: PathBuf,
+        /// So many bytes at least.
+        need: u64,
+        /// So many bytes there are.
+        free: u64,
     },
     /// The layers do not fit together.
     #[error("{origin}: {problem}")]

@@ -3,6 +3,7 @@
 
 use super::Problem;
 use super::inflate::Inflate;
+use super::pull::Event;
 use crate::digest::{Digest, Hasher, Verifier};
 use crate::layer::{self, Draft, LayerError};
 use std::fs::File;
@@ -49,14 +50,14 @@ pub(super) struct Timings {
     pub wait: Duration,
 }
 
-/// Runs a blob's stream into `tar_path`, checks everything, and returns the index. `read` counts the blob's bytes as
-/// they come; `stop` ends it early.
+/// Runs a blob's stream into `tar_path`, checks everything, and returns the index. `tell` hears of the
+/// blob's bytes as they come, and when they are verified; `stop` ends it early.
 pub(super) fn run(
     blob: Box<dyn Read + Send>,
     expected: &Expected<'_>,
     tar_path: &Path,
     stop: &AtomicBool,
-    read: &(dyn Fn(u64) + Sync),
+    tell: &(dyn Fn(Event) + Sync),
 ) -> Result<Done, Problem> {
     let begun = Instant::now();
     let file = File::create_new(tar_path).map_err(|cause| Problem::Write { path: tar_path.to_owned(), cause })?;
@@ -68,7 +69,7 @@ pub(super) fn run(
     }
     let mut chunks = Chunks::new(full_out, empty_in, file, expected.diff_id);
     let (inflated, draft) = thread::scope(|scope| {
-        let inflater = scope.spawn(move || inflate(blob, expected, &full_in, &empty_out, stop, read));
+        let inflater = scope.spawn(move || inflate(blob, expected, &full_in, &empty_out, stop, tell));
         let draft = layer::index_tar(&mut chunks, &layer::Limits::default());
         // Lets an inflater that waits for a buffer or a place find out that nobody reads any more.
         chunks.hang_up();
@@ -96,14 +97,21 @@ pub(super) fn run(
 struct Counted<'a, R> {
     inner: R,
     total: u64,
-    tell: &'a (dyn Fn(u64) + Sync),
+    /// How much is to come, where that is known.
+    size: Option<u64>,
+    tell: &'a (dyn Fn(Event) + Sync),
 }
 
 impl<R: Read> Read for Counted<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buf)?;
         self.total += n as u64;
-        (self.tell)(self.total);
+        if n > 0 {
+            (self.tell)(Event::Read(self.total));
+            if self.size == Some(self.total) {
+                (self.tell)(Event::Verifying);
+            }
+        }
         Ok(n)
     }
 }
@@ -132,10 +140,11 @@ fn inflate(
     full: &SyncSender<Chunk>,
     empty: &Receiver<Chunk>,
     stop: &AtomicBool,
-    tell: &(dyn Fn(u64) + Sync),
+    tell: &(dyn Fn(Event) + Sync),
 ) -> Result<u64, Problem> {
     let digest = expected.blob.map(|(digest, _)| digest);
-    let counted = Counted { inner: blob, total: 0, tell };
+    let size = expected.blob.map(|(_, size)| size);
+    let counted = Counted { inner: blob, total: 0, size, tell };
     let checked = match expected.blob {
         Some((digest, size)) => Checked::Blob(Box::new(Verifier::new(counted, digest, size))),
         None => Checked::Bare(counted),
@@ -175,6 +184,7 @@ fn inflate(
         }
     }
     drain(stream.inner_mut()).map_err(read_error)?;
+    tell(Event::Verified);
     Ok(match stream.inner_mut() {
         Checked::Blob(_) => expected.blob.map_or(0, |(_, size)| size),
         Checked::Bare(counted) => counted.total,

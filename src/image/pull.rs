@@ -2,7 +2,7 @@
 
 use super::manifest::PLAIN_LAYER;
 use super::source::{LayerPlan, Place, Plan, Source, Want};
-use super::{Error, Problem, Result, open, pipeline};
+use super::{Error, Problem, Result, open, pipeline, space};
 use crate::digest::Digest;
 use crate::layer;
 use crate::reference::Reference;
@@ -10,8 +10,9 @@ use crate::store::{self, Catalog, Image, Intent, LayerRecord, Session, Store, gc
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 /// So many layers at a time.
 const LAYERS_AT_ONCE: usize = 3;
@@ -21,18 +22,30 @@ const LAYERS_AT_ONCE: usize = 3;
 pub enum Event {
     /// It is in the store and is not read.
     AlreadyExists,
-    /// Its stream begins.
+    /// It is to come.
+    Planned,
+    /// Its turn comes when others are done.
+    Waiting,
+    /// Its stream begins, perhaps anew.
     Started,
     /// So many bytes of its blob have come.
     Read(u64),
+    /// It failed to come and is tried again in so many seconds; in none: now.
+    Retrying(u64),
+    /// All bytes of its blob have come. Whether they are right is found out.
+    Verifying,
+    /// They are right. The last of it is being inflated, indexed, written and synced.
+    Verified,
     /// It is in the store now.
     Complete,
 }
 
 /// Is told how a pull goes on, from several threads.
-pub trait Progress: Sync {
+pub trait Progress: Send + Sync {
     /// An image's documents are verified; its layers follow.
     fn image(&self, plan: &Plan);
+    /// All layers of an image are in the store.
+    fn taken(&self, plan: &Plan);
     /// Something happened to one of its layers.
     fn layer(&self, layer: &LayerPlan, event: Event);
     /// The indexer has a remark on a layer that it accepts.
@@ -56,10 +69,11 @@ pub struct Pulled {
 
 /// Takes the wanted images of a source, or leaves the store as it was; but layers that came whole before a registry
 /// failed stay for the next pull.
-pub fn pull(session: &Session, source: &dyn Source, want: &Want, progress: &dyn Progress) -> Result<Vec<Pulled>> {
+pub fn pull(session: &Session, source: &dyn Source, want: &Want, progress: &Arc<dyn Progress>) -> Result<Vec<Pulled>> {
     // First, so that a store that cannot be used is said to be so before the work and not after it.
     let recorded = recorded_sizes(&session.store().catalog()?);
     let plans = source.images(want)?;
+    space::check(session.store(), source, &missing(session.store(), &plans, &recorded))?;
     let mut intent = Intent::default();
     for plan in &plans {
         intent.layers.extend(plan.layers.iter().map(|l| l.diff_id.clone()));
@@ -105,7 +119,7 @@ fn take(
     session: &Session,
     source: &dyn Source,
     plan: &Plan,
-    progress: &dyn Progress,
+    progress: &Arc<dyn Progress>,
     recorded: &BTreeMap<Digest, u64>,
     made: &Mutex<Intent>,
 ) -> Result<Image> {
@@ -123,7 +137,11 @@ fn take(
         } else {
             queued.insert(&layer.diff_id);
             jobs.push_back((at, layer));
+            progress.layer(layer, Event::Planned);
         }
+    }
+    for (_, layer) in jobs.iter().skip(LAYERS_AT_ONCE) {
+        progress.layer(layer, Event::Waiting);
     }
     let compressed = run_jobs(jobs, plan.layers.len(), source, |layer, stop| {
         let (size, fresh) = loop {
@@ -139,6 +157,7 @@ fn take(
         progress.layer(layer, Event::Complete);
         Ok(size)
     })?;
+    progress.taken(plan);
     let chain = chain_of(plan);
     if open::map_tree(store, &chain).is_none() {
         made(&|m| m.trees.extend([chain.clone()]));
@@ -159,13 +178,25 @@ fn recorded_sizes(catalog: &Catalog) -> BTreeMap<Digest, u64> {
     catalog.images().iter().flat_map(|i| &i.layers).map(|l| (l.diff_id.clone(), l.size)).collect()
 }
 
+/// Whether the store has the layer, and no part of it got lost since it came.
+fn is_whole(store: &Store, diff_id: &Digest, recorded: Option<u64>) -> bool {
+    match fs::metadata(store.layer_tar(diff_id)) {
+        Ok(tar) => recorded.is_none_or(|size| size == tar.len()),
+        Err(_) => false,
+    }
+}
+
+/// The layers that must come, each once.
+fn missing<'a>(store: &Store, plans: &'a [Plan], recorded: &BTreeMap<Digest, u64>) -> Vec<&'a LayerPlan> {
+    let mut seen = BTreeSet::new();
+    let layers = plans.iter().flat_map(|plan| &plan.layers).filter(|layer| seen.insert(&layer.diff_id));
+    layers.filter(|l| !is_whole(store, &l.diff_id, recorded.get(&l.diff_id).copied())).collect()
+}
+
 /// Whether the store has the layer. One that has lost a part since it came is put aside, to be fetched again.
 fn has_whole(session: &Session, diff_id: &Digest, recorded: Option<u64>) -> Result<bool> {
     let store = session.store();
-    let is_whole = || match fs::metadata(store.layer_tar(diff_id)) {
-        Ok(tar) => recorded.is_none_or(|size| size == tar.len()),
-        Err(_) => false,
-    };
+    let is_whole = || is_whole(store, diff_id, recorded);
     if is_whole() {
         return Ok(true);
     }
@@ -250,22 +281,27 @@ fn take_layer(
     source: &dyn Source,
     layer: &LayerPlan,
     stop: &AtomicBool,
-    progress: &dyn Progress,
+    progress: &Arc<dyn Progress>,
 ) -> std::result::Result<(u64, bool), Fault> {
     progress.layer(layer, Event::Started);
-    let stream = source.layer(layer).map_err(Fault::Layer)?;
+    let (told, known) = (Arc::clone(progress), layer.clone());
+    let waits = move |left: Duration| {
+        let seconds = u64::try_from(left.as_millis().div_ceil(1000)).unwrap_or(u64::MAX);
+        told.layer(&known, Event::Retrying(seconds));
+    };
+    let stream = source.layer(layer, Arc::new(waits)).map_err(Fault::Layer)?;
     // Whoever had it may have finished while we waited for it.
     if session.store().has_layer(&layer.diff_id) {
         return Ok((0, false));
     }
     let blob = match &layer.place {
         Place::Blob(descriptor) => Some((&descriptor.digest, descriptor.size)),
-        Place::Member(_) => None,
+        Place::Member(..) => None,
     };
     let dir = session.temp_path("layer");
     fs::create_dir(&dir).map_err(store::Error::io("make", &dir)).map_err(Fault::Store)?;
     let expected = pipeline::Expected { blob, diff_id: &layer.diff_id };
-    let tell = |n| progress.layer(layer, Event::Read(n));
+    let tell = |event| progress.layer(layer, event);
     let fill = || -> std::result::Result<u64, Fault> {
         let done = pipeline::run(stream, &expected, &dir.join("layer.tar"), stop, &tell).map_err(Fault::Layer)?;
         let t = done.timings;
@@ -300,7 +336,7 @@ fn record(store: &Store, plan: &Plan, compressed: &BTreeMap<&Digest, u64>) -> Re
                 compressed_size: blob.size,
                 size,
             },
-            Place::Member(_) => LayerRecord {
+            Place::Member(..) => LayerRecord {
                 diff_id: layer.diff_id.clone(),
                 blob: None,
                 media_type: PLAIN_LAYER.into(),

@@ -39,13 +39,13 @@ impl Blob {
             repository: repository.clone(),
             digest: digest.clone(),
             place,
-            client: client.clone(),
-            ask: ask_for_blob(client, digest),
+            ask: ask_for_blob(&client, digest),
             size,
             at,
             body: None,
             ranges: true,
             pauses: client.pauses(),
+            client,
             fault_at: at,
             failed: None,
         };
@@ -66,7 +66,6 @@ impl Blob {
             return false;
         }
         let (place, client) = self.repository.place_for(&self.digest, self.place + 1);
-        let client = client.clone();
         self.ask = ask_for_blob(&client, &self.digest);
         self.pauses = client.pauses();
         (self.place, self.client, self.body, self.ranges, self.fault_at) = (place, client, None, true, self.at);

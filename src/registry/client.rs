@@ -4,7 +4,7 @@ use super::auth::{self, Proof, Refusal};
 use super::credentials::{self, Found, HUB, Login};
 use super::http::{self, Fault, Http, Method, Request, Response, header};
 use super::url::{Url, is_loopback};
-use super::{Error, Kind, Result, Settings, Timing};
+use super::{Error, Kind, Notice, Result, Settings, Timing};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +25,7 @@ const ERROR_CAP: u64 = 1 << 20;
 #[derive(Clone)]
 pub(super) struct Client {
     inner: Arc<Inner>,
+    notice: Option<Notice>,
 }
 
 struct Inner {
@@ -145,6 +146,9 @@ impl Pauses {
         let until = Instant::now() + pause;
         while !client.inner.cancelled.load(Ordering::Relaxed) {
             let left = until.saturating_duration_since(Instant::now());
+            if let Some(notice) = &client.notice {
+                notice(left);
+            }
             if left.is_zero() {
                 return Ok(());
             }
@@ -171,7 +175,7 @@ impl Client {
             reached: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
         };
-        let client = Client { inner: Arc::new(inner) };
+        let client = Client { inner: Arc::new(inner), notice: None };
         if !path.is_empty() {
             client.need(&format!("repository:{path}"), actions);
         }
@@ -207,6 +211,11 @@ impl Client {
     /// Takes back what [`Client::need`] said of a resource.
     pub fn do_without(&self, resource: &str) {
         self.signed().scopes.remove(resource);
+    }
+
+    /// The same, where `notice` is told of every wait for another try.
+    pub fn watched(&self, notice: Option<Notice>) -> Client {
+        Client { notice, ..self.clone() }
     }
 
     /// The registry as users call it.

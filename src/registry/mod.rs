@@ -26,7 +26,11 @@ pub use repository::{Manifest, Referrer, Repository};
 pub use upload::{Begun, Upload};
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+/// Is told again and again how long it still is until a failed request is tried another time; of the last moment as zero.
+pub type Notice = Arc<dyn Fn(Duration) + Send + Sync>;
 
 /// How a pull talks to a registry.
 #[derive(Clone)]

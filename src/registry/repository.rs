@@ -5,7 +5,7 @@ use super::client::{Ask, Client};
 use super::http::{self, Method, header};
 use super::mirrors::{self, Places};
 use super::pages;
-use super::{Error, Kind, Result, Settings};
+use super::{Error, Kind, Notice, Result, Settings};
 use crate::digest::{Digest, Hasher};
 use crate::reference::Reference;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -51,6 +51,7 @@ pub struct Referrer {
 #[derive(Clone)]
 pub struct Repository {
     inner: Arc<Inner>,
+    notice: Option<Notice>,
 }
 
 struct Inner {
@@ -110,7 +111,12 @@ impl Repository {
     }
 
     fn with(mirrors: Vec<Mirror>, own: Client) -> Repository {
-        Repository { inner: Arc::new(Inner { mirrors, own, blobs: Mutex::default() }) }
+        Repository { inner: Arc::new(Inner { mirrors, own, blobs: Mutex::default() }), notice: None }
+    }
+
+    /// The same, where `notice` is told whenever a blob fails to come and is asked for again after a while.
+    pub fn watched(&self, notice: Notice) -> Repository {
+        Repository { notice: Some(notice), ..self.clone() }
     }
 
     /// The registry as users call it.
@@ -222,12 +228,13 @@ impl Repository {
 
     /// The first place from that position on which may be asked for the blob. The registry itself stands after the
     /// mirrors.
-    pub(super) fn place_for(&self, digest: &Digest, from: usize) -> (usize, &Client) {
+    pub(super) fn place_for(&self, digest: &Digest, from: usize) -> (usize, Client) {
         let blobs = self.blobs();
         let distrusted = |at: &usize| blobs.distrusted.get(digest).is_some_and(|all| all.contains(at));
         let mirrors = self.inner.mirrors.iter().enumerate().skip(from);
         let mut fit = mirrors.filter(|(at, m)| !m.is_gone.load(Ordering::Relaxed) && !distrusted(at));
-        fit.next().map_or((self.inner.mirrors.len(), &self.inner.own), |(at, mirror)| (at, &mirror.client))
+        let found = fit.next().map_or((self.inner.mirrors.len(), &self.inner.own), |(at, mirror)| (at, &mirror.client));
+        (found.0, found.1.watched(self.notice.clone()))
     }
 
     /// Notes that bytes of the blob come from there.

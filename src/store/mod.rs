@@ -150,6 +150,15 @@ impl Store {
         &self.root
     }
 
+    /// How many bytes the store's file system can still take from this user, if it tells.
+    pub fn free_space(&self) -> Result<Option<u64>> {
+        let stat = rustix::fs::statvfs(&self.root)
+            .map_err(|e| Error::io("ask for the free space of", &self.root)(e.into()))?;
+        // Some is kept back for root.
+        let blocks = if sys::is_root() { stat.f_bfree } else { stat.f_bavail };
+        Ok((stat.f_blocks > 0).then(|| blocks.saturating_mul(stat.f_frsize)))
+    }
+
     /// Where the blob of that digest stands, or would.
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.root.join("blobs").join(digest.algorithm().name()).join(digest.hex())

@@ -109,6 +109,15 @@ impl Store {
         self.root().join("tmp").join(FOLDER).join(name)
     }
 
+    /// How much is kept of a blob; nothing is known of one that is being fetched.
+    pub fn partial_length(&self, digest: &Digest) -> Option<u64> {
+        let Ok(file) = File::open(self.partial_path(digest)) else { return Some(0) };
+        match file.try_lock_shared() {
+            Ok(()) => Some(file.metadata().map_or(0, |meta| meta.len())),
+            Err(_) => None,
+        }
+    }
+
     /// Removes what was kept of a blob, if anything.
     pub fn forget_partial(&self, digest: &Digest) {
         remove(&self.partial_path(digest));
@@ -129,7 +138,9 @@ mod tests {
         assert!(Partial::open(&store, &digest, &|| true).unwrap().is_none());
         assert_eq!(idle(&store).unwrap().len(), 0);
         first.append(b"abc").unwrap();
+        assert_eq!(store.partial_length(&digest), None);
         drop(first);
+        assert_eq!((store.partial_length(&digest), store.partial_length(&Digest::of(b"y"))), (Some(3), Some(0)));
         assert_eq!(idle(&store).unwrap(), [store.partial_path(&digest)]);
         let mut again = Partial::open(&store, &digest, &never).unwrap().unwrap();
         let mut bytes = [0; 9];

@@ -115,6 +115,24 @@ impl TarFiles {
     pub(super) fn has(&self, name: &str) -> bool {
         self.members.contains_key(&normal(name))
     }
+
+    /// How long a member is, if there is such a file.
+    pub(super) fn length(&self, name: &str) -> Option<u64> {
+        self.find(name).ok().flatten().map(|(_, size)| size)
+    }
+
+    /// Where a member's content is, links followed.
+    fn find(&self, name: &str) -> Result<Option<(u64, u64)>, Problem> {
+        let mut at = normal(name);
+        for _ in 0..LINKS_CAP {
+            match self.members.get(&at) {
+                None => return Ok(None),
+                Some(Member::Link(to)) => at.clone_from(to),
+                Some(Member::File { offset, size }) => return Ok(Some((*offset, *size))),
+            }
+        }
+        Err(Problem::Document(format!("the links of its member {name} lead nowhere")))
+    }
 }
 
 /// A member's name without `.`, `..` and empty parts, so that every spelling finds it.
@@ -132,18 +150,8 @@ fn normal(name: &str) -> String {
 
 impl Files for TarFiles {
     fn read(&self, name: &str) -> Result<Option<Box<dyn Read + Send>>, Problem> {
-        let mut at = normal(name);
-        for _ in 0..LINKS_CAP {
-            match self.members.get(&at) {
-                None => return Ok(None),
-                Some(Member::Link(to)) => at.clone_from(to),
-                Some(Member::File { offset, size }) => {
-                    let file = Arc::clone(&self.file);
-                    return Ok(Some(Box::new(Section { file, at: *offset, left: *size })));
-                }
-            }
-        }
-        Err(Problem::Document(format!("the links of its member {name} lead nowhere")))
+        let Some((at, left)) = self.find(name)? else { return Ok(None) };
+        Ok(Some(Box::new(Section { file: Arc::clone(&self.file), at, left })))
     }
 }
 

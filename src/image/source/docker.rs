@@ -6,6 +6,7 @@ use crate::digest::Digest;
 use crate::image::manifest::{self, DOCUMENT_CAP, Descriptor, Document};
 use crate::image::{Error, Problem, Result};
 use crate::reference::{DEFAULT_TAG, Reference};
+use crate::registry::Notice;
 use crate::store::read_capped;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -66,6 +67,11 @@ impl Archive {
         }
     }
 
+    fn place(&self, member: &str) -> Place {
+        // One that is missing is refused when its turn comes.
+        Place::Member(member.to_owned(), self.files.length(member).unwrap_or_default())
+    }
+
     fn plan(&self, item: &Item, want: &Want) -> std::result::Result<Plan, Problem> {
         let bytes = member(&self.files, &item.config)?;
         let digest = Digest::of(&bytes);
@@ -106,7 +112,7 @@ impl Archive {
             manifest: None,
             config: Document { descriptor, bytes },
             created: config.created,
-            layers: layers.map(|(diff_id, at)| LayerPlan { diff_id, place: Place::Member(at.clone()) }).collect(),
+            layers: layers.map(|(diff_id, at)| LayerPlan { diff_id, place: self.place(at) }).collect(),
         })
     }
 }
@@ -131,9 +137,9 @@ impl Source for Archive {
         chosen.into_iter().map(|item| self.plan(item, want).map_err(wrap)).collect()
     }
 
-    fn layer(&self, layer: &LayerPlan) -> std::result::Result<Box<dyn Read + Send>, Problem> {
+    fn layer(&self, layer: &LayerPlan, _waits: Notice) -> std::result::Result<Box<dyn Read + Send>, Problem> {
         match &layer.place {
-            Place::Member(name) => open_member(&self.files, name),
+            Place::Member(name, _) => open_member(&self.files, name),
             Place::Blob(descriptor) => Err(Problem::Document(format!("has no blob {}", descriptor.digest))),
         }
     }

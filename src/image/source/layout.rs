@@ -4,6 +4,7 @@ use super::{Blobs, Files, LayerPlan, Place, Plan, Select, Source, Want, oci, ope
 use crate::image::manifest::{self, DOCUMENT_CAP, Descriptor};
 use crate::image::{Error, Problem, Result};
 use crate::reference::{DEFAULT_TAG, Reference};
+use crate::registry::Notice;
 use crate::store::read_capped;
 use serde::Deserialize;
 use std::io::Read;
@@ -191,10 +192,10 @@ impl Source for Layout {
         Ok(plans)
     }
 
-    fn layer(&self, layer: &LayerPlan) -> std::result::Result<Box<dyn Read + Send>, Problem> {
+    fn layer(&self, layer: &LayerPlan, _waits: Notice) -> std::result::Result<Box<dyn Read + Send>, Problem> {
         match &layer.place {
             Place::Blob(descriptor) => self.blob(descriptor),
-            Place::Member(name) => Err(Problem::Document(format!("has no layer {name}"))),
+            Place::Member(name, _) => Err(Problem::Document(format!("has no layer {name}"))),
         }
     }
 }

@@ -15,6 +15,7 @@ use super::platform::Platform;
 use super::{Error, Problem, Result};
 use crate::digest::Digest;
 use crate::reference::Reference;
+use crate::registry::Notice;
 use crate::store::Session;
 use std::fs::File;
 use std::io::Read;
@@ -28,8 +29,14 @@ pub trait Source: Sync {
     /// The images that were asked for, their documents verified.
     fn images(&self, want: &Want) -> Result<Vec<Plan>>;
 
-    /// The stream of a layer as the source has it: compressed or not, unchecked.
-    fn layer(&self, layer: &LayerPlan) -> std::result::Result<Box<dyn Read + Send>, Problem>;
+    /// The stream of a layer as the source has it: compressed or not, unchecked. `waits` is told when something outside
+    /// has failed and is tried again after a while.
+    fn layer(&self, layer: &LayerPlan, waits: Notice) -> std::result::Result<Box<dyn Read + Send>, Problem>;
+
+    /// Whether the blob is kept in the store, as it is, until its layer is there.
+    fn keeps(&self, _blob: &Descriptor) -> bool {
+        false
+    }
 
     /// The layer is in the store now: what the source keeps of it can go.
     fn taken(&self, _layer: &LayerPlan) {}
@@ -88,8 +95,8 @@ pub struct LayerPlan {
 pub enum Place {
     /// In a blob with known digest and size.
     Blob(Descriptor),
-    /// In a member of an archive, under this name.
-    Member(String),
+    /// In a member of an archive, under this name and so long.
+    Member(String, u64),
 }
 
 impl LayerPlan {
@@ -97,7 +104,15 @@ impl LayerPlan {
     pub fn short(&self) -> &str {
         match &self.place {
             Place::Blob(descriptor) => descriptor.digest.short(),
-            Place::Member(_) => self.diff_id.short(),
+            Place::Member(..) => self.diff_id.short(),
+        }
+    }
+
+    /// How long its stream is.
+    pub fn size(&self) -> u64 {
+        match &self.place {
+            Place::Blob(descriptor) => descriptor.size,
+            Place::Member(_, size) => *size,
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::image::manifest::{self, DOCUMENT_CAP, Descriptor};
 use crate::image::verify::{Key, verify};
 use crate::image::{Error, Problem, Result};
 use crate::reference::Reference;
-use crate::registry::{self, Blob, Manifest, Repository, Settings};
+use crate::registry::{self, Blob, Manifest, Notice, Repository, Settings};
 use crate::store::{self, Partial, Store};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Cursor, Read};
@@ -102,7 +102,7 @@ impl Registry {
 
     /// The blob's stream, going on where an earlier pull ended. Waits for another process that is fetching it; asks the
     /// registry for nothing before the first byte from there is read.
-    fn resume(&self, blob: &Descriptor) -> std::result::Result<Resumed, Problem> {
+    fn resume(&self, blob: &Descriptor, waits: Notice) -> std::result::Result<Resumed, Problem> {
         let give_up = || self.cancelled.load(Ordering::Relaxed);
         let wrap = |e: store::Error| Problem::Document(e.to_string());
         let mut partial = Partial::open(&self.store, &blob.digest, &give_up).map_err(wrap)?.ok_or(Problem::Stopped)?;
@@ -117,10 +117,10 @@ impl Registry {
         Ok(Resumed {
             left: partial.length(),
             partial,
-            keep: blob.size > WORTH_KEEPING,
+            keep: self.keeps(blob),
             rest: None,
             failed: None,
-            repository: self.repository.clone(),
+            repository: self.repository.watched(waits),
             blob: blob.clone(),
         })
     }
@@ -212,11 +212,15 @@ impl Source for Registry {
         Ok(plans)
     }
 
-    fn layer(&self, layer: &LayerPlan) -> std::result::Result<Box<dyn Read + Send>, Problem> {
+    fn layer(&self, layer: &LayerPlan, waits: Notice) -> std::result::Result<Box<dyn Read + Send>, Problem> {
         match &layer.place {
-            Place::Blob(blob) => Ok(Box::new(self.resume(blob)?)),
-            Place::Member(name) => Err(Problem::Document(format!("has no layer {name}"))),
+            Place::Blob(blob) => Ok(Box::new(self.resume(blob, waits)?)),
+            Place::Member(name, _) => Err(Problem::Document(format!("has no layer {name}"))),
         }
+    }
+
+    fn keeps(&self, blob: &Descriptor) -> bool {
+        blob.size > WORTH_KEEPING
     }
 
     fn taken(&self, layer: &LayerPlan) {

@@ -1,0 +1,368 @@
+//! What a pull shows on a terminal, and what it tells programs.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::sync::{Arc, Condvar, Mutex};
+
+use serde_json::{Value, json};
+
+use super::support::env::{Output, TestEnv, run};
+use super::support::oci::{Compression, Image};
+use super::support::registry::{Content, Reply, Server, command, pull};
+use super::support::tar::Tar;
+use super::support::terminal::{Screen, Terminal};
+
+const MIB: usize = 1 << 20;
+
+fn noise(bytes: usize) -> Vec<u8> {
+    (0..bytes as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+}
+
+fn small(n: usize) -> Vec<u8> {
+    Tar::new().file(format!("file-{n}"), vec![n as u8; 3000]).finish()
+}
+
+/// Whether a registry gives its layers yet.
+#[derive(Default)]
+struct Gate {
+    open: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    fn open(&self) {
+        *self.open.lock().unwrap() = true;
+        self.opened.notify_all();
+    }
+
+    fn pass(&self) {
+        let _open = self.opened.wait_while(self.open.lock().unwrap(), |open| !*open).unwrap();
+    }
+}
+
+/// A registry that breaks off within the first layer, after 1 MiB of 4, and gives no other layer and no more of that one
+/// before its gate is opened.
+struct Held {
+    env: TestEnv,
+    server: Server,
+    gate: Arc<Gate>,
+    /// The layers as users see them.
+    ids: Vec<String>,
+    digest: String,
+}
+
+impl Held {
+    /// With so many small layers on top.
+    fn new(layers: usize) -> Self {
+        let big = Tar::new().file("noise", noise(4 * MIB)).finish();
+        let image = Image::new().compressed(big, Compression::None);
+        let image = (1..=layers).fold(image, |image, n| image.layer(small(n)));
+        let (content, digest) = Content::of(&image, "team/app", "1");
+        let (big, _) = content.biggest();
+        let manifest = content.reply(&super::registry::get("/v2/team/app/manifests/1")).into_body();
+        let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+        let layers = manifest["layers"].as_array().unwrap();
+        let digests: Vec<String> = layers.iter().map(|l| l["digest"].as_str().unwrap().to_owned()).collect();
+        let ids = digests.iter().map(|digest| digest["sha256:".len()..][..12].to_owned()).collect();
+        let gate = Arc::new(Gate::default());
+        let held = gate.clone();
+        let server = Server::start(move |seen| {
+            let reply = content.reply(seen);
+            if seen.path == big && seen.before == 0 {
+                return reply.cut(MIB);
+            }
+            if digests.iter().any(|digest| seen.path.ends_with(digest)) {
+                held.pass();
+            }
+            reply
+        });
+        Self { env: TestEnv::new(), server, gate, ids, digest }
+    }
+
+    fn name(&self) -> String {
+        format!("{}/team/app:1", self.server.host)
+    }
+
+    fn command(&self, more: &[&str]) -> Command {
+        let waits = ["pull", "--retry-pause", "0.02", "--log-level", "error"];
+        command(&self.env, &[&waits, more, &[&self.name()]].concat())
+    }
+
+    /// The pull on a terminal, at the point where the registry holds it up.
+    fn stuck(&self, columns: u16, rows: u16) -> Terminal {
+        let mut terminal = Terminal::run(&self.command(&[]), columns, rows);
+        terminal.until("a download that stands still", |s| {
+            s.is_at_rest() && s.text().contains("Downloading") && s.text().contains("0B/s")
+        });
+        terminal
+    }
+
+    /// What a terminal shows when all is over, line by line.
+    fn transcript(&self) -> String {
+        let layers: Vec<String> = self.ids.iter().map(|id| format!("{id}: Pull complete\n")).collect();
+        let (layers, name, digest) = (layers.concat(), self.name(), &self.digest);
+        format!("1: Pulling from team/app\n{layers}Digest: {digest}\nStatus: Downloaded newer image for {name}\n{name}")
+    }
+
+    #[track_caller]
+    fn finishes(&self, mut terminal: Terminal) {
+        self.gate.open();
+        let status = terminal.end();
+        assert!(status.success(), "{}", terminal.screen.text());
+        assert_eq!(terminal.screen.text(), self.transcript());
+        assert_eq!(terminal.screen.wrapped, 0, "a line was wider than the terminal");
+        assert!(terminal.screen.is_at_rest());
+    }
+}
+
+#[test]
+fn layers_are_drawn_in_place() {
+    let held = Held::new(4);
+    let terminal = held.stuck(80, 24);
+    let id = |n: usize| &held.ids[n];
+    let want = [
+        "1: Pulling from team/app".to_owned(),
+        format!("{}: Downloading [========>                         ]  1.049MB/4.196MB", id(0)),
+        format!("{}: Pulling fs layer", id(1)),
+        format!("{}: Pulling fs layer", id(2)),
+        format!("{}: Waiting", id(3)),
+        format!("{}: Waiting", id(4)),
+    ];
+    let text = terminal.screen.text();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[..6], want);
+    assert!(lines.len() == 7 && lines[6].starts_with("Total: 0 of 5 layers  1.049MB/4."), "{text}");
+    held.finishes(terminal);
+    // Again, with nothing to come.
+    let mut again = Terminal::run(&held.command(&[]), 80, 24);
+    assert!(again.end().success());
+    let want = held.transcript().replace("Pull complete", "Already exists");
+    assert_eq!(again.screen.text(), want.replace("Downloaded newer image", "Image is up to date"));
+}
+
+#[test]
+fn a_small_terminal() {
+    let held = Held::new(30);
+    for (columns, rows, shown) in [(40, 10, 8), (20, 5, 3), (7, 2, 0)] {
+        let mut terminal = Terminal::run(&held.command(&[]), columns, rows);
+        terminal.until("the line for all", |s| s.is_at_rest() && !s.lines_with("Total").is_empty());
+        let visible = terminal.screen.visible();
+        let total = visible.iter().position(|line| line.starts_with("Total")).unwrap();
+        assert_eq!((total, terminal.screen.lines_with("Total").len()), (rows as usize - 2, 1), "{visible:#?}");
+        let layers = visible.iter().filter(|line| held.ids.iter().any(|id| id.starts_with(&line[..line.len().min(6)])));
+        assert_eq!(layers.filter(|line| line.len() > 5).count(), shown, "{visible:#?}");
+        // "1: Pulling from" is no drawing and may wrap.
+        assert_eq!(terminal.screen.wrapped, usize::from(columns < 24) * 24 / usize::from(columns), "{visible:#?}");
+        terminal.send("\x03");
+        assert_eq!(terminal.end().code(), Some(130));
+    }
+    held.finishes(Terminal::run(&held.command(&[]), 100, 10));
+}
+
+#[test]
+fn a_terminal_that_changes_its_size() {
+    let held = Held::new(4);
+    let mut terminal = held.stuck(120, 30);
+    for (columns, bar) in [(70, 23), (50, 0), (90, 43)] {
+        terminal.resize(columns, 20);
+        let bar = format!("Downloading [{}", "=".repeat(bar / 4));
+        let bar = if columns == 50 { "Downloading  1.049MB/4.196MB" } else { &bar };
+        let is_redrawn = |s: &Screen| s.is_at_rest() && s.text().contains(bar) && s.wrapped == 0;
+        terminal.until(bar, is_redrawn);
+        terminal.until("a picture of its own", |s| {
+            let lines: Vec<_> = held.ids.iter().map(|id| s.lines_with(id).len()).collect();
+            s.is_at_rest() && lines == [1; 5] && s.lines_with("Total").len() == 1
+        });
+    }
+    held.finishes(terminal);
+}
+
+#[test]
+fn retries_and_warnings_and_an_interruption() {
+    let held = Held::new(1);
+    let pull = command(&held.env, &["pull", "--retry-pause", "7", &held.name()]);
+    let mut terminal = Terminal::run(&pull, 80, 24);
+    let id = held.ids[0].clone();
+    for seconds in [7, 6] {
+        let line = format!("{id}: Retrying in {seconds} seconds");
+        terminal.until(&line, |s| s.is_at_rest() && s.lines_with(&line).len() == 1);
+    }
+    // The warning stands above, whole and once.
+    let text = terminal.screen.text();
+    let warning = "the connection broke after 1048576 of 4195840 bytes; trying again in 7.0 seconds";
+    assert!(text.replace('\n', "").contains(warning), "{text}");
+    assert!(text.find("trying again") < text.find(&format!("{id}: ")), "{text}");
+    terminal.until("two lines for two layers", |s| {
+        s.is_at_rest() && held.ids.iter().all(|id| s.lines_with(&format!("{id}: ")).len() == 1)
+    });
+    terminal.send("\x03");
+    assert_eq!(terminal.end().code(), Some(130));
+    assert!(terminal.screen.is_at_rest() && !terminal.screen.text().contains("^C"), "{}", terminal.screen.text());
+    let lines = terminal.screen.lines_with(&format!("{id}: "));
+    assert!(lines.len() == 1 && lines[0].contains("Retrying in "), "{lines:?}");
+    held.gate.open();
+    assert_eq!(run(&mut held.command(&["-q"])).stdout, format!("{}\n", held.name()));
+    assert_eq!(held.env.ok(["system", "fsck"]), "");
+}
+
+#[test]
+fn a_pull_that_fails_on_a_terminal() {
+    let image = Image::new()
+        .layer(small(1))
+        .layer(small(2))
+        .damage(super::support::oci::Blob::Layer(0), |bytes| *bytes.last_mut().unwrap() ^= 1);
+    let (content, _) = Content::of(&image, "team/app", "1");
+    let server = Server::start(move |seen| content.reply(seen));
+    let env = TestEnv::new();
+    let mut terminal = Terminal::run(&command(&env, &["pull", &format!("{}/team/app:1", server.host)]), 500, 24);
+    assert_eq!(terminal.end().code(), Some(1));
+    let text = terminal.screen.text();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 4, "{text}");
+    assert!(lines[3].starts_with("Error: ") && lines[3].contains("layer 1 of 2"), "{text}");
+}
+
+#[test]
+fn kinds_of_progress() {
+    let held = Held::new(1);
+    held.gate.open();
+    let name = held.name();
+    let on_terminal = |more: &[&str], dumb: bool| {
+        let mut command = held.command(more);
+        if dumb {
+            command.env("TERM", "dumb");
+        }
+        let mut terminal = Terminal::run(&command, 80, 24);
+        assert!(terminal.end().success(), "{}", terminal.screen.text());
+        assert!(terminal.screen.text().ends_with(&name), "{}", terminal.screen.text());
+        held.env.ok(["rmi", &name]);
+        terminal.screen.text()
+    };
+    let plain = |text: &str| {
+        let mut lines: Vec<&str> = text.lines().collect();
+        // In whichever order they came.
+        lines[1..3].sort_unstable();
+        lines.join("\n")
+    };
+    let want = plain(&held.transcript());
+    assert_eq!(plain(&on_terminal(&["--progress", "plain"], false)), want);
+    assert_eq!(plain(&on_terminal(&[], true)), want);
+    assert_eq!(on_terminal(&["--progress=tty"], true), held.transcript());
+    let end = format!("Digest: {}\nStatus: Downloaded newer image for {name}\n{name}", held.digest);
+    assert_eq!(on_terminal(&["--progress=none"], false), end);
+    for more in [&["-q"][..], &["-q", "--progress=tty"], &["-q", "--progress=json"]] {
+        assert_eq!(on_terminal(more, false), name);
+    }
+    let wrong = pull(&held.env, &name, &["--progress=fancy"]);
+    assert_eq!(wrong.code, 125, "{wrong:#?}");
+    assert!(wrong.stderr.ends_with("See 'plyfs pull --help'.\n"), "{wrong:#?}");
+    // Not on a terminal, as it always was.
+    assert_eq!(plain(pull(&held.env, &name, &[]).stdout.trim_end()), want);
+}
+
+/// A pull's standard output, object by object.
+#[track_caller]
+fn objects(out: &Output) -> Vec<Value> {
+    out.stdout.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+}
+
+#[test]
+fn json_for_programs() {
+    let held = Held::new(4);
+    held.gate.open();
+    let out = run(&mut held.command(&["--progress=json"]));
+    assert_eq!((out.code, out.stderr.as_str()), (0, ""), "{out:#?}");
+    let all = objects(&out);
+    assert_eq!(all[0], json!({"status": "Pulling from team/app", "id": "1"}));
+    let planned = |id: &String| json!({"status": "Pulling fs layer", "progressDetail": {}, "id": id});
+    assert_eq!(all[1..6], held.ids.iter().map(planned).collect::<Vec<_>>());
+    let mut states: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut got: BTreeMap<&str, u64> = BTreeMap::new();
+    for object in &all[1..all.len() - 3] {
+        let id = object["id"].as_str().unwrap();
+        let seen = states.entry(id).or_default();
+        let status = object["status"].as_str().unwrap();
+        if seen.last() != Some(&status) {
+            seen.push(status);
+        }
+        if let Some(current) = object["progressDetail"]["current"].as_u64() {
+            let before = got.insert(id, current).unwrap_or(0);
+            assert!(before <= current && current <= object["progressDetail"]["total"].as_u64().unwrap());
+        }
+    }
+    let ends = ["Downloading", "Verifying Checksum", "Download complete", "Extracting", "Pull complete"];
+    for (n, id) in held.ids.iter().enumerate() {
+        let begins = ["Pulling fs layer", "Waiting", "Pulling fs layer"];
+        let states = &states[id.as_str()];
+        match n {
+            0 => {
+                let broken = ["Pulling fs layer", "Downloading", "Retrying in 1 second"];
+                assert_eq!(*states, [&broken[..], &ends[..]].concat());
+            }
+            1 | 2 => assert_eq!(*states, [&begins[..1], &ends[..]].concat()),
+            _ => assert_eq!(*states, [&begins[..], &ends[..]].concat()),
+        }
+    }
+    assert_eq!(got[held.ids[0].as_str()], 4_195_840, "the last count is the whole");
+    let id = format!("sha256:{}", held.env.ok(["images", "-q", "--no-trunc"]).trim().trim_start_matches("sha256:"));
+    let name = held.name();
+    let end = [
+        json!({"status": format!("Digest: {}", held.digest)}),
+        json!({"status": format!("Status: Downloaded newer image for {name}")}),
+        json!({"aux": {"ID": id, "Name": name, "Digest": held.digest}}),
+    ];
+    assert_eq!(all[all.len() - 3..], end);
+    assert!(all.len() < 100, "{} objects for 4 MB", all.len());
+    let again = run(&mut held.command(&["--progress=json"]));
+    assert_eq!(
+        again.stdout.matches(r#"{"status":"Already exists","progressDetail":{},"id":""#).count(),
+        5,
+        "{again:#?}"
+    );
+}
+
+#[test]
+fn json_of_a_failure() {
+    let held = Held::new(1);
+    held.gate.open();
+    let missing = held.name().replace(":1", "");
+    let out = pull(&held.env, &missing, &["--progress=json"]);
+    let all = objects(&out);
+    assert_eq!((out.code, &all[0]), (1, &json!({"status": "Using default tag: latest"})));
+    let error = out.stderr.trim_end().trim_start_matches("Error: ");
+    assert!(error.contains("404") && out.stderr.lines().count() == 1, "{out:#?}");
+    assert_eq!(all[1..], [json!({"errorDetail": {"message": error}, "error": error})]);
+    let out = pull(&held.env, &missing.replace("team", "TEAM"), &["--progress=json"]);
+    assert_eq!((out.code, out.stderr.lines().count()), (1, 1));
+}
+
+#[test]
+fn every_tag_in_dockers_order() {
+    let (first, one) = Content::of(&Image::new().layer(small(1)), "team/app", "1");
+    let (second, two) = Content::of(&Image::new().layer(small(1)).layer(small(2)), "team/app", "2");
+    let server = Server::start(move |seen| match first.reply(seen) {
+        _ if seen.path.ends_with("/tags/list") => Reply::new(200).body(r#"{"tags":["1","2"]}"#),
+        reply if reply.is_found() => reply,
+        _ => second.reply(seen),
+    });
+    let name = format!("{}/team/app", server.host);
+    let env = TestEnv::new();
+    let plain = pull(&env, &name, &["-a"]).stdout;
+    let layers: Vec<&str> = plain.lines().filter(|line| line.contains("Pull complete")).collect();
+    assert_eq!(layers.len(), 2, "{plain}");
+    let want = format!(
+        "1: Pulling from team/app\n{}\nDigest: {one}\n2: Pulling from team/app\n{}: Already exists\n{}\nDigest: {two}\n\
+         Status: Downloaded newer image for {name}\n{name}\n",
+        layers[0],
+        &layers[0][..12],
+        layers[1],
+    );
+    assert_eq!(plain, want);
+    let env = TestEnv::new();
+    let mut terminal = Terminal::run(&command(&env, &["pull", "-a", &name]), 80, 24);
+    assert!(terminal.end().success());
+    assert_eq!(terminal.screen.text(), want.trim_end());
+    let out = pull(&env, &name, &["-a", "--progress=json"]);
+    let aux: Vec<Value> = objects(&out).into_iter().filter(|object| object.get("aux").is_some()).collect();
+    assert_eq!(aux.iter().map(|o| o["aux"]["Digest"].as_str().unwrap()).collect::<Vec<_>>(), [&one, &two]);
+}

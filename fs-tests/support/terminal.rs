@@ -1,0 +1,238 @@
+//! A terminal to run plyfs on: a pseudo-terminal, and a model of what such a terminal shows.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a terminal shows. It knows what plyfs uses and no more: an unknown sequence fails the test.
+pub struct Screen {
+    columns: usize,
+    rows: usize,
+    /// All rows, those that have scrolled off the top too, each with whether the next one is its continuation.
+    lines: Vec<(String, bool)>,
+    row: usize,
+    column: usize,
+    /// How many lines were wrapped as they were written.
+    pub wrapped: usize,
+    /// A sequence that is not complete yet.
+    pending: String,
+}
+
+impl Screen {
+    /// An empty one.
+    pub fn new(columns: usize, rows: usize) -> Self {
+        let lines = vec![(String::new(), false)];
+        Self { columns, rows, lines, row: 0, column: 0, wrapped: 0, pending: String::new() }
+    }
+
+    /// Everything, from the first line that was ever written on, without empty lines at the end.
+    pub fn text(&self) -> String {
+        let lines: Vec<&str> = self.lines.iter().map(|(line, _)| line.as_str()).collect();
+        lines.join("\n").trim_end().to_owned()
+    }
+
+    /// The lines that can be seen now.
+    pub fn visible(&self) -> Vec<&str> {
+        self.lines[self.top()..].iter().map(|(line, _)| line.as_str()).collect()
+    }
+
+    /// Whether the cursor stands at the beginning of an empty line with nothing below it.
+    pub fn is_at_rest(&self) -> bool {
+        self.column == 0 && self.row + 1 == self.lines.len() && self.lines[self.row].0.is_empty()
+    }
+
+    /// All lines that contain this.
+    pub fn lines_with(&self, part: &str) -> Vec<&str> {
+        self.lines.iter().map(|(line, _)| line.as_str()).filter(|line| line.contains(part)).collect()
+    }
+
+    /// Changes the width, wrapping and joining lines as terminals do.
+    pub fn resize(&mut self, columns: usize, rows: usize) {
+        assert!(self.is_at_rest(), "the model can be resized between two pictures only");
+        let mut whole = vec![String::new()];
+        for (line, goes_on) in &self.lines {
+            *whole.last_mut().unwrap() += line;
+            if !goes_on {
+                whole.push(String::new());
+            }
+        }
+        self.lines.clear();
+        for line in &whole[..whole.len() - 1] {
+            let pieces: Vec<&str> = match line.as_str() {
+                "" => vec![""],
+                line => (0..line.len()).step_by(columns).map(|at| &line[at..line.len().min(at + columns)]).collect(),
+            };
+            let last = pieces.len() - 1;
+            self.lines.extend(pieces.into_iter().enumerate().map(|(at, piece)| (piece.to_owned(), at < last)));
+        }
+        (self.columns, self.rows, self.row) = (columns, rows, self.lines.len() - 1);
+    }
+
+    /// Takes what a program wrote.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        for c in String::from_utf8(bytes.to_vec()).expect("plyfs draws in ASCII").chars() {
+            match c {
+                _ if !self.pending.is_empty() => self.sequence(c),
+                '\x1b' => self.pending.push(c),
+                '\r' => self.column = 0,
+                '\n' => self.down(),
+                ' '..='~' => self.put(c),
+                other => panic!("the terminal does not know {other:?}"),
+            }
+        }
+    }
+
+    fn top(&self) -> usize {
+        self.lines.len().saturating_sub(self.rows)
+    }
+
+    fn down(&mut self) {
+        self.row += 1;
+        if self.row == self.lines.len() {
+            self.lines.push((String::new(), false));
+        }
+    }
+
+    fn put(&mut self, c: char) {
+        if self.column == self.columns {
+            self.wrapped += 1;
+            self.lines[self.row].1 = true;
+            self.down();
+            self.column = 0;
+        }
+        let line = &mut self.lines[self.row].0;
+        while line.len() < self.column {
+            line.push(' ');
+        }
+        line.replace_range(self.column..line.len().min(self.column + 1), c.encode_utf8(&mut [0; 4]));
+        self.column += 1;
+    }
+
+    fn sequence(&mut self, c: char) {
+        self.pending.push(c);
+        if matches!(c, '[' | '0'..='9') {
+            return;
+        }
+        let sequence = std::mem::take(&mut self.pending);
+        let number = sequence[2..sequence.len() - 1].parse::<usize>();
+        match (c, number) {
+            ('A', Ok(rows)) => self.row = self.row.saturating_sub(rows).max(self.top()),
+            ('K', Err(_)) => self.cut(),
+            ('J', Err(_)) => {
+                self.lines.truncate(self.row + 1);
+                self.cut();
+            }
+            _ => panic!("the terminal does not know {sequence:?}"),
+        }
+    }
+
+    fn cut(&mut self) {
+        let (line, goes_on) = &mut self.lines[self.row];
+        line.truncate(self.column);
+        *goes_on = false;
+    }
+}
+
+/// A program on a terminal of its own. It ends with this.
+pub struct Terminal {
+    /// What the terminal shows.
+    pub screen: Screen,
+    child: Child,
+    controller: File,
+    output: Receiver<Vec<u8>>,
+}
+
+impl Terminal {
+    /// Runs a command on one, with the signals as a user has them.
+    pub fn run(command: &Command, columns: u16, rows: u16) -> Self {
+        let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        grantpt(&controller).unwrap();
+        unlockpt(&controller).unwrap();
+        let name = ptsname(&controller, Vec::new()).unwrap();
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let user = File::from(rustix::fs::open(&name, flags, Mode::empty()).unwrap());
+        set_size(&controller, columns, rows);
+        let mut outer = Command::new("setsid");
+        outer.args(["--ctty", "env", "--default-signal"]).arg(command.get_program()).args(command.get_args());
+        outer.env("TERM", "xterm");
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => outer.env(name, value),
+                None => outer.env_remove(name),
+            };
+        }
+        let end = || user.try_clone().unwrap();
+        let child = outer.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
+        let controller = File::from(controller);
+        let (sender, output) = channel();
+        let mut reader = controller.try_clone().unwrap();
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            // The end of a terminal is an error.
+            while let Ok(n @ 1..) = reader.read(&mut buffer) {
+                if sender.send(buffer[..n].to_vec()).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { screen: Screen::new(columns.into(), rows.into()), child, controller, output }
+    }
+
+    /// Waits until the screen shows what is wanted.
+    #[track_caller]
+    pub fn until(&mut self, what: &str, shown: impl Fn(&Screen) -> bool) {
+        let until = Instant::now() + PATIENCE;
+        while !shown(&self.screen) {
+            match self.output.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(bytes) => self.screen.feed(&bytes),
+                Err(why) => panic!("{what} was never shown ({why}):\n{}", self.screen.text()),
+            }
+        }
+    }
+
+    /// Types.
+    pub fn send(&mut self, keys: &str) {
+        self.controller.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Changes the terminal's size.
+    pub fn resize(&mut self, columns: u16, rows: u16) {
+        self.screen.resize(columns.into(), rows.into());
+        set_size(&self.controller, columns, rows);
+    }
+
+    /// Waits for the program's end and for all that it wrote.
+    #[track_caller]
+    pub fn end(&mut self) -> ExitStatus {
+        let status = self.child.wait().unwrap();
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match self.output.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(bytes) => self.screen.feed(&bytes),
+                Err(RecvTimeoutError::Disconnected) => return status,
+                Err(RecvTimeoutError::Timeout) => panic!("the terminal is still in use:\n{}", self.screen.text()),
+            }
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        // It may have ended by itself; there is nobody to tell in a panic.
+        let _ended = self.child.kill().and_then(|()| self.child.wait());
+    }
+}
+
+fn set_size(terminal: &impl std::os::fd::AsFd, columns: u16, rows: u16) {
+    let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(terminal, size).unwrap();
+}

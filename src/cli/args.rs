@@ -70,6 +70,16 @@ pub(super) fn at_most_one<'a>(verb: &str, args: &'a [String]) -> anyhow::Result<
     }
 }
 
+/// One argument to `plyfs VERB`, or two.
+pub(super) fn one_or_two<'a>(verb: &str, args: &'a [String]) -> anyhow::Result<(&'a str, Option<&'a str>)> {
+    match args {
+        [] => Err(wrong_count(verb, "requires at least 1 argument")),
+        [one] => Ok((one, None)),
+        [one, two] => Ok((one, Some(two))),
+        _ => Err(wrong_count(verb, "requires at most 2 arguments")),
+    }
+}
+
 /// No argument to `plyfs VERB`.
 pub(super) fn none(verb: &str, args: &[String]) -> anyhow::Result<()> {
     if args.is_empty() { Ok(()) } else { Err(wrong_count(verb, "accepts no arguments")) }

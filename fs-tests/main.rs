@@ -7,6 +7,7 @@ mod cli;
 mod concurrent;
 mod corpus;
 mod crash;
+mod documents;
 mod exporting;
 mod external;
 mod faults;

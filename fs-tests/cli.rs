@@ -113,6 +113,130 @@ fn removal_says_what_went() {
     assert_eq!(env.ok(["images"]), "REPOSITORY   TAG       IMAGE ID   CREATED   SIZE\n");
 }
 
+/// Each rule by which a removal is refused, and what several arguments come to.
+#[test]
+fn removals_that_are_refused() {
+    let (env, id) = with_app();
+    let short = &id[..12];
+    let end = |args: &[&str]| {
+        let output = run(&mut env.command(args));
+        (output.code, output.stdout, output.stderr)
+    };
+    let mount = env.mount("app:1", &[]);
+    let user = env.ok(["mounts", "-q"]);
+    let user = user.trim();
+    let named = format!(
+        "Error: conflict: unable to remove repository reference \"app:1\" (must force) - \
+         container {user} is using its referenced image {short}\n"
+    );
+    let running = format!(
+        "Error: conflict: unable to delete {short} (cannot be forced) - image is being used by running container {user}\n"
+    );
+    assert_eq!(end(&["rmi", "app:1"]), (1, String::new(), named.clone()));
+    assert_eq!(end(&["rmi", "-f", "app:1"]), (1, String::new(), running.clone()));
+    assert_eq!(end(&["image", "rm", "--force", short]), (1, String::new(), running.clone()));
+    // One more name may go, and with a repository's last tag its digests; errors do not stop what comes behind them.
+    env.ok(["tag", "app:1", "other:2"]);
+    let (code, stdout, stderr) = end(&["rmi", "app:1", "nope", short, "other:2", "nope:3@x"]);
+    let lines: Vec<&str> = stdout.lines().collect();
+    assert_eq!((code, lines.len(), lines[0]), (1, 2, "Untagged: app:1"));
+    assert!(lines[1].starts_with("Untagged: app@sha256:"), "{stdout}");
+    let last = named.replace("app:1", "other:2");
+    let want = format!("Error: No such image: nope:latest\n{running}{last}Error: No such image: nope:3@x\n");
+    assert_eq!(stderr, want);
+    mount.unmount();
+}
+
+/// `image ls -q | xargs plyfs image rm -f`: an image with two tags is listed twice.
+#[test]
+fn what_is_listed_can_be_removed_at_once() {
+    let (env, id) = with_app();
+    env.ok(["tag", "app:1", "app:2"]);
+    Image::new().layer(tar(3)).write_layout(&env.path("b"));
+    env.ok(["pull", "-q", &format!("oci:{}", env.path("b").display())]);
+    let listed = env.ok(["image", "ls", "-q"]);
+    assert_eq!(listed.lines().filter(|line| *line == &id[..12]).count(), 2, "{listed}");
+    let out = env.run(["image", "rm", "-f"].into_iter().chain(listed.lines()));
+    // The second time it is gone, and by force that is no failure.
+    let gone = format!("Error: No such image: {}:latest\n", &id[..12]);
+    assert_eq!((out.code, out.stderr), (0, gone));
+    assert_eq!(out.stdout.lines().filter(|line| line.starts_with("Untagged: ") && !line.contains('@')).count(), 3);
+    assert_eq!(env.ok(["image", "ls", "-aq"]), "");
+    for folder in ["blobs/sha256", "layers/sha256", "trees", "tmp"] {
+        assert_eq!(std::fs::read_dir(env.root().join(folder)).unwrap().count(), 0, "{folder}");
+    }
+}
+
+/// Every listing is to be had as an object a line.
+#[test]
+fn every_listing_as_json() {
+    let (env, id) = with_app();
+    let mount = env.mount("app:1", &[]);
+    let keys = |args: &[&str]| {
+        let text = env.ok([args, &["--format", "json"]].concat());
+        let first: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        first.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ")
+    };
+    let images = "Containers CreatedAt CreatedSince Digest ID Repository SharedSize Size Tag UniqueSize VirtualSize";
+    assert_eq!(keys(&["images"]), images);
+    assert_eq!(keys(&["system", "df", "-v"]), images);
+    assert_eq!(keys(&["history", "app:1"]), "Comment CreatedAt CreatedBy CreatedSince ID Size");
+    assert_eq!(keys(&["system", "df"]), "Active Reclaimable Size TotalCount Type");
+    assert_eq!(keys(&["mounts"]), "CreatedSince ID Image ImageID Mode Mountpoint PID");
+    let shown = env.ok(["mounts", "--format", "{{.Image}} {{.ImageID}} {{.Mode}} {{.Mountpoint}}"]);
+    assert_eq!(shown, format!("app:1 {} ro {}\n", &id[..12], mount.path().display()));
+    mount.unmount();
+    let upper = env.path("upper");
+    let mount = env.mount("app:1", &["--upper", upper.to_str().unwrap()]);
+    assert_eq!(env.ok(["mounts", "--format", "{{.Mode}}"]), "rw\n");
+    let table = env.ok(["mounts"]);
+    let heads = table.lines().next().unwrap().split("   ").map(str::trim).filter(|head| !head.is_empty());
+    let want = ["MOUNT ID", "IMAGE", "IMAGE ID", "PID", "MODE", "MOUNTPOINT"];
+    assert_eq!(heads.collect::<Vec<_>>(), want);
+    assert_eq!(run(&mut env.command(["mounts", "--format", "{{"])).code, 64);
+    mount.unmount();
+    assert_eq!(env.ok(["mounts", "--format", "json"]), "");
+}
+
+/// What Docker's client says itself, word for word.
+#[test]
+fn dockers_words() {
+    let (env, _) = with_app();
+    let by_digest = format!("b@{}", digest(b""));
+    for (args, code, text) in [
+        (
+            &["tag", "app:1", "A"][..],
+            1,
+            "Error parsing reference: \"A\" is not a valid repository/tag: invalid reference format: \
+             repository name (library/A) must be lowercase\n",
+        ),
+        (&["tag", "app:1", &by_digest], 1, "Error: refusing to create a tag with a digest reference\n"),
+        (&["history", "nope"], 1, "Error: No such image: nope:latest\n"),
+        (
+            &["images", "-f", "x"],
+            125,
+            "invalid argument \"x\" for \"-f, --filter\" flag: bad format of filter (expected name=value)\n",
+        ),
+        (
+            &["image", "prune", "--filter", "x"],
+            125,
+            "invalid argument \"x\" for \"--filter\" flag: bad format of filter (expected name=value)\n",
+        ),
+        (
+            &["save", "-o", "/nonexistent/x", "app:1"],
+            1,
+            "Error: failed to save image: invalid output path: /nonexistent: No such file or directory\n",
+        ),
+    ] {
+        let output = run(&mut env.command(args));
+        assert_eq!((output.code, output.stderr.as_str(), output.stdout.as_str()), (code, text, ""), "{args:?}");
+    }
+    let none = run(&mut env.command(["inspect", "nope"]));
+    let said = (none.code, none.stdout.as_str(), none.stderr.as_str());
+    assert_eq!(said, (1, "[]\n", "Error: No such image: nope:latest\n"));
+    assert_eq!(run(&mut env.command(["load", "-i", "/nonexistent"])).code, 1);
+}
+
 #[test]
 fn loading_says_what_came() {
     let env = TestEnv::new();
@@ -183,8 +307,10 @@ fn output_that_cannot_be_written_is_said_to_be_so() {
 #[test]
 fn help_fits_a_terminal_and_says_how_to_use_each_verb() {
     let env = TestEnv::new();
-    for verb in ["", "pull", "load", "images", "inspect", "tag", "rmi", "image", "mount", "umount", "mounts", "system"]
-    {
+    for verb in [
+        "", "pull", "load", "save", "import", "export", "images", "inspect", "history", "tag", "rmi", "image", "mount",
+        "umount", "mounts", "system",
+    ] {
         let mut command = env.command(verb.split_whitespace().chain(["--help"]));
         let output = run(command.env("COLUMNS", "80"));
         assert_eq!(output.code, 0);

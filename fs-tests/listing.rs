@@ -7,7 +7,8 @@ use super::support::env::{TestEnv, run};
 use super::support::oci::{Image, digest};
 use super::support::tar::Tar;
 
-fn tar(n: u8) -> Vec<u8> {
+/// A layer with one file of so many times this byte.
+pub fn tar(n: u8) -> Vec<u8> {
     Tar::new().file(format!("file-{n}"), vec![n; 5000]).finish()
 }
 
@@ -33,7 +34,7 @@ fn add(env: &TestEnv, name: &str, tag: &str, year: i32, layers: &[u8]) -> String
 }
 
 /// The images of the documents: deepone, alpine, redis, centos, and one of a user.
-fn documents() -> TestEnv {
+pub fn documents() -> TestEnv {
     let env = TestEnv::new();
     add(&env, "deepone", "latest", 2024, &[1, 9]);
     add(&env, "alpine", "latest", 2023, &[2]);
@@ -41,51 +42,6 @@ fn documents() -> TestEnv {
     add(&env, "lovelearnlinux/webserver", "v1", 2021, &[1, 4]);
     add(&env, "centos", "latest", 2020, &[1]);
     env
-}
-
-#[test]
-fn the_documents_commands() {
-    let env = documents();
-    let shown = |args: &[&str]| env.ok(args);
-    let table = shown(&["images"]);
-    let names: Vec<Vec<&str>> = table.lines().map(|l| l.split_whitespace().take(2).collect()).collect();
-    let want = [
-        vec!["REPOSITORY", "TAG"],
-        vec!["deepone", "latest"],
-        vec!["alpine", "latest"],
-        vec!["redis", "latest"],
-        vec!["lovelearnlinux/webserver", "v1"],
-        vec!["centos", "latest"],
-    ];
-    assert_eq!(names, want);
-    // As written there, `ls` and all: it is one more pattern.
-    let latest = shown(&["images", "ls", "--filter=reference=*:latest", "--format", "{{.Repository}}"]);
-    assert_eq!(latest, "deepone\nalpine\nredis\ncentos\n");
-    let latest = shown(&["image", "ls", "--filter=reference=*:latest", "--format", "{{.Repository}}"]);
-    assert_eq!(latest, "deepone\nalpine\nredis\ncentos\n");
-    assert_eq!(shown(&["image", "ls", "--format", "{{.Size}}"]), "13.3kB\n6.66kB\n6.66kB\n13.3kB\n6.66kB\n");
-    let each = shown(&["image", "ls", "--format", "{{.Repository}}: {{.Tag}}: {{.Size}}"]);
-    assert!(each.starts_with("deepone: latest: 13.3kB\nalpine: latest: 6.66kB\n"), "{each}");
-    assert!(each.contains("lovelearnlinux/webserver: v1: 13.3kB\n"), "{each}");
-    assert_eq!(shown(&["image", "ls", "--filter", "dangling=true"]).lines().count(), 1);
-    let digests = shown(&["image", "ls", "--digests", "alpine"]);
-    assert_eq!(digests.lines().next().unwrap().split_whitespace().nth(2), Some("DIGEST"));
-    let inspected: Value = serde_json::from_str(&shown(&["image", "inspect", "lovelearnlinux/webserver:v1"])).unwrap();
-    assert_eq!(inspected[0]["RootFS"]["Layers"], json!([digest(&tar(1)), digest(&tar(4))]));
-    // Removing: by name, by IDs, then all at once.
-    let gone = shown(&["image", "rm", "redis:latest"]);
-    let shape: Vec<&str> = gone.lines().map(|l| l.split(':').next().unwrap()).collect();
-    assert_eq!((gone.lines().next(), shape), (Some("Untagged: redis:latest"), vec!["Untagged", "Deleted", "Deleted"]));
-    let ids = shown(&["images", "-q", "centos"]) + &shown(&["images", "-q", "alpine"]);
-    let mut both = vec!["image", "rm"];
-    both.extend(ids.lines());
-    assert!(shown(&both).contains("Untagged: alpine:latest\n"));
-    let ids = shown(&["image", "ls", "-q"]);
-    let mut all = vec!["image", "rm"];
-    all.extend(ids.lines());
-    all.push("-f");
-    assert_eq!(shown(&all).lines().filter(|l| l.starts_with("Untagged: ")).count(), 2);
-    assert_eq!(shown(&["image", "ls", "-q"]), "");
 }
 
 #[test]

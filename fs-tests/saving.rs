@@ -102,6 +102,97 @@ fn other_tools_read_it() {
     assert_eq!(std::fs::read(dir.join("bundle/rootfs/file-2")).unwrap(), vec![2; 5000]);
 }
 
+fn podman(env: &TestEnv, name: &str, args: &[&str]) -> String {
+    let store = env.path(name);
+    let mut command = Command::new("podman");
+    command.arg("--root").arg(store.join("root")).arg("--runroot").arg(store.join("run"));
+    let done = run(command.args(["--storage-driver", "vfs"]).args(args));
+    assert_eq!(done.code, 0, "{command:?}: {done:?}");
+    done.stdout.trim().to_owned()
+}
+
+#[test]
+fn every_format_is_what_its_readers_want() {
+    let env = two_images();
+    let id = env.ok(["inspect", "-f", "{{.Id}}", "app:1"]).trim().to_owned();
+    let layers = json!([digest(&tar(1)), digest(&tar(2))]);
+    for format in ["", "docker-archive", "oci-archive", "oci-dir"] {
+        let out = env.path(format!("out-{format}"));
+        let text = out.to_str().unwrap();
+        let named: &[&str] = if format.is_empty() { &[] } else { &["--format", format] };
+        env.ok([&["save", "-o", text], named, &["app:1"]].concat());
+        let has = |name: &str| match format {
+            "oci-dir" => out.join(name).exists(),
+            _ => members(&out).contains_key(name),
+        };
+        let (docker, oci) = (format != "oci-archive" && format != "oci-dir", format != "docker-archive");
+        assert_eq!(["manifest.json", "oci-layout", "index.json"].map(has), [docker, oci, oci], "{format}");
+        podman(&env, "podman", &["load", "-q", "-i", text]);
+        // The name that podman gives it depends on the format.
+        let hex = &id["sha256:".len()..];
+        let shown = podman(&env, "podman", &["image", "inspect", "--format", "{{json .RootFS.Layers}}", hex]);
+        assert_eq!(serde_json::from_str::<Value>(&shown).unwrap(), layers, "{format}");
+        podman(&env, "podman", &["rmi", "-f", hex]);
+        // Back again, by the verbs that read it.
+        env.ok(["rmi", "app:1"]);
+        match format {
+            "oci-dir" => drop(env.ok(["pull", "-q", &format!("oci:{text}:1")])),
+            _ => drop(env.ok(["load", "-i", text])),
+        }
+        assert_eq!(env.ok(["inspect", "-f", "{{.Id}}", "app:1"]).trim(), id, "{format}");
+    }
+}
+
+#[test]
+fn a_layout_in_a_folder() {
+    let env = two_images();
+    let dir = env.path("out/layout");
+    let text = dir.to_str().unwrap();
+    let no_folder = env.fails(["save", "--format", "oci-dir", "app:1"]);
+    assert_eq!(no_folder, "Error: the format oci-dir needs a folder: name it by -o");
+    assert!(env.fails(["save", "--format", "oci-dir", "-o", text, "app"]).contains("invalid output path: "));
+    std::fs::create_dir_all(&dir).unwrap();
+    env.ok(["save", "--format", "oci-dir", "-o", text, "app"]);
+    assert_eq!(std::fs::metadata(&dir).unwrap().permissions().mode() & 0o7777, 0o700);
+    for tag in ["1", "2"] {
+        let bundle = env.path(format!("bundle-{tag}"));
+        let image = format!("{text}:{tag}");
+        let mut umoci = Command::new("umoci");
+        assert_eq!(run(umoci.args(["unpack", "--rootless", "--image", &image]).arg(&bundle)).code, 0);
+        assert!(bundle.join("rootfs/file-1").exists());
+    }
+    // What is there is not written over, and a failure leaves nothing.
+    let error = env.fails(["save", "--format", "oci-dir", "-o", text, "app:1"]);
+    assert_eq!(
+        error,
+        format!("Error: failed to save image: invalid output path: {text} is there and is no empty directory")
+    );
+    let hex = digest(&tar(2)).replace("sha256:", "");
+    let layer = env.root().join("layers/sha256").join(hex).join("layer.tar");
+    let mut bytes = std::fs::read(&layer).unwrap();
+    bytes[600] ^= 1;
+    std::fs::write(&layer, bytes).unwrap();
+    let second = env.path("out/second");
+    let error = env.fails(["save", "--format", "oci-dir", "-o", second.to_str().unwrap(), "app:1"]);
+    assert!(error.starts_with("Error: image app:1 is damaged: layer "), "{error}");
+    assert_eq!(std::fs::read_dir(env.path("out")).unwrap().count(), 1);
+    assert_eq!(run(&mut env.command(["save", "--format", "zip", "app:1"])).code, 125);
+}
+
+/// podman takes all images of an archive.
+#[test]
+fn several_images_in_one_archive() {
+    let env = two_images();
+    let file = env.path("all.tar");
+    env.ok(["save", "--format", "docker-archive", "-o", file.to_str().unwrap(), "app"]);
+    podman(&env, "podman", &["load", "-q", "-i", file.to_str().unwrap()]);
+    for tag in ["1", "2"] {
+        let id = env.ok(["inspect", "-f", "{{.Id}}", &format!("app:{tag}")]);
+        let shown = podman(&env, "podman", &["image", "inspect", "--format", "{{.RepoTags}}", &id.trim()[7..]]);
+        assert_eq!(shown, format!("[localhost/app:{tag}]"));
+    }
+}
+
 #[test]
 fn names_in_the_archive_are_those_asked_for() {
     let env = two_images();

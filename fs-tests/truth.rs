@@ -116,8 +116,9 @@ impl Drop for Overlay {
     }
 }
 
+/// Fails with every difference that is not allowed.
 #[track_caller]
-fn report(found: Vec<Difference>) {
+pub fn report(found: Vec<Difference>) {
     let found: Vec<_> = found.into_iter().filter(|difference| !is_allowed(difference)).collect();
     found.iter().take(50).for_each(|difference| println!("{difference}"));
     assert!(found.is_empty(), "{} differences; the first 50 are above", found.len());

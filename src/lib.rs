@@ -28,10 +28,10 @@
 //! | [`mod@reference`] | names of images: `name`, `name:tag`, `name@digest` |
 //! | [`registry`] | the distribution protocol: who we are, tokens, mirrors, manifests, blob streams, uploads; of files only those of credentials |
 //! | [`template`] | Go templates over plain data, as `--format` takes them |
-//! | [`layer`] | one immutable layer: reads its tar once, makes its index, reads the index where it is mapped |
+//! | [`layer`] | one immutable layer: reads its tar once, makes its index, reads it where it is mapped; writes tars |
 //! | [`tree`] | the one merge rule: finished indexes in, one merged index out; no I/O |
 //! | [`store`] | what is on disk and how it changes: publishing, locks, sessions, mounts, collection; documents the format |
-//! | [`image`] | the glue: sources, pull, signatures, push, save, open, remove, check |
+//! | [`image`] | the glue: sources, pull, import, signatures, push, save, open, remove, check |
 //! | [`upper`] | the writable directory: its form, its work directory, single objects made whole and put in place by one call |
 //! | [`fs`] | inodes and operations, without a kernel: tests call it directly; an image as it is, or its union with an upper |
 //! | [`fuse`] | the kernel's side: converts, calls `fs`, replies; the only module that names fuser |

@@ -60,6 +60,11 @@ pub fn device(major: u32, minor: u32) -> Option<u32> {
     (major < 1 << 12 && minor < 1 << 20).then_some((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))
 }
 
+/// The major and the minor number of a [`device`].
+pub fn device_parts(number: u32) -> (u32, u32) {
+    ((number >> 8) & 0xfff, (number & 0xff) | ((number >> 12) & 0xfff00))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,5 +83,8 @@ mod tests {
         assert_eq!(device(0xfff, 0xfffff), Some(0xffff_ffff));
         assert_eq!(device(1 << 12, 0), None);
         assert_eq!(device(0, 1 << 20), None);
+        for parts in [(1, 3), (0xfff, 0xfffff), (8, 0x12345)] {
+            assert_eq!(device(parts.0, parts.1).map(device_parts), Some(parts));
+        }
     }
 }

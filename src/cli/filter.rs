@@ -33,7 +33,8 @@ impl Filters {
         for text in texts {
             let Some((name, value)) = split(text) else {
                 let why = "bad format of filter (expected name=value)";
-                let text = format!("invalid argument \"{text}\" for \"-f, --filter\" flag: {why}");
+                let flag = if known == PRUNE { "--filter" } else { "-f, --filter" };
+                let text = format!("invalid argument \"{text}\" for \"{flag}\" flag: {why}");
                 return Err(Exit::Text(125, text).into());
             };
             if !known.contains(&name.as_str()) {

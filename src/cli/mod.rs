@@ -3,15 +3,18 @@
 //! Exit codes: 0; 1 for failures and a wrong number of arguments; 64 for a bad template; 125 for flags that are unknown or
 //! malformed.
 
+mod archive;
 mod args;
 mod daemon;
 mod df;
+mod export;
 mod filter;
 mod format;
 mod generate;
 mod history;
 pub mod human;
 mod images;
+mod import;
 mod inspect;
 mod interrupt;
 mod log;
@@ -94,6 +97,10 @@ enum Command {
     Load(pull::LoadArgs),
     /// Write images into an archive
     Save(save::SaveArgs),
+    /// Make an image out of a tar
+    Import(import::ImportArgs),
+    /// Write an image's files as one tar
+    Export(export::ExportArgs),
     /// List images
     Images(images::ImagesArgs),
     /// Show what is known of images
@@ -148,6 +155,8 @@ enum ImageCommand {
     Load(pull::LoadArgs),
     /// Write images into an archive
     Save(save::SaveArgs),
+    /// Make an image out of a tar
+    Import(import::ImportArgs),
     /// Show what is known of images
     Inspect(inspect::InspectArgs),
     /// Show how an image was built
@@ -222,6 +231,8 @@ fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
         Command::Push(a) | Command::Image(ImageCommand::Push(a)) => push::push(global, &a),
         Command::Load(a) | Command::Image(ImageCommand::Load(a)) => pull::load(global, &a),
         Command::Save(a) | Command::Image(ImageCommand::Save(a)) => save::save(global, &a),
+        Command::Import(a) | Command::Image(ImageCommand::Import(a)) => import::import(global, &a),
+        Command::Export(a) => export::export(global, &a),
         Command::Images(a) | Command::Image(ImageCommand::Ls(a)) => images::images(global, &a),
         Command::Inspect(a) | Command::Image(ImageCommand::Inspect(a)) => inspect::inspect(global, &a),
         Command::History(a) | Command::Image(ImageCommand::History(a)) => history::history(global, &a),

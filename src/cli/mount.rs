@@ -1,5 +1,7 @@
 //! `mount`, `umount`, `mounts`, and the `mount.plyfs` helper: what the user asks for. `daemon` does the serving.
 
+use super::format::{self, Columns};
+use super::images::ago;
 use super::mount_options::{self, Parsed};
 use super::{Exit, Global, args, daemon, output};
 use crate::fuse::Options;
@@ -7,6 +9,7 @@ use crate::layer::Index;
 use crate::store::{Store, mounts};
 use crate::sys;
 use crate::upper::{self, Upper, User};
+use jiff::Timestamp;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -52,8 +55,31 @@ pub(super) struct UmountArgs {
     args: Vec<OsString>,
 }
 
+/// A mount's columns.
+const COLUMNS: Columns = Columns {
+    type_name: "plyfs.Mount",
+    fields: &[
+        ("CreatedSince", "CREATED"),
+        ("ID", "MOUNT ID"),
+        ("Image", "IMAGE"),
+        ("ImageID", "IMAGE ID"),
+        ("Mode", "MODE"),
+        ("Mountpoint", "MOUNTPOINT"),
+        ("PID", "PID"),
+    ],
+};
+const TABLE: &str = r"{{.ID}}\t{{.Image}}\t{{.ImageID}}\t{{.PID}}\t{{.Mode}}\t{{.Mountpoint}}";
+
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  plyfs mounts
+  plyfs mounts --format '{{.Mode}} {{.Mountpoint}}'")]
 pub(super) struct MountsArgs {
+    /// `table`, `table TEMPLATE`, `json`, or a Go template over ID, Image, ImageID, PID, Mode (ro or rw), Mountpoint,
+    /// CreatedSince
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<String>,
     /// Only show mount IDs
     #[arg(short, long)]
     quiet: bool,
@@ -116,7 +142,8 @@ fn start(store: &Store, image: &str, at: &Path, parsed: Parsed, kept: bool, fore
     let mountpoint = existing_directory(at)?;
     let found = store.resolve(image)?;
     // Registered first, so that nobody removes what is about to be opened or made again.
-    let guard = mounts::register(store, &found.id, image, &mountpoint)?;
+    let writable = kept || parsed.upper.is_some();
+    let guard = mounts::register(store, &found.id, image, &mountpoint, writable)?;
     let opened = crate::image::open_tree(store, &found).map_err(anyhow::Error::from).and_then(|opened| {
         let place = match &parsed.upper {
             Some(upper) => Some((upper.clone(), parsed.work.clone().unwrap_or_else(|| beside(upper)))),
@@ -222,14 +249,19 @@ fn resolve_mountpoint(at: &Path) -> PathBuf {
 
 pub(super) fn mounts(global: &Global, a: &MountsArgs) -> anyhow::Result<()> {
     args::none("mounts", &a.args)?;
-    let live = mounts::list(&global.store()?)?;
-    if a.quiet {
-        return live.iter().try_for_each(|mount| output::line(&mount.id));
-    }
-    let row = |m: mounts::Info| {
-        let mountpoint = crate::name::show(m.mountpoint.as_os_str().as_bytes());
-        vec![m.id, m.reference, m.image.short().to_owned(), m.pid.to_string(), mountpoint]
-    };
-    let rows: Vec<Vec<String>> = live.into_iter().map(row).collect();
-    output::table(&["MOUNT ID", "IMAGE", "IMAGE ID", "PID", "MOUNTPOINT"], &rows)
+    let now = Timestamp::now();
+    let rows = mounts::list(&global.store()?)?.into_iter().map(|m| {
+        vec![
+            ago(m.started.parse().ok(), now),
+            m.id,
+            m.reference,
+            m.image.short().to_owned(),
+            if m.writable { "rw" } else { "ro" }.to_owned(),
+            crate::name::show(m.mountpoint.as_os_str().as_bytes()),
+            m.pid.to_string(),
+        ]
+    });
+    let is_default = matches!(a.format.as_deref(), None | Some("" | "table"));
+    let format = if a.quiet && is_default { Some("{{.ID}}") } else { a.format.as_deref() };
+    format::list(format, TABLE, &COLUMNS, rows.collect())
 }

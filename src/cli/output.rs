@@ -26,17 +26,7 @@ pub(super) fn complaint(line: impl std::fmt::Display) {
     let _gone = writeln!(io::stderr().lock(), "{line}");
 }
 
-/// Prints a table as Go's tabwriter with minimum width 10 and padding 3 lays it out.
-pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()> {
-    text(&layout(headings, rows)?)
-}
-
-fn layout(headings: &[&str], rows: &[Vec<String>]) -> anyhow::Result<String> {
-    let rows: Vec<String> = rows.iter().map(|row| row.join("\t") + "\n").collect();
-    tabbed(&format!("{}\n{}", headings.join("\t"), rows.concat()))
-}
-
-/// Lays lines of cells with tabs between them out as [`table`] does.
+/// Lays lines of cells with tabs between them out as Go's tabwriter with minimum width 10 and padding 3 does.
 pub(super) fn tabbed(lines: &str) -> anyhow::Result<String> {
     // Go counts the padding into the minimum width.
     let mut writer = tabwriter::TabWriter::new(Vec::new()).minwidth(7).padding(3);
@@ -59,11 +49,16 @@ pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
+    fn layout(headings: &[&str], rows: &[Vec<String>]) -> String {
+        let rows: Vec<String> = rows.iter().map(|row| row.join("\t") + "\n").collect();
+        tabbed(&format!("{}\n{}", headings.join("\t"), rows.concat())).unwrap()
+    }
+
     #[test]
     fn tables_as_docker_prints_them() {
         let headings = ["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"];
         let row = |cells: [&str; 5]| cells.map(str::to_owned).to_vec();
-        let empty = layout(&headings, &[]).unwrap();
+        let empty = layout(&headings, &[]);
         assert_eq!(empty, "REPOSITORY   TAG       IMAGE ID   CREATED   SIZE\n");
         let rows = [
             row(["alpine", "latest", "05455a08881e", "2 years ago", "7.38MB"]),
@@ -72,6 +67,6 @@ mod tests {
         let want = "REPOSITORY   TAG       IMAGE ID       CREATED              SIZE\n\
                     alpine       latest    05455a08881e   2 years ago          7.38MB\n\
                     <none>       <none>    c059bfaa849c   About a minute ago   1GB\n";
-        assert_eq!(layout(&headings, &rows).unwrap(), want);
+        assert_eq!(layout(&headings, &rows), want);
     }
 }

@@ -1,40 +1,56 @@
 //! `save`: images into an archive.
 
-use super::{Exit, Global, args};
-use crate::image::save;
-use std::fs::{self, File};
-use std::io::{self, BufWriter, IsTerminal, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use super::{Global, archive, args};
+use crate::image::save::{self, Format};
+use std::io;
+use std::path::PathBuf;
 
-const BUFFER: usize = 1 << 20;
+const FAILED: &str = "failed to save image";
 
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   plyfs save -o alpine.tar alpine:3             for `plyfs load`, `docker load` or `skopeo copy docker-archive:alpine.tar`
-  plyfs save app:1 app:2 base:1 | gzip >all.tar.gz")]
+  plyfs save app:1 app:2 base:1 | gzip >all.tar.gz
+  plyfs save --format oci-dir -o app app:1      for `umoci unpack --image app:1`")]
 pub(super) struct SaveArgs {
     /// Write this file instead of standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// docker-archive, oci-archive, or oci-dir: an OCI layout in the folder that -o names [default: an archive that is
+    /// both]
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    format: Option<Form>,
     /// Images: NAME:TAG, all tags of a NAME, or an ID
     #[arg(value_name = "IMAGE")]
     args: Vec<String>,
 }
 
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Form {
+    DockerArchive,
+    OciArchive,
+    OciDir,
+}
+
 pub(super) fn save(global: &Global, a: &SaveArgs) -> anyhow::Result<()> {
     let wanted = args::at_least_one("save", &a.args)?;
-    if a.output.is_none() && io::stdout().is_terminal() {
-        let text = "cowardly refusing to save to a terminal. Use the -o flag or redirect";
-        return Err(Exit::Text(1, text.into()).into());
-    }
+    let format = match a.format {
+        None => Some(Format::Both),
+        Some(Form::DockerArchive) => Some(Format::Docker),
+        Some(Form::OciArchive) => Some(Format::Oci),
+        Some(Form::OciDir) if a.output.is_none() => anyhow::bail!("the format oci-dir needs a folder: name it by -o"),
+        Some(Form::OciDir) => None,
+    };
+    archive::refuse_terminal(a.output.as_deref())?;
+    let place = a.output.as_deref().map(|path| archive::Place::new(path, FAILED)).transpose()?;
     let store = global.store()?;
     let images = save::choose(&store, wanted)?;
-    match &a.output {
-        Some(path) => into_file(path, |out| Ok(save::save(&store, &images, out)?)),
-        None => {
-            let done = save::save(&store, &images, BufWriter::with_capacity(BUFFER, io::stdout().lock()));
+    match (place, format) {
+        (Some(place), Some(format)) => place.file(FAILED, |out| Ok(save::save(&store, &images, format, out)?)),
+        (Some(place), None) => place.folder(FAILED, |dir| Ok(save::save_layout(&store, &images, dir)?)),
+        (None, format) => {
+            let done = save::save(&store, &images, format.unwrap_or(Format::Both), archive::stdout());
             done.map_err(|error| match error {
                 // A reader that went away is told apart from a disk that is full.
                 crate::image::Error::Output(e) if e.kind() == io::ErrorKind::BrokenPipe => e.into(),
@@ -42,44 +58,4 @@ pub(super) fn save(global: &Global, a: &SaveArgs) -> anyhow::Result<()> {
             })
         }
     }
-}
-
-/// Makes the file, for its owner only, whole or not at all. What is no plain file, a pipe or a device, is written to.
-fn into_file(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let invalid = |why: &str| anyhow::anyhow!("failed to save image: invalid output path: {why}");
-    if let Err(e) = fs::metadata(folder) {
-        return Err(invalid(&format!("{}: {e}", folder.display())));
-    }
-    let there = fs::metadata(path);
-    if there.as_ref().is_ok_and(fs::Metadata::is_dir) {
-        return Err(invalid(&format!("{} is a directory", path.display())));
-    }
-    if there.is_ok_and(|m| !m.is_file()) {
-        let mut out = BufWriter::with_capacity(BUFFER, File::options().write(true).open(path)?);
-        write(&mut out)?;
-        return Ok(out.flush()?);
-    }
-    let mut name = path.file_name().ok_or_else(|| invalid("it names no file"))?.to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = folder.join(name);
-    let done = write_new(&temporary, write).and_then(|()| Ok(fs::rename(&temporary, path)?));
-    if done.is_err() {
-        // Nothing half written stays behind.
-        let _gone = fs::remove_file(&temporary);
-    }
-    done?;
-    Ok(File::open(folder)?.sync_all()?)
-}
-
-fn write_new(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let file = File::options().write(true).create_new(true).mode(0o600).open(path);
-    let file = file.map_err(|e| anyhow::anyhow!("cannot create {}: {e}", path.display()))?;
-    let mut out = BufWriter::with_capacity(BUFFER, file);
-    write(&mut out)?;
-    out.flush()?;
-    Ok(out.get_ref().sync_all()?)
 }

@@ -30,8 +30,9 @@ pub(super) struct RmiArgs {
 
 pub(super) fn tag(global: &Global, a: &TagArgs) -> anyhow::Result<()> {
     let [image, name] = args::exactly("tag", &a.args)?;
-    let parsed: Reference =
-        name.parse().map_err(|e| anyhow::anyhow!("\"{name}\" is not a valid repository/tag: {e}"))?;
+    let parsed: Reference = name.parse().map_err(|e| {
+        Exit::Text(1, format!("Error parsing reference: \"{name}\" is not a valid repository/tag: {e}"))
+    })?;
     Ok(remove::tag(&global.store()?, image, &parsed)?)
 }
 

@@ -6,12 +6,14 @@
 
 mod attr;
 mod error;
+mod export;
 mod image;
 mod readdir;
 mod union;
 
 pub use attr::{Attr, BLOCK_SIZE, Change, New, Replace, SetTime, Statfs};
 pub use error::FsError;
+pub use export::{ExportError, export};
 pub use image::Data;
 pub use readdir::DirEntry;
 

@@ -4,7 +4,7 @@
 use super::Problem;
 use super::inflate::Inflate;
 use super::pull::Event;
-use crate::digest::{Digest, Hasher, Verifier};
+use crate::digest::{Algorithm, Digest, Hasher, Verifier};
 use crate::layer::{self, Draft, LayerError};
 use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
@@ -21,14 +21,16 @@ const BUFFER: usize = 256 << 10;
 pub(super) struct Expected<'a> {
     /// Digest and size of the blob, where the source knows them.
     pub blob: Option<(&'a Digest, u64)>,
-    /// The digest of the plain tar.
-    pub diff_id: &'a Digest,
+    /// The digest of the plain tar, where it is known before.
+    pub diff_id: Option<&'a Digest>,
 }
 
 /// A layer that was all it must be, its tar written and synced.
 pub(super) struct Done {
     /// The index, complete but for its seal.
     pub draft: Draft,
+    /// The digest of the plain tar.
+    pub diff_id: Digest,
     /// The length of the blob.
     pub compressed_size: u64,
     /// The length of the plain tar.
@@ -67,7 +69,8 @@ pub(super) fn run(
         // The receiver is right here.
         let _sent = empty_in.send(Vec::new());
     }
-    let mut chunks = Chunks::new(full_out, empty_in, file, expected.diff_id);
+    let algorithm = expected.diff_id.map_or(Algorithm::Sha256, Digest::algorithm);
+    let mut chunks = Chunks::new(full_out, empty_in, file, algorithm);
     let (inflated, draft) = thread::scope(|scope| {
         let inflater = scope.spawn(move || inflate(blob, expected, &full_in, &empty_out, stop, tell));
         let draft = layer::index_tar(&mut chunks, &layer::Limits::default());
@@ -85,12 +88,12 @@ pub(super) fn run(
         LayerError::Io(cause) => Problem::Read { what: "the layer's tar".into(), cause },
         other => Problem::Tar(other),
     })?;
-    let (got, size, mut timings) = chunks.finish(tar_path, begun)?;
-    if got != *expected.diff_id {
-        return Err(Problem::DiffId { want: expected.diff_id.clone(), got });
+    let (diff_id, size, mut timings) = chunks.finish(tar_path, begun)?;
+    if let Some(want) = expected.diff_id.filter(|want| **want != diff_id) {
+        return Err(Problem::DiffId { want: want.clone(), got: diff_id });
     }
     timings.total = begun.elapsed();
-    Ok(Done { draft, compressed_size, size, timings })
+    Ok(Done { draft, diff_id, compressed_size, size, timings })
 }
 
 /// Counts what passes.
@@ -228,14 +231,14 @@ struct Chunks {
 }
 
 impl Chunks {
-    fn new(full: Receiver<Chunk>, empty: Sender<Chunk>, file: File, diff_id: &Digest) -> Chunks {
+    fn new(full: Receiver<Chunk>, empty: Sender<Chunk>, file: File, algorithm: Algorithm) -> Chunks {
         Chunks {
             full: Some(full),
             empty: Some(empty),
             chunk: Vec::new(),
             at: 0,
             file,
-            hasher: Hasher::new(diff_id.algorithm()),
+            hasher: Hasher::new(algorithm),
             size: 0,
             write_error: None,
             wait: Duration::ZERO,

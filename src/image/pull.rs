@@ -174,7 +174,7 @@ fn take(
 }
 
 /// The sizes that the layers of images in the catalog had when they came.
-fn recorded_sizes(catalog: &Catalog) -> BTreeMap<Digest, u64> {
+pub(super) fn recorded_sizes(catalog: &Catalog) -> BTreeMap<Digest, u64> {
     catalog.images().iter().flat_map(|i| &i.layers).map(|l| (l.diff_id.clone(), l.size)).collect()
 }
 
@@ -194,7 +194,7 @@ fn missing<'a>(store: &Store, plans: &'a [Plan], recorded: &BTreeMap<Digest, u64
 }
 
 /// Whether the store has the layer. One that has lost a part since it came is put aside, to be fetched again.
-fn has_whole(session: &Session, diff_id: &Digest, recorded: Option<u64>) -> Result<bool> {
+pub(super) fn has_whole(session: &Session, diff_id: &Digest, recorded: Option<u64>) -> Result<bool> {
     let store = session.store();
     let is_whole = || is_whole(store, diff_id, recorded);
     if is_whole() {
@@ -300,7 +300,7 @@ fn take_layer(
     };
     let dir = session.temp_path("layer");
     fs::create_dir(&dir).map_err(store::Error::io("make", &dir)).map_err(Fault::Store)?;
-    let expected = pipeline::Expected { blob, diff_id: &layer.diff_id };
+    let expected = pipeline::Expected { blob, diff_id: Some(&layer.diff_id) };
     let tell = |event| progress.layer(layer, event);
     let fill = || -> std::result::Result<u64, Fault> {
         let done = pipeline::run(stream, &expected, &dir.join("layer.tar"), stop, &tell).map_err(Fault::Layer)?;

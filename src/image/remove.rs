@@ -237,7 +237,7 @@ mod tests {
     fn mounted_images_stay() {
         let f = Fixture::new();
         let id = f.add("1", &["a:1", "a:2"], &[]);
-        let guard = mounts::register(&f.store, &id, "a:1", "/mnt".as_ref()).unwrap();
+        let guard = mounts::register(&f.store, &id, "a:1", "/mnt".as_ref(), false).unwrap();
         let (mount, short) = (guard.info().id.clone(), id.short());
         // One of two names may go all the same.
         assert_eq!(f.rm("a:2", false).unwrap(), ["Untagged: a:2"]);

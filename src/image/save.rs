@@ -1,4 +1,5 @@
-//! Images out again: one archive that `docker load` takes and that is an OCI layout too, as Docker writes since 25.
+//! Images out again: one archive that `docker load` takes and that is an OCI layout too, as Docker writes since 25; or one
+//! of the two; or an OCI layout in a folder.
 //!
 //! Configs are the bytes that came in, layers the stored tars, each checked against its digest while it is written; a
 //! layer that several images share is there once. Times are zero, so that the same images make the same archive.
@@ -10,8 +11,10 @@ use crate::reference::Reference;
 use crate::store::{self, Image, Intent, Session, Store};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::fs::{DirBuilder, File};
+use std::io::{self, BufReader, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -60,19 +63,46 @@ pub fn choose(store: &Store, wanted: &[String]) -> Result<Vec<Saved>> {
     Ok(chosen)
 }
 
+/// What is written of the two forms that an archive can have at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    /// Both, in one archive.
+    Both,
+    /// What `docker load` takes, and nothing else.
+    Docker,
+    /// An OCI layout, and nothing else.
+    Oci,
+}
+
 /// Writes the archive. Nothing that it needs can be removed in the meantime.
-pub fn save(store: &Store, images: &[Saved], out: impl Write) -> Result<()> {
+pub fn save(store: &Store, images: &[Saved], format: Format, out: impl Write) -> Result<()> {
+    let mut archive = TarFile(tar::Builder::new(out));
+    write(store, images, format, &mut archive)?;
+    let mut out = archive.0.into_inner().map_err(failed)?;
+    out.flush().map_err(failed)
+}
+
+/// Makes an OCI layout in a new folder, for its owner only, and makes it last.
+pub fn save_layout(store: &Store, images: &[Saved], folder: &Path) -> Result<()> {
+    let mut layout = Folder { path: folder.to_owned(), made: Vec::new() };
+    layout.folder("").map_err(failed)?;
+    write(store, images, Format::Oci, &mut layout)?;
+    let synced = layout.made.iter().rev().try_for_each(|dir| File::open(dir)?.sync_all());
+    synced.map_err(failed)
+}
+
+fn write(store: &Store, images: &[Saved], format: Format, out: &mut dyn Members) -> Result<()> {
     let session = Session::begin(store)?;
     let layers = images.iter().flat_map(|s| s.image.layers.iter().map(|l| l.diff_id.clone())).collect();
     let blobs = images.iter().map(|s| s.image.id.clone()).collect();
     session.intend(&Intent { layers, blobs, ..Intent::default() })?;
-    let mut archive = Archive { store, out: tar::Builder::new(out), written: BTreeSet::new() };
+    let mut archive = Archive { store, out, with_manifests: format != Format::Docker, written: BTreeSet::new() };
     for folder in ["blobs/", "blobs/sha256/"] {
-        archive.folder(folder)?;
+        archive.out.folder(folder).map_err(failed)?;
     }
     let sha512 = images.iter().flat_map(|s| s.image.layers.iter().map(|l| &l.diff_id).chain([&s.image.id]));
     if sha512.into_iter().any(|d| d.algorithm().name() == "sha512") {
-        archive.folder("blobs/sha512/")?;
+        archive.out.folder("blobs/sha512/").map_err(failed)?;
     }
     let mut index = Vec::new();
     let mut items = Vec::new();
@@ -84,16 +114,21 @@ pub fn save(store: &Store, images: &[Saved], out: impl Write) -> Result<()> {
         let tags = if tags.is_empty() { Value::Null } else { json!(tags) };
         items.push(json!({ "Config": place(&saved.image.id), "RepoTags": tags, "Layers": members }));
     }
-    let index = json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.index.v1+json",
-        "manifests": index,
-    });
-    archive.file("index.json", index.to_string().as_bytes())?;
-    archive.file("manifest.json", Value::from(items).to_string().as_bytes())?;
-    archive.file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-    let mut out = archive.out.into_inner().map_err(failed)?;
-    out.flush().map_err(failed)
+    if format != Format::Docker {
+        let index = json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": index,
+        });
+        archive.file("index.json", index.to_string().as_bytes())?;
+    }
+    if format != Format::Oci {
+        archive.file("manifest.json", Value::from(items).to_string().as_bytes())?;
+    }
+    if format != Format::Docker {
+        archive.file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    }
+    Ok(())
 }
 
 /// A manifest's entries in the index: one for each name.
@@ -120,30 +155,65 @@ fn failed(cause: io::Error) -> Error {
     Error::Output(cause)
 }
 
-struct Archive<'a, W: Write> {
-    store: &'a Store,
-    out: tar::Builder<W>,
-    written: BTreeSet<Digest>,
+/// Named files on their way out.
+trait Members {
+    /// Makes a folder, named with a slash at its end, in one that is there.
+    fn folder(&mut self, name: &str) -> io::Result<()>;
+
+    /// Makes a file of so many bytes.
+    fn file(&mut self, name: &str, size: u64, bytes: &mut dyn Read) -> io::Result<()>;
 }
 
-impl<W: Write> Archive<'_, W> {
-    fn folder(&mut self, name: &str) -> Result<()> {
+struct TarFile<W: Write>(tar::Builder<W>);
+
+impl<W: Write> Members for TarFile<W> {
+    fn folder(&mut self, name: &str) -> io::Result<()> {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Directory);
         header.set_mode(0o755);
         header.set_size(0);
-        self.out.append_data(&mut header, name, io::empty()).map_err(failed)
+        self.0.append_data(&mut header, name, io::empty())
     }
 
-    fn file(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        self.stream(name, bytes.len() as u64, bytes)
-    }
-
-    fn stream(&mut self, name: &str, size: u64, bytes: impl Read) -> Result<()> {
+    fn file(&mut self, name: &str, size: u64, bytes: &mut dyn Read) -> io::Result<()> {
         let mut header = tar::Header::new_gnu();
         header.set_mode(0o444);
         header.set_size(size);
-        self.out.append_data(&mut header, name, bytes).map_err(failed)
+        self.0.append_data(&mut header, name, bytes)
+    }
+}
+
+struct Folder {
+    path: PathBuf,
+    /// The folders that were made, to be synced at the end.
+    made: Vec<PathBuf>,
+}
+
+impl Members for Folder {
+    fn folder(&mut self, name: &str) -> io::Result<()> {
+        let path = self.path.join(name);
+        DirBuilder::new().mode(0o700).create(&path)?;
+        self.made.push(path);
+        Ok(())
+    }
+
+    fn file(&mut self, name: &str, _size: u64, bytes: &mut dyn Read) -> io::Result<()> {
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(self.path.join(name))?;
+        io::copy(&mut BufReader::with_capacity(BUFFER, bytes), &mut file)?;
+        file.sync_all()
+    }
+}
+
+struct Archive<'a> {
+    store: &'a Store,
+    out: &'a mut dyn Members,
+    with_manifests: bool,
+    written: BTreeSet<Digest>,
+}
+
+impl Archive<'_> {
+    fn file(&mut self, name: &str, mut bytes: &[u8]) -> Result<()> {
+        self.out.file(name, bytes.len() as u64, &mut bytes).map_err(failed)
     }
 
     /// Writes what of the image is not there yet; returns its manifest's descriptor.
@@ -167,7 +237,7 @@ impl<W: Write> Archive<'_, W> {
         });
         let manifest = manifest.to_string();
         let digest = Digest::of(manifest.as_bytes());
-        if self.written.insert(digest.clone()) {
+        if self.with_manifests && self.written.insert(digest.clone()) {
             self.file(&place(&digest), manifest.as_bytes())?;
         }
         Ok(json!({ "mediaType": OCI_MANIFEST, "digest": digest, "size": manifest.len() }))
@@ -184,10 +254,10 @@ impl<W: Write> Archive<'_, W> {
         if length != size {
             return Err(broken(format!("has {length} bytes, wanted {size}")));
         }
-        let mut checked = Verifier::new(io::BufReader::with_capacity(BUFFER, file), diff_id, size);
-        self.stream(&place(diff_id), size, &mut checked).map_err(|error| match error {
-            Error::Output(e) if e.kind() == io::ErrorKind::InvalidData => broken(e.to_string()),
-            other => other,
+        let mut checked = Verifier::new(BufReader::with_capacity(BUFFER, file), diff_id, size);
+        self.out.file(&place(diff_id), size, &mut checked).map_err(|e| match e.kind() {
+            io::ErrorKind::InvalidData => broken(e.to_string()),
+            _ => failed(e),
         })?;
         checked.drain().map_err(|e| broken(e.to_string()))
     }

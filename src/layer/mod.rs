@@ -1,10 +1,12 @@
 //! One immutable layer: its tar, and the index that says what is where in it.
 //!
 //! [`index_tar`] reads a tar once, as it streams by, and makes the index; [`Index`] reads one where it lies.
+//! [`Packer`] writes a tar, entry by entry.
 
 mod build;
 mod check;
 mod index;
+mod pack;
 mod pax;
 mod reader;
 mod sparse;
@@ -12,6 +14,8 @@ mod writer;
 
 pub use build::{Draft, index_tar};
 pub use index::{Dirent, Extent, FORMAT, Index, IndexError, Node, Of, WHITEOUT, Xattrs, index_flags, node_flags};
+pub use pack::{Meta, Packed, Packer};
+pub use pax::Xattr;
 pub use writer::{TooMany, Writer};
 
 use crate::name::{NameError, show};

@@ -29,6 +29,9 @@ pub struct Info {
     /// Where it is mounted.
     #[serde(with = "path_bytes")]
     pub mountpoint: PathBuf,
+    /// Whether what is mounted can be changed.
+    #[serde(default)]
+    pub writable: bool,
     /// The serving process.
     pub pid: u32,
     /// When it began, RFC 3339.
@@ -75,7 +78,7 @@ impl Guard {
 
 /// Registers a mount of an image by this process, before it opens the image's files. Fails with [`Error::NoSuchImage`]
 /// when the image has been removed in the meantime; from when this returns it cannot be.
-pub fn register(store: &Store, image: &Digest, reference: &str, mountpoint: &Path) -> Result<Guard> {
+pub fn register(store: &Store, image: &Digest, reference: &str, mountpoint: &Path, writable: bool) -> Result<Guard> {
     let _shared = store.lock_shared()?;
     if store.catalog()?.get(image).is_none() {
         return Err(Error::NoSuchImage(reference.to_owned()));
@@ -94,6 +97,7 @@ pub fn register(store: &Store, image: &Digest, reference: &str, mountpoint: &Pat
         image: image.clone(),
         reference: reference.to_owned(),
         mountpoint: mountpoint.to_owned(),
+        writable,
         pid: std::process::id(),
         started: started.to_string(),
     };
@@ -242,7 +246,7 @@ mod tests {
     fn a_mount_lives_as_long_as_its_lock() {
         let (_dir, store, id) = store();
         let odd = Path::new(std::ffi::OsStr::from_bytes(b"/mnt/\xff"));
-        let guard = register(&store, &id, "a:1", odd).unwrap();
+        let guard = register(&store, &id, "a:1", odd, true).unwrap();
         assert_eq!(list(&store).unwrap().len(), 1);
         assert_eq!(by_mountpoint(&store, odd).unwrap().unwrap(), *guard.info());
         let twin = guard.file().try_clone().unwrap();
@@ -260,14 +264,17 @@ mod tests {
     #[test]
     fn a_removed_image_cannot_be_registered() {
         let (_dir, store, _) = store();
-        assert!(matches!(register(&store, &Digest::of(b"other"), "b", Path::new("/mnt")), Err(Error::NoSuchImage(_))));
+        assert!(matches!(
+            register(&store, &Digest::of(b"other"), "b", Path::new("/mnt"), false),
+            Err(Error::NoSuchImage(_))
+        ));
     }
 
     #[test]
     fn only_the_last_logs_stay() {
         let (_dir, store, id) = store();
         for _ in 0..LOGS_KEPT + 3 {
-            let guard = register(&store, &id, "a", Path::new("/mnt")).unwrap();
+            let guard = register(&store, &id, "a", Path::new("/mnt"), false).unwrap();
             fs::write(guard.log_path(), "log").unwrap();
             guard.release().unwrap();
         }

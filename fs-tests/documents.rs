@@ -1,0 +1,313 @@
+//! The commands that documents show for images, with the same words behind `plyfs` as behind `docker`, and the same shape
+//! of what is printed. Names begin with the test's registry where the documents mean Docker Hub.
+
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use super::listing::{documents, tar};
+use super::support::env::{Output, TestEnv, run};
+use super::support::oci::{Image, digest};
+use super::support::registry::{Content, Reply, Server, command};
+
+/// A registry with the documents' images, and a shell in which `docker` is plyfs.
+struct Shelf {
+    env: TestEnv,
+    server: Server,
+}
+
+/// Repository, tag, year, layers.
+type Stored = (&'static str, &'static str, i32, &'static [u8]);
+
+const IMAGES: &[Stored] = &[
+    ("library/alpine", "latest", 2023, &[2]),
+    ("library/redis", "latest", 2022, &[10, 11, 12, 13, 14, 15]),
+    ("library/centos", "latest", 2020, &[1]),
+    ("coreos/apache", "latest", 2019, &[20, 21, 22]),
+    ("lovelearnlinux/webserver", "v1", 2021, &[1, 4, 5]),
+    ("lovelearnlinux/webserver", "v2", 2021, &[1, 4, 6]),
+    ("nigelpoulton/tu-demo", "latest", 2018, &[30, 31]),
+    ("nigelpoulton/tu-demo", "v1", 2017, &[30, 32]),
+    ("nigelpoulton/tu-demo", "v2", 2018, &[30, 31]),
+];
+
+impl Shelf {
+    fn new() -> Shelf {
+        let content = |&(repo, tag, year, layers): &'static Stored| {
+            let image = Image::new().tag(tag).edit_config(move |c| {
+                c["created"] = json!(format!("{year}-01-02T03:04:05Z"));
+                c["config"]["Labels"] = json!({ "in": repo });
+            });
+            Content::of(&layers.iter().fold(image, |image, n| image.layer(tar(*n))), repo, tag).0
+        };
+        let all: Vec<Content> = IMAGES.iter().map(content).collect();
+        let server = Server::start(move |seen| match seen.path.strip_suffix("/tags/list") {
+            Some(repo) => {
+                let tags = IMAGES.iter().filter(|image| format!("/v2/{}", image.0) == repo).map(|image| image.1);
+                Reply::new(200).body(json!({ "tags": tags.collect::<Vec<_>>() }).to_string())
+            }
+            None => {
+                let found = all.iter().map(|content| content.reply(seen)).find(Reply::is_found);
+                found.unwrap_or_else(|| all[0].reply(seen))
+            }
+        });
+        Shelf { env: TestEnv::new(), server }
+    }
+
+    /// Runs a line; `R` is the registry.
+    fn run(&self, line: &str) -> Output {
+        let plyfs = command(&self.env, &[]);
+        let script = format!("docker() {{ \"$PLYFS\" --root \"$ROOT\" \"$@\"; }}\n{line}");
+        let mut bash = Command::new("bash");
+        bash.args(["-c", &script]).env("PLYFS", plyfs.get_program()).env("ROOT", self.env.root());
+        for (name, value) in plyfs.get_envs() {
+            match value {
+                Some(value) => bash.env(name, value),
+                None => bash.env_remove(name),
+            };
+        }
+        run(bash.env("R", &self.server.host))
+    }
+
+    /// What a line prints, as the documents would have it: see [`shape`].
+    #[track_caller]
+    fn shows(&self, line: &str) -> Vec<String> {
+        let done = self.run(line);
+        assert_eq!((done.code, done.stderr.as_str()), (0, ""), "{line}");
+        shape(&self.server.host, &done.stdout)
+    }
+}
+
+/// The lines with one space between words and without what differs: digests, IDs, sizes and ages. The registry's name
+/// goes, and so do lines on a layer that is under way.
+fn shape(host: &str, text: &str) -> Vec<String> {
+    let text = text.replace(&format!("{host}/library/"), "").replace(&format!("{host}/"), "");
+    let shown = text.lines().map(|line| {
+        let words: Vec<String> = line.split_whitespace().map(word).collect();
+        let line = words.join(" ");
+        let age = words.windows(3).find(|w| w[2] == "ago").map(|w| w.join(" "));
+        age.map_or(line.clone(), |age| line.replace(&age, "<age>"))
+    });
+    let under_way = |line: &String| {
+        line.strip_prefix("<id>: ").is_some_and(|what| !matches!(what, "Pull complete" | "Already exists"))
+    };
+    shown.filter(|line| !under_way(line)).collect()
+}
+
+fn word(word: &str) -> String {
+    let hex = |text: &str, length| text.len() == length && text.bytes().all(|b| b.is_ascii_hexdigit());
+    if let Some((before, rest)) = word.split_once("sha256:")
+        && rest.len() >= 64
+        && hex(&rest[..64], 64)
+    {
+        return format!("{before}<digest>{}", &rest[64..]);
+    }
+    let (bare, end) = word.strip_suffix(':').map_or((word, ""), |bare| (bare, ":"));
+    let number = bare.trim_end_matches(['k', 'M', 'B']);
+    let size = number != bare && !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    match () {
+        () if hex(bare, 12) => format!("<id>{end}"),
+        () if size => format!("<size>{end}"),
+        () => word.to_owned(),
+    }
+}
+
+#[test]
+fn pulling_and_listing() {
+    let shelf = Shelf::new();
+    let want = [
+        "latest: Pulling from library/centos",
+        "<id>: Pull complete",
+        "Digest: <digest>",
+        "Status: Downloaded newer image for centos:latest",
+        "centos:latest",
+    ];
+    assert_eq!(shelf.shows("docker pull $R/library/centos:latest"), want);
+    let redis = shelf.shows("docker image pull $R/library/redis");
+    assert_eq!(redis[..2], ["Using default tag: latest", "latest: Pulling from library/redis"]);
+    assert_eq!(redis[2..8], ["<id>: Pull complete"; 6]);
+    let rest = ["Digest: <digest>", "Status: Downloaded newer image for redis:latest", "redis:latest"];
+    assert_eq!(redis[8..], rest);
+    // Its lowest layer is centos.
+    let want = [
+        "v1: Pulling from lovelearnlinux/webserver",
+        "<id>: Already exists",
+        "<id>: Pull complete",
+        "<id>: Pull complete",
+        "Digest: <digest>",
+        "Status: Downloaded newer image for lovelearnlinux/webserver:v1",
+        "lovelearnlinux/webserver:v1",
+    ];
+    assert_eq!(shelf.shows("docker pull $R/lovelearnlinux/webserver:v1"), want);
+    let want = [
+        "REPOSITORY TAG IMAGE ID CREATED SIZE",
+        "redis latest <id> <age> <size>",
+        "lovelearnlinux/webserver v1 <id> <age> <size>",
+        "centos latest <id> <age> <size>",
+    ];
+    assert_eq!(shelf.shows("docker images"), want);
+    assert_eq!(shelf.shows("docker image ls"), want);
+    let up_to_date = shelf.shows("docker image pull $R/library/redis:latest");
+    assert_eq!(up_to_date[up_to_date.len() - 2..], ["Status: Image is up to date for redis:latest", "redis:latest"]);
+    let inspected = shelf.run("docker image inspect $R/lovelearnlinux/webserver:v1");
+    let inspected: Value = serde_json::from_str(&inspected.stdout).unwrap();
+    let layers = json!([digest(&tar(1)), digest(&tar(4)), digest(&tar(5))]);
+    assert_eq!(inspected[0]["RootFS"], json!({ "Type": "layers", "Layers": layers }));
+}
+
+#[test]
+fn all_tags_of_a_repository() {
+    let shelf = Shelf::new();
+    shelf.shows("docker pull $R/lovelearnlinux/webserver:v1");
+    let out = shelf.shows("docker image pull -a $R/lovelearnlinux/webserver");
+    let end = ["Status: Downloaded newer image for lovelearnlinux/webserver", "lovelearnlinux/webserver"];
+    assert_eq!(out[out.len() - 2..], end);
+    let mut said: Vec<&String> = out[..out.len() - 2].iter().filter(|line| !line.starts_with("<id>")).collect();
+    said.sort();
+    let want = [
+        "Digest: <digest>",
+        "Digest: <digest>",
+        "v1: Pulling from lovelearnlinux/webserver",
+        "v2: Pulling from lovelearnlinux/webserver",
+    ];
+    assert_eq!(said, want);
+    let second = out.iter().position(|line| line.starts_with("v2: ")).unwrap();
+    assert_eq!(out[second + 1..second + 4], ["<id>: Already exists", "<id>: Already exists", "<id>: Pull complete"]);
+    // Two tags of one image are two rows of one ID.
+    shelf.shows("docker image pull -a $R/nigelpoulton/tu-demo");
+    let listed = shelf.run("docker image ls --format '{{.Tag}} {{.ID}}' $R/nigelpoulton/tu-demo").stdout;
+    let mut rows: Vec<Vec<&str>> = listed.lines().map(|line| line.split(' ').collect()).collect();
+    rows.sort();
+    assert_eq!(rows.iter().map(|row| row[0]).collect::<Vec<_>>(), ["latest", "v1", "v2"]);
+    assert!(rows[0][1] == rows[2][1] && rows[0][1] != rows[1][1], "{listed}");
+    // A pattern is one more argument of `images`, whatever word it is.
+    assert_eq!(shelf.shows("docker images ls"), ["REPOSITORY TAG IMAGE ID CREATED SIZE"]);
+}
+
+#[test]
+fn by_digest_and_away_again() {
+    let shelf = Shelf::new();
+    shelf.shows("docker pull $R/library/alpine");
+    let listed = shelf.shows("docker image ls --digests $R/library/alpine");
+    assert_eq!(listed, ["REPOSITORY TAG DIGEST IMAGE ID CREATED SIZE", "alpine latest <digest> <id> <age> <size>"]);
+    let gone = ["Untagged: alpine:latest", "Untagged: alpine@<digest>", "Deleted: <digest>", "Deleted: <digest>"];
+    let digest = shelf.run("docker image ls --digests --format {{.Digest}} $R/library/alpine").stdout;
+    assert_eq!(shelf.shows("docker image rm $R/library/alpine"), gone);
+    let pulled = shelf.shows(&format!("docker image pull $R/library/alpine@{}", digest.trim()));
+    assert!(pulled[0].ends_with("<digest>: Pulling from library/alpine"), "{pulled:?}");
+    let want = [
+        "<id>: Pull complete",
+        "Digest: <digest>",
+        "Status: Downloaded newer image for alpine@<digest>",
+        "alpine@<digest>",
+    ];
+    assert_eq!(pulled[1..], want);
+    assert_eq!(shelf.shows("docker images")[1..], ["alpine <none> <id> <age> <size>"]);
+    let by_digest = shelf.shows(&format!("docker image rm $R/library/alpine@{}", digest.trim()));
+    assert_eq!(by_digest, gone[1..]);
+}
+
+#[test]
+fn removing() {
+    let shelf = Shelf::new();
+    shelf.shows("docker pull $R/coreos/apache");
+    let gone = shelf.shows("docker rmi $R/coreos/apache");
+    let want = [
+        "Untagged: coreos/apache:latest",
+        "Untagged: coreos/apache@<digest>",
+        "Deleted: <digest>",
+        "Deleted: <digest>",
+        "Deleted: <digest>",
+        "Deleted: <digest>",
+    ];
+    assert_eq!(gone, want);
+    shelf.shows("docker pull $R/library/redis");
+    let gone = shelf.shows("docker image rm $R/library/redis:latest");
+    assert_eq!(gone[..2], ["Untagged: redis:latest", "Untagged: redis@<digest>"]);
+    assert_eq!(gone[2..], ["Deleted: <digest>"; 7]);
+    // By IDs, one and two.
+    shelf.shows("docker pull $R/library/redis; docker pull $R/library/alpine; docker pull $R/library/centos");
+    assert_eq!(shelf.shows("docker image rm $(docker images -q $R/library/centos)").len(), 4);
+    let ids = "$(docker images -q $R/library/redis) $(docker images -q $R/library/alpine)";
+    assert_eq!(shelf.shows(&format!("docker image rm {ids}")).len(), 13);
+    // Everything, the flag last.
+    shelf.shows(
+        "docker pull $R/library/alpine; docker pull $R/lovelearnlinux/webserver:v1; docker pull $R/library/centos",
+    );
+    std::fs::write(shelf.env.path("tree.tar"), tar(7)).unwrap();
+    shelf.env.ok(["import", shelf.env.path("tree.tar").to_str().unwrap(), "deepone"]);
+    assert_eq!(shelf.shows("docker image ls -q"), ["<id>"; 4]);
+    let gone = shelf.shows("docker image rm $(docker image ls -q) -f");
+    // The newest first, which nobody pulled and which therefore has no digest.
+    assert_eq!(gone[..3], ["Untagged: deepone:latest", "Deleted: <digest>", "Deleted: <digest>"]);
+    assert_eq!(
+        gone[3..7],
+        ["Untagged: alpine:latest", "Untagged: alpine@<digest>", "Deleted: <digest>", "Deleted: <digest>"]
+    );
+    // Its lowest layer is centos's too.
+    assert_eq!(gone[9..12], ["Deleted: <digest>"; 3]);
+    assert_eq!(gone.len(), 16);
+    assert_eq!(shelf.shows("docker image ls -q"), [""; 0]);
+}
+
+/// Where the documents have a container, plyfs has a mount.
+#[test]
+fn an_image_in_use() {
+    let env = documents();
+    let mount = env.mount("deepone:latest", &[]);
+    let id = env.ok(["images", "-q", "deepone"]);
+    let user = env.ok(["mounts", "-q"]);
+    let (id, user) = (id.trim(), user.trim());
+    let want = format!(
+        "Error: conflict: unable to remove repository reference \"deepone:latest\" (must force) - \
+         container {user} is using its referenced image {id}"
+    );
+    assert_eq!(env.fails(["image", "rm", "deepone:latest"]), want);
+    mount.unmount();
+    env.ok(["image", "rm", "deepone:latest"]);
+}
+
+#[test]
+fn the_documents_commands() {
+    let env = documents();
+    let shown = |args: &[&str]| env.ok(args);
+    let table = shown(&["images"]);
+    let names: Vec<Vec<&str>> = table.lines().map(|l| l.split_whitespace().take(2).collect()).collect();
+    let want = [
+        vec!["REPOSITORY", "TAG"],
+        vec!["deepone", "latest"],
+        vec!["alpine", "latest"],
+        vec!["redis", "latest"],
+        vec!["lovelearnlinux/webserver", "v1"],
+        vec!["centos", "latest"],
+    ];
+    assert_eq!(names, want);
+    // As written there, `ls` and all: it is one more pattern.
+    let latest = shown(&["images", "ls", "--filter=reference=*:latest", "--format", "{{.Repository}}"]);
+    assert_eq!(latest, "deepone\nalpine\nredis\ncentos\n");
+    let latest = shown(&["image", "ls", "--filter=reference=*:latest", "--format", "{{.Repository}}"]);
+    assert_eq!(latest, "deepone\nalpine\nredis\ncentos\n");
+    assert_eq!(shown(&["image", "ls", "--format", "{{.Size}}"]), "13.3kB\n6.66kB\n6.66kB\n13.3kB\n6.66kB\n");
+    let each = shown(&["image", "ls", "--format", "{{.Repository}}: {{.Tag}}: {{.Size}}"]);
+    assert!(each.starts_with("deepone: latest: 13.3kB\nalpine: latest: 6.66kB\n"), "{each}");
+    assert!(each.contains("lovelearnlinux/webserver: v1: 13.3kB\n"), "{each}");
+    assert_eq!(shown(&["image", "ls", "--filter", "dangling=true"]).lines().count(), 1);
+    let digests = shown(&["image", "ls", "--digests", "alpine"]);
+    assert_eq!(digests.lines().next().unwrap().split_whitespace().nth(2), Some("DIGEST"));
+    let inspected: Value = serde_json::from_str(&shown(&["image", "inspect", "lovelearnlinux/webserver:v1"])).unwrap();
+    assert_eq!(inspected[0]["RootFS"]["Layers"], json!([digest(&tar(1)), digest(&tar(4))]));
+    // Removing: by name, by IDs, then all at once.
+    let gone = shown(&["image", "rm", "redis:latest"]);
+    let shape: Vec<&str> = gone.lines().map(|l| l.split(':').next().unwrap()).collect();
+    assert_eq!((gone.lines().next(), shape), (Some("Untagged: redis:latest"), vec!["Untagged", "Deleted", "Deleted"]));
+    let ids = shown(&["images", "-q", "centos"]) + &shown(&["images", "-q", "alpine"]);
+    let mut both = vec!["image", "rm"];
+    both.extend(ids.lines());
+    assert!(shown(&both).contains("Untagged: alpine:latest\n"));
+    let ids = shown(&["image", "ls", "-q"]);
+    let mut all = vec!["image", "rm"];
+    all.extend(ids.lines());
+    all.push("-f");
+    assert_eq!(shown(&all).lines().filter(|l| l.starts_with("Untagged: ")).count(), 2);
+    assert_eq!(shown(&["image", "ls", "-q"]), "");
+}

@@ -1,0 +1,52 @@
+//! `export`: an image's merged tree as one tar.
+
+use super::{Global, archive, args};
+use crate::fs::{Data, ExportError, Fs, export as pack};
+use crate::store::{Intent, Session};
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+const FAILED: &str = "failed to export image";
+
+#[derive(clap::Args)]
+#[command(override_usage = "plyfs export [OPTIONS] IMAGE")]
+#[command(after_help = "\
+Examples:
+  plyfs export -o rootfs.tar debian:12
+  plyfs export debian:12 | tar -C /srv/root --xattrs --xattrs-include='*' --numeric-owner -xp")]
+pub(super) struct ExportArgs {
+    /// Write this file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// The image
+    #[arg(value_name = "IMAGE")]
+    args: Vec<String>,
+}
+
+pub(super) fn export(global: &Global, a: &ExportArgs) -> anyhow::Result<()> {
+    let [wanted] = args::exactly("export", &a.args)?;
+    archive::refuse_terminal(a.output.as_deref())?;
+    let place = a.output.as_deref().map(|path| archive::Place::new(path, FAILED)).transpose()?;
+    let store = global.store()?;
+    let image = store.resolve(wanted)?;
+    // Nobody may remove it before its files are open; from then on they are ours.
+    let session = Session::begin(&store)?;
+    let layers = image.layers.iter().map(|l| l.diff_id.clone()).collect();
+    session.intend(&Intent { layers, trees: [image.chain_id()].into(), ..Intent::default() })?;
+    let opened = crate::image::open_tree(&store, &image)?;
+    drop(session);
+    let layers = opened.tars.into_iter().map(Data::open).collect::<io::Result<Vec<Data>>>()?;
+    let fs = Fs::new(opened.tree, layers);
+    match place {
+        Some(place) => place.file(FAILED, |out| write(&fs, out)),
+        None => write(&fs, archive::stdout()),
+    }
+}
+
+fn write(fs: &Fs, out: impl Write) -> anyhow::Result<()> {
+    pack(fs, out).map(drop).map_err(|error| match error {
+        // A reader that went away is told apart from a disk that is full.
+        ExportError::Output(e) if e.kind() == io::ErrorKind::BrokenPipe => e.into(),
+        other => other.into(),
+    })
+}

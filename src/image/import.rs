@@ -1,0 +1,146 @@
+//! A plain tree in a tar becomes an image of one layer.
+//!
+//! The tar goes through the same pipeline as a layer that is pulled, in one pass; its digest is known at the end only,
+//! so what the session needs is said then, before anything is published.
+
+use super::change::{self, BadChange};
+use super::manifest::PLAIN_LAYER;
+use super::{Error, Platform, Problem, Result, open, pipeline, pull};
+use crate::digest::Digest;
+use crate::layer;
+use crate::reference::Reference;
+use crate::store::{self, Image, Intent, LayerRecord, Session, gc};
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+use std::fs;
+use std::io::Read;
+use std::sync::atomic::AtomicBool;
+
+/// What an imported image is to say of itself.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Its config, `config` in the image's document.
+    pub config: Map<String, Value>,
+    /// The machine that it is for.
+    pub platform: Platform,
+    /// When it was made.
+    pub created: Timestamp,
+    /// What its history says.
+    pub comment: String,
+    /// Its name, if it is to have one.
+    pub name: Option<Reference>,
+}
+
+/// The config that these lines of a Dockerfile make out of nothing.
+pub fn config_of(changes: &[String]) -> std::result::Result<Map<String, Value>, BadChange> {
+    let mut config = Map::new();
+    change::apply(&mut config, changes)?;
+    Ok(config)
+}
+
+/// Takes a tar, plain or compressed, as an image's only layer; or leaves the store as it was. `origin` is the tar's name
+/// in messages, `warn` hears what is odd about it.
+pub fn import(
+    session: &Session,
+    tar: Box<dyn Read + Send>,
+    origin: &str,
+    wanted: &Wanted,
+    warn: &dyn Fn(&str),
+) -> Result<Image> {
+    let recorded = pull::recorded_sizes(&session.store().catalog()?);
+    let mut made = Intent::default();
+    let taken = take(session, tar, origin, wanted, &mut made, warn, &|id| recorded.get(id).copied());
+    let committed = taken.and_then(|image| commit(session, image));
+    if committed.is_err() && !session.is_abandoned() {
+        let back = session.give_up().and_then(|()| gc::take_back(session.store(), &made, layer::FORMAT));
+        if let Err(error) = back {
+            tracing::warn!(%error, "cannot take back what a failed import made; `plyfs system gc` will");
+        }
+    }
+    committed
+}
+
+/// Brings layer, tree and config into the store; `made` collects what was not there before.
+fn take(
+    session: &Session,
+    tar: Box<dyn Read + Send>,
+    origin: &str,
+    wanted: &Wanted,
+    made: &mut Intent,
+    warn: &dyn Fn(&str),
+    recorded: &dyn Fn(&Digest) -> Option<u64>,
+) -> Result<Image> {
+    let wrong = |problem| Error::Source { origin: origin.to_owned(), problem: Box::new(problem) };
+    let dir = session.temp_path("layer");
+    fs::create_dir(&dir).map_err(store::Error::io("make", &dir))?;
+    let expected = pipeline::Expected { blob: None, diff_id: None };
+    let done = pipeline::run(tar, &expected, &dir.join("layer.tar"), &AtomicBool::new(false), &|_| ());
+    let done = done.map_err(|problem| match problem {
+        Problem::Read { cause, .. } => wrong(Problem::Read { what: "it".into(), cause }),
+        problem => wrong(problem),
+    })?;
+    done.draft.warnings().iter().for_each(|text| warn(text));
+    let pipeline::Done { draft, diff_id, size, compressed_size, .. } = done;
+    store::write_new(&dir.join("index"), &draft.seal(&diff_id))?;
+    let document = document(wanted, &diff_id);
+    let id = Digest::of(&document);
+    session.intend(&Intent {
+        layers: [diff_id.clone()].into(),
+        blobs: [id.clone()].into(),
+        trees: [diff_id.clone()].into(),
+    })?;
+    if !pull::has_whole(session, &diff_id, recorded(&diff_id))? && session.publish_layer(&dir, &diff_id)? {
+        made.layers.insert(diff_id.clone());
+    }
+    if open::map_tree(session.store(), &diff_id).is_none() {
+        // The ChainID of one layer is its DiffID.
+        made.trees.insert(diff_id.clone());
+        open::make_tree(session, &[&diff_id], origin)?;
+    }
+    if session.publish_blob(&id, &document)? {
+        made.blobs.insert(id.clone());
+    }
+    Ok(Image {
+        id,
+        manifest: None,
+        indexes: Vec::new(),
+        others: Vec::new(),
+        layers: vec![LayerRecord { diff_id, blob: None, media_type: PLAIN_LAYER.into(), compressed_size, size }],
+        tags: wanted.name.iter().cloned().collect(),
+        digests: Vec::new(),
+        created: Some(wanted.created.to_string()),
+        pulled: Timestamp::now().to_string(),
+    })
+}
+
+/// The image's document, in the order in which Docker writes it.
+fn document(wanted: &Wanted, diff_id: &Digest) -> Vec<u8> {
+    let created = wanted.created.to_string();
+    let mut document = Map::new();
+    let mut put = |name: &str, value: Value| drop(document.insert(name.to_owned(), value));
+    put("comment", json!(wanted.comment));
+    put("created", json!(created));
+    put("config", Value::from(wanted.config.clone()));
+    put("architecture", json!(wanted.platform.architecture));
+    if let Some(variant) = &wanted.platform.variant {
+        put("variant", json!(variant));
+    }
+    put("os", json!(wanted.platform.os));
+    put("rootfs", json!({ "type": "layers", "diff_ids": [diff_id] }));
+    put("history", json!([{ "created": created, "comment": wanted.comment }]));
+    Value::from(document).to_string().into_bytes()
+}
+
+/// Enters the image into the catalog. One that is there already keeps the documents by which it came.
+fn commit(session: &Session, mut image: Image) -> Result<Image> {
+    session.store().update_by(session, |_, catalog| {
+        if let Some(known) = catalog.get(&image.id) {
+            image.manifest.clone_from(&known.manifest);
+            image.indexes.clone_from(&known.indexes);
+            image.layers.clone_from(&known.layers);
+        }
+        let id = image.id.clone();
+        catalog.insert(image);
+        catalog.get(&id).cloned().ok_or_else(|| store::Error::NoSuchImage(id.to_string()).into())
+    })
+}

@@ -6,6 +6,7 @@ use super::inflate::Inflate;
 use super::pull::Event;
 use crate::digest::{Algorithm, Digest, Hasher, Verifier};
 use crate::layer::{self, Draft, LayerError};
+use crate::sys;
 use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
 use std::path::Path;
@@ -16,6 +17,8 @@ use std::time::{Duration, Instant};
 
 const BUFFERS: usize = 8;
 const BUFFER: usize = 256 << 10;
+/// So much of the tar goes to the disk at a time while more comes: the sync at the end then has little left to wait for.
+const WRITE_BACK: u64 = 8 << 20;
 
 /// What a layer must turn out to be.
 pub(super) struct Expected<'a> {
@@ -225,6 +228,8 @@ struct Chunks {
     file: File,
     hasher: Hasher,
     size: u64,
+    /// How much of it is on its way to the disk.
+    sent: u64,
     write_error: Option<io::Error>,
     wait: Duration,
     write: Duration,
@@ -240,6 +245,7 @@ impl Chunks {
             file,
             hasher: Hasher::new(algorithm),
             size: 0,
+            sent: 0,
             write_error: None,
             wait: Duration::ZERO,
             write: Duration::ZERO,
@@ -266,8 +272,13 @@ impl Chunks {
         let writing = Instant::now();
         self.hasher.update(&chunk);
         let written = self.file.write_all(&chunk);
-        self.write += writing.elapsed();
         self.size += chunk.len() as u64;
+        if self.size - self.sent >= WRITE_BACK {
+            // A file system that cannot do this does it all at the sync.
+            let _begun = sys::begin_write_back(&self.file, self.sent, self.size - self.sent);
+            self.sent = self.size;
+        }
+        self.write += writing.elapsed();
         if let Err(cause) = written {
             self.write_error = Some(cause);
             self.hang_up();

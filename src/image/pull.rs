@@ -133,6 +133,7 @@ fn take(
             continue;
         }
         if has_whole(session, &layer.diff_id, recorded.get(&layer.diff_id).copied())? {
+            source.taken(layer);
             progress.layer(layer, Event::AlreadyExists);
         } else {
             queued.insert(&layer.diff_id);
@@ -140,6 +141,8 @@ fn take(
             progress.layer(layer, Event::Planned);
         }
     }
+    // The longest first, so that it does not run alone at the end.
+    jobs.make_contiguous().sort_by_key(|(_, layer)| std::cmp::Reverse(layer.size()));
     for (_, layer) in jobs.iter().skip(LAYERS_AT_ONCE) {
         progress.layer(layer, Event::Waiting);
     }

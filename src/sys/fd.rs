@@ -1,4 +1,4 @@
-//! File descriptor flags.
+//! What is asked of an open file by its descriptor.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -12,6 +12,14 @@ pub fn set_nonblocking(fd: &impl AsFd, on: bool) -> io::Result<()> {
         let flags = if on { flags | libc::O_NONBLOCK } else { flags & !libc::O_NONBLOCK };
         libc::fcntl(raw, libc::F_SETFL, flags)
     };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Has the kernel begin to write a part of a file to the disk, without waiting for the end. Makes nothing durable.
+pub fn begin_write_back(fd: &impl AsFd, offset: u64, length: u64) -> io::Result<()> {
+    let (offset, length) = (offset as libc::off64_t, length as libc::off64_t);
+    // SAFETY: `fd` is open for the length of the call, which touches no memory.
+    let done = unsafe { libc::sync_file_range(fd.as_fd().as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

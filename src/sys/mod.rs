@@ -5,7 +5,7 @@ mod map;
 mod mount;
 mod process;
 
-pub use fd::{get_file_attributes, set_file_attributes, set_nonblocking};
+pub use fd::{begin_write_back, get_file_attributes, set_file_attributes, set_nonblocking};
 pub use map::{Bytes, map};
 pub use mount::{MountFlags, MountedAt, device_of, mount_fuse, mounts, set_read_ahead, unmount};
 pub use process::{

@@ -52,9 +52,11 @@ impl Slow {
         self.server.seen().split_off(before).iter().filter(|s| s.path == self.big).map(Seen::from).collect()
     }
 
+    /// Those that hold something: a small layer's is empty, and there only while it comes.
     fn partials(&self) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.env.root().join("tmp/partial"));
-        entries.map_or(vec![], |all| all.map(|e| e.unwrap().path()).collect())
+        let all = entries.map_or(vec![], |all| all.map(|e| e.unwrap().path()).collect::<Vec<_>>());
+        all.into_iter().filter(|path| fs::metadata(path).is_ok_and(|m| m.len() > 0)).collect()
     }
 
     fn kept(&self) -> usize {
@@ -198,6 +200,44 @@ fn collections_know_of_partials() {
 }
 
 #[test]
+fn image_prune_takes_what_a_killed_pull_left_and_spares_a_running_one() {
+    let slow = Slow::new();
+    slow.kill_after(2 * MIB);
+    slow.env.ok(["system", "gc"]);
+    slow.kill_after(2 * MIB);
+    // All that is left is the beginning of the blob.
+    super::support::env::run(&mut slow.env.command(["system", "fsck", "--repair"]));
+    let out = slow.env.ok(["image", "prune", "-f"]);
+    assert!(out.starts_with("Total reclaimed space: 2.") && out.ends_with("MB\n"), "{out}");
+    assert_eq!(slow.kept(), 0);
+    assert_eq!(fs::read_dir(slow.env.root().join("tmp")).unwrap().count(), 0);
+    slow.stall.store(2 * MIB, Ordering::SeqCst);
+    let mut child = command(&slow.env, &["pull", &slow.name()]).stdout(Stdio::null()).spawn().unwrap();
+    while slow.kept() < 2 * MIB {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let out = slow.env.ok(["image", "prune", "-af"]);
+    assert_eq!(out, "Total reclaimed space: 0B\n");
+    assert_eq!(slow.kept(), 2 * MIB);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_partial_whose_layer_came_goes_with_the_next_pull() {
+    let slow = Slow::new();
+    slow.finish();
+    // As if it had been killed between the two.
+    let digest = slow.big.rsplit_once(':').unwrap().1;
+    let folder = slow.env.root().join("tmp/partial");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join(format!("sha256-{digest}")), "all of it").unwrap();
+    let before = slow.server.seen().len();
+    slow.finish();
+    assert_eq!(slow.asked(before), []);
+}
+
+#[test]
 fn several_pulls_fetch_a_blob_once() {
     let slow = Slow::new();
     let start = |_| command(&slow.env, &["pull", "-q", &slow.name()]).stdout(Stdio::null()).spawn().unwrap();
@@ -206,5 +246,11 @@ fn several_pulls_fetch_a_blob_once() {
         assert!(child.wait().unwrap().success());
     }
     assert_eq!(slow.asked(0), [None]);
+    // Nor one that is too small to be kept; only the config is everybody's own.
+    let config = slow.env.ok(["inspect", "-f", "{{.Id}}", &slow.name()]);
+    let seen = slow.server.seen();
+    let layers = seen.iter().filter(|s| s.path.contains("/blobs/") && !s.path.ends_with(config.trim()));
+    let twice: Vec<&str> = layers.filter(|s| s.before > 0).map(|s| s.path.as_str()).collect();
+    assert!(twice.is_empty(), "fetched again: {twice:?}");
     slow.finish();
 }

@@ -84,7 +84,8 @@ fn removed(store: &Store, image: &Image) -> anyhow::Result<Vec<Record>> {
 /// Removes what pulls that died and crashes left; returns how many bytes.
 fn leftovers(store: &Store) -> anyhow::Result<u64> {
     let lock = store.lock_exclusive()?;
-    let gone = gc::collect(store, &lock, &store.catalog()?, layer::FORMAT)?;
+    let mut gone = gc::collect(store, &lock, &store.catalog()?, layer::FORMAT)?;
+    gone.extend(gc::remove_downloads(store, &lock)?);
     Ok(gone.iter().map(|item| item.bytes).sum())
 }
 

@@ -31,8 +31,9 @@
 //! need no lock.
 //!
 //! **Partials.** A fetch that ends early leaves its partial, and the next one goes on with it: all of it is hashed again,
-//! and one that turns out wrong is thrown away. `system gc` removes those that nobody is fetching; so does a pull with
-//! those that nobody touched for two weeks.
+//! and one that turns out wrong is thrown away. Its flock is held until the layer is published, so that nobody fetches the
+//! blob meanwhile; whoever removes one holds it too. `system gc` and `image prune` remove those that nobody is fetching; so
+//! does a pull with those that nobody touched for two weeks.
 //!
 //! **Crashes.** A process that dies leaves at worst a session folder (reaped by the next pull, removal or collection) and
 //! whole layers that no image names, which the next pull of the image takes up and `system gc` removes otherwise.

@@ -5,7 +5,7 @@ use crate::digest::Digest;
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -19,6 +19,8 @@ pub struct Partial {
     file: File,
     path: PathBuf,
     length: u64,
+    /// Whether it has been removed.
+    gone: bool,
 }
 
 impl Partial {
@@ -43,11 +45,9 @@ impl Partial {
                 }
                 Err(TryLockError::Error(e)) => return Err(Error::io("lock", path)(e)),
             }
-            let meta = file.metadata().map_err(Error::io("read", &path))?;
-            // Somebody may have removed it between opening and locking.
-            let same = |there: fs::Metadata| (there.dev(), there.ino()) == (meta.dev(), meta.ino());
-            if fs::metadata(&path).is_ok_and(same) {
-                return Ok(Some(Partial { file, path, length: meta.len() }));
+            if is_at(&file, &path) {
+                let length = file.metadata().map_err(Error::io("read", &path))?.len();
+                return Ok(Some(Partial { file, path, length, gone: false }));
             }
         }
     }
@@ -62,6 +62,12 @@ impl Partial {
         self.length = 0;
         self.file.set_len(0)?;
         self.file.rewind()
+    }
+
+    /// Ends it: there is nothing any more to go on with.
+    pub fn remove(&mut self) {
+        remove(&self.path);
+        self.gone = true;
     }
 
     /// Reads on from where the last read ended.
@@ -80,26 +86,50 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        if self.length == 0 {
+        if self.length == 0 && !self.gone {
             remove(&self.path);
         }
     }
 }
 
-/// Removes a partial, and the folder with the last one. One that cannot be removed is left to a collection.
-pub(super) fn remove(path: &std::path::Path) {
+/// Removes a partial whose lock the caller has, and the folder with the last one. One that cannot be removed is left to
+/// a collection.
+fn remove(path: &Path) {
     let gone = fs::remove_file(path).and_then(|()| path.parent().map_or(Ok(()), fs::remove_dir));
     tracing::trace!(path = %path.display(), ?gone, "partial removed");
 }
 
+/// The file of a blob that nobody is fetching, nor can while this lives.
+pub(super) struct Idle {
+    /// Where it stands.
+    pub path: PathBuf,
+    _locked: File,
+}
+
+impl Idle {
+    /// The partial at `path` if it is there and nobody has it.
+    fn at(path: PathBuf) -> Option<Idle> {
+        let file = File::open(&path).ok()?;
+        let free = file.try_lock().is_ok() && is_at(&file, &path);
+        free.then_some(Idle { path, _locked: file })
+    }
+
+    /// Removes it.
+    pub fn remove(&self) {
+        remove(&self.path);
+    }
+}
+
 /// The files of blobs that nobody is fetching.
-pub(super) fn idle(store: &Store) -> Result<Vec<PathBuf>> {
+pub(super) fn idle(store: &Store) -> Result<Vec<Idle>> {
     let all = super::gc::list(&store.root().join("tmp").join(FOLDER))?;
-    let is_idle = |path: &PathBuf| match File::open(path) {
-        Ok(file) => file.try_lock().is_ok(),
-        Err(_) => false,
-    };
-    Ok(all.into_iter().map(|(_, path)| path).filter(is_idle).collect())
+    Ok(all.into_iter().filter_map(|(_, path)| Idle::at(path)).collect())
+}
+
+/// Whether that file still stands there: somebody may have removed it between opening and locking.
+fn is_at(file: &File, path: &Path) -> bool {
+    let id = |m: fs::Metadata| (m.dev(), m.ino());
+    fs::metadata(path).is_ok_and(|there| file.metadata().is_ok_and(|own| id(there) == id(own)))
 }
 
 impl Store {
@@ -118,9 +148,11 @@ impl Store {
         }
     }
 
-    /// Removes what was kept of a blob, if anything.
+    /// Removes what was kept of a blob, unless somebody is fetching it.
     pub fn forget_partial(&self, digest: &Digest) {
-        remove(&self.partial_path(digest));
+        if let Some(idle) = Idle::at(self.partial_path(digest)) {
+            idle.remove();
+        }
     }
 }
 
@@ -141,7 +173,10 @@ mod tests {
         assert_eq!(store.partial_length(&digest), None);
         drop(first);
         assert_eq!((store.partial_length(&digest), store.partial_length(&Digest::of(b"y"))), (Some(3), Some(0)));
-        assert_eq!(idle(&store).unwrap(), [store.partial_path(&digest)]);
+        let found = idle(&store).unwrap();
+        assert_eq!(found.iter().map(|f| &f.path).collect::<Vec<_>>(), [&store.partial_path(&digest)]);
+        assert!(Partial::open(&store, &digest, &|| true).unwrap().is_none(), "taken while it may be removed");
+        drop(found);
         let mut again = Partial::open(&store, &digest, &never).unwrap().unwrap();
         let mut bytes = [0; 9];
         assert_eq!((again.length(), again.read(&mut bytes).unwrap()), (3, 3));
@@ -151,5 +186,12 @@ mod tests {
         drop(again);
         assert!(!store.partial_path(&digest).exists());
         assert_eq!(fs::read_dir(store.root().join("tmp")).unwrap().count(), 0);
+        // What another one began after it was removed is not removed with it.
+        let mut first = Partial::open(&store, &digest, &never).unwrap().unwrap();
+        first.append(b"abc").unwrap();
+        first.remove();
+        let second = Partial::open(&store, &digest, &never).unwrap().unwrap();
+        drop(first);
+        assert!(second.length() == 0 && store.partial_path(&digest).exists());
     }
 }

@@ -8,10 +8,10 @@ use crate::image::{Error, Problem, Result};
 use crate::reference::Reference;
 use crate::registry::{self, Blob, Manifest, Notice, Repository, Settings};
 use crate::store::{self, Partial, Store};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{self, Cursor, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Fetching so little again is cheaper than keeping it.
 const WORTH_KEEPING: u64 = 1 << 20;
@@ -26,14 +26,23 @@ struct Registry {
     store: Store,
     /// The documents that tags stood for.
     roots: Mutex<BTreeMap<Digest, Vec<u8>>>,
-    /// Blobs that began with what an earlier pull left.
-    resumed: Mutex<BTreeSet<Digest>>,
+    /// What is kept of the blobs that are fetched, and whether some of it is from an earlier pull. Nobody else may fetch
+    /// one before its layer is in the store.
+    kept: Mutex<BTreeMap<Digest, Kept>>,
     cancelled: AtomicBool,
+}
+
+/// What is kept of a blob.
+struct Kept {
+    partial: Arc<Mutex<Partial>>,
+    resumed: bool,
 }
 
 /// A layer's stream: what an earlier pull left of it, then the rest from the registry, kept as it comes.
 struct Resumed {
-    partial: Partial,
+    partial: Arc<Mutex<Partial>>,
+    /// How much of the blob is there.
+    length: u64,
     /// How much of the partial is still to be handed out.
     left: u64,
     /// Whether what comes is kept.
@@ -55,7 +64,7 @@ pub fn open_registry(reference: &Reference, settings: &Settings, key: Option<Key
         key,
         store: store.clone(),
         roots: Mutex::default(),
-        resumed: Mutex::default(),
+        kept: Mutex::default(),
         cancelled: AtomicBool::new(false),
     })
 }
@@ -71,7 +80,7 @@ impl Registry {
             (Some(digest), _) => digest.to_string(),
             (None, tag) => tag.unwrap_or_default().to_owned(),
         };
-        let kept = name.digest().and_then(|digest| self.kept(digest)).and_then(|bytes| {
+        let kept = name.digest().and_then(|digest| self.document(digest)).and_then(|bytes| {
             let media_type = manifest::own_media_type(&bytes)?;
             Some(Manifest { digest: name.digest()?.clone(), media_type, bytes })
         });
@@ -110,12 +119,16 @@ impl Registry {
             let path = self.store.partial_path(&blob.digest);
             partial.clear().map_err(|cause| Problem::Write { path, cause })?;
         }
-        if partial.length() > 0 {
-            tracing::info!(digest = %blob.digest, have = partial.length(), of = blob.size, "going on with a download");
-            self.resumed.lock().unwrap_or_else(PoisonError::into_inner).insert(blob.digest.clone());
+        let length = partial.length();
+        if length > 0 {
+            tracing::info!(digest = %blob.digest, have = length, of = blob.size, "going on with a download");
         }
+        let partial = Arc::new(Mutex::new(partial));
+        let kept = Kept { partial: Arc::clone(&partial), resumed: length > 0 };
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).insert(blob.digest.clone(), kept);
         Ok(Resumed {
-            left: partial.length(),
+            left: length,
+            length,
             partial,
             keep: self.keeps(blob),
             rest: None,
@@ -125,8 +138,26 @@ impl Registry {
         })
     }
 
+    /// Lets go of what is kept of a layer's blob, which is of no more use. Returns whether some of it was from an earlier
+    /// pull.
+    fn forget(&self, layer: &LayerPlan) -> bool {
+        let Place::Blob(blob) = &layer.place else { return false };
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(&blob.digest);
+        match kept {
+            Some(kept) => {
+                kept.partial.lock().unwrap_or_else(PoisonError::into_inner).remove();
+                kept.resumed
+            }
+            // A pull that was killed right after the layer came may have left something.
+            None => {
+                self.store.forget_partial(&blob.digest);
+                false
+            }
+        }
+    }
+
     /// The document if the store has it whole.
-    fn kept(&self, digest: &Digest) -> Option<Vec<u8>> {
+    fn document(&self, digest: &Digest) -> Option<Vec<u8>> {
         let bytes = self.store.blob(digest, DOCUMENT_CAP).ok()?;
         let mut hasher = crate::digest::Hasher::new(digest.algorithm());
         hasher.update(&bytes);
@@ -144,9 +175,10 @@ fn is_attachment(tag: &str) -> bool {
 
 impl Read for Resumed {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let mut partial = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
         if self.left > 0 {
             let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buf.len());
-            let n = self.partial.read(&mut buf[..most])?;
+            let n = partial.read(&mut buf[..most])?;
             self.left -= n as u64;
             if n == 0 && most > 0 {
                 return Err(io::Error::other("a partial download became shorter while it was read"));
@@ -158,7 +190,7 @@ impl Read for Resumed {
         }
         let rest = match &mut self.rest {
             Some(rest) => rest,
-            none => match self.repository.blob(&self.blob.digest, self.blob.size, self.partial.length()) {
+            none => match self.repository.blob(&self.blob.digest, self.blob.size, self.length) {
                 Ok(rest) => none.insert(rest),
                 Err(error) => {
                     self.failed = Some(error.clone());
@@ -168,7 +200,7 @@ impl Read for Resumed {
         };
         let n = rest.read(buf)?;
         // A download that cannot be kept is still a download.
-        self.keep = self.keep && self.partial.append(&buf[..n]).is_ok();
+        self.keep = self.keep && partial.append(&buf[..n]).is_ok();
         Ok(n)
     }
 }
@@ -177,7 +209,7 @@ impl Blobs for Registry {
     fn blob(&self, descriptor: &Descriptor) -> std::result::Result<Box<dyn Read + Send>, Problem> {
         let digest = &descriptor.digest;
         let root = self.roots.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned();
-        if let Some(bytes) = root.or_else(|| self.kept(digest)) {
+        if let Some(bytes) = root.or_else(|| self.document(digest)) {
             return Ok(Box::new(Cursor::new(bytes)));
         }
         if manifest::is_manifest(&descriptor.media_type) {
@@ -224,15 +256,12 @@ impl Source for Registry {
     }
 
     fn taken(&self, layer: &LayerPlan) {
-        if let Place::Blob(blob) = &layer.place {
-            self.store.forget_partial(&blob.digest);
-        }
+        self.forget(layer);
     }
 
     fn discard(&self, layer: &LayerPlan, wrong: &Problem) -> bool {
         let Place::Blob(blob) = &layer.place else { return false };
-        self.store.forget_partial(&blob.digest);
-        let resumed = self.resumed.lock().unwrap_or_else(PoisonError::into_inner).remove(&blob.digest);
+        let resumed = self.forget(layer);
         if resumed {
             tracing::info!(layer = layer.short(), %wrong, "what an earlier pull left is of no use: starting over");
         }

@@ -3,6 +3,7 @@
 use super::session::{self, Found};
 use super::{Catalog, Error, Intent, Lock, Result, Store, mounts, partial, publish};
 use crate::digest::{Algorithm, Digest};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -94,18 +95,32 @@ pub fn find(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Resul
 /// Removes what [`find`] found. Goes on past failures and returns the first one at the end.
 pub fn remove(store: &Store, lock: &Lock, found: &[Garbage]) -> Result<()> {
     debug_assert!(lock.exclusive());
-    let mut first = Ok(());
-    for item in found {
+    let (layers, others): (Vec<&Garbage>, Vec<&Garbage>) = found.iter().partition(|item| item.kind == Kind::Layer);
+    let mut first = remove_layers(store, &layers);
+    for item in others {
         let done = match item.kind {
             Kind::Mount => mounts::reap(&item.path),
-            // Renamed first: a layer is there whole or not at all, whenever the power goes.
-            Kind::Layer => set_aside(store, &item.path).and_then(|aside| unlink(&aside)),
             _ => unlink(&item.path),
         };
         first = first.and(done);
     }
     mounts::prune_logs(store)?;
     first
+}
+
+/// Removes layers. All are renamed first, and that is made durable once: a layer is there whole or not at all, whenever
+/// the power goes.
+fn remove_layers(store: &Store, layers: &[&Garbage]) -> Result<()> {
+    let (mut first, mut aside) = (Ok(()), Vec::new());
+    for layer in layers {
+        match set_aside(store, &layer.path) {
+            Ok(path) => aside.push(path),
+            Err(error) => first = first.and(Err(error)),
+        }
+    }
+    let folders: BTreeSet<&Path> = layers.iter().filter_map(|layer| layer.path.parent()).collect();
+    folders.into_iter().try_for_each(publish::sync_dir)?;
+    aside.iter().fold(first, |first, path| first.and(unlink(path)))
 }
 
 /// [`find`] and [`remove`] in one.
@@ -139,15 +154,16 @@ pub fn reap_partials(store: &Store) -> Result<()> {
         let changed = fs::metadata(path).and_then(|m| m.modified());
         changed.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > DOWNLOAD_LIFE))
     };
-    partial::idle(store)?.iter().filter(|path| is_old(path)).for_each(|path| partial::remove(path));
+    partial::idle(store)?.iter().filter(|found| is_old(&found.path)).for_each(partial::Idle::remove);
     Ok(())
 }
 
 /// Removes the beginnings of blobs that nobody is fetching. They are not garbage until somebody says so.
 pub fn remove_downloads(store: &Store, lock: &Lock) -> Result<Vec<Garbage>> {
     debug_assert!(lock.exclusive());
-    let found: Vec<Garbage> = partial::idle(store)?.into_iter().map(|p| garbage(Kind::Download, p)).collect();
-    found.iter().for_each(|item| partial::remove(&item.path));
+    let idle = partial::idle(store)?;
+    let found = idle.iter().map(|found| garbage(Kind::Download, found.path.clone())).collect();
+    idle.iter().for_each(partial::Idle::remove);
     Ok(found)
 }
 
@@ -169,8 +185,9 @@ fn needed(store: &Store, lock: &Lock, catalog: &Catalog) -> Result<Intent> {
 fn set_aside(store: &Store, path: &Path) -> Result<PathBuf> {
     let name = path.file_name().unwrap_or_default();
     let aside = store.root().join("tmp").join(format!("{}.dead", name.to_string_lossy()));
+    // A removal of the same thing may have been killed.
+    unlink(&aside)?;
     fs::rename(path, &aside).map_err(Error::io("rename", path))?;
-    path.parent().map_or(Ok(()), super::sync_dir)?;
     Ok(aside)
 }
 
@@ -284,6 +301,22 @@ mod tests {
         let made = Intent { layers: [shared.clone(), own.clone()].into(), ..Intent::default() };
         take_back(&store, &made, FORMAT).unwrap();
         assert!(store.has_layer(&shared) && !store.has_layer(&own));
+    }
+
+    #[test]
+    fn a_layer_whose_removal_was_killed_once_can_be_removed_again() {
+        let (_dir, store) = store();
+        let layers = ["one", "two"].map(|seed| put_layer(&store, seed));
+        for layer in &layers {
+            let aside = store.root().join("tmp").join(format!("{}.dead", layer.hex()));
+            fs::create_dir(&aside).unwrap();
+            fs::write(aside.join("layer.tar"), "half").unwrap();
+        }
+        let made = Intent { layers: layers.into(), ..Intent::default() };
+        take_back(&store, &made, FORMAT).unwrap();
+        for folder in ["layers/sha256", "tmp"] {
+            assert_eq!(list(&store.root().join(folder)).unwrap(), [], "{folder}");
+        }
     }
 
     #[test]

@@ -148,7 +148,7 @@ fn pass(at: &Path, workload: &Workload, paths: &Paths) -> Outcome<(Duration, u64
 
 fn finish(samples: &Samples, all: &[Engine], paths: &Paths) -> Outcome<()> {
     let names: Vec<_> = all.iter().map(|engine| engine.name.clone()).collect();
-    samples.print(&names);
+    samples.print(&names, report::BASE);
     println!("cold: a fresh mount over warm files. warm: the second pass on the same mount. The plain directory");
     println!("has no fresh mount: its cold passes find the kernel's caches full.");
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench-read.json");

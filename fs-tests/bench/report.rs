@@ -43,8 +43,8 @@ pub struct Samples {
     rows: Vec<(String, Unit, BTreeMap<String, Vec<f64>>)>,
 }
 
-/// The engine that the ratios are to.
-const BASE: &str = "overlayfs";
+/// The engine that the ratios of mounts are to.
+pub const BASE: &str = "overlayfs";
 const LABEL: usize = 20;
 const CELL: usize = 15;
 
@@ -63,19 +63,19 @@ impl Samples {
         self.rows[at].2.entry(engine.to_owned()).or_default().push(value);
     }
 
-    /// The table: a block of columns for as many engines as fit in 100 columns.
-    pub fn print(&self, engines: &[String]) {
+    /// The table, with ratios to the engine `base`: a block of columns for as many engines as fit in 100 columns.
+    pub fn print(&self, engines: &[String], base: &str) {
         for block in engines.chunks((100 - LABEL - 8) / CELL) {
             print!("\n{:LABEL$}{:>8}", "median (ratio)", "unit");
             block.iter().for_each(|engine| print!("{:>CELL$}", engine.chars().take(CELL - 1).collect::<String>()));
             println!();
             for (name, unit, samples) in &self.rows {
                 print!("{name:LABEL$}{:>8}", unit.name());
-                block.iter().for_each(|engine| print!("{:>CELL$}", cell(samples, engine)));
+                block.iter().for_each(|engine| print!("{:>CELL$}", cell(samples, engine, base)));
                 println!();
             }
         }
-        println!("\nMedians; in parentheses the ratio to {BASE}.");
+        println!("\nMedians; in parentheses the ratio to {base}.");
     }
 
     /// One line for each goal that there are figures for.
@@ -108,9 +108,9 @@ impl Samples {
     }
 }
 
-fn cell(samples: &BTreeMap<String, Vec<f64>>, engine: &str) -> String {
+fn cell(samples: &BTreeMap<String, Vec<f64>>, engine: &str, base: &str) -> String {
     let Some(value) = samples.get(engine).and_then(|values| median(values)) else { return "-".to_owned() };
-    match samples.get(BASE).and_then(|values| median(values)).filter(|base| *base > 0.0) {
+    match samples.get(base).and_then(|values| median(values)).filter(|base| *base > 0.0) {
         Some(base) => format!("{} ({:.2})", short(value), value / base),
         None => short(value),
     }

@@ -180,7 +180,7 @@ fn remove_big_files(dir: &Path) -> std::io::Result<()> {
 
 fn finish(samples: &Samples, failures: &Failures, all: &[Engine]) -> Outcome<()> {
     let names: Vec<_> = all.iter().map(|engine| engine.name.clone()).collect();
-    samples.print(&names);
+    samples.print(&names, report::BASE);
     println!(
         "cpu, mem: the daemon's processor time and private memory. Every sample has a fresh mount over an empty upper directory."
     );

@@ -1,0 +1,85 @@
+//! What a pull cannot do without: inflating, and hashing what is inflated and what comes of it.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use plyfs::digest::{Algorithm, Hasher};
+
+/// As many layers at a time, and the buffers between their two threads, as plyfs has.
+const LAYERS: usize = 3;
+const BUFFERS: usize = 8;
+const BUFFER: usize = 256 << 10;
+
+/// Inflates gzip blobs and hashes both sides, several at once and each in two threads. The blobs are in memory, as those of
+/// a registry on this machine are.
+pub fn inflate_and_hash(blobs: &[PathBuf]) -> io::Result<()> {
+    let mut queue = blobs.to_vec();
+    // The longest last: that is where they are taken from.
+    queue.sort_by_key(|path| path.metadata().map_or(0, |m| m.len()));
+    let queue = Mutex::new(queue);
+    let next = || queue.lock().ok()?.pop();
+    let work = || -> io::Result<()> {
+        while let Some(blob) = next() {
+            one(&blob)?;
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..LAYERS).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().map_err(|_| io::Error::other("a worker panicked"))?)
+    })
+}
+
+struct Hashed {
+    inner: File,
+    hasher: Hasher,
+}
+
+impl Read for Hashed {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.hasher.update(&buf[..n]);
+        Ok(n)
+    }
+}
+
+fn one(blob: &PathBuf) -> io::Result<()> {
+    let inner = Hashed { inner: File::open(blob)?, hasher: Hasher::new(Algorithm::Sha256) };
+    let (full_in, full_out) = sync_channel(BUFFERS);
+    let (empty_in, empty_out) = sync_channel(BUFFERS);
+    (0..BUFFERS).try_for_each(|_| empty_in.send(Vec::new())).map_err(io::Error::other)?;
+    thread::scope(|scope| {
+        scope.spawn(move || hash(&full_out, &empty_in));
+        let mut inflater = flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(BUFFER / 2, inner));
+        while let Ok(mut buffer) = empty_out.recv() {
+            buffer.resize(BUFFER, 0);
+            let mut filled = 0;
+            while filled < BUFFER {
+                match inflater.read(&mut buffer[filled..])? {
+                    0 => break,
+                    more => filled += more,
+                }
+            }
+            buffer.truncate(filled);
+            if filled == 0 || full_in.send(buffer).is_err() {
+                break;
+            }
+        }
+        std::hint::black_box(inflater.into_inner().into_inner().hasher.finish());
+        Ok(())
+    })
+}
+
+fn hash(full: &Receiver<Vec<u8>>, empty: &SyncSender<Vec<u8>>) {
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    for buffer in full {
+        hasher.update(&buffer);
+        // The inflater may have finished; then nobody needs the buffer.
+        let _sent = empty.send(buffer);
+    }
+    std::hint::black_box(hasher.finish());
+}

@@ -1,0 +1,292 @@
+//! `scripts/bench pull`: pulling from Debian's docker-registry on this machine, by plyfs until the image can be mounted, by
+//! podman, and by skopeo with umoci; and what inflating and hashing alone take, in as many threads as plyfs uses.
+//!
+//! Every round runs all of them in turn, each into an empty store. Nothing here fails because it was slow.
+
+#[expect(dead_code, reason = "what mounting needs")]
+mod engine;
+#[path = "../support/env.rs"]
+#[expect(dead_code, reason = "what tests need")]
+mod env;
+mod floor;
+#[path = "../support/oci.rs"]
+#[expect(dead_code, reason = "what tests need")]
+mod oci;
+#[expect(dead_code, reason = "what mounting needs")]
+mod options;
+#[path = "../support/registry.rs"]
+#[expect(dead_code, reason = "what tests need")]
+mod registry;
+#[expect(dead_code, reason = "what reading needs")]
+mod report;
+#[path = "../support/tar.rs"]
+#[expect(dead_code, reason = "what tests need")]
+mod tar;
+mod watched;
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use engine::{milliseconds, run};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use options::{Options, cache};
+use registry::DockerRegistry;
+use report::{Goal, Samples, Unit};
+use serde_json::Value;
+use watched::Watched;
+
+type Outcome<T> = Result<T, String>;
+
+const PLYFS: &str = "plyfs";
+const FLOOR: &str = "inflate+hash";
+const ENGINES: [&str; 4] = [PLYFS, "podman", "skopeo+umoci", FLOOR];
+/// Smaller layers are left out: they hold what the other engines cannot unpack, and no data to speak of.
+const WHOLE: u64 = 1 << 20;
+/// The size of the huge layer.
+const HUGE: u64 = 3 << 30;
+const HUGE_BLOCK: u64 = 1 << 20;
+
+/// What plyfs should reach.
+const GOALS: &[(&str, Goal)] = &[
+    ("pull", Goal::Ratio("podman", 0.5)),
+    ("pull", Goal::Ratio("skopeo+umoci", 0.5)),
+    ("pull", Goal::Ratio(FLOOR, 1.25)),
+    ("pull again", Goal::Below(50.0)),
+    ("rmi", Goal::Below(50.0)),
+    ("pull, peak", Goal::Below(100.0)),
+    ("3 GiB layer, peak", Goal::Below(100.0)),
+];
+
+fn main() -> std::process::ExitCode {
+    match Options::read("").and_then(|options| bench(&options)) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("bench: {message}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+/// Where everything is, all of it on one disk.
+struct Setting {
+    plyfs: PathBuf,
+    scratch: PathBuf,
+    /// The registry.
+    host: String,
+    /// The blobs of the image's layers.
+    blobs: Vec<PathBuf>,
+}
+
+fn bench(options: &Options) -> Outcome<()> {
+    let cache = cache()?;
+    let scratch = tempfile::Builder::new().prefix("bench-").tempdir_in(&cache).map_err(|e| e.to_string())?;
+    eprintln!("filling the registry");
+    let registry = DockerRegistry::start(None, None);
+    let whole = scratch.path().join("whole");
+    let blobs = whole_layers(&cache.join("debian/oci"), &whole).map_err(|e| format!("{}: {e}", whole.display()))?;
+    registry.fill(&format!("oci:{}", whole.display()), "debian:12", &["--preserve-digests"]);
+    let huge = scratch.path().join("huge");
+    huge_image(&huge).map_err(|e| format!("{}: {e}", huge.display()))?;
+    registry.fill(&format!("oci:{}:latest", huge.display()), "huge:1", &[]);
+    let setting = Setting {
+        plyfs: options.plyfs.clone(),
+        scratch: scratch.path().to_owned(),
+        host: registry.host.clone(),
+        blobs,
+    };
+    let mut samples = Samples::default();
+    // The first round pays for the disk and is not kept.
+    for round in 0..=options.rounds {
+        eprintln!("round {round} of {}", options.rounds);
+        if round == 1 {
+            samples = Samples::default();
+        }
+        setting.plyfs(&mut samples)?;
+        setting.podman(&mut samples)?;
+        setting.skopeo_and_umoci(&mut samples)?;
+        rustix::fs::sync();
+        let start = Instant::now();
+        floor::inflate_and_hash(&setting.blobs).map_err(|e| format!("{FLOOR}: {e}"))?;
+        samples.add("pull", Unit::Milliseconds, FLOOR, milliseconds(start.elapsed()));
+    }
+    finish(&samples, &setting.podman_driver()?)
+}
+
+fn finish(samples: &Samples, driver: &str) -> Outcome<()> {
+    samples.print(&ENGINES.map(str::to_owned), FLOOR);
+    println!(
+        "podman's storage driver: {driver}. peak, anon: VmHWM, and the most of it that is no file's, of the process."
+    );
+    samples.print_goals(PLYFS, GOALS);
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench-pull.json");
+    let result = serde_json::json!({ "rows": samples.json(), "podman driver": driver });
+    fs::write(&target, format!("{result:#}\n")).map_err(|e| format!("{}: {e}", target.display()))?;
+    println!("{}", target.display());
+    Ok(())
+}
+
+impl Setting {
+    /// One command, with nothing left to be written for those before it. Returns what it took.
+    fn timed(&self, words: &[&str]) -> Outcome<Watched> {
+        rustix::fs::sync();
+        watched::run(words)
+    }
+
+    fn place(&self, name: &str) -> String {
+        self.scratch.join(name).display().to_string()
+    }
+
+    /// Empties a place. What a run left is no other's load.
+    fn clear(&self, name: &str) -> Outcome<()> {
+        let place = self.place(name);
+        if Path::new(&place).exists() {
+            fs::remove_dir_all(&place).map_err(|e| format!("{place}: {e}"))?;
+        }
+        Ok(())
+    }
+
+    fn plyfs(&self, samples: &mut Samples) -> Outcome<()> {
+        let (plyfs, root) = (self.plyfs.display().to_string(), self.place("root"));
+        self.clear("root")?;
+        let do_it = |words: &[&str]| self.timed(&[&[plyfs.as_str(), "--root", &root], words].concat());
+        let image = format!("{}/debian:12", self.host);
+        let mut keep = |row: &str, unit, value| samples.add(row, unit, PLYFS, value);
+        let pull = do_it(&["pull", "-q", &image])?;
+        keep("pull", Unit::Milliseconds, milliseconds(pull.took));
+        keep("pull again", Unit::Milliseconds, milliseconds(do_it(&["pull", "-q", &image])?.took));
+        keep("rmi", Unit::Milliseconds, milliseconds(do_it(&["rmi", &image])?.took));
+        keep("pull, peak", Unit::Mebibytes, pull.peak);
+        keep("pull, anon", Unit::Mebibytes, pull.anonymous);
+        let huge = do_it(&["pull", "-q", &format!("{}/huge:1", self.host)])?;
+        keep("3 GiB layer", Unit::Milliseconds, milliseconds(huge.took));
+        keep("3 GiB layer, peak", Unit::Mebibytes, huge.peak);
+        keep("3 GiB layer, anon", Unit::Mebibytes, huge.anonymous);
+        self.clear("root")
+    }
+
+    fn podman(&self, samples: &mut Samples) -> Outcome<()> {
+        let (root, run_root) = (self.place("podman/root"), self.place("podman/run"));
+        let image = format!("{}/debian:12", self.host);
+        let base = ["podman", "--root", &root, "--runroot", &run_root];
+        let pull = self.timed(&[&base[..], &["pull", "-q", "--tls-verify=false", &image]].concat())?;
+        samples.add("pull", Unit::Milliseconds, "podman", milliseconds(pull.took));
+        // It takes away what it mounted.
+        watched::run(&[&base[..], &["rmi", "-af"]].concat())?;
+        self.clear("podman")
+    }
+
+    fn podman_driver(&self) -> Outcome<String> {
+        let (root, run_root) = (self.place("podman/root"), self.place("podman/run"));
+        let words = ["podman", "--root", &root, "--runroot", &run_root, "info", "-f", "{{.Store.GraphDriverName}}"];
+        run(&words.map(str::to_owned))
+    }
+
+    fn skopeo_and_umoci(&self, samples: &mut Samples) -> Outcome<()> {
+        let (image, to) = (format!("docker://{}/debian:12", self.host), format!("oci:{}:12", self.place("copied")));
+        let copy = ["skopeo", "--insecure-policy", "copy", "-q", "--src-tls-verify=false", &image, &to];
+        let copied = self.timed(&copy)?;
+        let (from, to) = (format!("{}:12", self.place("copied")), self.place("unpacked"));
+        let unpacked = watched::run(&["umoci", "unpack", "--image", &from, &to])?;
+        samples.add("pull", Unit::Milliseconds, "skopeo+umoci", milliseconds(copied.took + unpacked.took));
+        self.clear("copied")?;
+        self.clear("unpacked")
+    }
+}
+
+fn read_json(layout: &Path, digest: &str) -> io::Result<Value> {
+    Ok(serde_json::from_slice(&fs::read(layout.join(oci::blob_path(digest)))?)?)
+}
+
+fn text(value: &Value) -> io::Result<&str> {
+    value.as_str().ok_or_else(|| io::Error::other("no text where a digest should be"))
+}
+
+/// Writes a document into a layout, and its digest and size into a descriptor.
+fn put(layout: &Path, descriptor: &mut Value, document: &Value) -> io::Result<()> {
+    let bytes = document.to_string().into_bytes();
+    let described = oci::descriptor(&bytes, "");
+    (descriptor["digest"], descriptor["size"]) = (described["digest"].clone(), described["size"].clone());
+    fs::write(layout.join(oci::blob_path(text(&described["digest"])?)), bytes)
+}
+
+/// Makes an image of those layers that hold data. Returns their blobs.
+fn whole_layers(from: &Path, to: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut index: Value = serde_json::from_slice(&fs::read(from.join("index.json"))?)?;
+    let mut manifest = read_json(from, text(&index["manifests"][0]["digest"])?)?;
+    let mut config = read_json(from, text(&manifest["config"]["digest"])?)?;
+    let all = manifest["layers"].as_array().cloned().unwrap_or_default();
+    let wanted: Vec<usize> = (0..all.len()).filter(|n| all[*n]["size"].as_u64() >= Some(WHOLE)).collect();
+    manifest["layers"] = wanted.iter().map(|n| all[*n].clone()).collect();
+    config["rootfs"]["diff_ids"] = wanted.iter().map(|n| config["rootfs"]["diff_ids"][*n].clone()).collect();
+    config["history"] = Value::Array(Vec::new());
+    fs::create_dir_all(to.join("blobs/sha256"))?;
+    put(to, &mut manifest["config"], &config)?;
+    put(to, &mut index["manifests"][0], &manifest)?;
+    fs::write(to.join("index.json"), index.to_string())?;
+    fs::copy(from.join("oci-layout"), to.join("oci-layout"))?;
+    let mut blobs = Vec::new();
+    for layer in manifest["layers"].as_array().into_iter().flatten() {
+        let path = oci::blob_path(text(&layer["digest"])?);
+        fs::copy(from.join(&path), to.join(&path))?;
+        blobs.push(to.join(path));
+    }
+    Ok(blobs)
+}
+
+/// Passes bytes on and hashes them.
+struct Hashed<W> {
+    inner: W,
+    hasher: plyfs::digest::Hasher,
+}
+
+impl<W: Write> Hashed<W> {
+    fn new(inner: W) -> Self {
+        Self { inner, hasher: plyfs::digest::Hasher::new(plyfs::digest::Algorithm::Sha256) }
+    }
+}
+
+impl<W: Write> Write for Hashed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.inner.write(bytes)?;
+        self.hasher.update(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// Makes an image of one layer with one huge file.
+fn huge_image(to: &Path) -> io::Result<()> {
+    // A small one has every document; its layer is replaced.
+    oci::Image::new().layer(tar::Tar::new().finish()).write_layout(to);
+    let mut index: Value = serde_json::from_slice(&fs::read(to.join("index.json"))?)?;
+    let mut manifest = read_json(to, text(&index["manifests"][0]["digest"])?)?;
+    let mut config = read_json(to, text(&manifest["config"]["digest"])?)?;
+    let raw = to.join("layer");
+    let zipped = Hashed::new(io::BufWriter::new(fs::File::create(&raw)?));
+    let mut plain = Hashed::new(GzEncoder::new(zipped, Compression::fast()));
+    let mut header = ::tar::Header::new_gnu();
+    header.set_path("huge")?;
+    header.set_size(HUGE);
+    header.set_mode(0o644);
+    header.set_cksum();
+    plain.write_all(header.as_bytes())?;
+    let block: Vec<u8> = (0..HUGE_BLOCK).map(|n| (n * n / 7 % 61) as u8).collect();
+    (0..HUGE / HUGE_BLOCK).try_for_each(|_| plain.write_all(&block))?;
+    plain.write_all(&[0; 1024])?;
+    let mut zipped = plain.inner.finish()?;
+    zipped.flush()?;
+    let digest = zipped.hasher.finish().to_string();
+    fs::rename(&raw, to.join(oci::blob_path(&digest)))?;
+    config["rootfs"]["diff_ids"][0] = plain.hasher.finish().to_string().into();
+    manifest["layers"][0]["size"] = fs::metadata(to.join(oci::blob_path(&digest)))?.len().into();
+    manifest["layers"][0]["digest"] = digest.into();
+    put(to, &mut manifest["config"], &config)?;
+    put(to, &mut index["manifests"][0], &manifest)?;
+    fs::write(to.join("index.json"), index.to_string())
+}

@@ -1,0 +1,59 @@
+//! A command, how long it takes and how much memory it has at most.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How often its memory is looked at.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// What a command took.
+pub struct Watched {
+    /// From its start to its end.
+    pub took: Duration,
+    /// Its greatest resident memory, in mebibytes.
+    pub peak: f64,
+    /// The greatest part of that seen that belongs to no file.
+    pub anonymous: f64,
+}
+
+/// Runs a command; what it said is the error. Those that take no time have no memory seen.
+pub fn run(words: &[&str]) -> Result<Watched, String> {
+    let failed = |what: String| format!("{}: {what}", words.join(" "));
+    let said = tempfile::NamedTempFile::new().map_err(|e| failed(e.to_string()))?;
+    let handle = || said.reopen().map_err(|e| failed(e.to_string()));
+    let [program, arguments @ ..] = words else { return Err("no command".to_owned()) };
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(handle()?).stderr(handle()?);
+    let start = Instant::now();
+    let mut child = command.spawn().map_err(|e| failed(e.to_string()))?;
+    let status = format!("/proc/{}/status", child.id());
+    let done = std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| watch(&status));
+        let code = child.wait().map_err(|e| e.to_string());
+        let took = start.elapsed();
+        let (peak, anonymous) = watcher.join().map_err(|_| "the watcher panicked".to_owned())?;
+        Ok((code?, Watched { took, peak, anonymous }))
+    });
+    let (code, watched) = done.map_err(failed)?;
+    if code.success() {
+        return Ok(watched);
+    }
+    let text = fs::read_to_string(said.path()).unwrap_or_default();
+    Err(failed(format!("{code}: {}", text.trim())))
+}
+
+/// Looks at a process until it ends. A dead one has no memory in its status, or no status.
+fn watch(status: &str) -> (f64, f64) {
+    let (mut peak, mut anonymous) = (0.0, 0.0_f64);
+    loop {
+        let text = fs::read_to_string(status).unwrap_or_default();
+        let field = |name: &str| -> Option<f64> {
+            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+            Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
+        };
+        let (Some(most), Some(now)) = (field("VmHWM"), field("RssAnon")) else { return (peak, anonymous) };
+        (peak, anonymous) = (most, anonymous.max(now));
+        std::thread::sleep(LOOK);
+    }
+}

@@ -26,6 +26,7 @@ mod real_work;
 mod registry;
 mod registry_real;
 mod registry_resume;
+mod registry_torture;
 mod saving;
 mod searching;
 mod signatures;

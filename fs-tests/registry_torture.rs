@@ -1,0 +1,215 @@
+//! Pulls from Debian's `docker-registry` that are killed anywhere, and many processes that pull, tag, remove and prune the
+//! same images. A proxy between them counts what is fetched.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::model::random::Random;
+use super::support::big_image;
+use super::support::env::{TestEnv, run};
+use super::support::oci::{Compression, Image};
+use super::support::proxy::Proxy;
+use super::support::registry::{DockerRegistry, command, pull};
+use super::support::tar::Tar;
+
+const MIB: usize = 1 << 20;
+/// A proxy's rest after each piece: pulls take long enough to be met anywhere, and keep up.
+const REST: Duration = Duration::from_millis(1);
+
+/// A number from the environment.
+fn given(name: &str) -> Option<u64> {
+    let value = std::env::var(name).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{name} is no number: {value}")))
+}
+
+/// A layer that no compression makes small.
+fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut random = Random::new(seed);
+    let noise: Vec<u8> = (0..bytes / 8).flat_map(|_| random.next().to_le_bytes()).collect();
+    Tar::new().file(format!("noise-{seed}"), noise).finish()
+}
+
+fn fill(env: &TestEnv, registry: &DockerRegistry, name: &str, image: &Image) {
+    let dir = env.path(name.replace(':', "-"));
+    image.write_layout(&dir);
+    registry.fill(&format!("oci:{}:latest", dir.display()), name, &["--preserve-digests"]);
+}
+
+/// An image that is pulled through a proxy and killed meanwhile.
+struct Victim {
+    env: TestEnv,
+    proxy: Proxy,
+    /// The image as plyfs is told it.
+    name: String,
+    /// The digest that its name stands for.
+    digest: String,
+    /// Up to where each blob has come, since the store was empty.
+    came: BTreeMap<String, usize>,
+    registry: DockerRegistry,
+}
+
+impl Victim {
+    fn new(big: bool) -> Self {
+        let (env, registry) = (TestEnv::new(), DockerRegistry::start(None, None));
+        if big {
+            let source = format!("oci:{}", big_image().join("oci").display());
+            registry.fill(&source, "app:1", &["--preserve-digests"]);
+        } else {
+            let image = Image::new()
+                .layer(noise(1, 3 * MIB))
+                .layer(noise(2, MIB / 2))
+                .compressed(noise(3, 2 * MIB), Compression::Zstd)
+                .compressed(noise(4, 5 * MIB / 2), Compression::None)
+                .layer(Tar::new().file("small", "x").finish());
+            fill(&env, &registry, "app:1", &image);
+        }
+        let proxy = Proxy::start(&registry.host, if big { Duration::ZERO } else { REST });
+        let (name, digest) = (format!("{}/app:1", proxy.host), registry.digest("app:1", &[]));
+        Victim { env, proxy, name, digest, came: BTreeMap::new(), registry }
+    }
+
+    /// Holds what was fetched since there were so many fetches against what had come before.
+    #[track_caller]
+    fn check_fetches(&mut self, before: usize) {
+        for fetch in self.proxy.settled(before) {
+            assert!(!fetch.overlaps, "fetched twice at once: {fetch:?}");
+            let came = self.came.entry(fetch.blob.clone()).or_default();
+            let again = came.saturating_sub(fetch.from);
+            assert!(again <= MIB, "{again} bytes again, {came} had come: {fetch:?}");
+            *came = (fetch.from + fetch.sent).max(*came);
+        }
+    }
+
+    /// Begins a pull and kills it after a time. Returns whether that met it.
+    fn kill_after(&mut self, time: Duration) -> bool {
+        let before = self.proxy.count();
+        let mut child = command(&self.env, &["pull", "-q", &self.name]).stdout(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(time);
+        // It may have ended by itself.
+        let _gone = kill_process(Pid::from_child(&child), Signal::KILL);
+        let status = child.wait().unwrap();
+        self.check_fetches(before);
+        !status.success()
+    }
+
+    /// Pulls the rest, and holds the store against what the registry has. The store is empty again afterwards.
+    fn finish(&mut self) -> Duration {
+        let (before, begun) = (self.proxy.count(), Instant::now());
+        let out = pull(&self.env, &self.name, &[]);
+        let taken = begun.elapsed();
+        assert_eq!(out.code, 0, "{out:#?}");
+        assert!(out.stdout.contains(&format!("Digest: {}\n", self.digest)), "{} is not in {out:#?}", self.digest);
+        self.check_fetches(before);
+        assert_eq!(self.env.ok(["system", "fsck"]), "");
+        assert_eq!(fs::read_dir(self.env.root().join("tmp")).unwrap().count(), 0);
+        self.env.ok(["rmi", "-f", &self.name]);
+        self.came.clear();
+        taken
+    }
+}
+
+/// `PLYFS_KILL_SEED` and `PLYFS_KILL_POINTS` say which random points and how many; `PLYFS_KILL_BIG=1` takes the big image.
+#[test]
+fn a_pull_killed_at_any_point_fetches_little_again() {
+    let seed = given("PLYFS_KILL_SEED").unwrap_or_else(|| u64::from(std::process::id()));
+    let points = given("PLYFS_KILL_POINTS").unwrap_or(100);
+    println!("PLYFS_KILL_SEED={seed} PLYFS_KILL_POINTS={points}");
+    let mut random = Random::new(seed);
+    let mut victim = Victim::new(given("PLYFS_KILL_BIG").is_some_and(|n| n > 0));
+    let whole = victim.finish();
+    let mut met = 0;
+    for _ in 0..points {
+        let killed = victim.kill_after(whole.mul_f64(random.below(1000) as f64 / 1000.0));
+        met += u64::from(killed);
+        // One that is killed again goes on from there.
+        if !killed || random.percent(50) {
+            victim.finish();
+        }
+    }
+    victim.finish();
+    assert!(met >= points / 2, "only {met} of {points} pulls were met");
+    assert_eq!(victim.registry.digest("app:1", &[]), victim.digest);
+}
+
+/// One command out of those that run against each other.
+fn one_of_many(env: &TestEnv, host: &str, random: &mut Random) {
+    let image = format!("{host}/{}:1", random.pick(&["a", "b", "c", "d"]));
+    let new = format!("tag-{}", random.below(3));
+    let absent = "No such image";
+    let (args, excuse): (Vec<&str>, _) = match random.below(16) {
+        0..=6 => (vec!["pull", "-q", &image], None),
+        7 => (vec!["tag", &image, &new], Some(absent)),
+        8 => (vec!["rmi", &new], Some(absent)),
+        9 | 10 => (vec!["rmi", "-f", &image], Some(absent)),
+        11 => (vec!["image", "prune", "-f"], None),
+        12 => (vec!["image", "prune", "-af"], None),
+        13 => (vec!["system", "gc"], None),
+        14 => (vec!["image", "ls", "--digests"], None),
+        _ => (vec!["system", "fsck"], None),
+    };
+    let output = run(&mut command(env, &args));
+    let excused = excuse.is_some_and(|words| output.stderr.contains(words));
+    assert!(output.code == 0 || excused, "{args:?}: {output:#?}");
+    if args[1] == "fsck" {
+        assert_eq!(output.stdout, "", "a check found fault with a working store");
+    }
+}
+
+/// `PLYFS_SOAK_SECONDS` says for how long, `PLYFS_SOAK_SEED` which commands.
+#[test]
+fn many_processes_pull_tag_remove_and_prune_the_same_images() {
+    const PROCESSES: u64 = 16;
+    let time = Duration::from_secs(given("PLYFS_SOAK_SECONDS").unwrap_or(20));
+    let seed = given("PLYFS_SOAK_SEED").unwrap_or_else(|| u64::from(std::process::id()));
+    println!("PLYFS_SOAK_SEED={seed}");
+    let (env, registry) = (TestEnv::new(), DockerRegistry::start(None, None));
+    // Some are kept while they are fetched, some are too small for that.
+    let layer = |n: u64| noise(n, [MIB / 2, 3 * MIB / 2, 20_000][n as usize % 3]);
+    for (name, layers) in [("a:1", &[1, 2][..]), ("b:1", &[1, 3]), ("c:1", &[1, 2, 3, 4]), ("d:1", &[5])] {
+        fill(&env, &registry, name, &layers.iter().fold(Image::new(), |image, n| image.layer(layer(*n))));
+    }
+    let proxy = Proxy::start(&registry.host, REST);
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for process in 0..PROCESSES {
+            let (env, host) = (&env, proxy.host.as_str());
+            scope.spawn(move || {
+                let mut random = Random::new(seed * PROCESSES + process);
+                while begun.elapsed() < time {
+                    one_of_many(env, host, &mut random);
+                }
+            });
+        }
+    });
+    let fetched = proxy.settled(0);
+    println!("{} fetches of blobs", fetched.len());
+    assert_eq!(env.ok(["system", "fsck"]), "");
+    // Configs are no layers: each pull reads them for itself.
+    let configs: Vec<String> = ["a", "b", "c", "d"].map(|name| config(&env, &registry, name)).into();
+    let mut overlaps = proxy.overlaps();
+    overlaps.retain(|blob| !configs.contains(blob));
+    assert!(overlaps.is_empty(), "fetched twice at once: {overlaps:?}");
+    for id in env.ok(["image", "ls", "-q", "--no-trunc"]).lines() {
+        run(&mut env.command(["image", "rm", "-f", id]));
+    }
+    env.ok(["image", "prune", "-af"]);
+    for folder in ["blobs/sha256", "layers/sha256", "trees", "tmp", "mounts", "uppers"] {
+        assert_eq!(fs::read_dir(env.root().join(folder)).unwrap().count(), 0, "{folder}");
+    }
+    let mut names: Vec<_> = fs::read_dir(env.root()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["blobs", "catalog.json", "layers", "lock", "mounts", "tmp", "trees", "uppers"]);
+}
+
+/// The digest of the config of `NAME:1`.
+fn config(env: &TestEnv, registry: &DockerRegistry, name: &str) -> String {
+    let image = format!("{}/{name}:1", registry.host);
+    assert_eq!(pull(env, &image, &["-q"]).code, 0);
+    let id = env.ok(["inspect", "-f", "{{.Id}}", &image]);
+    env.ok(["rmi", "-f", &image]);
+    id.trim().to_owned()
+}

@@ -3,6 +3,10 @@
 //!
 //! Every round runs all of them in turn, each into an empty store. Nothing here fails because it was slow.
 
+// What it has from the tests panics as they do; their own tests run there and not here.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![cfg_attr(test, allow(unused_imports))]
+
 #[expect(dead_code, reason = "what mounting needs")]
 mod engine;
 #[path = "../support/env.rs"]

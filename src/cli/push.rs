@@ -1,11 +1,12 @@
 //! `push`.
 
+use super::progress::{Kind, Report};
 use super::registry::RegistryArgs;
 use super::{Global, args, interrupt, output};
 use crate::image::deflate::Compression;
-use crate::image::push::{self, Event, Packing, Progress, Pushed};
+use crate::image::push::{self, Packing};
 use crate::reference::{DEFAULT_TAG, Reference};
-use crate::store::{LayerRecord, write_new};
+use crate::store::write_new;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -22,6 +23,9 @@ pub(super) struct PushArgs {
     /// Print only the image's name
     #[arg(short, long)]
     quiet: bool,
+    /// How to show how it goes on
+    #[arg(long, value_name = "KIND", default_value = "auto")]
+    progress: Kind,
     /// Have all layers packed so: gzip or zstd [default: as the registry has them, or gzip]
     #[arg(long, value_name = "FORMAT")]
     compression_format: Option<Compression>,
@@ -38,60 +42,44 @@ pub(super) struct PushArgs {
     args: Vec<String>,
 }
 
-/// Prints Docker's lines as a push goes on.
-struct Lines {
-    quiet: bool,
-}
-
-impl Progress for Lines {
-    fn layer(&self, layer: &LayerRecord, event: Event) {
-        let what = match event {
-            Event::Preparing => "Preparing".to_owned(),
-            Event::Sent(_) => return,
-            Event::Pushed => "Pushed".to_owned(),
-            Event::Exists => "Layer already exists".to_owned(),
-            Event::Mounted(from) => format!("Mounted from {from}"),
-            Event::Foreign => "Skipped foreign layer".to_owned(),
-        };
-        if !self.quiet {
-            // A push goes on when nobody listens any more.
-            let _gone = output::line(format_args!("{}: {what}", layer.diff_id.short()));
-        }
-    }
-}
-
 pub(super) fn push(global: &Global, a: &PushArgs) -> anyhow::Result<()> {
     let [text] = args::exactly("push", &a.args)?;
     let named: Reference = text.parse()?;
-    let is_bare = named.tag().is_none() && named.digest().is_none();
-    if a.all_tags && !is_bare {
-        anyhow::bail!("tag can't be used with --all-tags/-a");
-    }
-    let packing = packing(a)?;
-    let say = |text: &str| if a.quiet { Ok(()) } else { output::line(text) };
-    if is_bare && !a.all_tags {
-        say(&format!("Using default tag: {DEFAULT_TAG}"))?;
-    }
-    let store = global.store()?;
-    let chosen = push::choose(&store, &named, a.all_tags)?;
-    say(&format!("The push refers to repository [{}]", named.name()))?;
-    let settings = a.registry.settings();
-    let lines = Lines { quiet: a.quiet };
-    interrupt::in_session(&store, |session| {
-        for (image, name) in &chosen {
-            let Pushed { digest, size } = push::push(session, image, name, &settings, packing, &lines)?;
-            say(&format!("{}: digest: {digest} size: {size}", name.tag().unwrap_or_default()))?;
-            if let Some(file) = &a.digestfile {
-                write_new(file, digest.to_string().as_bytes())?;
-            }
-        }
-        Ok(())
-    })?;
+    let report = if a.quiet { Report::quiet() } else { Report::of_push(a.progress) };
+    push_all(global, a, &named, &report).inspect_err(|error| report.failed(error))?;
     if a.quiet {
         let name = if a.all_tags { named } else { named.or_latest() };
         output::line(name)?;
     }
     Ok(())
+}
+
+fn push_all(global: &Global, a: &PushArgs, named: &Reference, report: &Report) -> anyhow::Result<()> {
+    let is_bare = named.tag().is_none() && named.digest().is_none();
+    if a.all_tags && !is_bare {
+        anyhow::bail!("tag can't be used with --all-tags/-a");
+    }
+    let packing = packing(a)?;
+    if is_bare && !a.all_tags {
+        report.note(&format!("Using default tag: {DEFAULT_TAG}"));
+    }
+    let store = global.store()?;
+    let chosen = push::choose(&store, named, a.all_tags)?;
+    report.note(&format!("The push refers to repository [{}]", named.name()));
+    let settings = a.registry.settings();
+    interrupt::in_session(&store, |session| {
+        let each = |(image, name): &(_, Reference)| -> anyhow::Result<()> {
+            let pushed = push::push(session, image, name, &settings, packing, report)?;
+            report.pushed(name.tag().unwrap_or_default(), &pushed)?;
+            match &a.digestfile {
+                Some(file) => Ok(write_new(file, pushed.digest.to_string().as_bytes())?),
+                None => Ok(()),
+            }
+        };
+        let done = chosen.iter().try_for_each(each);
+        report.end();
+        done
+    })
 }
 
 fn packing(a: &PushArgs) -> anyhow::Result<Packing> {

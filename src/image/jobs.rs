@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 /// So many layers at a time.
-const AT_ONCE: usize = 3;
+pub(super) const AT_ONCE: usize = 3;
 
 /// Runs `job` on every item, a few at a time and in their order; returns what they gave, in the order of the items. The
 /// first failure is the one returned: `failed` is told at once, no further item is begun, and those that are under way

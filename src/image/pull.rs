@@ -2,20 +2,16 @@
 
 use super::manifest::PLAIN_LAYER;
 use super::source::{LayerPlan, Place, Plan, Source, Want};
-use super::{Error, Problem, Result, open, pipeline, space};
+use super::{Error, Problem, Result, jobs, open, pipeline, space};
 use crate::digest::Digest;
 use crate::layer;
 use crate::reference::Reference;
 use crate::store::{self, Catalog, Image, Intent, LayerRecord, Session, Store, gc};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::Duration;
-
-/// So many layers at a time.
-const LAYERS_AT_ONCE: usize = 3;
 
 /// What happens to a layer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,7 +122,7 @@ fn take(
     progress.image(plan);
     let store = session.store();
     let made = |note: &dyn Fn(&mut Intent)| note(&mut made.lock().unwrap_or_else(PoisonError::into_inner));
-    let mut jobs = VecDeque::new();
+    let mut queue = Vec::new();
     let mut queued = BTreeSet::new();
     for (at, layer) in plan.layers.iter().enumerate() {
         if queued.contains(&layer.diff_id) {
@@ -137,20 +133,21 @@ fn take(
             progress.layer(layer, Event::AlreadyExists);
         } else {
             queued.insert(&layer.diff_id);
-            jobs.push_back((at, layer));
+            queue.push((at, layer));
             progress.layer(layer, Event::Planned);
         }
     }
     // The longest first, so that it does not run alone at the end.
-    jobs.make_contiguous().sort_by_key(|(_, layer)| std::cmp::Reverse(layer.size()));
-    for (_, layer) in jobs.iter().skip(LAYERS_AT_ONCE) {
+    queue.sort_by_key(|(_, layer)| std::cmp::Reverse(layer.size()));
+    for (_, layer) in queue.iter().skip(jobs::AT_ONCE) {
         progress.layer(layer, Event::Waiting);
     }
-    let compressed = run_jobs(jobs, plan.layers.len(), source, |layer, stop| {
+    let stop = AtomicBool::new(false);
+    let one = |(at, layer): (usize, &LayerPlan)| -> Result<(Digest, u64)> {
         let (size, fresh) = loop {
-            match take_layer(session, source, layer, stop, progress) {
+            match take_layer(session, source, layer, &stop, progress) {
                 Err(Fault::Layer(wrong)) if wrong.is_content() && source.discard(layer, &wrong) => {}
-                done => break done?,
+                done => break done.map_err(|fault| fault.at(source.origin(), at + 1, plan.layers.len(), layer))?,
             }
         };
         source.taken(layer);
@@ -158,8 +155,13 @@ fn take(
             made(&|m| m.layers.extend([layer.diff_id.clone()]));
         }
         progress.layer(layer, Event::Complete);
-        Ok(size)
-    })?;
+        Ok((layer.diff_id.clone(), size))
+    };
+    let failed = || {
+        stop.store(true, Ordering::Relaxed);
+        source.cancel();
+    };
+    let compressed = jobs::run(queue, one, failed)?.into_iter().collect();
     progress.taken(plan);
     let chain = chain_of(plan);
     if open::map_tree(store, &chain).is_none() {
@@ -213,45 +215,6 @@ pub(super) fn has_whole(session: &Session, diff_id: &Digest, recorded: Option<u6
         session.set_layer_aside(diff_id)?;
     }
     Ok(false)
-}
-
-/// Runs the jobs, a few at a time. The first failure stops the others and is the one returned.
-fn run_jobs<'a>(
-    jobs: VecDeque<(usize, &'a LayerPlan)>,
-    count: usize,
-    source: &dyn Source,
-    job: impl Fn(&'a LayerPlan, &AtomicBool) -> std::result::Result<u64, Fault> + Sync,
-) -> Result<BTreeMap<&'a Digest, u64>> {
-    let workers = jobs.len().min(LAYERS_AT_ONCE);
-    let stop = AtomicBool::new(false);
-    let jobs = Mutex::new(jobs);
-    let outcome = Mutex::new((BTreeMap::new(), None));
-    let work = || {
-        while !stop.load(Ordering::Relaxed) {
-            let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            let Some((at, layer)) = next else { break };
-            let result = job(layer, &stop);
-            let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
-            match result {
-                Ok(size) => drop(outcome.0.insert(&layer.diff_id, size)),
-                Err(_) if outcome.1.is_some() => {}
-                Err(fault) => {
-                    stop.store(true, Ordering::Relaxed);
-                    source.cancel();
-                    outcome.1 = Some(fault.at(source.origin(), at + 1, count, layer));
-                }
-            }
-        }
-    };
-    thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(work);
-        }
-    });
-    match outcome.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        (_, Some(error)) => Err(error),
-        (sizes, None) => Ok(sizes),
-    }
 }
 
 /// What can happen to one layer.
@@ -326,7 +289,7 @@ fn take_layer(
 }
 
 /// The image's record for the catalog.
-fn record(store: &Store, plan: &Plan, compressed: &BTreeMap<&Digest, u64>) -> Result<Image> {
+fn record(store: &Store, plan: &Plan, compressed: &BTreeMap<Digest, u64>) -> Result<Image> {
     let mut layers = Vec::new();
     for layer in &plan.layers {
         let path = store.layer_tar(&layer.diff_id);

@@ -3,8 +3,6 @@
 use super::screen::{self, Size};
 use super::{Layer, Stage};
 use crate::cli::human;
-use crate::image::pull::Event;
-use crate::image::source::LayerPlan;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -65,15 +63,15 @@ impl Shared {
 }
 
 impl Bars {
-    /// Shows what happened to a layer.
-    pub(super) fn layer(&self, plan: &LayerPlan, event: Event) {
+    /// Shows what happened to a layer; `new` is it when nothing has.
+    pub(super) fn layer(&self, new: &Layer, happened: impl FnOnce(&mut Layer)) {
         let mut state = self.shared.state();
-        let at = state.layers.iter().position(|layer| layer.id == plan.short());
+        let at = state.layers.iter().position(|layer| layer.id == new.id);
         let at = at.unwrap_or_else(|| {
-            state.layers.push(Layer::new(plan));
+            state.layers.push(new.clone());
             state.layers.len() - 1
         });
-        state.layers[at].heed(event);
+        happened(&mut state.layers[at]);
         drop(state);
         self.begin();
     }
@@ -124,9 +122,9 @@ impl State {
 
     /// The line for all layers that come.
     fn total(&mut self, now: Instant) -> Option<String> {
-        let coming = || self.layers.iter().filter(|layer| layer.stage != Stage::Exists);
+        let coming = || self.layers.iter().filter(|layer| !layer.stage.is_spared());
         let (got, size) = coming().fold((0, 0u64), |(got, size), l| (got + l.got, size.saturating_add(l.size)));
-        let (done, all) = (coming().filter(|l| l.stage == Stage::Complete).count(), coming().count());
+        let (done, all) = (coming().filter(|l| l.stage.is_done()).count(), coming().count());
         if all == 0 {
             return None;
         }
@@ -157,14 +155,14 @@ impl State {
 /// bottom.
 fn fitting(layers: &[Layer], room: usize) -> Vec<&Layer> {
     let mut over = layers.len().saturating_sub(room);
-    let mut spare = |layer: &&Layer, stage: fn(Stage) -> bool| {
-        let spared = over > 0 && stage(layer.stage);
+    let mut spare = |layer: &&Layer, stage: fn(&Stage) -> bool| {
+        let spared = over > 0 && stage(&layer.stage);
         over -= usize::from(spared);
         spared
     };
     let mut shown: Vec<&Layer> = layers.iter().filter(|layer| !spare(layer, Stage::is_last)).collect();
     shown.reverse();
-    shown.retain(|layer| !spare(layer, |stage| stage == Stage::Waiting));
+    shown.retain(|layer| !spare(layer, |stage| matches!(stage, Stage::Waiting | Stage::Preparing)));
     shown.reverse();
     shown.truncate(room);
     shown
@@ -227,12 +225,18 @@ mod tests {
             (Stage::Verifying, "Verifying Checksum"),
             (Stage::Complete, "Pull complete"),
             (Stage::Exists, "Already exists"),
+            (Stage::Preparing, "Preparing"),
+            (Stage::Pushed, "Pushed"),
+            (Stage::ExistsThere, "Layer already exists"),
+            (Stage::Mounted("library/alpine".into()), "Mounted from library/alpine"),
+            (Stage::Foreign, "Skipped foreign layer"),
         ] {
             assert_eq!(said(stage, 80), format!("000000000001: {words}"));
         }
         let docker = "[======>                                            ]    3.4MB/28.21MB";
         assert_eq!(said(Stage::Downloading, 200), format!("000000000001: Downloading {docker}"));
         assert_eq!(said(Stage::Extracting, 200), format!("000000000001: Extracting {docker}"));
+        assert_eq!(said(Stage::Pushing, 200), format!("000000000001: Pushing {docker}"));
         let narrow = "000000000001: Downloading [===>                             ]    3.4MB/28.21MB";
         assert_eq!(said(Stage::Downloading, 80), narrow);
         assert_eq!(said(Stage::Downloading, 50), "000000000001: Downloading    3.4MB/28.21MB");

@@ -2,8 +2,8 @@
 
 use super::{Layer, Stage};
 use crate::cli::output;
-use crate::image::pull::{Event, Pulled};
-use crate::image::source::LayerPlan;
+use crate::image::pull::Pulled;
+use crate::image::push::Pushed;
 use crate::reference::Reference;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -30,24 +30,29 @@ impl Json {
         output::line(object)
     }
 
-    /// What happened to a layer, unless that is only that a little more has come.
-    pub(super) fn layer(&self, plan: &LayerPlan, event: Event) -> anyhow::Result<()> {
+    /// What happened to a layer, unless that is only that a little more has come or gone out; `new` is it when nothing has.
+    pub(super) fn layer(&self, new: &Layer, happened: impl FnOnce(&mut Layer)) -> anyhow::Result<()> {
         // Held until it is written, so that a layer's lines stand in their order.
         let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = layers.get(plan.short());
-        let before = known.map(|(layer, at)| (layer.stage, *at));
-        let mut layer = known.map_or_else(|| Layer::new(plan), |(layer, _)| layer.clone());
-        layer.heed(event);
-        let goes_on = layer.stage == Stage::Downloading && layer.got < layer.size;
-        let wait = before.is_some_and(|(stage, at)| {
-            stage == layer.stage && (event == Event::Started || !goes_on || at.elapsed() < INTERVAL)
-        });
-        let at = before.filter(|_| wait).map_or_else(Instant::now, |(_, at)| at);
+        let known = layers.get(&new.id).cloned();
+        let mut layer = known.as_ref().map_or_else(|| new.clone(), |(layer, _)| layer.clone());
+        happened(&mut layer);
+        let goes_on = matches!(layer.stage, Stage::Downloading | Stage::Pushing) && layer.got < layer.size;
+        let same = known.as_ref().filter(|(before, _)| before.stage == layer.stage);
+        let wait = same.is_some_and(|(_, at)| layer.got == 0 || !goes_on || at.elapsed() < INTERVAL);
+        let at = same.filter(|_| wait).map_or_else(Instant::now, |(_, at)| *at);
+        let verified = layer.stage == Stage::Extracting && same.is_none();
         layers.insert(layer.id.clone(), (layer.clone(), at));
-        if event == Event::Verified {
+        if verified {
             output::line(status(&layer.id, "Download complete", json!({})))?;
         }
         if wait { Ok(()) } else { output::line(status(&layer.id, &layer.stage.words(), detail(&layer))) }
+    }
+
+    /// What the registry has now.
+    pub(super) fn pushed(&self, tag: &str, pushed: &Pushed) -> anyhow::Result<()> {
+        let aux = json!({ "Tag": tag, "Digest": pushed.digest.to_string(), "Size": pushed.size });
+        output::line(json!({ "progressDetail": {}, "aux": aux }))
     }
 
     /// What the store has now.

@@ -1,4 +1,4 @@
-//! What a pull shows: Docker's lines, drawn again and again on a terminal, or as JSON.
+//! What a pull or a push shows: Docker's lines, drawn again and again on a terminal, or as JSON.
 
 mod bars;
 mod json;
@@ -6,14 +6,16 @@ pub(super) mod screen;
 
 use super::output;
 use crate::image::pull::{Event, Progress, Pulled};
+use crate::image::push::{self, Pushed};
 use crate::image::source::{LayerPlan, Plan};
 use crate::reference::{DEFAULT_TAG, Reference};
+use crate::store::LayerRecord;
 use bars::Bars;
 use json::Json;
 use std::fmt::Display;
 use std::io::{self, IsTerminal};
 
-/// How a pull shows how it goes on.
+/// How it is shown how a pull or a push goes on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub(super) enum Kind {
     /// On a terminal as tty, else as plain
@@ -39,7 +41,7 @@ impl Kind {
     }
 }
 
-/// Shows one pull.
+/// Shows one pull, or one push.
 pub(super) struct Report {
     /// For `TAG: Pulling from ...`.
     from: String,
@@ -68,6 +70,11 @@ impl Report {
             Kind::None => Form::Result,
         };
         Report { from: from.to_owned(), remote, form }
+    }
+
+    /// One of a push.
+    pub(super) fn of_push(kind: Kind) -> Report {
+        Report::new(kind, "", true)
     }
 
     /// One that says nothing.
@@ -109,6 +116,19 @@ impl Report {
         }
     }
 
+    /// What went out under a tag.
+    pub(super) fn pushed(&self, tag: &str, pushed: &Pushed) -> anyhow::Result<()> {
+        let Pushed { digest, size } = pushed;
+        if let Form::Bars(bars) = &self.form {
+            bars.settle();
+        }
+        self.result(format_args!("{tag}: digest: {digest} size: {size}"))?;
+        match &self.form {
+            Form::Json(json) => json.pushed(tag, pushed),
+            _ => Ok(()),
+        }
+    }
+
     /// Why it failed, for those who read nothing but JSON.
     pub(super) fn failed(&self, error: &anyhow::Error) {
         if let Form::Json(json) = &self.form {
@@ -143,12 +163,13 @@ impl Progress for Report {
     }
 
     fn layer(&self, layer: &LayerPlan, event: Event) {
-        if let Form::Bars(bars) = &self.form {
-            return bars.layer(layer, event);
-        }
         // A pull goes on when nobody listens any more.
         let _gone = match (&self.form, event) {
-            (Form::Json(json), _) => json.layer(layer, event),
+            (Form::Bars(bars), _) => {
+                bars.layer(&Layer::new(layer.short(), layer.size()), |known| known.heed(event));
+                Ok(())
+            }
+            (Form::Json(json), _) => json.layer(&Layer::new(layer.short(), layer.size()), |known| known.heed(event)),
             (Form::Lines, Event::AlreadyExists) => output::line(format_args!("{}: Already exists", layer.short())),
             (Form::Lines, Event::Complete) => output::line(format_args!("{}: Pull complete", layer.short())),
             _ => Ok(()),
@@ -160,9 +181,29 @@ impl Progress for Report {
     }
 }
 
+impl push::Progress for Report {
+    fn layer(&self, layer: &LayerRecord, event: push::Event) {
+        let new = Layer::new(layer.diff_id.short(), layer.size);
+        // A push goes on when nobody listens any more.
+        let _gone = match &self.form {
+            Form::Bars(bars) => {
+                bars.layer(&new, |known| known.heed_push(event));
+                Ok(())
+            }
+            Form::Json(json) => json.layer(&new, |known| known.heed_push(event)),
+            Form::Lines if !matches!(event, push::Event::Sent(_)) => {
+                let mut known = new;
+                known.heed_push(event);
+                output::line(format_args!("{}: {}", known.id, known.stage.words()))
+            }
+            _ => Ok(()),
+        };
+    }
+}
+
 /// Where a layer is, in Docker's order. plyfs inflates, indexes and writes what comes while it comes: `Extracting` is what
 /// remains of that when all has come.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 enum Stage {
     Planned,
     Waiting,
@@ -172,11 +213,17 @@ enum Stage {
     Extracting,
     Complete,
     Exists,
+    Preparing,
+    Pushing,
+    Pushed,
+    ExistsThere,
+    Mounted(String),
+    Foreign,
 }
 
 impl Stage {
     /// Docker's words.
-    fn words(self) -> String {
+    fn words(&self) -> String {
         let words = match self {
             Stage::Planned => "Pulling fs layer",
             Stage::Waiting => "Waiting",
@@ -187,12 +234,28 @@ impl Stage {
             Stage::Extracting => "Extracting",
             Stage::Complete => "Pull complete",
             Stage::Exists => "Already exists",
+            Stage::Preparing => "Preparing",
+            Stage::Pushing => "Pushing",
+            Stage::Pushed => "Pushed",
+            Stage::ExistsThere => "Layer already exists",
+            Stage::Mounted(from) => return format!("Mounted from {from}"),
+            Stage::Foreign => "Skipped foreign layer",
         };
         words.to_owned()
     }
 
-    fn is_last(self) -> bool {
-        matches!(self, Stage::Complete | Stage::Exists)
+    /// Whether the layer has come, or gone out.
+    fn is_done(&self) -> bool {
+        matches!(self, Stage::Complete | Stage::Pushed)
+    }
+
+    /// Whether nothing of the layer needs to come or to go out.
+    fn is_spared(&self) -> bool {
+        matches!(self, Stage::Exists | Stage::ExistsThere | Stage::Mounted(_) | Stage::Foreign)
+    }
+
+    fn is_last(&self) -> bool {
+        self.is_done() || self.is_spared()
     }
 }
 
@@ -208,8 +271,8 @@ struct Layer {
 }
 
 impl Layer {
-    fn new(plan: &LayerPlan) -> Layer {
-        Layer { id: plan.short().to_owned(), size: plan.size(), got: 0, stage: Stage::Planned }
+    fn new(id: &str, size: u64) -> Layer {
+        Layer { id: id.to_owned(), size, got: 0, stage: Stage::Planned }
     }
 
     fn heed(&mut self, event: Event) {
@@ -232,8 +295,22 @@ impl Layer {
         };
     }
 
+    fn heed_push(&mut self, event: push::Event) {
+        if let push::Event::Sent(sent) = event {
+            self.got = sent;
+        }
+        self.stage = match event {
+            push::Event::Preparing => Stage::Preparing,
+            push::Event::Sent(_) => Stage::Pushing,
+            push::Event::Pushed => Stage::Pushed,
+            push::Event::Exists => Stage::ExistsThere,
+            push::Event::Mounted(from) => Stage::Mounted(from),
+            push::Event::Foreign => Stage::Foreign,
+        };
+    }
+
     /// Whether a bar says more than the words.
     fn has_bar(&self) -> bool {
-        matches!(self.stage, Stage::Downloading | Stage::Extracting)
+        matches!(self.stage, Stage::Downloading | Stage::Extracting | Stage::Pushing)
     }
 }

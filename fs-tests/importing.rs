@@ -179,7 +179,7 @@ fn what_cannot_be_imported_leaves_nothing() {
         (&["-", "X"][..], "Error: invalid reference format: repository name (library/X) must be lowercase\n"),
         (&["-", &format!("x@{}", digest(b""))], "Error: cannot import digest reference\n"),
         (&["/nowhere/x.tar"], "Error: cannot import /nowhere/x.tar: No such file or directory\n"),
-        (&["/"], "Error: cannot import /: Is a directory\n"),
+        (&["/"], "Error: cannot import /: is a directory\n"),
         (
             &["https://example.com/x.tgz"],
             "Error: cannot import from a URL: curl -fL https://example.com/x.tgz | plyfs import - does it\n",

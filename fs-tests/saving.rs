@@ -106,7 +106,8 @@ fn podman(env: &TestEnv, name: &str, args: &[&str]) -> String {
     let store = env.path(name);
     let mut command = Command::new("podman");
     command.arg("--root").arg(store.join("root")).arg("--runroot").arg(store.join("run"));
-    let done = run(command.args(["--storage-driver", "vfs"]).args(args));
+    // It makes a name out of a folder's path, which must not have capitals.
+    let done = run(command.args(["--storage-driver", "vfs"]).args(args).current_dir(env.path(".")));
     assert_eq!(done.code, 0, "{command:?}: {done:?}");
     done.stdout.trim().to_owned()
 }
@@ -117,7 +118,8 @@ fn every_format_is_what_its_readers_want() {
     let id = env.ok(["inspect", "-f", "{{.Id}}", "app:1"]).trim().to_owned();
     let layers = json!([digest(&tar(1)), digest(&tar(2))]);
     for format in ["", "docker-archive", "oci-archive", "oci-dir"] {
-        let out = env.path(format!("out-{format}"));
+        let name = format!("out-{format}");
+        let out = env.path(&name);
         let text = out.to_str().unwrap();
         let named: &[&str] = if format.is_empty() { &[] } else { &["--format", format] };
         env.ok([&["save", "-o", text], named, &["app:1"]].concat());
@@ -127,7 +129,7 @@ fn every_format_is_what_its_readers_want() {
         };
         let (docker, oci) = (format != "oci-archive" && format != "oci-dir", format != "docker-archive");
         assert_eq!(["manifest.json", "oci-layout", "index.json"].map(has), [docker, oci, oci], "{format}");
-        podman(&env, "podman", &["load", "-q", "-i", text]);
+        podman(&env, "podman", &["load", "-q", "-i", &name]);
         // The name that podman gives it depends on the format.
         let hex = &id["sha256:".len()..];
         let shown = podman(&env, "podman", &["image", "inspect", "--format", "{{json .RootFS.Layers}}", hex]);

@@ -184,7 +184,10 @@ fn what_cannot_be_imported_leaves_nothing() {
             &["https://example.com/x.tgz"],
             "Error: cannot import from a URL: curl -fL https://example.com/x.tgz | plyfs import - does it\n",
         ),
-        (&["-", "a", "b"], "\"plyfs import\" requires at most 2 arguments.\nSee 'plyfs import --help'.\n"),
+        (
+            &["-", "a", "b"],
+            "\"plyfs import\" requires at least 1 and at most 2 arguments.\nSee 'plyfs import --help'.\n",
+        ),
         (&[], "\"plyfs import\" requires at least 1 argument.\nSee 'plyfs import --help'.\n"),
     ] {
         let out = import(&env, &tar(), args);

@@ -34,7 +34,8 @@ pub(super) struct ImportArgs {
 }
 
 pub(super) fn import(global: &Global, a: &ImportArgs) -> anyhow::Result<()> {
-    let (from, name) = args::one_or_two("import", &a.args)?;
+    let given = args::at_least_one("import", &a.args)?;
+    let (from, name) = args::one_or_two("import", given)?;
     let wanted = Wanted {
         config: import::config_of(&a.change)?,
         platform: a.platform.clone().unwrap_or_else(Platform::host),

@@ -1,4 +1,5 @@
-//! The process that serves a mount: in the background or in front, until the mount is gone or a signal ends it.
+//! Processes of our own: the one that serves a mount, in the background or in front, until the mount is gone or a signal
+//! ends it; and one that ends something which nobody needs to wait for.
 
 use super::log;
 use crate::fs::{Data, Fs};
@@ -52,6 +53,23 @@ pub(super) fn serve(job: Job, foreground: bool) -> anyhow::Result<()> {
                 "" => anyhow::bail!("the process that serves the mount died; {} may say why", log_path.display()),
                 why => anyhow::bail!("{why}"),
             }
+        }
+    }
+}
+
+/// Has a child drop the value, and goes on. Where there can be none, it is dropped here.
+pub(super) fn leave_to_child<T>(value: T) {
+    match File::options().read(true).write(true).open("/dev/null").and_then(|null| Ok((null, sys::fork()?))) {
+        Ok((_, Fork::Parent(_))) => std::mem::forget(value),
+        Ok((null, Fork::Child)) => {
+            // Whoever waits for our output must not wait for this.
+            let done = sys::close_inherited().and_then(|()| sys::detach_from_terminal(&null));
+            drop(value);
+            std::process::exit(i32::from(done.is_err()));
+        }
+        Err(error) => {
+            tracing::debug!(%error, "nobody else can do it");
+            drop(value);
         }
     }
 }

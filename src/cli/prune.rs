@@ -75,7 +75,7 @@ fn removed(store: &Store, image: &Image) -> anyhow::Result<Vec<Record>> {
         return Ok(Vec::new());
     }
     match remove(store, &image.id.to_string(), true) {
-        Ok(records) => Ok(records),
+        Ok((records, _trash)) => Ok(records),
         Err(image::Error::Conflict(_) | image::Error::Store(crate::store::Error::NoSuchImage(_))) => Ok(Vec::new()),
         Err(error) => Err(error.into()),
     }
@@ -84,8 +84,10 @@ fn removed(store: &Store, image: &Image) -> anyhow::Result<Vec<Record>> {
 /// Removes what pulls that died and crashes left; returns how many bytes.
 fn leftovers(store: &Store) -> anyhow::Result<u64> {
     let lock = store.lock_exclusive()?;
-    let mut gone = gc::collect(store, &lock, &store.catalog()?, layer::FORMAT)?;
+    let (mut gone, trash) = gc::collect(store, &lock, &store.catalog()?, layer::FORMAT)?;
     gone.extend(gc::remove_downloads(store, &lock)?);
+    drop(lock);
+    drop(trash);
     Ok(gone.iter().map(|item| item.bytes).sum())
 }
 

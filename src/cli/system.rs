@@ -54,8 +54,10 @@ fn collect(global: &Global, a: &GcArgs) -> anyhow::Result<()> {
     args::none("system gc", &a.args)?;
     let store = global.store()?;
     let lock = store.lock_exclusive()?;
-    let mut removed = gc::collect(&store, &lock, &store.catalog()?, layer::FORMAT)?;
+    let (mut removed, trash) = gc::collect(&store, &lock, &store.catalog()?, layer::FORMAT)?;
     removed.extend(gc::remove_downloads(&store, &lock)?);
+    drop(lock);
+    drop(trash);
     for item in &removed {
         output::line(format_args!("Deleted {}: {}", item.kind.name(), item.path.display()))?;
     }

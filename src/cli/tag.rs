@@ -1,9 +1,13 @@
 //! `tag`, `rmi` and `image rm`: names given and taken.
 
-use super::{Exit, Global, args, output};
+use super::{Exit, Global, args, daemon, output};
 use crate::image::{Error, remove};
 use crate::reference::Reference;
-use crate::store;
+use crate::store::{self, gc::Trash};
+
+/// Layers of so many bytes are gone before anybody notices. A disk that discards what is freed takes a second for each
+/// gigabyte, and that need not be waited for.
+const SMALL: u64 = 32 << 20;
 
 #[derive(clap::Args)]
 #[command(override_usage = "plyfs tag [OPTIONS] SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]")]
@@ -40,10 +44,11 @@ pub(super) fn rmi(global: &Global, a: &RmiArgs) -> anyhow::Result<()> {
     let wanted = args::at_least_one("rmi", &a.args)?;
     let _nothing_to_prune = a.no_prune;
     let store = global.store()?;
-    let mut failed = false;
+    let (mut failed, mut trash) = (false, Trash::default());
     for text in wanted {
         match remove::remove(&store, text, a.force) {
-            Ok(records) => {
+            Ok((records, more)) => {
+                trash.extend(more);
                 let lines: Vec<String> = records.iter().map(|r| format!("{r}\n")).collect();
                 output::text(&lines.concat())?;
             }
@@ -52,6 +57,9 @@ pub(super) fn rmi(global: &Global, a: &RmiArgs) -> anyhow::Result<()> {
                 failed |= !(a.force && matches!(error, Error::Store(store::Error::NoSuchImage(_))));
             }
         }
+    }
+    if trash.bytes() > SMALL {
+        daemon::leave_to_child(trash);
     }
     if failed { Err(Exit::Said(1).into()) } else { Ok(()) }
 }

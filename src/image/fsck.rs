@@ -187,7 +187,7 @@ impl Check<'_> {
     fn garbage(&mut self, lock: &Lock, catalog: &Catalog) -> Result<()> {
         let found = gc::find(self.store, lock, catalog, layer::FORMAT)?;
         if self.options.repair {
-            gc::remove(self.store, lock, &found)?;
+            drop(gc::remove(self.store, lock, &found)?);
         }
         for item in found {
             let what = match item.kind {

@@ -38,8 +38,8 @@ pub fn tag(store: &Store, image: &str, name: &Reference) -> Result<()> {
 }
 
 /// Removes what `wanted` means: a name, and the image with its last name; or, by ID, the image with all its names. What
-/// no other image uses goes from the disk.
-pub fn remove(store: &Store, wanted: &str, force: bool) -> Result<Vec<Record>> {
+/// no other image uses is out of the store then, and goes from the disk with the trash.
+pub fn remove(store: &Store, wanted: &str, force: bool) -> Result<(Vec<Record>, gc::Trash)> {
     let lock = store.lock_exclusive()?;
     let records = store.update_locked(&lock, |_, catalog| {
         let image = catalog.resolve(wanted)?.clone();
@@ -55,9 +55,10 @@ pub fn remove(store: &Store, wanted: &str, force: bool) -> Result<Vec<Record>> {
         Ok::<_, Error>(plan)
     })?;
     if records.iter().any(|r| matches!(r, Record::Deleted(_))) {
-        gc::collect(store, &lock, &store.catalog()?, layer::FORMAT)?;
+        let (_garbage, trash) = gc::collect(store, &lock, &store.catalog()?, layer::FORMAT)?;
+        return Ok((records, trash));
     }
-    Ok(records)
+    Ok((records, gc::Trash::default()))
 }
 
 /// What removing would do, or why it may not. Changes nothing.
@@ -183,7 +184,7 @@ mod tests {
         }
 
         fn rm(&self, wanted: &str, force: bool) -> std::result::Result<Vec<String>, String> {
-            let records = remove(&self.store, wanted, force).map_err(|e| e.to_string())?;
+            let (records, _trash) = remove(&self.store, wanted, force).map_err(|e| e.to_string())?;
             Ok(records.iter().map(Record::to_string).collect())
         }
     }

@@ -4,7 +4,7 @@ use super::session::{self, Found};
 use super::{Catalog, Error, Intent, Lock, Result, Store, mounts, partial, publish};
 use crate::digest::{Algorithm, Digest};
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -92,11 +92,44 @@ pub fn find(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Resul
     Ok(found)
 }
 
+/// Layers that were taken out of the store and still take room. While this lives nobody else minds them; when it is
+/// dropped they go, which takes its time with large files and needs no lock. What is left of them by a process that dies
+/// is reaped like a dead session's folder.
+#[must_use = "dropping it takes time, which is better spent after the store's lock is gone"]
+#[derive(Default)]
+pub struct Trash {
+    layers: Vec<(PathBuf, Option<File>)>,
+    bytes: u64,
+}
+
+impl Trash {
+    /// How many bytes of disk go with it.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Takes in another's layers.
+    pub fn extend(&mut self, mut other: Trash) {
+        self.layers.append(&mut other.layers);
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+}
+
+impl Drop for Trash {
+    fn drop(&mut self) {
+        for (path, _held) in self.layers.drain(..) {
+            if let Err(error) = unlink(&path) {
+                tracing::warn!("{error}; `plyfs system gc` will remove it");
+            }
+        }
+    }
+}
+
 /// Removes what [`find`] found. Goes on past failures and returns the first one at the end.
-pub fn remove(store: &Store, lock: &Lock, found: &[Garbage]) -> Result<()> {
+pub fn remove(store: &Store, lock: &Lock, found: &[Garbage]) -> Result<Trash> {
     debug_assert!(lock.exclusive());
     let (layers, others): (Vec<&Garbage>, Vec<&Garbage>) = found.iter().partition(|item| item.kind == Kind::Layer);
-    let mut first = remove_layers(store, &layers);
+    let (trash, mut first) = remove_layers(store, &layers);
     for item in others {
         let done = match item.kind {
             Kind::Mount => mounts::reap(&item.path),
@@ -105,29 +138,32 @@ pub fn remove(store: &Store, lock: &Lock, found: &[Garbage]) -> Result<()> {
         first = first.and(done);
     }
     mounts::prune_logs(store)?;
-    first
+    first.map(|()| trash)
 }
 
-/// Removes layers. All are renamed first, and that is made durable once: a layer is there whole or not at all, whenever
-/// the power goes.
-fn remove_layers(store: &Store, layers: &[&Garbage]) -> Result<()> {
-    let (mut first, mut aside) = (Ok(()), Vec::new());
+/// Takes layers out of the store. All are renamed first, and that is made durable once: a layer is there whole or not at
+/// all, whenever the power goes.
+fn remove_layers(store: &Store, layers: &[&Garbage]) -> (Trash, Result<()>) {
+    let (mut trash, mut first) = (Trash::default(), Ok(()));
     for layer in layers {
         match set_aside(store, &layer.path) {
-            Ok(path) => aside.push(path),
+            Ok(aside) => {
+                trash.layers.push(aside);
+                trash.bytes += layer.bytes;
+            }
             Err(error) => first = first.and(Err(error)),
         }
     }
     let folders: BTreeSet<&Path> = layers.iter().filter_map(|layer| layer.path.parent()).collect();
-    folders.into_iter().try_for_each(publish::sync_dir)?;
-    aside.iter().fold(first, |first, path| first.and(unlink(path)))
+    let synced = folders.into_iter().try_for_each(publish::sync_dir);
+    (trash, first.and(synced))
 }
 
 /// [`find`] and [`remove`] in one.
-pub fn collect(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Result<Vec<Garbage>> {
+pub fn collect(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Result<(Vec<Garbage>, Trash)> {
     let found = find(store, lock, catalog, format)?;
-    remove(store, lock, &found)?;
-    Ok(found)
+    let trash = remove(store, lock, &found)?;
+    Ok((found, trash))
 }
 
 /// Takes back what a failed session made, except what somebody else needs by now. The session has given up its intent.
@@ -139,7 +175,10 @@ pub fn take_back(store: &Store, made: &Intent, format: u32) -> Result<()> {
     let trees = made.trees.difference(&needed.trees).map(|d| (Kind::Tree, store.tree_path(d, format)));
     let all = layers.chain(blobs).chain(trees).filter(|(_, path)| path.exists());
     let all: Vec<Garbage> = all.map(|(kind, path)| garbage(kind, path)).collect();
-    remove(store, &lock, &all)
+    let trash = remove(store, &lock, &all)?;
+    drop(lock);
+    drop(trash);
+    Ok(())
 }
 
 /// Removes what dead processes left half done, unless the store is busy: then somebody else will.
@@ -182,13 +221,16 @@ fn needed(store: &Store, lock: &Lock, catalog: &Catalog) -> Result<Intent> {
     Ok(needed)
 }
 
-fn set_aside(store: &Store, path: &Path) -> Result<PathBuf> {
-    let name = path.file_name().unwrap_or_default();
-    let aside = store.root().join("tmp").join(format!("{}.dead", name.to_string_lossy()));
-    // A removal of the same thing may have been killed.
-    unlink(&aside)?;
+/// Renames a layer out of the store, and holds it there as a live session holds its folder.
+fn set_aside(store: &Store, path: &Path) -> Result<(PathBuf, Option<File>)> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    // The same layer may have been removed before and not be gone yet. The store's lock keeps the name ours.
+    let mut numbers = (0..).map(|n| store.root().join("tmp").join(format!("{name}.{n}.dead")));
+    let aside = numbers.find(|path| fs::symlink_metadata(path).is_err()).unwrap_or_default();
     fs::rename(path, &aside).map_err(Error::io("rename", path))?;
-    Ok(aside)
+    // One that cannot be held may be reaped by somebody else, and then it is gone as well.
+    let held = File::open(&aside).ok().filter(|dir| dir.try_lock().is_ok());
+    Ok((aside, held))
 }
 
 fn unlink(path: &Path) -> Result<()> {
@@ -250,7 +292,8 @@ mod tests {
 
     fn gc(store: &Store) -> Vec<Kind> {
         let lock = store.lock_exclusive().unwrap();
-        let found = collect(store, &lock, &store.catalog().unwrap(), FORMAT).unwrap();
+        let (found, trash) = collect(store, &lock, &store.catalog().unwrap(), FORMAT).unwrap();
+        drop(trash);
         found.into_iter().map(|g| g.kind).collect()
     }
 
@@ -306,17 +349,34 @@ mod tests {
     #[test]
     fn a_layer_whose_removal_was_killed_once_can_be_removed_again() {
         let (_dir, store) = store();
-        let layers = ["one", "two"].map(|seed| put_layer(&store, seed));
-        for layer in &layers {
-            let aside = store.root().join("tmp").join(format!("{}.dead", layer.hex()));
+        for seed in ["one", "two"] {
+            let layer = put_layer(&store, seed);
+            let aside = store.root().join("tmp").join(format!("{}.0.dead", layer.hex()));
             fs::create_dir(&aside).unwrap();
             fs::write(aside.join("layer.tar"), "half").unwrap();
         }
-        let made = Intent { layers: layers.into(), ..Intent::default() };
-        take_back(&store, &made, FORMAT).unwrap();
+        assert_eq!(gc(&store), [Kind::Partial, Kind::Partial, Kind::Layer, Kind::Layer]);
         for folder in ["layers/sha256", "tmp"] {
             assert_eq!(list(&store.root().join(folder)).unwrap(), [], "{folder}");
         }
+    }
+
+    #[test]
+    fn what_is_on_its_way_out_is_nobody_elses_garbage() {
+        let (_dir, store) = store();
+        let layer = put_layer(&store, "layer");
+        let lock = store.lock_exclusive().unwrap();
+        let (found, trash) = collect(&store, &lock, &store.catalog().unwrap(), FORMAT).unwrap();
+        drop(lock);
+        assert!(found.len() == 1 && trash.bytes() > 0 && !store.has_layer(&layer));
+        assert_eq!(gc(&store), []);
+        reap_partials(&store).unwrap();
+        let aside = || list(&store.root().join("tmp")).unwrap().len();
+        assert_eq!(aside(), 1);
+        // The layer may come again meanwhile.
+        put_layer(&store, "layer");
+        drop(trash);
+        assert!(aside() == 0 && store.has_layer(&layer));
     }
 
     #[test]

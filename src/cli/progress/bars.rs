@@ -237,10 +237,10 @@ mod tests {
         assert_eq!(said(Stage::Downloading, 200), format!("000000000001: Downloading {docker}"));
         assert_eq!(said(Stage::Extracting, 200), format!("000000000001: Extracting {docker}"));
         assert_eq!(said(Stage::Pushing, 200), format!("000000000001: Pushing {docker}"));
-        let narrow = "000000000001: Downloading [===>                             ]    3.4MB/28.21MB";
+        let narrow = "000000000001: Downloading [===>                              ]    3.4MB/28.21MB";
         assert_eq!(said(Stage::Downloading, 80), narrow);
         assert_eq!(said(Stage::Downloading, 50), "000000000001: Downloading    3.4MB/28.21MB");
-        assert_eq!(said(Stage::Downloading, 30), "000000000001: Downloading    3");
+        assert_eq!(said(Stage::Downloading, 32), "000000000001: Downloading    3.");
         let whole = Layer { got: 28_210_000, ..layer(1, Stage::Downloading) };
         let full = "000000000001: Downloading [==================================================>]  28.21MB/28.21MB";
         assert_eq!(line(&whole, 200), full);

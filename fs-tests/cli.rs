@@ -319,6 +319,14 @@ fn help_fits_a_terminal_and_says_how_to_use_each_verb() {
             assert!(line.chars().count() <= 80, "{verb}: {line}");
         }
     }
+    // Whatever does something shows how.
+    let verbs = "pull push load import save export images inspect history tag rmi mount umount mounts login logout search \
+                 version completion";
+    let groups = ["manifest inspect", "image prune", "image ls", "image rm", "system df", "system fsck", "system gc"];
+    for verb in verbs.split_whitespace().chain(groups) {
+        let help = env.ok(verb.split_whitespace().chain(["--help"]));
+        assert!(help.contains("\nExample:\n") || help.contains("\nExamples:\n"), "{verb}: {help}");
+    }
     // With nothing to do, the same.
     for verb in ["image", "system"] {
         assert_eq!(env.ok([verb]), env.ok([verb, "--help"]));

@@ -11,19 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::support::env::{Output, TestEnv, run};
 use super::support::oci::{Compression, Image, digest};
-use super::support::tar::Tar;
-
-/// A layer whose content no compression makes small.
-fn noise(seed: u32, bytes: u32) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        state.to_le_bytes()
-    };
-    Tar::new().file(format!("noise-{seed}"), (0..bytes / 4).flat_map(|_| next()).collect::<Vec<u8>>()).finish()
-}
+use super::support::tar::{Tar, noise};
 
 fn small(n: u8) -> Vec<u8> {
     Tar::new().dir("etc").file(format!("etc/file-{n}"), vec![n; 5000]).finish()

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::support::env::{Output, TestEnv, run};
 use super::support::oci::{Compression, Image, digest};
 use super::support::registry::{DockerRegistry, Reply, command, pull};
-use super::support::tar::Tar;
+use super::support::tar::{Tar, noise};
 use super::support::uploads::Writable;
 
 const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
@@ -17,21 +17,9 @@ fn tar(n: u8) -> Vec<u8> {
     Tar::new().dir("etc").file(format!("etc/{n}"), vec![n; 5000]).finish()
 }
 
-/// Bytes that no compression makes small.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x2545_f491_4f6c_dd1du64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state as u8
-    };
-    (0..length).map(|_| next()).collect()
-}
-
 /// A layer that goes up in three chunks.
 fn big() -> Vec<u8> {
-    Tar::new().file("noise", noise(20 << 20)).finish()
+    noise(1, 20 << 20)
 }
 
 /// Has the image in the store under this name.

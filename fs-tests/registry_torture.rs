@@ -14,7 +14,7 @@ use super::support::env::{TestEnv, run};
 use super::support::oci::{Compression, Image};
 use super::support::proxy::Proxy;
 use super::support::registry::{DockerRegistry, command, pull};
-use super::support::tar::Tar;
+use super::support::tar::{Tar, noise};
 
 const MIB: usize = 1 << 20;
 /// A proxy's rest after each piece: pulls take long enough to be met anywhere, and keep up.
@@ -24,13 +24,6 @@ const REST: Duration = Duration::from_millis(1);
 fn given(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
     Some(value.parse().unwrap_or_else(|_| panic!("{name} is no number: {value}")))
-}
-
-/// A layer that no compression makes small.
-fn noise(seed: u64, bytes: usize) -> Vec<u8> {
-    let mut random = Random::new(seed);
-    let noise: Vec<u8> = (0..bytes / 8).flat_map(|_| random.next().to_le_bytes()).collect();
-    Tar::new().file(format!("noise-{seed}"), noise).finish()
 }
 
 fn fill(env: &TestEnv, registry: &DockerRegistry, name: &str, image: &Image) {
@@ -168,7 +161,7 @@ fn many_processes_pull_tag_remove_and_prune_the_same_images() {
     println!("PLYFS_SOAK_SEED={seed}");
     let (env, registry) = (TestEnv::new(), DockerRegistry::start(None, None));
     // Some are kept while they are fetched, some are too small for that.
-    let layer = |n: u64| noise(n, [MIB / 2, 3 * MIB / 2, 20_000][n as usize % 3]);
+    let layer = |n: u32| noise(n, [MIB / 2, 3 * MIB / 2, 20_000][n as usize % 3]);
     for (name, layers) in [("a:1", &[1, 2][..]), ("b:1", &[1, 3]), ("c:1", &[1, 2, 3, 4]), ("d:1", &[5])] {
         fill(&env, &registry, name, &layers.iter().fold(Image::new(), |image, n| image.layer(layer(*n))));
     }

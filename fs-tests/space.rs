@@ -7,22 +7,9 @@ use std::process::{Command, Stdio};
 use super::support::env::{Output, TestEnv, run};
 use super::support::oci::{Compression, Image};
 use super::support::registry::{Content, Reply, Server, command};
-use super::support::tar::Tar;
+use super::support::tar::{Tar, noise};
 
 const MIB: usize = 1 << 20;
-
-/// Noise that nothing makes smaller.
-fn noise(seed: u32, bytes: usize) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        state.to_le_bytes()
-    };
-    let content: Vec<u8> = (0..bytes / 4).flat_map(|_| next()).collect();
-    Tar::new().file(format!("noise-{seed}"), content).finish()
-}
 
 /// A store on a disk of its own, which goes with the test.
 struct Disk {

@@ -26,7 +26,7 @@
 //! | [`meta`] | file kinds, modes, owners, times, extended attributes |
 //! | [`whiteout`] | the only code that knows how layers and upper directories write deletions down |
 //! | [`mod@reference`] | names of images: `name`, `name:tag`, `name@digest` |
-//! | [`registry`] | the distribution protocol: who we are, tokens, mirrors, manifests, blob streams, uploads; of files only those of credentials |
+//! | [`registry`] | the distribution protocol: credentials, tokens, mirrors, manifests, blob streams, uploads, search |
 //! | [`template`] | Go templates over plain data, as `--format` takes them |
 //! | [`layer`] | one immutable layer: reads its tar once, makes its index, reads it where it is mapped; writes tars |
 //! | [`tree`] | the one merge rule: finished indexes in, one merged index out; no I/O |

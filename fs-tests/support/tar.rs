@@ -399,6 +399,19 @@ fn append_padded(data: &[u8], out: &mut Vec<u8>) {
     out.resize(out.len().next_multiple_of(512), 0);
 }
 
+/// A layer of so many bytes that no compression makes small.
+pub fn noise(seed: u32, bytes: usize) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state.to_le_bytes()
+    };
+    let content: Vec<u8> = (0..bytes / 4).flat_map(|_| next()).collect();
+    Tar::new().file(format!("noise-{seed}"), content).finish()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -22,6 +22,7 @@ const TABLE: &str = r"{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Rec
 const TABLE_OF_IMAGES: &str = r"{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}\t{{.SharedSize}}\t{{.UniqueSize}}\t{{.Containers}}";
 
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  plyfs system df\n  plyfs system df -v --format json")]
 pub(super) struct DfArgs {
     /// Show each image
     #[arg(short, long)]

@@ -26,6 +26,9 @@ const MISSING: &str = "<missing>";
 const COMMAND_WIDTH: usize = 45;
 
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  plyfs history debian:12\n  plyfs history --no-trunc --format '{{.CreatedBy}}' debian:12"
+)]
 pub(super) struct HistoryArgs {
     /// `table`, `table TEMPLATE`, `json`, or a Go template over ID, CreatedSince, CreatedAt, CreatedBy, Size, Comment
     #[arg(long, value_name = "FORMAT")]

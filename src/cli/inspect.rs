@@ -16,6 +16,11 @@ const IMAGE_TEXTS: &[&str] = &["Parent", "DockerVersion", "Container", "Variant"
 
 #[derive(clap::Args)]
 #[command(override_usage = "plyfs inspect [OPTIONS] IMAGE...")]
+#[command(after_help = "\
+Examples:
+  plyfs inspect debian:12
+  plyfs inspect -f '{{json .Config.Env}}' debian:12
+  plyfs inspect -f '{{range .RootFS.Layers}}{{println .}}{{end}}' debian:12")]
 pub(super) struct InspectArgs {
     /// `json` for one line of JSON for each image, or a Go template over what would be shown
     #[arg(short, long)]

@@ -46,6 +46,7 @@ pub(super) struct MountArgs {
 
 #[derive(clap::Args)]
 #[command(override_usage = "plyfs umount [OPTIONS] MOUNTPOINT...")]
+#[command(after_help = "Example:\n  plyfs umount /mnt")]
 pub(super) struct UmountArgs {
     /// Unmount although files are in use; they stay usable until they are closed
     #[arg(short, long)]

@@ -11,6 +11,10 @@ use std::collections::BTreeMap;
 use std::io;
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  plyfs image prune                         what has no tag, and what broken pulls left
+  plyfs image prune -af --filter until=24h  every image older than a day that is not mounted")]
 pub(super) struct PruneArgs {
     /// Remove all images that are not mounted, not only those without a tag
     #[arg(short, long)]

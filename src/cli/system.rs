@@ -18,12 +18,14 @@ pub(super) enum SystemCommand {
 }
 
 #[derive(clap::Args)]
+#[command(after_help = "Example:\n  plyfs system gc")]
 pub(super) struct GcArgs {
     #[arg(hide = true)]
     args: Vec<String>,
 }
 
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  plyfs system fsck\n  plyfs system fsck --repair")]
 pub(super) struct FsckArgs {
     /// Mend what can be mended
     #[arg(long)]
@@ -36,6 +38,7 @@ pub(super) struct FsckArgs {
 }
 
 #[derive(clap::Args)]
+#[command(after_help = "Example:\n  plyfs version -f '{{.Client.Version}}'")]
 pub(super) struct VersionArgs {
     /// `json`, or a Go template over Client.Version, Client.Os and Client.Arch
     #[arg(short, long, value_name = "FORMAT")]

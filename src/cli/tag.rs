@@ -20,6 +20,10 @@ pub(super) struct TagArgs {
 
 #[derive(clap::Args)]
 #[command(override_usage = "plyfs rmi [OPTIONS] IMAGE...")]
+#[command(after_help = "\
+Examples:
+  plyfs rmi debian:12                            the name, and with the last one the image
+  plyfs image ls -q | xargs plyfs image rm -f    everything")]
 pub(super) struct RmiArgs {
     /// Remove an image with all its names, and do not mind one that is not there
     #[arg(short, long)]

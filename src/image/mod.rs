@@ -3,7 +3,8 @@
 //!
 //! A [`source::Source`] plans images (documents verified, layers listed) and yields their layers' streams;
 //! [`pull`] runs each missing layer once through `pipeline` and publishes it; [`import`] does so with a tar that is no image
-//! yet; [`push`] and [`save`] let images out again; [`open`] hands a mount the merged tree and the tars; [`remove`] follows Docker's rules; [`fsck`] checks everything that can be made again or must be fetched again.
+//! yet; [`push`] and [`save`] let images out again; [`open`] hands a mount the merged tree and the tars; [`remove`] follows
+//! Docker's rules; [`fsck`] checks everything that can be made again or must be fetched again.
 
 pub mod change;
 pub mod deflate;

@@ -4,7 +4,8 @@
 //! What comes from a registry is a claim. Manifests are hashed here; a blob's stream is handed out unchecked, survives
 //! broken connections, and is for the taker to verify. Credentials go to the registry and to the token server that it
 //! names by the rules in `auth`, to nobody else, and only over TLS unless the user said otherwise or the registry is
-//! this machine. What is read may come from mirrors, each asked with its own credentials. A proxy is used as `ALL_PROXY`, `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say.
+//! this machine. What is read may come from mirrors, each asked with its own credentials. A proxy is used as `ALL_PROXY`,
+//! `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say.
 
 pub mod account;
 mod auth;

@@ -324,6 +324,24 @@ fn credentials_stay_with_the_registry_and_tokens_are_asked_for_writing() {
 }
 
 #[test]
+fn an_image_that_is_removed_while_it_goes_out_is_gone_afterwards() {
+    let env = std::sync::Arc::new(TestEnv::new());
+    let own = env.clone();
+    let registry = Writable::start(move |seen, _| {
+        if seen.method == "POST" && seen.before == 0 {
+            own.ok(["rmi", "-f", &format!("{}/app:1", seen.header("host"))]);
+        }
+        None
+    });
+    let name = format!("{}/app:1", registry.server.host);
+    add(&env, Image::new().layer(tar(1)).layer(tar(2)), &name);
+    pushed(&env, &name, &[]);
+    assert_eq!(pull(&TestEnv::new(), &name, &[]).code, 0);
+    assert_eq!(env.ok(["images", "-q"]), "");
+    assert_eq!(env.ok(["system", "fsck"]), "");
+}
+
+#[test]
 fn a_blob_that_lies_at_another_host_is_there() {
     let env = TestEnv::new();
     let registry = Writable::start(|seen, kept| match kept.answer(seen) {

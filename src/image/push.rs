@@ -8,11 +8,12 @@
 
 use super::deflate::{self, Compression};
 use super::manifest::{self, DOCUMENT_CAP, Descriptor, Family};
-use super::{Error, Problem, Result, jobs};
+use super::{Error, Problem, Result, jobs, remove};
 use crate::digest::{Algorithm, Digest, Hasher, Verifier};
+use crate::layer;
 use crate::reference::Reference;
 use crate::registry::{self, Begun, Kind, Repository, Settings, Upload};
-use crate::store::{Catalog, Image, Intent, LayerRecord, Session, Store};
+use crate::store::{Catalog, Image, Intent, LayerRecord, Session, Store, gc};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -103,12 +104,21 @@ pub fn push(
     packing: Packing,
     progress: &dyn Progress,
 ) -> Result<Pushed> {
+    let done = put(session, image, to, settings, packing, progress);
+    remove::let_go(session, image)?;
+    done
+}
+
+fn put(
+    session: &Session,
+    image: &Image,
+    to: &Reference,
+    settings: &Settings,
+    packing: Packing,
+    progress: &dyn Progress,
+) -> Result<Pushed> {
     let store = session.store();
-    session.intend(&Intent {
-        layers: image.layers.iter().map(|l| l.diff_id.clone()).collect(),
-        blobs: image.blobs().cloned().collect(),
-        trees: [image.chain_id()].into(),
-    })?;
+    session.intend(&remove::parts_of(image))?;
     let out = Out {
         store,
         image,
@@ -140,17 +150,24 @@ pub fn push(
 
 /// The image gets its name by digest, and keeps the manifest that it went out with.
 fn remember(session: &Session, image: &Image, to: &Reference, digest: &Digest, bytes: &[u8]) -> Result<()> {
-    let blobs = image.blobs().chain([digest]).cloned().collect();
-    session.intend(&Intent { blobs, ..Intent::default() })?;
-    session.publish_blob(digest, bytes)?;
-    session.store().update_by(session, |_, catalog| {
+    let mut parts = Intent { blobs: [digest.clone()].into(), ..Intent::default() };
+    parts.extend(remove::parts_of(image));
+    session.intend(&parts)?;
+    let fresh = session.publish_blob(digest, bytes)?;
+    let is_there = session.store().update_by(session, |_, catalog| {
         // It may have been removed meanwhile.
-        if catalog.get(&image.id).is_some() {
+        let is_there = catalog.get(&image.id).is_some();
+        if is_there {
             catalog.add_origin(&image.id, digest);
             catalog.give_name(&image.id, &to.by_digest(digest));
         }
-        Ok(())
-    })
+        Ok::<_, Error>(is_there)
+    })?;
+    if fresh && !is_there {
+        let made = Intent { blobs: [digest.clone()].into(), ..Intent::default() };
+        gc::take_back(session.store(), &made, layer::FORMAT)?;
+    }
+    Ok(())
 }
 
 /// A blob that holds a layer.

@@ -4,7 +4,7 @@ use super::{Error, Result};
 use crate::digest::Digest;
 use crate::layer;
 use crate::reference::Reference;
-use crate::store::{Catalog, Image, Store, gc, is_id_prefix, mounts};
+use crate::store::{Catalog, Image, Intent, Session, Store, gc, is_id_prefix, mounts};
 use std::collections::BTreeSet;
 
 /// One thing that a removal did, in Docker's words when printed.
@@ -59,6 +59,26 @@ pub fn remove(store: &Store, wanted: &str, force: bool) -> Result<(Vec<Record>, 
         return Ok((records, trash));
     }
     Ok((records, gc::Trash::default()))
+}
+
+/// Ends what a session kept of an image for itself, to let it out. Whoever removed the image meanwhile had to leave its
+/// parts behind: then they go now.
+pub(super) fn let_go(session: &Session, image: &Image) -> Result<()> {
+    let store = session.store();
+    session.give_up()?;
+    if store.catalog()?.get(&image.id).is_some() {
+        return Ok(());
+    }
+    Ok(gc::take_back(store, &parts_of(image), layer::FORMAT)?)
+}
+
+/// Everything in the store that belongs to an image.
+pub(super) fn parts_of(image: &Image) -> Intent {
+    Intent {
+        layers: image.layers.iter().map(|l| l.diff_id.clone()).collect(),
+        blobs: image.blobs().cloned().collect(),
+        trees: [image.chain_id()].into(),
+    }
 }
 
 /// What removing would do, or why it may not. Changes nothing.

@@ -5,7 +5,7 @@
 //! layer that several images share is there once. Times are zero, so that the same images make the same archive.
 
 use super::manifest::DOCUMENT_CAP;
-use super::{Error, Result};
+use super::{Error, Result, remove};
 use crate::digest::{Digest, Verifier};
 use crate::reference::Reference;
 use crate::store::{self, Image, Intent, Session, Store};
@@ -93,9 +93,15 @@ pub fn save_layout(store: &Store, images: &[Saved], folder: &Path) -> Result<()>
 
 fn write(store: &Store, images: &[Saved], format: Format, out: &mut dyn Members) -> Result<()> {
     let session = Session::begin(store)?;
-    let layers = images.iter().flat_map(|s| s.image.layers.iter().map(|l| l.diff_id.clone())).collect();
-    let blobs = images.iter().map(|s| s.image.id.clone()).collect();
-    session.intend(&Intent { layers, blobs, ..Intent::default() })?;
+    let mut kept = Intent::default();
+    images.iter().for_each(|saved| kept.extend(remove::parts_of(&saved.image)));
+    session.intend(&kept)?;
+    let done = write_all(store, images, format, out);
+    images.iter().try_for_each(|saved| remove::let_go(&session, &saved.image))?;
+    done
+}
+
+fn write_all(store: &Store, images: &[Saved], format: Format, out: &mut dyn Members) -> Result<()> {
     let mut archive = Archive { store, out, with_manifests: format != Format::Docker, written: BTreeSet::new() };
     for folder in ["blobs/", "blobs/sha256/"] {
         archive.out.folder(folder).map_err(failed)?;

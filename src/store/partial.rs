@@ -29,7 +29,13 @@ impl Partial {
         let path = store.partial_path(digest);
         let folder = path.parent().unwrap_or(store.root());
         loop {
-            DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(Error::io("make", folder))?;
+            let is_other = || fs::symlink_metadata(folder).is_ok_and(|m| !m.is_dir());
+            match DirBuilder::new().recursive(true).mode(0o700).create(folder) {
+                Ok(()) => {}
+                // It was there, and went before it could be seen what it is.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && !is_other() => continue,
+                Err(e) => return Err(Error::io("make", folder)(e)),
+            }
             let file = match File::options().create(true).truncate(false).read(true).write(true).open(&path) {
                 Ok(file) => file,
                 // The folder went, being empty.
@@ -193,5 +199,22 @@ mod tests {
         let second = Partial::open(&store, &digest, &never).unwrap().unwrap();
         drop(first);
         assert!(second.length() == 0 && store.partial_path(&digest).exists());
+    }
+
+    #[test]
+    fn a_folder_that_goes_while_it_is_made_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        let come_and_go = &|seed: u8| {
+            for _ in 0..3000 {
+                drop(Partial::open(&store, &Digest::of(&[seed]), &|| false).unwrap().unwrap());
+            }
+        };
+        std::thread::scope(|scope| {
+            (0..4).for_each(|seed| drop(scope.spawn(move || come_and_go(seed))));
+        });
+        // A file in its place is an error and no reason to wait.
+        fs::write(store.root().join("tmp").join(FOLDER), "").unwrap();
+        assert!(Partial::open(&store, &Digest::of(b""), &|| false).is_err());
     }
 }

@@ -40,10 +40,12 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("fuse", &["fs", "meta", "name", "sys"]),
     ("registry", &["digest", "reference", "sys"]),
     ("store", &["digest", "layer", "reference", "sys", "tree"]),
-    ("image", &["digest", "layer", "name", "reference", "registry", "store", "sys", "tree"]),
+    ("image", &["digest", "fs", "layer", "name", "reference", "registry", "store", "sys", "tree", "upper"]),
+    ("container", &["digest", "fs", "fuse", "image", "layer", "name", "store", "sys", "upper"]),
     (
         "cli",
         &[
+            "container",
             "digest",
             "fs",
             "fuse",

@@ -2,7 +2,6 @@
 //! ends it; and one that ends something which nobody needs to wait for.
 
 use super::log;
-use crate::fs::{Data, Fs};
 use crate::fuse::{self, Options};
 use crate::image::OpenTree;
 use crate::store::mounts::Guard;
@@ -109,12 +108,7 @@ fn mount_and_wait(
     live: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let signals = Signals::block()?;
-    let layers = opened.tars.into_iter().map(Data::open).collect::<std::io::Result<Vec<Data>>>()?;
-    let fs = match upper {
-        Some(upper) => Fs::writable(opened.tree, layers, upper)
-            .map_err(|e| anyhow::anyhow!("cannot put the upper directory on the image: {e}"))?,
-        None => Fs::new(opened.tree, layers),
-    };
+    let fs = opened.into_fs(upper)?;
     let session = fuse::mount(Arc::new(fs), mountpoint, options)?;
     let detach = session.detacher();
     std::thread::Builder::new().name("plyfs-signals".into()).spawn(move || end_on_signals(&signals, detach))?;

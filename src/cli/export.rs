@@ -1,7 +1,7 @@
 //! `export`: an image's merged tree as one tar.
 
 use super::{Global, archive, args};
-use crate::fs::{Data, ExportError, Fs, export as pack};
+use crate::fs::{ExportError, Fs, export as pack};
 use crate::store::{Intent, Session};
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -35,8 +35,7 @@ pub(super) fn export(global: &Global, a: &ExportArgs) -> anyhow::Result<()> {
     session.intend(&Intent { layers, trees: [image.chain_id()].into(), ..Intent::default() })?;
     let opened = crate::image::open_tree(&store, &image)?;
     drop(session);
-    let layers = opened.tars.into_iter().map(Data::open).collect::<io::Result<Vec<Data>>>()?;
-    let fs = Fs::new(opened.tree, layers);
+    let fs = opened.into_fs(None)?;
     match place {
         Some(place) => place.file(FAILED, |out| write(&fs, out)),
         None => write(&fs, archive::stdout()),

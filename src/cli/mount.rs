@@ -5,10 +5,9 @@ use super::images::ago;
 use super::mount_options::{self, Parsed};
 use super::{Exit, Global, args, daemon, output};
 use crate::fuse::Options;
-use crate::layer::Index;
+use crate::image;
 use crate::store::{Store, mounts};
 use crate::sys;
-use crate::upper::{self, Upper, User};
 use jiff::Timestamp;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -145,13 +144,14 @@ fn start(store: &Store, image: &str, at: &Path, parsed: Parsed, kept: bool, fore
     // Registered first, so that nobody removes what is about to be opened or made again.
     let writable = kept || parsed.upper.is_some();
     let guard = mounts::register(store, &found.id, image, &mountpoint, writable)?;
-    let opened = crate::image::open_tree(store, &found).map_err(anyhow::Error::from).and_then(|opened| {
+    let opened = image::open_tree(store, &found).map_err(anyhow::Error::from).and_then(|opened| {
         let place = match &parsed.upper {
             Some(upper) => Some((upper.clone(), parsed.work.clone().unwrap_or_else(|| beside(upper)))),
             None if kept => Some(store.kept_upper(opened.tree.source(), &mountpoint)),
             None => None,
         };
-        let upper = place.map(|place| open_upper(place, &opened.tree, &parsed)).transpose()?;
+        let open = |(upper, work)| image::open_upper(upper, work, &opened.tree, parsed.volatile);
+        let upper = place.map(open).transpose()?;
         Ok((opened, upper))
     });
     let (opened, upper) = match opened {
@@ -170,25 +170,6 @@ fn beside(upper: &Path) -> PathBuf {
     let mut name = absolute.file_name().unwrap_or_default().to_os_string();
     name.push(".work");
     absolute.with_file_name(name)
-}
-
-/// Descriptors for everything but the upper directory's objects: layers, connections, the log.
-const OTHER_DESCRIPTORS: u64 = 512;
-/// More than this many objects are never kept open: what is asked for again soon is among the last few.
-const MOST_DESCRIPTORS: u64 = 4096;
-
-fn open_upper((upper, work): (PathBuf, PathBuf), tree: &Index, parsed: &Parsed) -> anyhow::Result<Upper> {
-    let limit = sys::raise_descriptor_limit()?;
-    let descriptors = (limit / 2).saturating_sub(OTHER_DESCRIPTORS).clamp(64, MOST_DESCRIPTORS) as usize;
-    let settings = upper::Settings {
-        upper,
-        work,
-        image: tree.source().clone(),
-        volatile: parsed.volatile,
-        user: User::own(),
-        descriptors,
-    };
-    Ok(Upper::open(&settings, Box::new(upper::Disk))?)
 }
 
 fn existing_directory(at: &Path) -> anyhow::Result<PathBuf> {

@@ -24,7 +24,7 @@ pub mod source;
 mod space;
 pub mod verify;
 
-pub use open::{OpenTree, open_tree};
+pub use open::{OpenTree, open_tree, open_upper};
 pub use platform::Platform;
 
 use crate::digest::{Digest, VerifyError};
@@ -176,6 +176,9 @@ pub enum Error {
         /// What is missing or wrong.
         what: String,
     },
+    /// An upper directory cannot be used.
+    #[error(transparent)]
+    Upper(#[from] crate::upper::OpenError),
     /// A name that is none.
     #[error("{0}")]
     Reference(#[from] reference::ParseReferenceError),

@@ -3,11 +3,14 @@
 
 use super::{Error, Result};
 use crate::digest::Digest;
+use crate::fs::{Data, Fs};
 use crate::layer::{self, Index};
 use crate::store::{self, Image, Session, Store, chain_ids};
+use crate::upper::{self, Upper, User};
 use crate::{sys, tree};
 use std::fs::File;
 use std::io::{self, BufReader};
+use std::path::PathBuf;
 
 const READ_BUFFER: usize = 256 << 10;
 
@@ -17,6 +20,35 @@ pub struct OpenTree {
     pub tree: Index,
     /// The layers' tars, bottom first, as the tree numbers them.
     pub tars: Vec<File>,
+}
+
+impl OpenTree {
+    /// The file system of the image, with an upper directory on it if one is given.
+    pub fn into_fs(self, upper: Option<Upper>) -> Result<Fs> {
+        let mapped = self.tars.into_iter().map(Data::open).collect::<io::Result<Vec<Data>>>();
+        let layers =
+            mapped.map_err(|e| Error::Usage(format!("cannot map the image's layers: {}", sys::describe(&e))))?;
+        match upper {
+            Some(upper) => Fs::writable(self.tree, layers, upper)
+                .map_err(|e| Error::Usage(format!("cannot put the upper directory on the image: {e}"))),
+            None => Ok(Fs::new(self.tree, layers)),
+        }
+    }
+}
+
+/// Descriptors for everything but the upper directory's objects: layers, connections, the log.
+const OTHER_DESCRIPTORS: u64 = 512;
+/// More than this many objects are never kept open: what is asked for again soon is among the last few.
+const MOST_DESCRIPTORS: u64 = 4096;
+
+/// Opens an upper directory and its work directory for a mount of the image with that tree, for this process's user.
+pub fn open_upper(upper: PathBuf, work: PathBuf, tree: &Index, volatile: bool) -> Result<Upper> {
+    let limit = sys::raise_descriptor_limit()
+        .map_err(|e| Error::Usage(format!("cannot raise the limit of open files: {}", sys::describe(&e))))?;
+    let descriptors = (limit / 2).saturating_sub(OTHER_DESCRIPTORS).clamp(64, MOST_DESCRIPTORS) as usize;
+    let settings =
+        upper::Settings { upper, work, image: tree.source().clone(), volatile, user: User::own(), descriptors };
+    Ok(Upper::open(&settings, Box::new(upper::Disk))?)
 }
 
 /// Opens an image for mounting. A tree that was made before is mapped and not read.

@@ -1,7 +1,7 @@
 //! Finding and removing what nothing refers to.
 
 use super::session::{self, Found};
-use super::{Catalog, Error, Intent, Lock, Result, Store, mounts, partial, publish};
+use super::{Catalog, Error, Intent, Lock, Result, Store, containers, mounts, partial, publish};
 use crate::digest::{Algorithm, Digest};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -28,6 +28,8 @@ pub enum Kind {
     Download,
     /// A mount whose daemon is gone.
     Mount,
+    /// A container that was never whole.
+    Container,
     /// A file that has no business where it stands.
     Stray,
 }
@@ -42,6 +44,7 @@ impl Kind {
             Kind::Partial => "partial download",
             Kind::Download => "unfinished download",
             Kind::Mount => "mount",
+            Kind::Container => "container",
             Kind::Stray => "file",
         }
     }
@@ -85,6 +88,7 @@ pub fn find(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Resul
         }
     }
     found.extend(mounts::stale(store, lock)?.into_iter().map(|path| garbage(Kind::Mount, path)));
+    found.extend(containers::stale(store, lock)?.into_iter().map(|path| garbage(Kind::Container, path)));
     let torn = publish::beside(&store.catalog_path());
     if torn.exists() {
         found.push(garbage(Kind::Partial, torn));
@@ -208,7 +212,9 @@ pub fn remove_downloads(store: &Store, lock: &Lock) -> Result<Vec<Garbage>> {
 
 fn needed(store: &Store, lock: &Lock, catalog: &Catalog) -> Result<Intent> {
     let mut needed = Intent::default();
-    for image in catalog.images() {
+    let containers = containers::list(store)?;
+    let used = containers.iter().map(|container| &container.image);
+    for image in catalog.images().iter().chain(used) {
         needed.layers.extend(image.layers.iter().map(|l| l.diff_id.clone()));
         needed.blobs.extend(image.blobs().cloned());
         needed.trees.insert(image.chain_id());

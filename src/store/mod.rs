@@ -18,6 +18,7 @@
 //!     info.json                  image, mountpoint, process (see [`mounts::Info`])
 //!     log                        the daemon's log; those of the last few mounts are kept
 //!   uppers/<id>/                 changes of `mount --rw`, by image and mountpoint: `upper` and `work`
+//!   containers/<id>/             a container: what it is, how it fares, what it changed (see [`containers`])
 //! ```
 //!
 //! **Publishing.** Nothing is written in place. A blob or a layer is written in the session's folder, its size, digest and
@@ -39,6 +40,7 @@
 //! whole layers that no image names, which the next pull of the image takes up and `system gc` removes otherwise.
 
 mod catalog;
+pub mod containers;
 pub mod gc;
 pub mod mounts;
 mod partial;
@@ -82,7 +84,20 @@ pub enum Error {
     /// No image by that name or ID.
     #[error("No such image: {0}")]
     NoSuchImage(String),
-    /// Several images' IDs begin so.
+    /// No container by that name or ID.
+    #[error("No such container: {0}")]
+    NoSuchContainer(String),
+    /// Another container has the name.
+    #[error(
+        "Conflict. The container name \"/{name}\" is already in use by container \"{id}\". You have to remove (or rename) that container to be able to reuse that name."
+    )]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Whose it is.
+        id: String,
+    },
+    /// Several images' or containers' IDs begin so.
     #[error("multiple IDs found with provided prefix: {0}")]
     Ambiguous(String),
 }
@@ -121,9 +136,17 @@ impl Store {
     /// Opens the store at `root`, making it (mode 0700) where it is not there yet.
     pub fn open(root: &Path) -> Result<Store> {
         let store = Store { root: std::path::absolute(root).map_err(Error::io("use", root))? };
-        for folder in
-            ["blobs/sha256", "blobs/sha512", "layers/sha256", "layers/sha512", "trees", "tmp", "mounts", "uppers"]
-        {
+        for folder in [
+            "blobs/sha256",
+            "blobs/sha512",
+            "layers/sha256",
+            "layers/sha512",
+            "trees",
+            "tmp",
+            "mounts",
+            "uppers",
+            "containers",
+        ] {
             let path = store.root.join(folder);
             if !path.is_dir() {
                 DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(Error::io("make", &path))?;
@@ -135,7 +158,9 @@ impl Store {
     /// The folders right under the root. Each is closed to others (mode 0700) by itself, so that a root that was there
     /// before may be open.
     pub fn folders(&self) -> impl Iterator<Item = PathBuf> {
-        ["blobs", "layers", "trees", "tmp", "mounts", "uppers"].into_iter().map(|folder| self.root.join(folder))
+        ["blobs", "layers", "trees", "tmp", "mounts", "uppers", "containers"]
+            .into_iter()
+            .map(|folder| self.root.join(folder))
     }
 
     /// Where the changes are kept that are made to an image at a mountpoint: the upper directory, and the work directory.

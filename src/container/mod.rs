@@ -1,0 +1,17 @@
+//! An image as the root of running programs.
+//!
+//! What is in an image is found inside of it (`inside`, `user`): its paths and names never lead out to this machine.
+//! `spec` says to a runtime what Docker would. What is registered of containers is in [`crate::store::containers`].
+
+/// For whom a program runs, in numbers of the container.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct User {
+    /// The user.
+    pub uid: u32,
+    /// Its first group.
+    pub gid: u32,
+    /// Its other groups.
+    pub groups: Vec<u32>,
+    /// Its home directory; `/` if the image knows none.
+    pub home: String,
+}

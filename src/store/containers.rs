@@ -1,0 +1,362 @@
+//! The register of containers: what each was made of, what it is to run, and how it fares.
+//!
+//! ```text
+//! containers/<id>/           <id>: 64 random hex digits
+//!   record.json              what was asked for; written once (see [`Container`])
+//!   state.json               how it fares (see [`State`]); changed only by who holds `lock`
+//!   lock                     flock, held by the process that keeps the container as long as it runs
+//!   upper/ work/             what it changed of its image
+//!   volumes/<n>/             its anonymous volumes
+//!   rootfs/                  where its tree is mounted, in the keeper's own mount namespace only
+//!   config.json ...          the bundle of the last start, and the runtime's own state
+//!   log                      what it printed, if it runs in the background
+//! ```
+//!
+//! A container is running if its lock is held; what `state.json` says then is how the running began. One that says
+//! `running` under a free lock was killed with its keeper: it counts as exited by SIGKILL, and `system fsck` writes that
+//! down. A folder without a record is what a crash left of making or removing one.
+
+use super::{Error, Image, Lock, Result, Store, gc, publish};
+use crate::digest::Digest;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// What a container is. Never changed after it was made.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Container {
+    /// 64 hex digits.
+    pub id: String,
+    /// Its name, without Docker's leading slash.
+    pub name: String,
+    /// The image, whole, so that it can run after the image has lost its names or is removed.
+    pub image: Image,
+    /// The image as the user named it.
+    pub reference: String,
+    /// When it was made, RFC 3339.
+    pub created: String,
+    /// `config` of the image's document with what the user said instead: Env, Cmd, Entrypoint, User, WorkingDir, Labels,
+    /// Volumes, StopSignal, Hostname, Tty, OpenStdin.
+    pub config: Map<String, Value>,
+    /// How it is to run on this machine.
+    pub host: Host,
+}
+
+/// What of a container is this machine's, not the image's.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Host {
+    /// What is mounted into it, in this order.
+    #[serde(default)]
+    pub binds: Vec<Bind>,
+    /// Empty file systems in memory.
+    #[serde(default)]
+    pub tmpfs: Vec<Tmpfs>,
+    /// Whether its root is read-only.
+    #[serde(default)]
+    pub read_only: bool,
+    /// What it sees of the network.
+    #[serde(default)]
+    pub network: Network,
+    /// Capabilities besides Docker's usual ones, as `NET_ADMIN`, or `ALL`.
+    #[serde(default)]
+    pub cap_add: Vec<String>,
+    /// Of the usual ones, those that it is not to have, or `ALL`.
+    #[serde(default)]
+    pub cap_drop: Vec<String>,
+    /// The runtime that was asked for; none: the first that is found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<String>,
+    /// Whether it goes when it has ended.
+    #[serde(default)]
+    pub auto_remove: bool,
+    /// Whether it runs in the background, its output going to the log.
+    #[serde(default)]
+    pub detached: bool,
+}
+
+/// A directory or file of this machine in the container.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Bind {
+    /// Absolute, on this machine.
+    pub source: String,
+    /// Absolute, in the container.
+    pub target: String,
+    /// Whether it can only be read there.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// An empty file system in memory.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Tmpfs {
+    /// Absolute, in the container.
+    pub target: String,
+    /// Mount options, comma-separated, beside the usual ones.
+    #[serde(default)]
+    pub options: String,
+}
+
+/// What a container sees of the network.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// What this machine sees.
+    #[default]
+    Host,
+    /// A loopback device of its own.
+    None,
+}
+
+/// How a container fares.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct State {
+    /// Where it stands.
+    pub status: Status,
+    /// Its first process, while it runs.
+    #[serde(default)]
+    pub pid: u32,
+    /// The process that serves its tree, while it runs.
+    #[serde(default)]
+    pub keeper: u32,
+    /// How its command ended; above 128 it was signal N - 128.
+    #[serde(default)]
+    pub exit_code: i32,
+    /// When it last began to run, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<String>,
+    /// When it last ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished: Option<String>,
+    /// Why it could not be started.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub error: String,
+    /// Paths that the image has not and that are only there for something to be mounted on: no change of the
+    /// container's. From the root, without a leading slash.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub made: BTreeSet<String>,
+}
+
+/// Where a container stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Made and never started.
+    #[default]
+    Created,
+    /// Its process runs.
+    Running,
+    /// It ran.
+    Exited,
+}
+
+impl Status {
+    /// The word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Status::Created => "created",
+            Status::Running => "running",
+            Status::Exited => "exited",
+        }
+    }
+}
+
+/// What a process that was killed with SIGKILL ends with.
+pub const KILLED: i32 = 137;
+
+impl Container {
+    /// The first twelve digits of its ID.
+    pub fn short(&self) -> &str {
+        &self.id[..12]
+    }
+}
+
+/// A container's lock, held as long as this lives, by a forked process too. Who has it runs, changes or removes it.
+pub struct Held {
+    _file: File,
+    store: Store,
+    id: String,
+}
+
+impl Held {
+    /// Writes down how it fares.
+    pub fn set_state(&self, state: &State) -> Result<()> {
+        write_json(&self.store.container_dir(&self.id).join(STATE), state)
+    }
+}
+
+const RECORD: &str = "record.json";
+const STATE: &str = "state.json";
+
+impl Store {
+    /// The folder of the container with that whole ID.
+    pub fn container_dir(&self, id: &str) -> PathBuf {
+        self.root().join("containers").join(id)
+    }
+}
+
+/// Makes a container, and gives it held. Its name must be free. The image must be in the catalog, or it is
+/// [`Error::NoSuchImage`]; from when this returns its layers cannot be removed.
+pub fn create(store: &Store, container: &Container) -> Result<Held> {
+    let _lock = store.lock_exclusive()?;
+    if store.catalog()?.get(&container.image.id).is_none() {
+        return Err(Error::NoSuchImage(container.reference.clone()));
+    }
+    if let Some(other) = list(store)?.into_iter().find(|other| other.name == container.name) {
+        return Err(Error::NameTaken { name: other.name, id: other.id });
+    }
+    let dir = store.container_dir(&container.id);
+    DirBuilder::new().mode(0o700).create(&dir).map_err(Error::io("make", &dir))?;
+    let made = fill(store, container, &dir);
+    if made.is_err() {
+        let _as_good_as_it_gets = fs::remove_dir_all(&dir);
+    }
+    made
+}
+
+fn fill(store: &Store, container: &Container, dir: &Path) -> Result<Held> {
+    for name in ["upper", "work", "rootfs"] {
+        let path = dir.join(name);
+        DirBuilder::new().mode(0o755).create(&path).map_err(Error::io("make", &path))?;
+    }
+    let held = try_hold(store, &container.id)?.ok_or_else(|| Error::NoSuchContainer(container.id.clone()))?;
+    held.set_state(&State::default())?;
+    write_json(&dir.join(RECORD), container)?;
+    publish::sync_dir(&store.root().join("containers"))?;
+    Ok(held)
+}
+
+/// Takes a container's lock; none if somebody runs or changes it. [`Error::NoSuchContainer`] when it is gone.
+pub fn try_hold(store: &Store, id: &str) -> Result<Option<Held>> {
+    let path = store.container_dir(id).join("lock");
+    let open = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = open.map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => Error::NoSuchContainer(id.to_owned()),
+        _ => Error::io("open", &path)(e),
+    })?;
+    match file.try_lock() {
+        Ok(()) if !path.exists() => Err(Error::NoSuchContainer(id.to_owned())),
+        Ok(()) => Ok(Some(Held { _file: file, store: store.clone(), id: id.to_owned() })),
+        Err(fs::TryLockError::WouldBlock) => Ok(None),
+        Err(fs::TryLockError::Error(e)) => Err(Error::io("lock", path)(e)),
+    }
+}
+
+/// All containers, the newest first.
+pub fn list(store: &Store) -> Result<Vec<Container>> {
+    let mut all: Vec<Container> = Vec::new();
+    for (_, dir) in gc::list(&store.root().join("containers"))? {
+        all.extend(read_json(&dir.join(RECORD))?);
+    }
+    all.sort_by(|a, b| b.created.cmp(&a.created));
+    Ok(all)
+}
+
+/// The container that `text` means: a name, or the beginning of an ID.
+pub fn find(store: &Store, text: &str) -> Result<Container> {
+    let mut all = list(store)?;
+    let name = text.strip_prefix('/').unwrap_or(text);
+    if let Some(at) = all.iter().position(|c| c.name == name || c.id == text) {
+        return Ok(all.swap_remove(at));
+    }
+    let hex = !text.is_empty() && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    all.retain(|c| hex && c.id.starts_with(text));
+    match (all.len(), all.pop()) {
+        (1, Some(found)) => Ok(found),
+        (0, _) => Err(Error::NoSuchContainer(text.to_owned())),
+        _ => Err(Error::Ambiguous(text.to_owned())),
+    }
+}
+
+/// How a container fares. What died without a word counts as killed.
+pub fn state(store: &Store, id: &str) -> Result<State> {
+    let path = store.container_dir(id).join(STATE);
+    // The lock first: a keeper writes how it ended before it lets go.
+    let running = is_held(store, id);
+    let mut state: State = read_json(&path)?.ok_or_else(|| Error::NoSuchContainer(id.to_owned()))?;
+    if state.status == Status::Running && !running {
+        state = after_death(state);
+    }
+    Ok(state)
+}
+
+/// Whether somebody holds a container's lock: its keeper, mostly.
+pub fn is_held(store: &Store, id: &str) -> bool {
+    let file = File::open(store.container_dir(id).join("lock"));
+    file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
+}
+
+/// What a container's state is after it was killed with its keeper.
+fn after_death(state: State) -> State {
+    State { status: Status::Exited, pid: 0, keeper: 0, exit_code: KILLED, ..state }
+}
+
+/// Containers whose keeper died: their state is written down as it is now. Returns their IDs.
+pub fn settle(store: &Store) -> Result<Vec<String>> {
+    let mut settled = Vec::new();
+    for container in list(store)? {
+        let path = store.container_dir(&container.id).join(STATE);
+        let Some(held) = try_hold(store, &container.id)? else { continue };
+        match read_json::<State>(&path)? {
+            Some(state) if state.status == Status::Running => {
+                let finished = Some(jiff::Timestamp::now().to_string());
+                held.set_state(&State { finished, ..after_death(state) })?;
+                settled.push(container.id);
+            }
+            Some(_) => {}
+            None => {
+                held.set_state(&State::default())?;
+                settled.push(container.id);
+            }
+        }
+    }
+    Ok(settled)
+}
+
+/// Folders that are no container's, or no whole one's.
+pub(super) fn stale(store: &Store, lock: &Lock) -> Result<Vec<PathBuf>> {
+    debug_assert!(lock.exclusive());
+    let all = gc::list(&store.root().join("containers"))?.into_iter().map(|(_, dir)| dir);
+    Ok(all.filter(|dir| !dir.join(RECORD).is_file()).collect())
+}
+
+/// Takes a container out of the register, and gives its folder under another name, for the caller to remove.
+pub fn take_out(store: &Store, held: Held) -> Result<PathBuf> {
+    let lock = store.lock_exclusive()?;
+    let dir = store.container_dir(&held.id);
+    let aside = store.root().join("tmp").join(format!("{}.dead", held.id));
+    fs::rename(&dir, &aside).map_err(Error::io("rename", &dir))?;
+    publish::sync_dir(&store.root().join("containers"))?;
+    drop(lock);
+    Ok(aside)
+}
+
+/// 64 hex digits that no container has had.
+pub fn new_id() -> Result<String> {
+    let mut random = [0; 32];
+    let path = Path::new("/dev/urandom");
+    File::open(path)
+        .and_then(|mut file| io::Read::read_exact(&mut file, &mut random))
+        .map_err(Error::io("read", path))?;
+    Ok(Digest::of(&random).hex().to_owned())
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let bytes =
+        serde_json::to_vec_pretty(value).map_err(|e| Error::Catalog { path: path.into(), why: e.to_string() })?;
+    publish::replace(path, &bytes)
+}
+
+/// None if there is no such file.
+fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
+        Err(e) => return Err(Error::io("read", path)(e)),
+    };
+    let damaged = |e: serde_json::Error| Error::Catalog { path: path.into(), why: format!("is damaged: {e}") };
+    serde_json::from_slice(&bytes).map(Some).map_err(damaged)
+}

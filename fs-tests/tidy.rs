@@ -40,7 +40,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("fuse", &["fs", "meta", "name", "sys"]),
     ("registry", &["digest", "reference", "sys"]),
     ("store", &["digest", "layer", "reference", "sys", "tree"]),
-    ("image", &["digest", "layer", "name", "reference", "registry", "store", "sys", "tree"]),
+    ("image", &["digest", "fs", "layer", "name", "reference", "registry", "store", "sys", "tree", "upper"]),
     (
         "cli",
         &[

@@ -5,6 +5,7 @@
 
 mod account;
 mod account_files;
+mod changes;
 mod cli;
 mod concurrent;
 mod corpus;

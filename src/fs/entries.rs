@@ -43,12 +43,11 @@ impl<'a, W: Write> Entries<'a, W> {
     pub fn entry(&mut self, path: &[u8], attr: &Attr) -> Result<(), ExportError> {
         let failed = |cause| ExportError::Read { path: path.to_vec(), cause };
         let name = if path.is_empty() { b"./" } else { path };
-        if attr.kind != Kind::Dir && attr.nlink > 1 {
-            if let Some(first) = self.first_names.get(&attr.ino) {
-                return Ok(self.out.entry(name, &Meta::default(), Packed::Link(first))?);
-            }
-        }
         let meta = self.meta(path, attr).map_err(failed)?;
+        let has_several = attr.kind != Kind::Dir && attr.nlink > 1;
+        if let Some(first) = self.first_names.get(&attr.ino).filter(|_| has_several) {
+            return Ok(self.out.entry(name, &meta, Packed::Link(first))?);
+        }
         let target;
         let what = match attr.kind {
             Kind::Dir => Packed::Dir,
@@ -62,7 +61,7 @@ impl<'a, W: Write> Entries<'a, W> {
             Kind::Socket => return Ok(()),
         };
         self.out.entry(name, &meta, what)?;
-        if attr.kind != Kind::Dir && attr.nlink > 1 {
+        if has_several {
             self.first_names.insert(attr.ino, path.to_vec());
         }
         if attr.kind == Kind::File { self.data(path, attr) } else { Ok(()) }

@@ -38,6 +38,8 @@ impl<'a> NewLayer<'a> {
         for (path, changed) in changes {
             let item = match changed.how {
                 How::Deleted => Item::Whiteout,
+                // A tar has no sockets, but what the image has there is gone.
+                How::Changed if changed.kind == Kind::Socket => Item::Whiteout,
                 _ if changed.replaces => Item::Opaque(changed.ino),
                 _ => Item::Inode(changed.ino),
             };
@@ -148,7 +150,7 @@ impl<'a> NewLayer<'a> {
                 Err(e) if e.is_absence() => continue,
                 attr => attr.map_err(|cause| failed(&path, cause))?,
             };
-            if attr.kind == Kind::Dir || attr.nlink <= count {
+            if matches!(attr.kind, Kind::Dir | Kind::Socket) || attr.nlink <= count {
                 continue;
             }
             for further in self.fs.paths_of(ino).map_err(|cause| failed(&path, cause))? {

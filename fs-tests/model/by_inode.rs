@@ -106,7 +106,7 @@ impl<I: Inodes> ByInode<I> {
         Self { inodes, slots: [const { None }; SLOTS], taken: RefCell::default(), umask, checks }
     }
 
-    /// What it works on.
+    /// What they are asked of.
     pub fn inodes(&self) -> &I {
         &self.inodes
     }

@@ -45,7 +45,7 @@ Examples:
 With SOURCE_DATE_EPOCH in the environment the image is dated by it and no file is
 younger, so that the same changes make the same image.")]
 pub(super) struct CommitArgs {
-    /// Who made the image, as \"Jane Doe <jane@example.com>\"
+    /// Who made the image, as in: Jane Doe <jane@example.com>
     #[arg(short, long)]
     author: Option<String>,
     /// Apply a line of a Dockerfile to the image: CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK, LABEL, ONBUILD, STOPSIGNAL,

@@ -95,8 +95,10 @@ impl<'a, W: Write> Entries<'a, W> {
     fn meta(&mut self, path: &[u8], attr: &Attr) -> Result<Meta, FsError> {
         let names = self.fs.listxattr(attr.ino, true)?;
         let mut xattrs = Vec::new();
-        let wanted = |name: &&[u8]| !name.is_empty() && !(self.rules.without_labels && is_label(name));
-        for name in names.split(|byte| *byte == 0).filter(wanted) {
+        for name in names.split(|byte| *byte == 0) {
+            if name.is_empty() || self.rules.without_labels && is_label(name) {
+                continue;
+            }
             let value = self.fs.getxattr(attr.ino, name)?.into_owned();
             if value.is_empty() {
                 self.lost.push(format!("/{}: the attribute {} is empty and is left out", show(path), show(name)));

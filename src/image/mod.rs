@@ -3,8 +3,9 @@
 //!
 //! A [`source::Source`] plans images (documents verified, layers listed) and yields their layers' streams;
 //! [`pull`] runs each missing layer once through `pipeline` and publishes it; [`import`] does so with a tar that is no image
-//! yet, [`commit`] with the changes of an upper directory; [`push`] and [`save`] let images out again; [`open`] hands a mount the merged tree and the tars; [`remove`] follows
-//! Docker's rules; [`fsck`] checks everything that can be made again or must be fetched again.
+//! yet, [`commit`] with the changes of an upper directory; [`push`] and [`save`] let images out again; [`open`] hands a
+//! mount the merged tree and the tars; [`remove`] follows Docker's rules; [`fsck`] checks everything that can be made again
+//! or must be fetched again.
 
 pub mod change;
 pub mod commit;

@@ -5,7 +5,9 @@
 
 mod account;
 mod account_files;
+mod changes;
 mod cli;
+mod committing;
 mod concurrent;
 mod corpus;
 mod crash;

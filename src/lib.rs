@@ -11,6 +11,7 @@
 //!                                       └────► tree (merge) ──►
 //!   mount: store ─► image (open) ─► fs ─► fuse ─► kernel
 //!                          upper ────┘
+//!   commit: store, upper ─► fs (changes) ─► image ─► layer ─► store
 //! ```
 //!
 //! Arrows mean "feeds". Imports go the other way and never back; `fs-tests/tidy.rs` has the table of who may import
@@ -31,9 +32,9 @@
 //! | [`layer`] | one immutable layer: reads its tar once, makes its index, reads it where it is mapped; writes tars |
 //! | [`tree`] | the one merge rule: finished indexes in, one merged index out; no I/O |
 //! | [`store`] | what is on disk and how it changes: publishing, locks, sessions, mounts, collection; documents the format |
-//! | [`image`] | the glue: sources, pull, import, signatures, push, save, open, remove, check |
-//! | [`upper`] | the writable directory: its form, its work directory, single objects made whole and put in place by one call |
-//! | [`fs`] | inodes and operations, without a kernel: tests call it directly; an image as it is, or its union with an upper |
+//! | [`image`] | the glue: sources, pull, import, commit, signatures, push, save, open, remove, check |
+//! | [`upper`] | the writable directory: its form, its work directory, single objects made whole and put in place by one call; views of it |
+//! | [`fs`] | inodes and operations, without a kernel: tests call it directly; an image as it is, or its union with an upper; what differs between them |
 //! | [`fuse`] | the kernel's side: converts, calls `fs`, replies; the only module that names fuser |
 //! | [`container`] | an image as a running root: its users and paths, namespaces, the bundle for a runtime, the keeper |
 //! | [`cli`] | the door: arguments, Docker's words, the mount helper, the daemon |

@@ -12,7 +12,8 @@ use std::borrow::Cow;
 use std::ffi::CStr;
 
 const PREFIX: &[u8] = b".wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
+/// The marker by which a layer's directory hides what the layers below have in it.
+pub const OPAQUE: &[u8] = b".wh..wh..opq";
 /// AUFS kept its own bookkeeping under this prefix (`.wh..wh.aufs`, `.wh..wh.plnk`); nothing below it is the image's.
 const RESERVED: &[u8] = b".wh..wh.";
 
@@ -48,6 +49,21 @@ pub fn classify(name: &[u8]) -> Result<Marker<'_>, InvalidWhiteout> {
         Some(hidden @ (b"" | b"." | b"..")) => Err(InvalidWhiteout(hidden.to_vec())),
         Some(hidden) => Ok(Marker::Whiteout(hidden)),
     }
+}
+
+/// The name of the empty file by which a layer hides a name of the layers below.
+pub fn hiding(name: &[u8]) -> Vec<u8> {
+    [PREFIX, name].concat()
+}
+
+/// A name that no layer can have, though every file system can.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a name that begins with `.wh.` means a deletion there")]
+pub struct NoName;
+
+/// Whether an entry of a layer can have that name.
+pub fn check_name(name: &[u8]) -> Result<(), NoName> {
+    if name.starts_with(PREFIX) { Err(NoName) } else { Ok(()) }
 }
 
 /// Where an upper directory's marks are kept: the kernel reads `trusted.overlay.*`, which only root may write, and with
@@ -156,6 +172,13 @@ mod tests {
         assert_eq!(classify(b".wh..a"), Ok(Marker::Whiteout(b".a")));
         assert_eq!(classify(b".wh..wh..opq"), Ok(Marker::Opaque));
         assert_eq!(classify(b".wh..wh.plnk"), Ok(Marker::Reserved));
+    }
+
+    #[test]
+    fn what_hides_a_name_is_read_as_that() {
+        assert_eq!(classify(&hiding(b"a")), Ok(Marker::Whiteout(b"a")));
+        assert_eq!(classify(OPAQUE), Ok(Marker::Opaque));
+        assert!(check_name(b"wh.a").is_ok() && check_name(&hiding(b"a")).is_err() && check_name(OPAQUE).is_err());
     }
 
     #[test]

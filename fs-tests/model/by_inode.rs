@@ -106,6 +106,11 @@ impl<I: Inodes> ByInode<I> {
         Self { inodes, slots: [const { None }; SLOTS], taken: RefCell::default(), umask, checks }
     }
 
+    /// What they are asked of.
+    pub fn inodes(&self) -> &I {
+        &self.inodes
+    }
+
     fn take(&self, record: Record) -> Record {
         self.taken.borrow_mut().push(record.ino);
         record

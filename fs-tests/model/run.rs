@@ -170,6 +170,21 @@ pub fn soak(name: &str, effort: Effort, menu: Menu, fresh: Fresh) {
     });
 }
 
+/// Judges lists of steps from several seeds in another way; a failing one is made short like others.
+pub fn search(
+    name: &str,
+    effort: Effort,
+    steps: &dyn Fn(u64, usize) -> Vec<Op>,
+    fails: &mut dyn FnMut(&[Op]) -> Option<Failure>,
+) {
+    for_seeds(effort, |seed, count| {
+        let ops = steps(seed, count);
+        if let Some(failure) = fails(&ops) {
+            report(name, seed, ops, failure, fails);
+        }
+    });
+}
+
 /// Does the same lists of steps on two harnesses, which must also give the same answers.
 pub fn compare(name: &str, effort: Effort, menu: Menu, left: Fresh, right: Fresh) {
     let mut both = |ops: &[Op]| -> Option<Failure> {

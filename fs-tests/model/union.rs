@@ -24,7 +24,13 @@ impl Union {
         Union { bed, fs }
     }
 
-    fn fs(&self) -> &Fs {
+    /// What it stands on.
+    pub fn bed(&self) -> &Bed {
+        &self.bed
+    }
+
+    /// What it is.
+    pub fn fs(&self) -> &Fs {
         self.fs.as_ref().unwrap()
     }
 

@@ -10,7 +10,7 @@ use plyfs::layer::{Index, Limits, index_tar};
 use plyfs::meta::Kind;
 use plyfs::sys::Bytes;
 use plyfs::tree;
-use plyfs::upper::{Backing, Disk, OpenError, Settings, Upper, User};
+use plyfs::upper::{Backing, Disk, OpenError, Settings, Upper, User, View};
 use tempfile::TempDir;
 
 /// Layers, and a place for an upper directory on top of them.
@@ -93,6 +93,20 @@ impl Bed {
     pub fn with(&self, upper: Upper) -> Result<Fs, FsError> {
         let (tree, layers) = self.image();
         Fs::writable(tree, layers, upper)
+    }
+
+    /// The union to be looked at.
+    pub fn view(&self) -> Fs {
+        let image = Digest::of(&self.tars.concat());
+        let view = View { upper: self.upper(), image, user: self.user, descriptors: 4 };
+        self.with(Upper::view(&view).unwrap()).unwrap()
+    }
+
+    /// The image alone, with more layers on top of its own.
+    pub fn image_with(&self, more: &[Vec<u8>]) -> Fs {
+        let bed = Bed::new(self.tars.iter().chain(more).cloned().collect());
+        let (tree, layers) = bed.image();
+        Fs::new(tree, layers)
     }
 
     fn image(&self) -> (Index, Vec<Data>) {

@@ -39,7 +39,7 @@ pub(super) fn import(global: &Global, a: &ImportArgs) -> anyhow::Result<()> {
     let wanted = Wanted {
         config: import::config_of(&a.change)?,
         platform: a.platform.clone().unwrap_or_else(Platform::host),
-        created: now()?,
+        created: source_date()?.unwrap_or_else(Timestamp::now),
         comment: a.message.clone().filter(|text| !text.is_empty()).unwrap_or_else(|| "Imported from -".into()),
         name: name.map(name_of).transpose()?,
     };
@@ -50,7 +50,8 @@ pub(super) fn import(global: &Global, a: &ImportArgs) -> anyhow::Result<()> {
     output::line(image.id)
 }
 
-fn name_of(text: &str) -> anyhow::Result<Reference> {
+/// A name that an image may get.
+pub(super) fn name_of(text: &str) -> anyhow::Result<Reference> {
     let name: Reference = text.parse()?;
     if name.digest().is_some() {
         anyhow::bail!("cannot import digest reference");
@@ -76,13 +77,9 @@ fn open(from: &str) -> anyhow::Result<(String, Box<dyn Read + Send>)> {
     }
 }
 
-/// The present, or what SOURCE_DATE_EPOCH says it is.
-fn now() -> anyhow::Result<Timestamp> {
-    match std::env::var("SOURCE_DATE_EPOCH") {
-        Err(_) => Ok(Timestamp::now()),
-        Ok(text) => {
-            let moment = text.parse::<i64>().ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
-            moment.ok_or_else(|| anyhow::anyhow!("SOURCE_DATE_EPOCH is no number of seconds: {text}"))
-        }
-    }
+/// What SOURCE_DATE_EPOCH says is the present, if it does.
+pub(super) fn source_date() -> anyhow::Result<Option<Timestamp>> {
+    let Ok(text) = std::env::var("SOURCE_DATE_EPOCH") else { return Ok(None) };
+    let moment = text.parse::<i64>().ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
+    moment.map(Some).ok_or_else(|| anyhow::anyhow!("SOURCE_DATE_EPOCH is no number of seconds: {text}"))
 }

@@ -5,6 +5,7 @@
 
 mod archive;
 mod args;
+mod changed;
 mod daemon;
 mod df;
 mod export;
@@ -101,6 +102,10 @@ enum Command {
     Import(import::ImportArgs),
     /// Write an image's files as one tar
     Export(export::ExportArgs),
+    /// Show what an upper directory or a container changes
+    Diff(changed::DiffArgs),
+    /// Make an image of what an upper directory or a container changes
+    Commit(changed::CommitArgs),
     /// List images
     Images(images::ImagesArgs),
     /// Show what is known of images
@@ -233,6 +238,8 @@ fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
         Command::Save(a) | Command::Image(ImageCommand::Save(a)) => save::save(global, &a),
         Command::Import(a) | Command::Image(ImageCommand::Import(a)) => import::import(global, &a),
         Command::Export(a) => export::export(global, &a),
+        Command::Diff(a) => changed::diff(global, &a),
+        Command::Commit(a) => changed::commit(global, &a),
         Command::Images(a) | Command::Image(ImageCommand::Ls(a)) => images::images(global, &a),
         Command::Inspect(a) | Command::Image(ImageCommand::Inspect(a)) => inspect::inspect(global, &a),
         Command::History(a) | Command::Image(ImageCommand::History(a)) => history::history(global, &a),

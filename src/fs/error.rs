@@ -92,6 +92,15 @@ impl FsError {
         }
     }
 
+    /// Whether something is not there, or not any more.
+    pub fn is_absence(&self) -> bool {
+        match self {
+            FsError::NotFound | FsError::Stale(_) => true,
+            FsError::Io(e) => e.kind() == io::ErrorKind::NotFound,
+            _ => false,
+        }
+    }
+
     /// Whether the fault is the store's, so that it belongs in the log.
     pub fn is_damage(&self) -> bool {
         match self {

@@ -5,16 +5,21 @@
 //! an image and an upper directory (`union`), where everything can be changed.
 
 mod attr;
+mod changes;
+mod entries;
 mod error;
 mod export;
 mod image;
+mod new_layer;
 mod readdir;
 mod union;
 
 pub use attr::{Attr, BLOCK_SIZE, Change, New, Replace, SetTime, Statfs};
+pub use changes::{Changed, Changes, How};
 pub use error::FsError;
 pub use export::{ExportError, export};
 pub use image::Data;
+pub use new_layer::NewLayer;
 pub use readdir::DirEntry;
 
 use crate::layer::{Index, index_flags};
@@ -22,6 +27,7 @@ use crate::name::NAME_MAX;
 use crate::upper::Upper;
 use image::Image;
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use union::Union;
 
 /// An inode number, as `stat` shows it.
@@ -44,14 +50,14 @@ impl Fs {
         Fs(Shown::Image(Box::new(Image::new(tree, layers))))
     }
 
-    /// Serves the same with an upper directory on top, which takes all changes.
+    /// Serves the same with an upper directory on top, which takes all changes; a view of one takes none.
     pub fn writable(tree: Index, layers: Vec<Data>, upper: Upper) -> Result<Fs, FsError> {
         Ok(Fs(Shown::Union(Box::new(Union::new(Image::new(tree, layers), upper)?))))
     }
 
-    /// Whether there is an upper directory.
+    /// Whether there is an upper directory that takes changes.
     pub fn is_writable(&self) -> bool {
-        matches!(self.0, Shown::Union(_))
+        self.union().is_ok()
     }
 
     /// Whether any inode has a POSIX ACL, or may get one, so that the kernel must be asked to heed them.
@@ -62,10 +68,11 @@ impl Fs {
         }
     }
 
+    /// The union, for changes.
     fn union(&self) -> Result<&Union, FsError> {
         match &self.0 {
-            Shown::Image(_) => Err(FsError::ReadOnly),
-            Shown::Union(union) => Ok(union),
+            Shown::Union(union) if !union.is_view() => Ok(union),
+            _ => Err(FsError::ReadOnly),
         }
     }
 
@@ -235,7 +242,10 @@ impl Fs {
 
     /// A file's flags, as `lsattr` shows them (FS_IOC_GETFLAGS).
     pub fn get_flags(&self, ino: Ino) -> Result<u32, FsError> {
-        self.union().map_or(Ok(0), |union| union.get_flags(ino))
+        match &self.0 {
+            Shown::Image(_) => Ok(0),
+            Shown::Union(union) => union.get_flags(ino),
+        }
     }
 
     /// Sets a file's flags (FS_IOC_SETFLAGS).
@@ -245,12 +255,33 @@ impl Fs {
 
     /// A file's `struct fsxattr`, as bytes (FS_IOC_FSGETXATTR).
     pub fn get_attributes(&self, ino: Ino) -> Result<[u8; 28], FsError> {
-        self.union().map_or(Ok([0; 28]), |union| union.get_attributes(ino))
+        match &self.0 {
+            Shown::Image(_) => Ok([0; 28]),
+            Shown::Union(union) => union.get_attributes(ino),
+        }
     }
 
     /// Sets a file's `struct fsxattr` (FS_IOC_FSSETXATTR).
     pub fn set_attributes(&self, ino: Ino, attributes: &[u8; 28]) -> Result<(), FsError> {
         self.union()?.set_attributes(ino, attributes)
+    }
+
+    /// What an upper directory makes different from the image below: every path at which something else is to be seen.
+    /// Takes time by the changes, not by the image. `left_out` are paths that whoever ran something in the tree made:
+    /// an empty directory or file at one of them that the image does not have is no change.
+    pub fn changes(&self, left_out: &BTreeSet<Vec<u8>>) -> Result<Changes, FsError> {
+        match &self.0 {
+            Shown::Image(_) => Ok(Changes::new()),
+            Shown::Union(union) => Ok(union.changes()?.settle(left_out)),
+        }
+    }
+
+    /// All paths by which an inode that is no directory can be seen. In an image alone it is not asked.
+    fn paths_of(&self, ino: Ino) -> Result<Vec<Vec<u8>>, FsError> {
+        match &self.0 {
+            Shown::Image(_) => Ok(Vec::new()),
+            Shown::Union(union) => union.paths_of(ino),
+        }
     }
 
     /// The size of the image, or what is left where the upper directory lies.

@@ -9,11 +9,12 @@ use super::{Error, Platform, Problem, Result, open, pipeline, pull};
 use crate::digest::Digest;
 use crate::layer;
 use crate::reference::Reference;
-use crate::store::{self, Image, Intent, LayerRecord, Session, gc};
+use crate::store::{self, Image, Intent, LayerRecord, Session, chain_ids, gc};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use std::fs;
 use std::io::Read;
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 /// What an imported image is to say of itself.
@@ -47,29 +48,39 @@ pub fn import(
     wanted: &Wanted,
     warn: &dyn Fn(&str),
 ) -> Result<Image> {
-    let recorded = pull::recorded_sizes(&session.store().catalog()?);
+    whole_or_not_at_all(session, |made| {
+        let taken = take(session, tar, origin, warn)?;
+        let document = document(wanted, &taken.diff_id);
+        let new = New { below: &[], document, created: wanted.created, name: wanted.name.as_ref() };
+        put(session, taken, new, origin, made)
+    })
+}
+
+/// Does what makes an image, and takes back what was made if it fails. What `make` brings into the store anew it says.
+pub(super) fn whole_or_not_at_all(session: &Session, make: impl FnOnce(&mut Intent) -> Result<Image>) -> Result<Image> {
     let mut made = Intent::default();
-    let taken = take(session, tar, origin, wanted, &mut made, warn, &|id| recorded.get(id).copied());
-    let committed = taken.and_then(|image| commit(session, image));
+    let committed = make(&mut made).and_then(|image| enter(session, image));
     if committed.is_err() && !session.is_abandoned() {
         let back = session.give_up().and_then(|()| gc::take_back(session.store(), &made, layer::FORMAT));
         if let Err(error) = back {
-            tracing::warn!(%error, "cannot take back what a failed import made; `plyfs system gc` will");
+            tracing::warn!(%error, "cannot take back what a failure left in the store; `plyfs system gc` will");
         }
     }
     committed
 }
 
-/// Brings layer, tree and config into the store; `made` collects what was not there before.
-fn take(
-    session: &Session,
-    tar: Box<dyn Read + Send>,
-    origin: &str,
-    wanted: &Wanted,
-    made: &mut Intent,
-    warn: &dyn Fn(&str),
-    recorded: &dyn Fn(&Digest) -> Option<u64>,
-) -> Result<Image> {
+/// A layer in the session's folder, complete but not published.
+pub(super) struct Taken {
+    dir: PathBuf,
+    /// The digest of its tar.
+    pub diff_id: Digest,
+    size: u64,
+    /// The length of what it came as.
+    compressed_size: u64,
+}
+
+/// Runs a tar, plain or compressed, through the pipeline.
+pub(super) fn take(session: &Session, tar: Box<dyn Read + Send>, origin: &str, warn: &dyn Fn(&str)) -> Result<Taken> {
     let wrong = |problem| Error::Source { origin: origin.to_owned(), problem: Box::new(problem) };
     let dir = session.temp_path("layer");
     fs::create_dir(&dir).map_err(store::Error::io("make", &dir))?;
@@ -82,33 +93,53 @@ fn take(
     done.draft.warnings().iter().for_each(|text| warn(text));
     let pipeline::Done { draft, diff_id, size, compressed_size, .. } = done;
     store::write_new(&dir.join("index"), &draft.seal(&diff_id))?;
-    let document = document(wanted, &diff_id);
-    let id = Digest::of(&document);
+    Ok(Taken { dir, diff_id, size, compressed_size })
+}
+
+/// What becomes of a layer that was taken.
+pub(super) struct New<'a> {
+    /// The layers below it, which the store has.
+    pub below: &'a [LayerRecord],
+    /// The image's document.
+    pub document: Vec<u8>,
+    /// When the image was made.
+    pub created: Timestamp,
+    /// Its name, if it is to have one.
+    pub name: Option<&'a Reference>,
+}
+
+/// Brings layer, tree and document into the store; `made` collects what was not there before.
+pub(super) fn put(session: &Session, taken: Taken, new: New<'_>, origin: &str, made: &mut Intent) -> Result<Image> {
+    let Taken { dir, diff_id, size, compressed_size } = taken;
+    let id = Digest::of(&new.document);
+    let diff_ids: Vec<&Digest> = new.below.iter().map(|layer| &layer.diff_id).chain([&diff_id]).collect();
+    let chain = chain_ids(diff_ids.iter().copied()).pop().unwrap_or_else(|| diff_id.clone());
     session.intend(&Intent {
-        layers: [diff_id.clone()].into(),
+        layers: diff_ids.iter().map(|layer| (*layer).clone()).collect(),
         blobs: [id.clone()].into(),
-        trees: [diff_id.clone()].into(),
+        trees: [chain.clone()].into(),
     })?;
-    if !pull::has_whole(session, &diff_id, recorded(&diff_id))? && session.publish_layer(&dir, &diff_id)? {
+    let recorded = pull::recorded_sizes(&session.store().catalog()?);
+    if !pull::has_whole(session, &diff_id, recorded.get(&diff_id).copied())? && session.publish_layer(&dir, &diff_id)? {
         made.layers.insert(diff_id.clone());
     }
-    if open::map_tree(session.store(), &diff_id).is_none() {
-        // The ChainID of one layer is its DiffID.
-        made.trees.insert(diff_id.clone());
-        open::make_tree(session, &[&diff_id], origin)?;
+    if open::map_tree(session.store(), &chain).is_none() {
+        made.trees.insert(chain);
+        open::make_tree(session, &diff_ids, origin)?;
     }
-    if session.publish_blob(&id, &document)? {
+    if session.publish_blob(&id, &new.document)? {
         made.blobs.insert(id.clone());
     }
+    let own = LayerRecord { diff_id, blob: None, media_type: PLAIN_LAYER.into(), compressed_size, size };
     Ok(Image {
         id,
         manifest: None,
         indexes: Vec::new(),
         others: Vec::new(),
-        layers: vec![LayerRecord { diff_id, blob: None, media_type: PLAIN_LAYER.into(), compressed_size, size }],
-        tags: wanted.name.iter().cloned().collect(),
+        layers: new.below.iter().cloned().chain([own]).collect(),
+        tags: new.name.iter().map(|name| (*name).clone()).collect(),
         digests: Vec::new(),
-        created: Some(wanted.created.to_string()),
+        created: Some(new.created.to_string()),
         pulled: Timestamp::now().to_string(),
     })
 }
@@ -132,7 +163,7 @@ fn document(wanted: &Wanted, diff_id: &Digest) -> Vec<u8> {
 }
 
 /// Enters the image into the catalog. One that is there already keeps the documents by which it came.
-fn commit(session: &Session, mut image: Image) -> Result<Image> {
+fn enter(session: &Session, mut image: Image) -> Result<Image> {
     session.store().update_by(session, |_, catalog| {
         if let Some(known) = catalog.get(&image.id) {
             image.manifest.clone_from(&known.manifest);

@@ -3,10 +3,12 @@
 //!
 //! A [`source::Source`] plans images (documents verified, layers listed) and yields their layers' streams;
 //! [`pull`] runs each missing layer once through `pipeline` and publishes it; [`import`] does so with a tar that is no image
-//! yet; [`push`] and [`save`] let images out again; [`open`] hands a mount the merged tree and the tars; [`remove`] follows
-//! Docker's rules; [`fsck`] checks everything that can be made again or must be fetched again.
+//! yet, [`commit`] with the changes of an upper directory; [`push`] and [`save`] let images out again; [`open`] hands a
+//! mount the merged tree and the tars; [`remove`] follows Docker's rules; [`fsck`] checks everything that can be made again
+//! or must be fetched again.
 
 pub mod change;
+pub mod commit;
 pub mod deflate;
 pub mod fsck;
 pub mod import;
@@ -28,7 +30,7 @@ pub use open::{OpenTree, open_tree, open_upper};
 pub use platform::Platform;
 
 use crate::digest::{Digest, VerifyError};
-use crate::{layer, reference, registry, store, sys, tree};
+use crate::{fs, layer, reference, registry, store, sys, tree, upper};
 use std::io;
 use std::path::PathBuf;
 
@@ -188,6 +190,18 @@ pub enum Error {
     /// What was to go out could not be written.
     #[error("cannot write the archive: {0}")]
     Output(io::Error),
+    /// An upper directory cannot be looked at.
+    #[error(transparent)]
+    Upper(#[from] upper::OpenError),
+    /// What is different in a union cannot be found out.
+    #[error("cannot look for changes: {0}")]
+    Changes(fs::FsError),
+    /// Changes cannot be written as a layer.
+    #[error(transparent)]
+    NewLayer(#[from] fs::ExportError),
+    /// A change to a config that cannot be made.
+    #[error(transparent)]
+    Change(#[from] change::BadChange),
     /// A request that makes no sense.
     #[error("{0}")]
     Usage(String),

@@ -16,7 +16,8 @@ const NAME_FIELD: usize = 100;
 const SEVEN_DIGITS: u64 = 0o777_7777;
 const ELEVEN_DIGITS: u64 = 0o777_7777_7777;
 
-/// What is said of an entry of any kind; of a hard link nothing counts.
+/// What is said of an entry of any kind. Of a hard link it must be the same as of its target: plyfs heeds none of it, but
+/// others set it once more.
 #[derive(Clone, Debug, Default)]
 pub struct Meta {
     /// Permission, set-id and sticky bits.
@@ -93,9 +94,7 @@ impl<W: Write> Packer<W> {
             }
             _ => {}
         }
-        if !matches!(what, Packed::Link(_)) {
-            meta.xattrs.iter().for_each(|(name, value)| records.extend(attribute(name, value)));
-        }
+        meta.xattrs.iter().for_each(|(name, value)| records.extend(attribute(name, value)));
         header.set_cksum();
         self.extension(&records)?;
         self.out.write_all(header.as_bytes())?;
@@ -280,7 +279,7 @@ mod tests {
         let file = &entries[1];
         assert_eq!((file.mode, file.uid, file.gid, file.mtime), (0o6755, odd.uid, odd.gid, odd.mtime));
         assert_eq!(file.xattrs, odd.xattrs.iter().cloned().collect());
-        assert_eq!(entries[2].xattrs.len(), 0);
+        assert_eq!((entries[2].mode, &entries[2].xattrs), (0o6755, &file.xattrs));
         assert_eq!((entries[3].mtime, entries[5].mtime), (far.mtime, Time::default()));
         let Body::File { offset, size } = file.body else { panic!("no file") };
         assert_eq!(tar[offset as usize..][..size as usize], [vec![7; 500], vec![8; 13]].concat());

@@ -183,6 +183,21 @@ fn wide_device(rdev: u32) -> u64 {
     rustix::fs::makedev((rdev >> 8) & 0xfff, (rdev & 0xff) | ((rdev >> 12) & !0xff))
 }
 
+/// The entries of a directory that was opened for this.
+pub(super) fn list(dir: OwnedFd) -> io::Result<Vec<Listed>> {
+    let mut buffer = vec![MaybeUninit::uninit(); 32 << 10];
+    let mut reader = RawDir::new(dir, &mut buffer);
+    let mut all = Vec::new();
+    while let Some(entry) = reader.next() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            all.push(Listed { name: name.to_vec(), ino: entry.ino(), kind: kind(entry.file_type()) });
+        }
+    }
+    Ok(all)
+}
+
 impl Backing for Disk {
     fn open(&self, dir: BorrowedFd, name: &[u8], flags: OFlags, mode: u32) -> io::Result<OwnedFd> {
         let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -198,19 +213,7 @@ impl Backing for Disk {
     }
 
     fn list(&self, dir: BorrowedFd) -> io::Result<Vec<Listed>> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = rustix::fs::openat(dir, ".", flags, Mode::empty())?;
-        let mut buffer = vec![MaybeUninit::uninit(); 32 << 10];
-        let mut reader = RawDir::new(dir, &mut buffer);
-        let mut all = Vec::new();
-        while let Some(entry) = reader.next() {
-            let entry = entry?;
-            let name = entry.file_name().to_bytes();
-            if name != b"." && name != b".." {
-                all.push(Listed { name: name.to_vec(), ino: entry.ino(), kind: kind(entry.file_type()) });
-            }
-        }
-        Ok(all)
+        list(self.open(dir, b".", OFlags::RDONLY | OFlags::DIRECTORY, 0)?)
     }
 
     fn mkdir(&self, dir: BorrowedFd, name: &[u8], mode: u32) -> io::Result<()> {

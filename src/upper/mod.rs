@@ -29,11 +29,12 @@ mod handles;
 mod object;
 mod open;
 mod owner;
+mod still;
 
 pub use backing::{Backing, Disk, Listed, Raw, Space};
 pub use handles::{Handle, Handles};
 pub use object::{Draft, Made, Place, timestamps};
-pub use open::{OpenError, Settings, User};
+pub use open::{OpenError, Settings, User, View};
 pub use owner::Object;
 
 use crate::whiteout::{Mark, Namespace};
@@ -51,14 +52,16 @@ const DERIVED: u64 = 1 << 62;
 /// How many numbers are reserved at once: the root's mark is written once for so many.
 const RESERVED: u64 = 1 << 20;
 
-/// An upper directory, open and locked.
+/// An upper directory, open and locked; or a view of one, which changes nothing and gets along with whoever changes it.
 pub struct Upper {
     backing: Box<dyn Backing>,
     root: Handle,
+    /// The two folders of the work directory; a view, where nothing is made, has the root in their place.
     tmp: OwnedFd,
     links: OwnedFd,
     /// Held for their flocks.
-    _locked: [OwnedFd; 2],
+    _locked: Vec<OwnedFd>,
+    is_view: bool,
     namespace: Namespace,
     /// Whether owner and mode may have to be kept in an attribute: for a plain user.
     overrides: bool,
@@ -89,6 +92,11 @@ impl Upper {
     /// Whether the directory was empty and without marks: its own attributes mean nothing yet.
     pub fn is_fresh(&self) -> bool {
         self.unclaimed.is_some()
+    }
+
+    /// Whether nothing can be changed by this: a view.
+    pub fn is_view(&self) -> bool {
+        self.is_view
     }
 
     /// Binds a fresh directory to the image, after its root has been given the image's attributes.
@@ -166,8 +174,11 @@ impl Upper {
         Ok(self.mark_at(dir, name, Mark::Id)?.and_then(|value| str::from_utf8(&value).ok()?.parse().ok()))
     }
 
-    /// Gives an object its number for ever; where it can carry none, the number that follows from the file system's.
+    /// Gives an object its number for ever, or in a view for as long as that lives; where it can carry none, the number that follows from the file system's.
     pub fn give_number(&self, fd: BorrowedFd, raw_ino: u64, number: u64) -> io::Result<u64> {
+        if self.is_view {
+            return Ok(number);
+        }
         match self.set_mark(fd, Mark::Id, number.to_string().as_bytes()) {
             Ok(()) => Ok(number),
             Err(e) if self.overrides && matches!(Errno::from_io_error(&e), Some(Errno::PERM | Errno::OPNOTSUPP)) => {
@@ -208,7 +219,7 @@ impl Upper {
         match Kind::of(raw_mode) {
             Some(Kind::Dir) => Ok((open(OFlags::RDONLY | OFlags::DIRECTORY)?, true)),
             Some(Kind::File) => match open(OFlags::RDWR) {
-                Err(e) if is_refusal(&e) => Ok((open(OFlags::RDONLY)?, false)),
+                Err(e) if is_refusal(&e) => Ok((open(OFlags::RDONLY)?, self.is_view)),
                 opened => Ok((opened?, true)),
             },
             _ => Ok((open(OFlags::PATH)?, true)),

@@ -1,12 +1,13 @@
 //! Opening an upper directory: locks, what the file system below can do, whose it is, and clearing up.
 
 use super::backing::Backing;
+use super::still::Still;
 use super::{FIRST_OWN, Handles, Numbers, Place, Upper, share};
 use crate::digest::Digest;
 use crate::meta::Kind;
 use crate::sys;
 use crate::whiteout::{Mark, Namespace};
-use rustix::fs::{OFlags, RenameFlags, XattrFlags};
+use rustix::fs::{FlockOperation, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,6 +27,18 @@ pub struct Settings {
     pub image: Digest,
     /// Whether nothing is ever synced.
     pub volatile: bool,
+    /// For whom.
+    pub user: User,
+    /// How many descriptors may be kept open.
+    pub descriptors: usize,
+}
+
+/// What to look at.
+pub struct View {
+    /// The upper directory.
+    pub upper: PathBuf,
+    /// The ChainID of the image below.
+    pub image: Digest,
     /// For whom.
     pub user: User,
     /// How many descriptors may be kept open.
@@ -129,7 +142,7 @@ impl Upper {
             wipe(&*backing, tmp.as_fd(), &left.name).map_err(failed("clear", work))?;
         }
         // What was found good before is not tried again: a file system that is full can still be cleared.
-        let (namespace, fresh) = match bound(&*backing, root.as_fd(), settings)? {
+        let (namespace, fresh) = match bound(&*backing, root.as_fd(), upper, &settings.image)? {
             Some(namespace) => (namespace, false),
             None => {
                 let namespace = namespace(&*backing, tmp.as_fd(), settings)?;
@@ -145,7 +158,8 @@ impl Upper {
             root: share(root),
             tmp,
             links,
-            _locked: locked,
+            _locked: locked.into(),
+            is_view: false,
             namespace,
             // Who can only write marks of his own is not the owner of all files either.
             overrides: !settings.user.privileged || namespace == Namespace::User,
@@ -159,6 +173,68 @@ impl Upper {
             handles: Handles::new(settings.descriptors),
             backing,
         })
+    }
+
+    /// Opens an upper directory to be looked at. Nothing on disk changes by that, so it works beside a mount that has
+    /// the directory, and for whoever may only read it. Where no mount has it, none can get it meanwhile. Every change
+    /// is refused; what has no number yet gets one here only.
+    pub fn view(settings: &View) -> Result<Upper, OpenError> {
+        let upper = &settings.upper;
+        let (root, held) = (open_existing(upper)?, open_existing(upper)?);
+        // If it cannot be had, a mount has it, and goes on.
+        let _free = try_lock_shared(&held, upper)?;
+        let (namespace, fresh) = match bound(&Still, root.as_fd(), upper, &settings.image)? {
+            Some(namespace) => (namespace, false),
+            None => {
+                let namespace = if settings.user.privileged { Namespace::Trusted } else { Namespace::User };
+                (namespace, Still.list(root.as_fd()).map_err(failed("read", upper))?.is_empty())
+            }
+        };
+        let first = numbers(&Still, root.as_fd(), namespace).map_err(failed("read marks on", upper))?.next;
+        let stand_in = || root.try_clone().map_err(failed("open", upper));
+        Ok(Upper {
+            tmp: stand_in()?,
+            links: stand_in()?,
+            root: share(root),
+            _locked: vec![held],
+            is_view: true,
+            namespace,
+            overrides: !settings.user.privileged || namespace == Namespace::User,
+            own: (settings.user.uid, settings.user.gid),
+            umask: 0,
+            volatile: false,
+            failed: AtomicBool::new(false),
+            unclaimed: fresh.then(|| settings.image.to_string()),
+            numbers: Mutex::new(Numbers { next: first, limit: u64::MAX }),
+            serial: AtomicU64::new(0),
+            handles: Handles::new(settings.descriptors),
+            backing: Box::new(Still),
+        })
+    }
+
+    /// The ChainID of the image that a directory is the upper directory of; `None` if no mount ever had it.
+    pub fn image_of(upper: &Path) -> Result<Option<String>, OpenError> {
+        let root = open_existing(upper)?;
+        let found = image_mark(&Still, root.as_fd()).map_err(failed("read", upper))?;
+        Ok(found.map(|(_, image)| image))
+    }
+
+    /// Whether a mount has a directory now.
+    pub fn is_in_use(upper: &Path) -> Result<bool, OpenError> {
+        Ok(!try_lock_shared(&open_existing(upper)?, upper)?)
+    }
+}
+
+fn open_existing(path: &Path) -> Result<OwnedFd, OpenError> {
+    std::fs::File::open(path).map(OwnedFd::from).map_err(failed("open", path))
+}
+
+/// Keeps mounts away as long as the descriptor is open, unless one has the directory: whether none has.
+fn try_lock_shared(dir: &OwnedFd, path: &Path) -> Result<bool, OpenError> {
+    match rustix::fs::flock(dir, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(e) => Err(failed("lock", path)(e.into())),
     }
 }
 
@@ -232,21 +308,27 @@ fn probe_whiteouts(backing: &dyn Backing, tmp: BorrowedFd, upper: &Path) -> Resu
     Ok(())
 }
 
-/// Where the marks of a directory that was mounted before are. It must be the image's.
-fn bound(backing: &dyn Backing, root: BorrowedFd, settings: &Settings) -> Result<Option<Namespace>, OpenError> {
-    let upper = &settings.upper;
+/// The ChainID that a directory carries which was mounted before, and where its marks are.
+fn image_mark(backing: &dyn Backing, root: BorrowedFd) -> io::Result<Option<(Namespace, String)>> {
     for namespace in [Namespace::Trusted, Namespace::User] {
-        let name = namespace.mark(Mark::Image).to_bytes();
-        match backing.get_xattr(root, name).map_err(failed("read", upper))? {
-            Some(found) if found == settings.image.to_string().as_bytes() => return Ok(Some(namespace)),
-            Some(found) => {
-                let image = String::from_utf8_lossy(&found).into_owned();
-                return Err(OpenError::OtherImage { path: upper.clone(), image });
-            }
-            None => {}
+        if let Some(value) = backing.get_xattr(root, namespace.mark(Mark::Image).to_bytes())? {
+            return Ok(Some((namespace, String::from_utf8_lossy(&value).into_owned())));
         }
     }
     Ok(None)
+}
+
+/// Where the marks of a directory that was mounted before are. It must be the image's.
+fn bound(
+    backing: &dyn Backing,
+    root: BorrowedFd,
+    upper: &Path,
+    wanted: &Digest,
+) -> Result<Option<Namespace>, OpenError> {
+    match image_mark(backing, root).map_err(failed("read", upper))? {
+        Some((_, image)) if image != wanted.to_string() => Err(OpenError::OtherImage { path: upper.into(), image }),
+        found => Ok(found.map(|(namespace, _)| namespace)),
+    }
 }
 
 /// Takes a directory for the first time: one that is empty is fresh, one that another tool filled becomes the image's.

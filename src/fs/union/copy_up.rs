@@ -58,7 +58,7 @@ impl Union {
         }
     }
 
-    fn is_up(&self, ino: Ino) -> bool {
+    pub(super) fn is_up(&self, ino: Ino) -> bool {
         self.table().get(ino).is_some_and(|entry| entry.raw.is_some() && !entry.linking)
     }
 
@@ -128,7 +128,7 @@ impl Union {
     }
 
     /// The name that the image has for a directory.
-    fn image_name(&self, dir: Ino) -> Result<Name, FsError> {
+    pub(super) fn image_name(&self, dir: Ino) -> Result<Name, FsError> {
         let path = self.image_path(dir)?;
         Ok(Arc::from(path.rsplit(|b| *b == b'/').next().unwrap_or_default()))
     }

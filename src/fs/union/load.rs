@@ -38,16 +38,26 @@ impl Union {
         let mixed = self.upper.mark(handle.as_fd(), Mark::Opaque)?.as_deref() == Some(b"x");
         let mut found = Vec::new();
         for listed in self.upper.backing().list(handle.as_fd())? {
-            let seen = self.inspect(&handle, lower, mixed, &listed)?;
-            found.push((Name::from(listed.name), seen));
+            match self.inspect(&handle, lower, mixed, &listed) {
+                Err(e) if self.went_meanwhile(&e) => {}
+                seen => found.push((Name::from(listed.name), seen?)),
+            }
         }
         // An inode that has no number yet gets one, whichever of its names are read first, and at the same time.
         let _numbering = lock(&self.numbering);
-        let mut given = HashMap::new();
-        for (name, seen) in &mut found {
-            self.settle_number(&handle, name, seen, &mut given)?;
+        let (mut given, mut settled) = (HashMap::new(), Vec::with_capacity(found.len()));
+        for (name, mut seen) in found {
+            match self.settle_number(&handle, &name, &mut seen, &mut given) {
+                Err(e) if self.went_meanwhile(&e) => {}
+                done => settled.push(done.map(|()| (name, seen))?),
+            }
         }
-        self.enter(dir, lower, found)
+        self.enter(dir, lower, settled)
+    }
+
+    /// Whether something failed because whoever changes what is only viewed here has just taken it away.
+    fn went_meanwhile(&self, error: &FsError) -> bool {
+        self.is_view() && error.is_absence()
     }
 
     /// Reads everything below the root.

@@ -27,6 +27,7 @@
 
 mod acl;
 mod attr;
+mod changes;
 mod copy_up;
 mod data;
 mod load;
@@ -92,7 +93,7 @@ fn lock(mutex: &Mutex<()>) -> MutexGuard<'_, ()> {
 }
 
 impl Union {
-    /// Puts an upper directory on an image, and finishes what a crash left undone.
+    /// Puts an upper directory on an image, and finishes what a crash left undone; a view of one only shows it.
     pub fn new(image: Image, upper: Upper) -> Result<Union, FsError> {
         let references = image.tree.nodes().iter().map(|_| AtomicU64::new(0)).collect();
         let union = Union {
@@ -107,13 +108,19 @@ impl Union {
             references,
         };
         union.adopt_root()?;
-        union.finish_links()?;
+        if !union.is_view() {
+            union.finish_links()?;
+        }
         Ok(union)
     }
 
     /// The root of a fresh upper directory becomes the image's.
     fn adopt_root(&self) -> Result<(), FsError> {
         let root = self.upper.root();
+        if self.upper.is_fresh() && self.is_view() {
+            // Without an entry of its own the root is the image's, as all is.
+            return Ok(());
+        }
         if self.upper.is_fresh() {
             self.upper.clear_acls(root.as_fd())?;
             let draft = self.draft_of(ROOT)?;
@@ -138,6 +145,11 @@ impl Union {
         entry.dir = Some(Dir { lower, names: None, subdirs: 0, default_acl: None });
         self.table_mut().insert(ROOT, entry);
         Ok(())
+    }
+
+    /// Whether nothing can be changed.
+    pub fn is_view(&self) -> bool {
+        self.upper.is_view()
     }
 
     fn table(&self) -> RwLockReadGuard<'_, Table> {

@@ -1,0 +1,204 @@
+//! What is different in a union, told and written as a layer, without a kernel.
+//!
+//! After random steps what is told is held against a comparison of both whole trees, and the image with the layer on top
+//! must be the union, in every respect that a tar can say. `PLYFS_MODEL_RUNS` and `PLYFS_MODEL_SEED` as in
+//! `writable_model`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::model::by_inode::ByInode;
+use crate::model::check::Checks;
+use crate::model::generate::{Menu, generate};
+use crate::model::harness::Harness;
+use crate::model::image::image;
+use crate::model::mounted::PlyfsPlace;
+use crate::model::op::{Op, Op::*, Replace::*, Special::*};
+use crate::model::run::{Effort, Failure, search};
+use crate::model::state::{Model, Stop, umask};
+use crate::model::union::Union;
+use crate::support::bed::content;
+use plyfs::fs::{Attr, Changes, Fs, How, Ino, NewLayer, ROOT};
+use plyfs::meta::{Kind, Time};
+use plyfs::upper::User;
+
+/// All that a tar can say of one path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Told {
+    attr: (Kind, u16, u32, u32, u32, u64, Time),
+    nlink: u32,
+    /// The first of its names.
+    first: Vec<u8>,
+    content: Vec<u8>,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+type Tree = BTreeMap<Vec<u8>, Told>;
+
+/// A whole tree, without attributes that have no value, which no tar can say.
+fn whole(fs: &Fs) -> Tree {
+    let mut tree = Tree::new();
+    let mut todo = vec![(b"/".to_vec(), ROOT)];
+    while let Some((path, ino)) = todo.pop() {
+        let attr = fs.getattr(ino).unwrap();
+        if attr.kind == Kind::Dir {
+            fs.readdir(ino, 2, |entry| {
+                let path = if path == b"/" { Vec::new() } else { path.clone() };
+                todo.push(([&path[..], b"/", entry.name].concat(), entry.ino));
+                false
+            })
+            .unwrap();
+        }
+        tree.insert(path, told(fs, &attr));
+    }
+    let mut first: BTreeMap<Ino, Vec<u8>> = BTreeMap::new();
+    for (path, told) in &mut tree {
+        let ino = Ino::from_be_bytes(told.first[..].try_into().unwrap());
+        told.first = first.entry(ino).or_insert_with(|| path.clone()).clone();
+    }
+    tree
+}
+
+fn told(fs: &Fs, attr: &Attr) -> Told {
+    let names = fs.listxattr(attr.ino, true).unwrap();
+    let names = names.split(|b| *b == 0).filter(|name| !name.is_empty());
+    let xattrs = names.map(|name| (name.to_vec(), fs.getxattr(attr.ino, name).unwrap().into_owned()));
+    Told {
+        attr: (attr.kind, attr.mode, attr.uid, attr.gid, attr.rdev, attr.size, attr.mtime),
+        nlink: attr.nlink,
+        first: attr.ino.to_be_bytes().to_vec(),
+        content: match attr.kind {
+            Kind::File => content(fs, attr.ino),
+            Kind::Symlink => fs.readlink(attr.ino).unwrap().into_owned(),
+            _ => Vec::new(),
+        },
+        xattrs: xattrs.filter(|(_, value)| !value.is_empty()).collect(),
+    }
+}
+
+fn layer(fs: &Fs, changes: &Changes) -> Vec<u8> {
+    let layer = NewLayer::of(fs, changes, &BTreeSet::new()).unwrap();
+    let written = layer.write(Vec::new(), None).unwrap().0;
+    assert_eq!(layer.write(Vec::new(), None).unwrap().0, written, "the same changes make other bytes");
+    written
+}
+
+fn parent(path: &[u8]) -> &[u8] {
+    let at = path.iter().rposition(|b| *b == b'/').unwrap();
+    if at == 0 { b"/" } else { &path[..at] }
+}
+
+/// What Docker's rules make of two trees: what must be told, with `None` where it may be told as changed or not at all,
+/// since data that was written may be what it was.
+fn expected(old: &Tree, new: &Tree) -> BTreeMap<Vec<u8>, How> {
+    let is_dir = |tree: &Tree, path: &[u8]| tree.get(path).is_some_and(|told| told.attr.0 == Kind::Dir);
+    let mut all = BTreeMap::new();
+    for (path, told) in new {
+        let before = old.get(path);
+        // The size and the link count of a directory are no attributes, and the number of names none of a file.
+        let same =
+            |before: &Told| (before.attr, &before.content, &before.xattrs) == (told.attr, &told.content, &told.xattrs);
+        match before {
+            // What lies below a file of the image is nothing of the image's.
+            None => drop(all.insert(path.clone(), How::Added)),
+            Some(before) if !same(before) => drop(all.insert(path.clone(), How::Changed)),
+            _ => {}
+        }
+    }
+    for path in old.keys().filter(|path| !new.contains_key(*path) && is_dir(new, parent(path))) {
+        all.insert(path.clone(), How::Deleted);
+    }
+    for path in all.keys().cloned().collect::<Vec<_>>() {
+        let mut at = parent(&path);
+        while at != b"/" && !all.contains_key(at) {
+            all.insert(at.to_vec(), How::Changed);
+            at = parent(at);
+        }
+    }
+    all
+}
+
+/// What was told against what must be told.
+fn judge(old: &Tree, new: &Tree, changes: &Changes) -> Result<(), String> {
+    let wanted = expected(old, new);
+    for (path, how) in &wanted {
+        match changes.get(path) {
+            Some(changed) if changed.how == *how => {}
+            other => return Err(format!("{}: is {how:?}, and told is {other:?}", path.escape_ascii())),
+        }
+    }
+    for (path, changed) in changes.iter().filter(|(path, _)| !wanted.contains_key(*path)) {
+        let possible = changed.how == How::Changed && old.contains_key(path);
+        if !possible {
+            return Err(format!("{}: told is {changed:?}, and nothing is", path.escape_ascii()));
+        }
+    }
+    Ok(())
+}
+
+fn first_difference(wanted: &Tree, found: &Tree) -> Result<(), String> {
+    let paths: BTreeSet<_> = wanted.keys().chain(found.keys()).collect();
+    for path in paths {
+        let brief = |told: Option<&Told>| {
+            told.map(|t| Told { content: t.content[..t.content.len().min(20)].to_vec(), ..t.clone() })
+        };
+        let (want, have) = (wanted.get(path), found.get(path));
+        if want != have {
+            let (want, have) = (brief(want), brief(have));
+            return Err(format!("{}:\n  the union has {want:?}\n  the new image {have:?}", path.escape_ascii()));
+        }
+    }
+    Ok(())
+}
+
+/// Does the steps, and judges what comes of them.
+fn run(user: User, ops: &[Op]) -> Result<(), Failure> {
+    let mut harness = ByInode::new(Union::new(user), umask(), Checks::ALL);
+    let mut model = Model::new(&image());
+    for op in ops {
+        // Whether it is done right is judged elsewhere; the model says which make no sense.
+        if !matches!(model.apply(op), Err(Stop::Skip)) {
+            let _any = harness.apply(op);
+        }
+    }
+    let _held = harness.finish();
+    let union = harness.inodes();
+    let (bed, shown) = (union.bed(), whole(union.fs()));
+    let failed = |what| Failure { at: ops.len().saturating_sub(1), what };
+    // Beside the union, which has the directory.
+    let view = bed.view();
+    first_difference(&shown, &whole(&view)).map_err(|what| failed(format!("the view: {what}")))?;
+    let changes = view.changes(&BTreeSet::new()).unwrap();
+    judge(&whole(&bed.image_with(&[])), &shown, &changes).map_err(|what| failed(format!("told: {what}")))?;
+    let committed = bed.image_with(&[layer(&view, &changes)]);
+    // No tar can say a socket.
+    let sayable = shown.into_iter().filter(|(_, told)| told.attr.0 != Kind::Socket).collect();
+    first_difference(&sayable, &whole(&committed)).map_err(|what| failed(format!("layer: {what}")))
+}
+
+/// Names that no layer can have are left out, and steps that change nothing.
+fn steps(seed: u64, count: usize) -> Vec<Op> {
+    let menu = Menu { remounts: false, optional: false, ..PlyfsPlace::MENU };
+    let ops = generate(seed, count, &image(), menu);
+    ops.into_iter().filter(|op| *op != Check && !format!("{op:?}").contains(".wh.")).collect()
+}
+
+#[test]
+fn a_layer_of_changes_makes_the_image_the_union() {
+    search("changes", Effort { runs: 150, ops: 200 }, &steps, &mut |ops| run(User::own(), ops).err());
+}
+
+#[test]
+fn a_plain_users_changes_make_the_image_the_union() {
+    let user = User { privileged: false, uid: 4321, gid: 4321 };
+    search("a plain user's changes", Effort { runs: 50, ops: 200 }, &steps, &mut |ops| run(user, ops).err());
+}
+
+#[test]
+fn regression_a_socket_with_two_names_hides_what_was_there() {
+    let steps = [
+        Mknod { at: "x", kind: Socket, mode: 0o777, rdev: (0, 0) },
+        Rename { from: "b", to: "sparse", how: Allow },
+        Link { from: "x", to: "b", follow: false },
+    ];
+    run(User::own(), &steps).unwrap();
+}

@@ -1,0 +1,252 @@
+//! `diff` and `commit`: what was changed on top of an image, and what becomes of it.
+
+use super::{Global, args, import, interrupt, output};
+use crate::fs::{Changes, How};
+use crate::image::commit::{self, Wanted};
+use crate::name::show;
+use crate::store::{Image, Store, mounts};
+use crate::sys;
+use crate::upper::Upper;
+use jiff::Timestamp;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use serde_json::{Map, Value};
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+#[derive(clap::Args)]
+#[command(override_usage = "plyfs diff CONTAINER\n       plyfs diff [OPTIONS] --upper DIR")]
+#[command(after_help = "\
+A is what was added, C what was changed, D what was deleted.
+
+Examples:
+  plyfs diff web
+  plyfs diff --upper ./changes")]
+pub(super) struct DiffArgs {
+    #[command(flatten)]
+    of: Of,
+    /// The container
+    #[arg(value_name = "CONTAINER")]
+    args: Vec<String>,
+}
+
+#[derive(clap::Args)]
+#[command(override_usage = "plyfs commit [OPTIONS] CONTAINER [REPOSITORY[:TAG]]\n       \
+                            plyfs commit [OPTIONS] --upper DIR [REPOSITORY[:TAG]]")]
+#[command(after_help = "\
+Examples:
+  plyfs commit -m 'with curl' web web:2
+  plyfs commit --upper ./changes -c 'CMD [\"nginx\"]' web:2
+
+With SOURCE_DATE_EPOCH in the environment the image is dated by it and no file is
+younger, so that the same changes make the same image.")]
+pub(super) struct CommitArgs {
+    /// Who made the image, as in: Jane Doe <jane@example.com>
+    #[arg(short, long)]
+    author: Option<String>,
+    /// Apply a line of a Dockerfile to the image: CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK, LABEL, ONBUILD, STOPSIGNAL,
+    /// USER, VOLUME or WORKDIR
+    #[arg(short, long, value_name = "LINE")]
+    change: Vec<String>,
+    /// What the image's history says
+    #[arg(short, long, value_name = "TEXT")]
+    message: Option<String>,
+    /// Hold a container while its files are read
+    #[arg(short, long, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true")]
+    #[arg(action = clap::ArgAction::Set, value_name = "BOOL")]
+    pause: bool,
+    #[command(flatten)]
+    of: Of,
+    /// The container, unless --upper says whose changes; and the image's name
+    #[arg(value_names = ["CONTAINER", "REPOSITORY[:TAG]"], num_args = 0..)]
+    args: Vec<String>,
+}
+
+/// Whose changes, other than a container's.
+#[derive(clap::Args)]
+struct Of {
+    /// The changes in this directory, which a mount was given by the same option; also while it has it
+    #[arg(long, value_name = "DIR")]
+    upper: Option<PathBuf>,
+    /// The image that the directory was mounted with [default: the newest with the same layers]
+    #[arg(long, value_name = "IMAGE", requires = "upper")]
+    image: Option<String>,
+}
+
+/// Changes on top of an image, and what belongs to them.
+struct Target {
+    image: Image,
+    upper: PathBuf,
+    /// What has been changed of the image's config since.
+    config: Option<Map<String, Value>>,
+    /// Mountpoints and files that whoever runs something there has made.
+    left_out: BTreeSet<Vec<u8>>,
+    /// Where the union may be mounted now, so that the kernel may hold changes back.
+    live: Vec<PathBuf>,
+}
+
+pub(super) fn diff(global: &Global, a: &DiffArgs) -> anyhow::Result<()> {
+    let store = global.store()?;
+    let target = match (&a.of.upper, &a.args[..]) {
+        (Some(upper), rest) => {
+            args::none("diff --upper", rest)?;
+            of_upper(&store, upper, a.of.image.as_deref())?
+        }
+        (None, rest) => {
+            let [name] = args::exactly("diff", rest)?;
+            of_container(&store, name, false)?
+        }
+    };
+    for at in &target.live {
+        sync(at)?;
+    }
+    let mut text = String::new();
+    for (path, changed) in changes(&store, &target)?.iter().filter(|(path, _)| *path != b"/") {
+        let letter = match changed.how {
+            How::Added => 'A',
+            How::Changed => 'C',
+            How::Deleted => 'D',
+        };
+        // Writing to a String cannot fail.
+        let _infallible = writeln!(text, "{letter} {}", show(path));
+    }
+    output::text(&text)
+}
+
+pub(super) fn commit(global: &Global, a: &CommitArgs) -> anyhow::Result<()> {
+    let store = global.store()?;
+    let (target, name) = match &a.of.upper {
+        Some(upper) => {
+            let name = args::at_most_one("commit --upper", &a.args)?;
+            (of_upper(&store, upper, a.of.image.as_deref())?, name)
+        }
+        None => {
+            let given = args::at_least_one("commit", &a.args)?;
+            let (container, name) = args::one_or_two("commit", given)?;
+            (of_container(&store, container, a.pause)?, name)
+        }
+    };
+    let newest = import::source_date()?;
+    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let wanted = Wanted {
+        image: &target.image,
+        upper: &target.upper,
+        config: target.config.clone(),
+        changes: &a.change,
+        author: given(&a.author),
+        message: given(&a.message),
+        created: newest.unwrap_or_else(Timestamp::now),
+        created_by: None,
+        newest,
+        left_out: &target.left_out,
+        name: name.map(import::name_of).transpose()?,
+    };
+    let image = interrupt::in_session(&store, |session| {
+        write_back(&store, &target)?;
+        Ok(commit::commit(session, &wanted, &|text| tracing::warn!("{text}"))?)
+    })?;
+    output::line(image.id)
+}
+
+/// The changes of a container. `_pause`: it is to be held as long as the answer lives.
+///
+/// There are no containers yet.
+fn of_container(_store: &Store, name: &str, _pause: bool) -> anyhow::Result<Target> {
+    anyhow::bail!("No such container: {name}")
+}
+
+/// The changes in a directory. Which image they belong to it says itself.
+fn of_upper(store: &Store, upper: &Path, image: Option<&str>) -> anyhow::Result<Target> {
+    let chain = Upper::image_of(upper)?;
+    let catalog = store.catalog()?;
+    let has_chain = |image: &Image| Some(image.chain_id().to_string()) == chain;
+    let image = match (image, &chain) {
+        (Some(name), _) => store.resolve(name)?,
+        (None, None) => {
+            anyhow::bail!("no mount ever had {}: --image says which image it belongs to", upper.display())
+        }
+        (None, Some(chain)) => {
+            let found = catalog.images().iter().filter(|image| has_chain(image));
+            let newest = found.max_by_key(|image| image.created.as_ref().and_then(|at| at.parse::<Timestamp>().ok()));
+            let none = || anyhow::anyhow!("{} belongs to an image that the store lacks: {chain}", upper.display());
+            newest.cloned().ok_or_else(none)?
+        }
+    };
+    let mut live = Vec::new();
+    if Upper::is_in_use(upper)? {
+        // Which of them it is is not written down anywhere; the others lose nothing.
+        let over = |id: &_| catalog.get(id).is_some_and(has_chain);
+        let all = mounts::list(store)?.into_iter().filter(|mount| mount.writable && over(&mount.image));
+        live.extend(all.map(|mount| mount.mountpoint));
+    }
+    Ok(Target { image, upper: upper.into(), config: None, left_out: BTreeSet::new(), live })
+}
+
+fn changes(store: &Store, target: &Target) -> anyhow::Result<Changes> {
+    let fs = commit::open_view(store, &target.image, &target.upper)?;
+    fs.changes(&target.left_out).map_err(|e| anyhow::anyhow!("cannot look for changes: {e}"))
+}
+
+/// How often files that have come up meanwhile are looked for: each time there are fewer.
+const ROUNDS: usize = 4;
+
+/// Has live mounts write what they hold back. A file that is written for the first time comes up only then, so they are
+/// looked for again.
+fn write_back(store: &Store, target: &Target) -> anyhow::Result<()> {
+    if target.live.is_empty() {
+        return Ok(());
+    }
+    let roots = target.live.iter().map(|at| sync(at)).collect::<anyhow::Result<Vec<OwnedFd>>>()?;
+    let mut done = BTreeSet::new();
+    for _ in 0..ROUNDS {
+        let files = changes(store, target)?.into_iter().filter(|(_, changed)| changed.is_file());
+        let new: Vec<Vec<u8>> = files.map(|(path, _)| path).filter(|path| !done.contains(path)).collect();
+        if new.is_empty() {
+            break;
+        }
+        for root in &roots {
+            flush(root.as_fd(), &new)?;
+        }
+        done.extend(new);
+    }
+    Ok(())
+}
+
+/// Has a mount write what it holds back, as far as that need not be waited for, and gives its root.
+fn sync(at: &Path) -> anyhow::Result<OwnedFd> {
+    let failed = |e: std::io::Error| anyhow::anyhow!("cannot sync {}: {}", at.display(), sys::describe(&e));
+    let root = File::open(at).map_err(failed)?;
+    rustix::fs::syncfs(&root).map_err(|e| failed(e.into()))?;
+    Ok(root.into())
+}
+
+/// Waits until files below a mount's root are written. Those that are gone need not be, and nothing outside is reached.
+fn flush(root: BorrowedFd, paths: &[Vec<u8>]) -> anyhow::Result<()> {
+    let flags = OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY;
+    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    for path in paths {
+        let open = |how| {
+            rustix::fs::openat2(root, Path::new(std::ffi::OsStr::from_bytes(path)), how | flags, Mode::empty(), inside)
+        };
+        let opened = match open(OFlags::RDONLY) {
+            Err(Errno::ACCESS) => open(OFlags::WRONLY),
+            opened => opened,
+        };
+        let flushed = match opened {
+            Ok(file) => rustix::fs::fdatasync(&file),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
+            Err(e) => Err(e),
+        };
+        // What is no file any more has nothing to write.
+        if let Err(e) = flushed
+            && e != Errno::INVAL
+        {
+            anyhow::bail!("cannot write {} back: {}", show(path), sys::describe(&e.into()));
+        }
+    }
+    Ok(())
+}

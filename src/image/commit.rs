@@ -1,0 +1,190 @@
+//! The changes of an upper directory become one more layer, and an image of its own: what `commit` makes.
+//!
+//! The layer is written and taken at the same time, through the same pipeline as a tar that is imported: it is hashed and
+//! indexed as it is written, once, into the store.
+
+use super::change;
+use super::import::{New, put, take, whole_or_not_at_all};
+use super::manifest::{DOCUMENT_CAP, LAYERS_CAP};
+use super::{Error, Result, open};
+use crate::digest::Digest;
+use crate::fs::{Data, ExportError, Fs, NewLayer};
+use crate::reference::Reference;
+use crate::store::{Image, Intent, Session, Store};
+use crate::upper::{Upper, User, View};
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
+use std::io::{self, BufWriter, Read};
+use std::path::Path;
+use std::thread;
+
+/// Descriptors that a view of an upper directory keeps open: each object is looked at once or twice.
+const DESCRIPTORS: usize = 256;
+/// How much of the layer goes over at once: as much as a pipe holds.
+const PIECE: usize = 64 << 10;
+
+/// What is to become of which changes.
+pub struct Wanted<'a> {
+    /// The image below.
+    pub image: &'a Image,
+    /// The upper directory. A mount may have it; what that still holds back is not seen.
+    pub upper: &'a Path,
+    /// The new image's config, `config` in its document; the image's own if none is given.
+    pub config: Option<Map<String, Value>>,
+    /// Changes to that, as lines of a Dockerfile.
+    pub changes: &'a [String],
+    /// Who made it.
+    pub author: Option<String>,
+    /// What its history says.
+    pub message: Option<String>,
+    /// When it was made.
+    pub created: Timestamp,
+    /// By which command; the config's, if none is given.
+    pub created_by: Option<String>,
+    /// No file is to be younger than this.
+    pub newest: Option<Timestamp>,
+    /// Paths at which what is empty and not the image's is left out ([`Fs::changes`]).
+    pub left_out: &'a BTreeSet<Vec<u8>>,
+    /// Its name, if it is to have one.
+    pub name: Option<Reference>,
+}
+
+/// Opens the union of an image and an upper directory to be looked at, also beside a mount that has it.
+pub fn open_view(store: &Store, image: &Image, upper: &Path) -> Result<Fs> {
+    let opened = {
+        // Nobody removes the image before its files are open; from then on they are ours.
+        let _beginning = store.lock_shared()?;
+        open::open_tree(store, image)?
+    };
+    let wanted = View { upper: upper.into(), image: image.chain_id(), user: User::own(), descriptors: DESCRIPTORS };
+    let upper = Upper::view(&wanted)?;
+    let layers = opened.tars.into_iter().map(Data::open).collect::<io::Result<Vec<Data>>>();
+    let layers = layers.map_err(|e| Error::Broken { image: image.title(), what: e.to_string() })?;
+    Fs::writable(opened.tree, layers, upper).map_err(Error::Changes)
+}
+
+/// Makes an image of the changes, or leaves the store as it was. `warn` hears what cannot be kept.
+pub fn commit(session: &Session, wanted: &Wanted<'_>, warn: &dyn Fn(&str)) -> Result<Image> {
+    let (store, image) = (session.store(), wanted.image);
+    let below = image.layers.iter().map(|layer| layer.diff_id.clone()).collect();
+    session.intend(&Intent { layers: below, trees: [image.chain_id()].into(), ..Intent::default() })?;
+    if image.layers.len() >= LAYERS_CAP {
+        return Err(Error::Conflict(format!("{} has {LAYERS_CAP} layers, the most there can be", image.title())));
+    }
+    let document = Document::of(store, wanted)?;
+    let fs = open_view(store, image, wanted.upper)?;
+    let changes = fs.changes(wanted.left_out).map_err(Error::Changes)?;
+    let layer = NewLayer::of(&fs, &changes, wanted.left_out)?;
+    let origin = wanted.upper.display().to_string();
+    whole_or_not_at_all(session, |made| {
+        let newest = wanted.newest.map(Timestamp::as_second);
+        let (taken, lost) = through_a_pipe(&layer, newest, |tar| take(session, tar, &origin, warn))?;
+        lost.iter().for_each(|line| warn(line));
+        let document = document.with_layer(&taken.diff_id, wanted)?;
+        let new = New { below: &image.layers, document, created: wanted.created, name: wanted.name.as_ref() };
+        put(session, taken, new, &origin, made)
+    })
+}
+
+/// Has a layer written while `take` reads it. Whoever fails first is to blame.
+fn through_a_pipe<T>(
+    layer: &NewLayer<'_>,
+    newest: Option<i64>,
+    take: impl FnOnce(Box<dyn Read + Send>) -> Result<T>,
+) -> Result<(T, Vec<String>)> {
+    let (from, to) = io::pipe().map_err(ExportError::Output)?;
+    thread::scope(|scope| {
+        let writer = scope.spawn(move || {
+            let (mut out, lost) = layer.write(BufWriter::with_capacity(PIECE, to), newest)?;
+            io::Write::flush(&mut out)?;
+            Ok::<_, ExportError>(lost)
+        });
+        let taken = take(Box::new(from));
+        let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        match (taken, written) {
+            (Ok(taken), Ok(lost)) => Ok((taken, lost)),
+            // Nobody reads any more: the other side knows why.
+            (Err(error), Err(ExportError::Output(_)) | Ok(_)) => Err(error),
+            (_, Err(error)) => Err(error.into()),
+        }
+    })
+}
+
+/// An image's document on its way to be another's.
+struct Document(Map<String, Value>);
+
+impl Document {
+    /// The image's, with the new config, author and time. What plyfs does not know stays as it is.
+    fn of(store: &Store, wanted: &Wanted<'_>) -> Result<Document> {
+        let bytes = store.blob(&wanted.image.id, DOCUMENT_CAP)?;
+        let Ok(Value::Object(mut fields)) = serde_json::from_slice(&bytes) else {
+            return Err(broken(wanted.image, "its config is no JSON object"));
+        };
+        let own = || fields.get("config").and_then(Value::as_object).cloned().unwrap_or_default();
+        let mut config = wanted.config.clone().unwrap_or_else(own);
+        let created_by = wanted.created_by.clone().unwrap_or_else(|| command_of(&config));
+        change::apply(&mut config, wanted.changes)?;
+        fields.insert("config".into(), Value::from(config));
+        fields.insert("created".into(), json!(wanted.created.to_string()));
+        for (key, value) in [("author", &wanted.author), ("comment", &wanted.message)] {
+            match value {
+                Some(value) => drop(fields.insert(key.into(), json!(value))),
+                // What was said of the image below is not said of this one.
+                None => drop(fields.shift_remove(key)),
+            }
+        }
+        let mut document = Document(fields);
+        document.add_history(wanted, &created_by)?;
+        Ok(document)
+    }
+
+    /// One step more. Where the image's history lacks steps that made layers, they are made up, so that ours is the last
+    /// layer's.
+    fn add_history(&mut self, wanted: &Wanted<'_>, created_by: &str) -> Result<()> {
+        let history = self.0.entry("history").or_insert(Value::Null);
+        if history.is_null() {
+            *history = json!([]);
+        }
+        let steps = history.as_array_mut().ok_or_else(|| broken(wanted.image, "its history is no list"))?;
+        let made_none = |step: &Value| step.get("empty_layer").and_then(Value::as_bool).unwrap_or(false);
+        let known = steps.iter().filter(|step| !made_none(step)).count();
+        let unknown = wanted.image.layers.len().saturating_sub(known);
+        steps.extend(std::iter::repeat_n(json!({}), unknown));
+        let mut step = Map::new();
+        step.insert("created".into(), json!(wanted.created.to_string()));
+        for (key, value) in [
+            ("created_by", Some(created_by).filter(|text| !text.is_empty())),
+            ("author", wanted.author.as_deref()),
+            ("comment", wanted.message.as_deref()),
+        ] {
+            if let Some(value) = value {
+                step.insert(key.into(), json!(value));
+            }
+        }
+        steps.push(Value::from(step));
+        Ok(())
+    }
+
+    /// Its bytes, with the new layer on top.
+    fn with_layer(mut self, diff_id: &Digest, wanted: &Wanted<'_>) -> Result<Vec<u8>> {
+        let root = self.0.get_mut("rootfs").and_then(Value::as_object_mut);
+        let list = root.map(|root| root.entry("diff_ids").or_insert(Value::Null));
+        match list {
+            Some(Value::Array(list)) => list.push(json!(diff_id)),
+            Some(list @ Value::Null) => *list = json!([diff_id]),
+            _ => return Err(broken(wanted.image, "its config lists no layers")),
+        }
+        Ok(Value::from(self.0).to_string().into_bytes())
+    }
+}
+
+/// What a config runs, as one line, in the words of Docker's histories.
+fn command_of(config: &Map<String, Value>) -> String {
+    let words = config.get("Cmd").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    words.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" ")
+}
+
+fn broken(image: &Image, what: &str) -> Error {
+    Error::Broken { image: image.title(), what: what.into() }
+}

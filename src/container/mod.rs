@@ -5,6 +5,7 @@
 
 pub mod inside;
 pub mod user;
+pub mod userns;
 
 /// For whom a program runs, in numbers of the container.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -1,13 +1,31 @@
 //! Processes: who we are, going into the background, signals.
 
+use std::ffi::{CStr, OsStr, OsString};
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 
 /// Whether the process acts as root (effective user 0), in whatever user namespace it is.
 pub fn is_root() -> bool {
     // SAFETY: geteuid takes nothing and cannot fail.
     unsafe { libc::geteuid() == 0 }
+}
+
+/// The name of the user with that number, if this machine knows one.
+pub fn user_name(uid: u32) -> Option<OsString> {
+    let mut buffer = vec![0; 16 << 10];
+    let (mut found, mut entry) = (std::ptr::null_mut(), MaybeUninit::<libc::passwd>::uninit());
+    // SAFETY: all pointers are to live values of the right type, and the length is the buffer's. `found` is null or points
+    // to the entry, which the call has filled then, with pointers to NUL-terminated strings in the buffer.
+    unsafe {
+        let failed = libc::getpwuid_r(uid, entry.as_mut_ptr(), buffer.as_mut_ptr(), buffer.len(), &mut found);
+        if failed != 0 || found.is_null() {
+            return None;
+        }
+        Some(OsStr::from_bytes(CStr::from_ptr((*found).pw_name).to_bytes()).to_owned())
+    }
 }
 
 /// Lets the process open as many descriptors as it may at most, and gives their number.

@@ -5,6 +5,7 @@
 
 mod account;
 mod account_files;
+mod chrooting;
 mod cli;
 mod concurrent;
 mod corpus;

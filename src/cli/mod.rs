@@ -5,6 +5,7 @@
 
 mod archive;
 mod args;
+mod chroot;
 mod daemon;
 mod df;
 mod export;
@@ -130,6 +131,8 @@ enum Command {
     Umount(mount::UmountArgs),
     /// List mounts
     Mounts(mount::MountsArgs),
+    /// Run a command in an image, without a runtime
+    Chroot(chroot::ChrootArgs),
     /// Look after the store
     #[command(subcommand, arg_required_else_help = true)]
     System(system::SystemCommand),
@@ -246,6 +249,7 @@ fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
         Command::Mount(a) => mount::mount(global, &a),
         Command::Umount(a) => mount::umount(global, &a),
         Command::Mounts(a) => mount::mounts(global, &a),
+        Command::Chroot(a) => chroot::chroot(global, &a),
         Command::System(a) => system::system(global, &a),
         Command::Version(a) => system::version(&a),
         Command::Completion(a) => generate::completion(&a),

@@ -3,7 +3,9 @@
 //! What is in an image is found inside of it (`inside`, `user`): its paths and names never lead out to this machine.
 //! `spec` says to a runtime what Docker would. What is registered of containers is in [`crate::store::containers`].
 
+pub mod chroot;
 pub mod inside;
+mod room;
 pub mod user;
 pub mod userns;
 

@@ -15,6 +15,7 @@ pub use namespace::{
     enter_mount_namespace, enter_root, enter_user_namespace, isolate_mounts, make_read_only, new_file_system, unshare,
 };
 pub use process::{
-    Fork, Signals, close_inherited, describe, detach_from_terminal, fork, is_root, raise_descriptor_limit, user_name,
+    Fork, Received, Signals, close_inherited, describe, detach_from_terminal, fork, fork_first, is_root,
+    raise_descriptor_limit, user_name,
 };
 pub use wait::{Ended, kill, leave, wait_for, wait_for_any};

@@ -6,6 +6,7 @@
 mod account;
 mod account_files;
 mod changes;
+mod chrooting;
 mod cli;
 mod committing;
 mod concurrent;

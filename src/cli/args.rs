@@ -28,6 +28,7 @@ pub(super) fn clap_error(error: &clap::Error, parser: &clap::Command, words: &[O
             let name = context(ContextKind::InvalidSubcommand);
             (1, format!("plyfs: '{name}' is not a plyfs command.\nSee 'plyfs --help'"))
         }
+        ErrorKind::MissingRequiredArgument => (1, format!("\"{command}\" requires {arg}.\n{see}")),
         ErrorKind::MissingSubcommand => (1, format!("\"{command}\" requires a command.\n{see}")),
         _ => {
             let text = error.render().to_string();

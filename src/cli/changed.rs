@@ -10,7 +10,6 @@ use crate::upper::Upper;
 use jiff::Timestamp;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
-use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs::File;
@@ -19,27 +18,24 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
-#[command(override_usage = "plyfs diff CONTAINER\n       plyfs diff [OPTIONS] --upper DIR")]
+#[command(override_usage = "plyfs diff [OPTIONS] --upper DIR")]
 #[command(after_help = "\
 A is what was added, C what was changed, D what was deleted.
 
-Examples:
-  plyfs diff web
+Example:
   plyfs diff --upper ./changes")]
 pub(super) struct DiffArgs {
     #[command(flatten)]
     of: Of,
-    /// The container
-    #[arg(value_name = "CONTAINER")]
+    #[arg(hide = true)]
     args: Vec<String>,
 }
 
 #[derive(clap::Args)]
-#[command(override_usage = "plyfs commit [OPTIONS] CONTAINER [REPOSITORY[:TAG]]\n       \
-                            plyfs commit [OPTIONS] --upper DIR [REPOSITORY[:TAG]]")]
+#[command(override_usage = "plyfs commit [OPTIONS] --upper DIR [REPOSITORY[:TAG]]")]
 #[command(after_help = "\
 Examples:
-  plyfs commit -m 'with curl' web web:2
+  plyfs commit -m 'with curl' --upper ./changes web:2
   plyfs commit --upper ./changes -c 'CMD [\"nginx\"]' web:2
 
 With SOURCE_DATE_EPOCH in the environment the image is dated by it and no file is
@@ -55,25 +51,21 @@ pub(super) struct CommitArgs {
     /// What the image's history says
     #[arg(short, long, value_name = "TEXT")]
     message: Option<String>,
-    /// Hold a container while its files are read
-    #[arg(short, long, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true")]
-    #[arg(action = clap::ArgAction::Set, value_name = "BOOL")]
-    pause: bool,
     #[command(flatten)]
     of: Of,
-    /// The container, unless --upper says whose changes; and the image's name
-    #[arg(value_names = ["CONTAINER", "REPOSITORY[:TAG]"], num_args = 0..)]
+    /// The new image's name
+    #[arg(value_name = "REPOSITORY[:TAG]")]
     args: Vec<String>,
 }
 
-/// Whose changes, other than a container's.
+/// Whose changes.
 #[derive(clap::Args)]
 struct Of {
     /// The changes in this directory, which a mount was given by the same option; also while it has it
     #[arg(long, value_name = "DIR")]
-    upper: Option<PathBuf>,
+    upper: PathBuf,
     /// The image that the directory was mounted with [default: the newest with the same layers]
-    #[arg(long, value_name = "IMAGE", requires = "upper")]
+    #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
 }
 
@@ -81,26 +73,14 @@ struct Of {
 struct Target {
     image: Image,
     upper: PathBuf,
-    /// What has been changed of the image's config since.
-    config: Option<Map<String, Value>>,
-    /// Mountpoints and files that whoever runs something there has made.
-    left_out: BTreeSet<Vec<u8>>,
     /// Where the union may be mounted now, so that the kernel may hold changes back.
     live: Vec<PathBuf>,
 }
 
 pub(super) fn diff(global: &Global, a: &DiffArgs) -> anyhow::Result<()> {
     let store = global.store()?;
-    let target = match (&a.of.upper, &a.args[..]) {
-        (Some(upper), rest) => {
-            args::none("diff --upper", rest)?;
-            of_upper(&store, upper, a.of.image.as_deref())?
-        }
-        (None, rest) => {
-            let [name] = args::exactly("diff", rest)?;
-            of_container(&store, name, false)?
-        }
-    };
+    args::none("diff", &a.args)?;
+    let target = of_upper(&store, &a.of)?;
     for at in &target.live {
         sync(at)?;
     }
@@ -119,30 +99,21 @@ pub(super) fn diff(global: &Global, a: &DiffArgs) -> anyhow::Result<()> {
 
 pub(super) fn commit(global: &Global, a: &CommitArgs) -> anyhow::Result<()> {
     let store = global.store()?;
-    let (target, name) = match &a.of.upper {
-        Some(upper) => {
-            let name = args::at_most_one("commit --upper", &a.args)?;
-            (of_upper(&store, upper, a.of.image.as_deref())?, name)
-        }
-        None => {
-            let given = args::at_least_one("commit", &a.args)?;
-            let (container, name) = args::one_or_two("commit", given)?;
-            (of_container(&store, container, a.pause)?, name)
-        }
-    };
+    let name = args::at_most_one("commit", &a.args)?;
+    let target = of_upper(&store, &a.of)?;
     let newest = import::source_date()?;
     let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
     let wanted = Wanted {
         image: &target.image,
-        upper: &target.upper,
-        config: target.config.clone(),
+        upper: &a.of.upper,
+        config: None,
         changes: &a.change,
         author: given(&a.author),
         message: given(&a.message),
         created: newest.unwrap_or_else(Timestamp::now),
         created_by: None,
         newest,
-        left_out: &target.left_out,
+        left_out: &BTreeSet::new(),
         name: name.map(import::name_of).transpose()?,
     };
     let image = interrupt::in_session(&store, |session| {
@@ -152,19 +123,13 @@ pub(super) fn commit(global: &Global, a: &CommitArgs) -> anyhow::Result<()> {
     output::line(image.id)
 }
 
-/// The changes of a container. `_pause`: it is to be held as long as the answer lives.
-///
-/// There are no containers yet.
-fn of_container(_store: &Store, name: &str, _pause: bool) -> anyhow::Result<Target> {
-    anyhow::bail!("No such container: {name}")
-}
-
 /// The changes in a directory. Which image they belong to it says itself.
-fn of_upper(store: &Store, upper: &Path, image: Option<&str>) -> anyhow::Result<Target> {
+fn of_upper(store: &Store, of: &Of) -> anyhow::Result<Target> {
+    let upper = &of.upper;
     let chain = Upper::image_of(upper)?;
     let catalog = store.catalog()?;
     let has_chain = |image: &Image| Some(image.chain_id().to_string()) == chain;
-    let image = match (image, &chain) {
+    let image = match (&of.image, &chain) {
         (Some(name), _) => store.resolve(name)?,
         (None, None) => {
             anyhow::bail!("no mount ever had {}: --image says which image it belongs to", upper.display())
@@ -183,12 +148,12 @@ fn of_upper(store: &Store, upper: &Path, image: Option<&str>) -> anyhow::Result<
         let all = mounts::list(store)?.into_iter().filter(|mount| mount.writable && over(&mount.image));
         live.extend(all.map(|mount| mount.mountpoint));
     }
-    Ok(Target { image, upper: upper.into(), config: None, left_out: BTreeSet::new(), live })
+    Ok(Target { image, upper: upper.clone(), live })
 }
 
 fn changes(store: &Store, target: &Target) -> anyhow::Result<Changes> {
     let fs = commit::open_view(store, &target.image, &target.upper)?;
-    fs.changes(&target.left_out).map_err(|e| anyhow::anyhow!("cannot look for changes: {e}"))
+    fs.changes(&BTreeSet::new()).map_err(|e| anyhow::anyhow!("cannot look for changes: {e}"))
 }
 
 /// How often files that have come up meanwhile are looked for: each time there are fewer.

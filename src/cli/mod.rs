@@ -6,6 +6,7 @@
 mod archive;
 mod args;
 mod changed;
+mod chroot;
 mod daemon;
 mod df;
 mod export;
@@ -102,9 +103,9 @@ enum Command {
     Import(import::ImportArgs),
     /// Write an image's files as one tar
     Export(export::ExportArgs),
-    /// Show what an upper directory or a container changes
+    /// Show what an upper directory changes
     Diff(changed::DiffArgs),
-    /// Make an image of what an upper directory or a container changes
+    /// Make an image of what an upper directory changes
     Commit(changed::CommitArgs),
     /// List images
     Images(images::ImagesArgs),
@@ -135,6 +136,8 @@ enum Command {
     Umount(mount::UmountArgs),
     /// List mounts
     Mounts(mount::MountsArgs),
+    /// Run a command in an image, without a runtime
+    Chroot(chroot::ChrootArgs),
     /// Look after the store
     #[command(subcommand, arg_required_else_help = true)]
     System(system::SystemCommand),
@@ -253,6 +256,7 @@ fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
         Command::Mount(a) => mount::mount(global, &a),
         Command::Umount(a) => mount::umount(global, &a),
         Command::Mounts(a) => mount::mounts(global, &a),
+        Command::Chroot(a) => chroot::chroot(global, &a),
         Command::System(a) => system::system(global, &a),
         Command::Version(a) => system::version(&a),
         Command::Completion(a) => generate::completion(&a),

@@ -165,7 +165,7 @@ fn start(store: &Store, image: &str, at: &Path, parsed: Parsed, kept: bool, fore
 }
 
 /// The work directory that belongs to an upper directory if none is named.
-fn beside(upper: &Path) -> PathBuf {
+pub(super) fn beside(upper: &Path) -> PathBuf {
     let absolute = std::path::absolute(upper).unwrap_or_else(|_| upper.into());
     let mut name = absolute.file_name().unwrap_or_default().to_os_string();
     name.push(".work");

@@ -3,6 +3,12 @@
 //! What is in an image is found inside of it (`inside`, `user`): its paths and names never lead out to this machine.
 //! `spec` says to a runtime what Docker would. What is registered of containers is in [`crate::store::containers`].
 
+pub mod chroot;
+pub mod inside;
+mod room;
+pub mod user;
+pub mod userns;
+
 /// For whom a program runs, in numbers of the container.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct User {
@@ -10,7 +16,7 @@ pub struct User {
     pub uid: u32,
     /// Its first group.
     pub gid: u32,
-    /// Its other groups.
+    /// Its supplementary groups.
     pub groups: Vec<u32>,
     /// Its home directory; `/` if the image knows none.
     pub home: String,

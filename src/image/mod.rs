@@ -178,9 +178,6 @@ pub enum Error {
         /// What is missing or wrong.
         what: String,
     },
-    /// An upper directory cannot be used.
-    #[error(transparent)]
-    Upper(#[from] crate::upper::OpenError),
     /// A name that is none.
     #[error("{0}")]
     Reference(#[from] reference::ParseReferenceError),

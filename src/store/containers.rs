@@ -360,3 +360,120 @@ fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>> {
     let damaged = |e: serde_json::Error| Error::Catalog { path: path.into(), why: format!("is damaged: {e}") };
     serde_json::from_slice(&bytes).map(Some).map_err(damaged)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Catalog, LayerRecord};
+
+    fn store() -> (tempfile::TempDir, Store, Image) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let layer = LayerRecord {
+            diff_id: Digest::of(b"layer"),
+            blob: None,
+            media_type: String::new(),
+            compressed_size: 1,
+            size: 1,
+        };
+        let image = Image {
+            id: Digest::of(b"image"),
+            manifest: None,
+            indexes: vec![],
+            others: vec![],
+            layers: vec![layer],
+            tags: vec![],
+            digests: vec![],
+            created: None,
+            pulled: String::new(),
+        };
+        fs::create_dir(store.layer_dir(&image.layers[0].diff_id)).unwrap();
+        fs::write(store.layer_tar(&image.layers[0].diff_id), "x").unwrap();
+        let insert = |_: &_, catalog: &mut Catalog| {
+            catalog.insert(image.clone());
+            Ok::<_, Error>(())
+        };
+        store.update(insert).unwrap();
+        (dir, store, image)
+    }
+
+    fn container(image: &Image, name: &str, created: &str) -> Container {
+        Container {
+            id: new_id().unwrap(),
+            name: name.into(),
+            image: image.clone(),
+            reference: "a:1".into(),
+            created: created.into(),
+            config: Map::new(),
+            host: Host::default(),
+        }
+    }
+
+    #[test]
+    fn one_is_found_by_its_name_and_by_the_beginning_of_its_id() {
+        let (_dir, store, image) = store();
+        let (old, new) =
+            (container(&image, "web", "2026-01-01T00:00:00Z"), container(&image, "db", "2026-01-02T00:00:00Z"));
+        drop((create(&store, &old).unwrap(), create(&store, &new).unwrap()));
+        assert_eq!(list(&store).unwrap(), [new.clone(), old.clone()]);
+        for text in ["web", "/web", &old.id, &old.id[..20]] {
+            assert_eq!(find(&store, text).unwrap(), old, "{text}");
+        }
+        let said = |text| find(&store, text).unwrap_err().to_string();
+        assert_eq!((said("x"), said("")), ("No such container: x".into(), "No such container: ".into()));
+        let taken = create(&store, &container(&image, "web", "")).map(drop).unwrap_err().to_string();
+        let id = &old.id;
+        assert!(
+            taken.starts_with(&format!(
+                "Conflict. The container name \"/web\" is already in use by container \"{id}\"."
+            ))
+        );
+        assert_eq!(list(&store).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn one_that_died_with_its_keeper_was_killed() {
+        let (_dir, store, image) = store();
+        let made = container(&image, "web", "");
+        let held = create(&store, &made).unwrap();
+        let running = State { status: Status::Running, pid: 5, started: Some("then".into()), ..State::default() };
+        held.set_state(&running).unwrap();
+        assert_eq!(state(&store, &made.id).unwrap(), running);
+        assert!(is_held(&store, &made.id) && try_hold(&store, &made.id).unwrap().is_none());
+        assert!(settle(&store).unwrap().is_empty());
+        drop(held);
+        let dead = state(&store, &made.id).unwrap();
+        assert_eq!((dead.status, dead.pid, dead.exit_code), (Status::Exited, 0, KILLED));
+        assert_eq!(settle(&store).unwrap(), std::slice::from_ref(&made.id));
+        assert!(settle(&store).unwrap().is_empty());
+        assert!(state(&store, &made.id).unwrap().finished.is_some());
+    }
+
+    #[test]
+    fn its_layers_stay_as_long_as_it_does() {
+        let (_dir, store, image) = store();
+        let made = container(&image, "web", "");
+        let held = create(&store, &made).unwrap();
+        let remove = |_: &_, catalog: &mut Catalog| {
+            catalog.remove(&image.id);
+            Ok::<_, Error>(())
+        };
+        store.update(remove).unwrap();
+        let collect = || {
+            let lock = store.lock_exclusive().unwrap();
+            let (found, _trash) = gc::collect(&store, &lock, &store.catalog().unwrap(), 1).unwrap();
+            found.into_iter().map(|item| item.kind).collect::<Vec<_>>()
+        };
+        assert!(collect().is_empty());
+        let again = create(&store, &container(&image, "other", "")).map(drop).unwrap_err();
+        assert!(matches!(again, Error::NoSuchImage(name) if name == "a:1"));
+        let aside = take_out(&store, held).unwrap();
+        assert!(aside.join("upper").is_dir() && find(&store, "web").is_err());
+        assert!(matches!(try_hold(&store, &made.id), Err(Error::NoSuchContainer(_))));
+        fs::create_dir(store.container_dir("half")).unwrap();
+        let kinds = collect();
+        assert_eq!(kinds.len(), 3, "{kinds:?}");
+        assert!(kinds.contains(&gc::Kind::Layer) && kinds.contains(&gc::Kind::Container));
+        assert!(!aside.exists() && !store.container_dir("half").exists());
+    }
+}

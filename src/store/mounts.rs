@@ -58,6 +58,11 @@ impl Guard {
         &self.held
     }
 
+    /// The registration's folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Where the daemon's log goes.
     pub fn log_path(&self) -> PathBuf {
         self.dir.join("log")

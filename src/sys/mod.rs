@@ -3,11 +3,19 @@
 mod fd;
 mod map;
 mod mount;
+mod namespace;
 mod process;
+mod wait;
 
 pub use fd::{begin_write_back, get_file_attributes, set_file_attributes, set_nonblocking};
 pub use map::{Bytes, map};
 pub use mount::{MountFlags, MountedAt, device_of, mount_fuse, mounts, set_read_ahead, unmount};
-pub use process::{
-    Fork, Signals, close_inherited, describe, detach_from_terminal, fork, is_root, raise_descriptor_limit,
+pub use namespace::{
+    Namespaces, Restrictions, adopt_orphans, attach, become_user, bind_to_itself, copy_mount, die_with_parent,
+    enter_mount_namespace, enter_root, enter_user_namespace, isolate_mounts, make_read_only, new_file_system, unshare,
 };
+pub use process::{
+    Fork, Received, Signals, close_inherited, describe, detach_from_terminal, fork, fork_first, is_root,
+    raise_descriptor_limit, user_name,
+};
+pub use wait::{Ended, kill, leave, wait_for, wait_for_any};

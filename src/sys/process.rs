@@ -1,13 +1,31 @@
 //! Processes: who we are, going into the background, signals.
 
+use std::ffi::{CStr, OsStr, OsString};
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 
 /// Whether the process acts as root (effective user 0), in whatever user namespace it is.
 pub fn is_root() -> bool {
     // SAFETY: geteuid takes nothing and cannot fail.
     unsafe { libc::geteuid() == 0 }
+}
+
+/// The name of the user with that number, if this machine knows one.
+pub fn user_name(uid: u32) -> Option<OsString> {
+    let mut buffer = vec![0; 16 << 10];
+    let (mut found, mut entry) = (std::ptr::null_mut(), MaybeUninit::<libc::passwd>::uninit());
+    // SAFETY: all pointers are to live values of the right type, and the length is the buffer's. `found` is null or points
+    // to the entry, which the call has filled then, with pointers to NUL-terminated strings in the buffer.
+    unsafe {
+        let failed = libc::getpwuid_r(uid, entry.as_mut_ptr(), buffer.as_mut_ptr(), buffer.len(), &mut found);
+        if failed != 0 || found.is_null() {
+            return None;
+        }
+        Some(OsStr::from_bytes(CStr::from_ptr((*found).pw_name).to_bytes()).to_owned())
+    }
 }
 
 /// Lets the process open as many descriptors as it may at most, and gives their number.
@@ -36,9 +54,7 @@ pub enum Fork {
 /// The process must have one thread: locks that another thread held would stay held in the child for ever. That is
 /// checked, and more threads are an error.
 pub fn fork() -> io::Result<Fork> {
-    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
-        return Err(io::Error::other("cannot go into the background with several threads running"));
-    }
+    must_be_alone()?;
     // SAFETY: with one thread, checked above, no lock can be held by a thread that the child lacks, and no other thread
     // can be started meanwhile, as this one is here.
     match unsafe { libc::fork() } {
@@ -46,6 +62,38 @@ pub fn fork() -> io::Result<Fork> {
         0 => Ok(Fork::Child),
         child => Ok(Fork::Parent(child)),
     }
+}
+
+/// [`fork`], with the child as process 1 of a new process namespace: when it ends, all others there are killed. This
+/// process stays outside, and may start threads.
+pub fn fork_first() -> io::Result<Fork> {
+    /// `struct clone_args` in its first version (linux/sched.h).
+    #[repr(C)]
+    #[derive(Default)]
+    struct Arguments {
+        flags: u64,
+        unused: [u64; 3],
+        exit_signal: u64,
+        stack_and_tls: [u64; 3],
+    }
+    must_be_alone()?;
+    let arguments =
+        Arguments { flags: libc::CLONE_NEWPID as u64, exit_signal: libc::SIGCHLD as u64, ..Arguments::default() };
+    // SAFETY: the call reads as many bytes of live plain data as it is told. Without CLONE_VM and with no stack given it
+    // is a fork, sound for the reason given there; handlers that libraries want run at a fork guard the locks of other
+    // threads, and there are none.
+    match unsafe { libc::syscall(libc::SYS_clone3, std::ptr::from_ref(&arguments), size_of::<Arguments>()) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Fork::Child),
+        child => Ok(Fork::Parent(child as i32)),
+    }
+}
+
+fn must_be_alone() -> io::Result<()> {
+    if std::fs::read_dir("/proc/self/task")?.count() == 1 {
+        return Ok(());
+    }
+    Err(io::Error::other("cannot make a process of its own with several threads running"))
 }
 
 /// Closes the descriptors above standard error that the program was started with. A daemon that kept them would keep
@@ -95,9 +143,25 @@ fn is_ignored(signal: i32) -> io::Result<bool> {
     if failed == 0 { Ok(action.sa_sigaction == libc::SIG_IGN) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Signals that end the program, held back from all threads that are started later and taken by [`Signals::wait`].
+/// What whoever runs a program for somebody passes on to it.
+const PASSED_ON: [i32; 7] =
+    [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGWINCH];
+
+/// Signals held back from all threads that are started later, and taken by [`Signals::wait`].
 pub struct Signals {
     set: libc::sigset_t,
+    before: libc::sigset_t,
+}
+
+/// A signal that came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Received {
+    /// A child has ended, or several.
+    Child,
+    /// A signal that is to be passed on.
+    PassOn(i32),
+    /// One that all processes of the terminal's foreground got: nobody needs to pass it on.
+    FromTerminal(i32),
 }
 
 impl Signals {
@@ -118,18 +182,37 @@ impl Signals {
         Signals::hold_back(&heeded)
     }
 
+    /// Holds back what is to be passed on to a child, the news that one has ended, and what would stop the process for
+    /// using the terminal from the background.
+    pub fn block_for_child() -> io::Result<Signals> {
+        // SAFETY: no handler is set, so none can be wrong; a parent that ignored the signal has handed that down, and
+        // then no child could be waited for.
+        unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+        Signals::hold_back(&[&PASSED_ON[..], &[libc::SIGCHLD, libc::SIGTTOU]].concat())
+    }
+
     fn hold_back(signals: &[i32]) -> io::Result<Signals> {
-        // SAFETY: a sigset_t is plain data that sigemptyset initialises before anything reads it; the pointers are to
-        // live locals.
-        let (set, failed) = unsafe {
-            let mut set = std::mem::zeroed();
+        // SAFETY: a sigset_t is plain data that sigemptyset and pthread_sigmask initialise before anything reads it; the
+        // pointers are to live locals.
+        let (set, before, failed) = unsafe {
+            let (mut set, mut before) = (std::mem::zeroed(), std::mem::zeroed());
             libc::sigemptyset(&mut set);
             for signal in signals {
                 libc::sigaddset(&mut set, *signal);
             }
-            (set, libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()))
+            let failed = libc::pthread_sigmask(libc::SIG_BLOCK, &set, &mut before);
+            (set, before, failed)
         };
-        if failed == 0 { Ok(Signals { set }) } else { Err(io::Error::from_raw_os_error(failed)) }
+        if failed == 0 { Ok(Signals { set, before }) } else { Err(io::Error::from_raw_os_error(failed)) }
+    }
+
+    /// Has them come to this thread again as they did before.
+    pub fn let_through(&self) -> io::Result<()> {
+        // SAFETY: the pointer is to a live set that pthread_sigmask itself filled.
+        match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut()) } {
+            0 => Ok(()),
+            failed => Err(io::Error::from_raw_os_error(failed)),
+        }
     }
 
     /// Waits for the next of them.
@@ -139,6 +222,31 @@ impl Signals {
         match unsafe { libc::sigwait(&self.set, &mut signal) } {
             0 => Ok(signal),
             failed => Err(io::Error::from_raw_os_error(failed)),
+        }
+    }
+
+    /// Waits for the next of those of [`Signals::block_for_child`].
+    pub fn receive(&self) -> io::Result<Received> {
+        loop {
+            let mut info = MaybeUninit::<libc::siginfo_t>::uninit();
+            // SAFETY: both pointers are to live values of the right type; the call has filled the second if it gives a
+            // signal, and its code is an integer whatever the signal.
+            let (signal, code) = unsafe {
+                match libc::sigwaitinfo(&self.set, info.as_mut_ptr()) {
+                    -1 => (-1, 0),
+                    signal => (signal, info.assume_init().si_code),
+                }
+            };
+            return Ok(match signal {
+                -1 => match io::Error::last_os_error() {
+                    e if e.kind() == io::ErrorKind::Interrupted => continue,
+                    e => return Err(e),
+                },
+                libc::SIGCHLD => Received::Child,
+                libc::SIGTTOU => continue,
+                signal if code == libc::SI_KERNEL => Received::FromTerminal(signal),
+                signal => Received::PassOn(signal),
+            });
         }
     }
 }

@@ -1,0 +1,511 @@
+//! `chroot`: what a command in an image sees, how it ends, and that nothing of it stays, as root and as a plain user.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+use super::support::env::{Output, TestEnv, run};
+use super::support::oci::Image;
+use super::support::tar::{Entry, Tar};
+
+/// Users that every Debian knows by name: one without numbers of others, and one that gets some.
+const NOBODY: u32 = 65_534;
+const NEWS: u32 = 9;
+
+const APPLETS: &[&str] =
+    &["sh", "cat", "id", "ls", "env", "sleep", "kill", "chown", "stat", "mkdir", "touch", "true", "ps"];
+
+/// A small image that programs run in, with a user of its own.
+fn layer() -> Tar {
+    let busybox = fs::read("/bin/busybox").expect("no /bin/busybox: run scripts/setup --test");
+    let mut tar = Tar::new().add(Entry::file("bin/busybox", busybox).mode(0o755));
+    for applet in APPLETS {
+        tar = tar.symlink(format!("bin/{applet}"), "busybox");
+    }
+    for dir in ["proc", "sys", "dev", "mnt", "tmp"] {
+        tar = tar.dir(dir);
+    }
+    tar.file("etc/passwd", "root:x:0:0::/root:/bin/sh\nann:x:1000:1001::/home/ann:/bin/sh\n")
+        .file("etc/group", "root:x:0:\nann:x:1001:\nstaff:x:50:ann\n")
+        .file("etc/resolv.conf", "the image's own\n")
+}
+
+fn pull(env: &TestEnv, tar: Tar, config: serde_json::Value) {
+    let image = Image::new().layer(tar.finish()).tag("1").edit_config(move |c| c["config"] = config.clone());
+    image.write_layout(&env.path("box"));
+    env.ok(["pull", "-q", &format!("oci:{}:1", env.path("box").display())]);
+}
+
+fn environment() -> TestEnv {
+    let env = TestEnv::new();
+    pull(
+        &env,
+        layer(),
+        json!({ "Env": ["PATH=/bin", "FROM=image"], "Cmd": ["sh", "-c", "echo usual"], "WorkingDir": "/tmp" }),
+    );
+    env
+}
+
+fn chroot(env: &TestEnv, options: &[&str], command: &[&str]) -> Output {
+    run(&mut env.command(["chroot"].iter().chain(options).chain(&["box:1"]).chain(command)))
+}
+
+/// What a script in the image prints.
+#[track_caller]
+fn script(env: &TestEnv, options: &[&str], script: &str) -> String {
+    let output = chroot(env, options, &["sh", "-c", script]);
+    assert_eq!(output.code, 0, "{script}: {output:#?}");
+    output.stdout
+}
+
+#[track_caller]
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}: not within 20 seconds");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Processes with that argument, on the whole machine.
+fn processes(argument: &str) -> Vec<u32> {
+    let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse::<u32>().ok();
+    let all = fs::read_dir("/proc").unwrap().filter_map(|entry| number(entry.unwrap()));
+    let has = |pid: &u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|b| *b == 0).any(|word| word == argument.as_bytes())
+    };
+    all.filter(has).collect()
+}
+
+/// Whether `sleep` has begun to run with that argument.
+fn sleeps(argument: &str) -> bool {
+    let line = format!("sleep\0{argument}\0");
+    processes(argument).iter().any(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|l| l == line.as_bytes()))
+}
+
+/// Nothing of any chroot in this store is left, and nothing was ever mounted where others see it.
+#[track_caller]
+fn nothing_is_left(env: &TestEnv) {
+    assert_eq!(env.ok(["mounts", "-q"]), "");
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!table.contains(env.path("").to_str().unwrap()), "{table}");
+}
+
+#[test]
+fn a_command_sees_the_image_its_own_processes_and_what_programs_expect() {
+    let env = environment();
+    let seen =
+        script(&env, &[], "ls -d /bin /home /usr 2>/dev/null; ls /proc | grep -c '^[0-9]'; echo $$; echo x >/dev/null");
+    let lines: Vec<&str> = seen.lines().collect();
+    assert_eq!(lines[0], "/bin");
+    assert!(lines[1].parse::<u32>().unwrap() <= 4, "other processes are seen: {seen}");
+    assert_eq!(lines[2], "2");
+    let devices =
+        script(&env, &[], "ls /dev; cat /dev/null; ls -d /dev/pts/ptmx /dev/shm /dev/fd/0; ls /sys | grep -c kernel");
+    for name in ["null", "zero", "full", "random", "urandom", "tty", "ptmx", "stdin", "stdout", "stderr", "/dev/fd/0"] {
+        assert!(devices.lines().any(|line| line == name), "no {name}: {devices}");
+    }
+    // The machine's name servers, which programs in the image cannot change.
+    let servers =
+        script(&env, &[], "cat /etc/resolv.conf; echo x 2>/dev/null >>/etc/resolv.conf && echo changed; true");
+    assert_eq!(servers, fs::read_to_string("/etc/resolv.conf").unwrap());
+    let refused = chroot(&env, &[], &["touch", "/new"]);
+    assert!(refused.code == 1 && refused.stderr.contains("Read-only file system"), "{refused:?}");
+    let outside = script(
+        &env,
+        &[],
+        "cd /; cd ../../../..; ls -d tmp/plyfs-test-* 2>/dev/null; cat /proc/1/root/bin/sh | head -c 4",
+    );
+    assert_eq!(outside, "\u{7f}ELF");
+    nothing_is_left(&env);
+}
+
+#[test]
+fn what_is_run_is_the_images_or_the_users() {
+    let env = environment();
+    assert_eq!(chroot(&env, &[], &[]).stdout, "usual\n");
+    assert_eq!(chroot(&env, &[], &["ls", "-d", "/tmp"]).stdout, "/tmp\n", "flags behind the image are the command's");
+    let plain = TestEnv::new();
+    pull(&plain, layer(), json!({ "Entrypoint": ["/bin/sh", "-c"], "Cmd": ["echo $0 $HOME $PATH; pwd"] }));
+    let default = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    assert_eq!(chroot(&plain, &[], &[]).stdout, format!("/bin/sh /root {default}\n/\n"));
+    let bare = TestEnv::new();
+    pull(&bare, layer(), json!({}));
+    let output = super::support::env::run_fed(&mut bare.command(["chroot", "box:1"]), "echo from a shell");
+    assert_eq!((output.code, output.stdout.as_str()), (0, "from a shell\n"));
+}
+
+#[test]
+fn user_directory_and_environment() {
+    let env = environment();
+    let ids = |user: &str| script(&env, &["-u", user], "id -u; id -g; id -G; echo $HOME").replace('\n', " ");
+    assert_eq!(ids("ann"), "1000 1001 1001 50 /home/ann ");
+    assert_eq!(ids("1000:staff"), "1000 50 50 /home/ann ");
+    assert_eq!(ids("77"), "77 0 0 / ");
+    let unknown = chroot(&env, &["-u", "bob"], &["true"]);
+    assert_eq!(unknown.code, 125);
+    assert_eq!(unknown.stderr, "Error: unable to find user bob: no matching entries in passwd file\n");
+    assert_eq!(script(&env, &["-w", "/etc"], "pwd"), "/etc\n");
+    let nowhere = chroot(&env, &["-w", "/no/where"], &["true"]);
+    assert_eq!(nowhere.code, 125);
+    assert_eq!(nowhere.stderr, "Error: cannot work in the directory /no/where: No such file or directory\n");
+    assert_eq!(script(&env, &["--rw", "-w", "/no/where"], "pwd"), "/no/where\n");
+    let mut command =
+        env.command(["chroot", "-e", "A=1=2", "-e", "HANDED", "-e", "MISSING", "-e", "FROM=user", "box:1", "env"]);
+    let output = run(command.env("HANDED", "down").env("OTHER", "not this").env_remove("MISSING"));
+    let mut lines: Vec<&str> = output.stdout.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["A=1=2", "FROM=user", "HANDED=down", "HOME=/root", "PATH=/bin"]);
+}
+
+#[test]
+fn it_ends_as_the_command_ends() {
+    let env = environment();
+    let ends = |command: &[&str]| chroot(&env, &[], command).code;
+    assert_eq!((ends(&["true"]), ends(&["sh", "-c", "exit 7"]), ends(&["sh", "-c", "kill -9 $$"])), (0, 7, 137));
+    // What still runs then ends with it.
+    assert_eq!(ends(&["sh", "-c", "sleep 4711.5 & exit 3"]), 3);
+    assert!(processes("4711.5").is_empty());
+    let missing = chroot(&env, &[], &["nosuch"]);
+    assert_eq!(
+        (missing.code, &*missing.stderr),
+        (127, "Error: exec: \"nosuch\": executable file not found in $PATH\n")
+    );
+    let missing = chroot(&env, &[], &["/bin/nosuch"]);
+    assert_eq!((missing.code, &*missing.stderr), (127, "Error: exec: \"/bin/nosuch\": no such file or directory\n"));
+    let file = chroot(&env, &[], &["/etc/passwd"]);
+    assert_eq!((file.code, &*file.stderr), (126, "Error: exec: \"/etc/passwd\": permission denied\n"));
+    let image = run(&mut env.command(["chroot", "nope", "true"]));
+    assert_eq!((image.code, &*image.stderr), (125, "Error: No such image: nope:latest\n"));
+    let volume = chroot(&env, &["-v", "name:/data"], &["true"]);
+    assert!(volume.code == 125 && volume.stderr.contains("invalid volume specification: 'name:/data'"), "{volume:?}");
+    nothing_is_left(&env);
+}
+
+#[test]
+fn volumes_are_mounted_inside_whatever_the_image_says() {
+    let env = TestEnv::new();
+    let out = env.path("out");
+    fs::create_dir(&out).unwrap();
+    // Each would lead to a directory of this machine if it were resolved there.
+    let tar = layer().symlink("trap", out.to_str().unwrap()).symlink("up", "../../../../../../tmp").dir("data");
+    pull(&env, tar, json!({ "Env": ["PATH=/bin"] }));
+    let source = env.path("source/deep");
+    let spec = |target: &str| format!("{}:{target}", source.display());
+    assert_eq!(script(&env, &["-v", &spec("/data")], "echo 1 >/data/a; ls /data"), "a\n");
+    assert_eq!(fs::read_to_string(source.join("a")).unwrap(), "1\n");
+    let refused = chroot(&env, &["-v", &spec("/data:ro")], &["touch", "/data/b"]);
+    assert!(refused.stderr.contains("Read-only file system"), "{refused:?}");
+    let nowhere = chroot(&env, &["-v", &spec("/made")], &["true"]);
+    let why = format!(
+        "Error: cannot mount {} at /made: the image has no such place, and none can be made without --rw\n",
+        source.display()
+    );
+    assert_eq!((nowhere.code, nowhere.stderr), (125, why));
+    assert_eq!(script(&env, &["--rw", "-v", &spec("/made/here")], "ls /made/here"), "a\n");
+    assert_eq!(script(&env, &["-v", &spec("/up")], "ls /tmp"), "a\n");
+    assert_eq!(script(&env, &["--rw", "-v", &spec("/trap")], "ls /trap"), "a\n");
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 0);
+    // A single file, too.
+    let file = format!("{}:/etc/passwd:ro", source.join("a").display());
+    assert_eq!(script(&env, &["-v", &file], "cat /etc/passwd"), "1\n");
+    nothing_is_left(&env);
+}
+
+#[test]
+fn an_image_full_of_traps_does_no_harm() {
+    let env = TestEnv::new();
+    let busybox = fs::read("/bin/busybox").unwrap();
+    let tar = Tar::new()
+        .add(Entry::file("bin/busybox", busybox).mode(0o755))
+        .symlink("bin/sh", "busybox")
+        .add(Entry::fifo("etc/passwd"))
+        .symlink("etc/group", "/etc/group")
+        .symlink("etc/resolv.conf", "/etc/resolv.conf")
+        .symlink("proc", "/etc")
+        .symlink("sys", "sys")
+        .symlink("dev", "../../../../../../../../dev");
+    pull(&env, tar, json!({ "Env": ["PATH=/bin"], "WorkingDir": "/../../etc" }));
+    let before = fs::read_dir("/dev").unwrap().count();
+    // /proc led to the image's own /etc, which is where the kernel's table is now.
+    let output = chroot(&env, &[], &["sh", "-c", "echo $$; /bin/busybox cat /etc/self/comm"]);
+    assert_eq!((output.code, output.stdout.as_str()), (0, "2\nbusybox\n"), "{output:?}");
+    assert_eq!(fs::read_dir("/dev").unwrap().count(), before);
+    let user = chroot(&env, &["-u", "root"], &["sh"]);
+    assert_eq!(user.stderr, "Error: unable to find user root: no matching entries in passwd file\n");
+    nothing_is_left(&env);
+}
+
+#[test]
+fn changes_are_kept_where_they_are_wanted() {
+    let env = environment();
+    script(&env, &["--rw"], "echo 1 >/kept; chown ann /kept");
+    assert_eq!(script(&env, &["--rw"], "cat /kept; stat -c %u /kept"), "1\n1000\n");
+    assert_eq!(chroot(&env, &[], &["ls", "/kept"]).code, 1);
+    let upper = env.path("changes");
+    assert_eq!(script(&env, &["--upper", upper.to_str().unwrap()], "ls /kept 2>/dev/null; echo 2 >/other"), "");
+    assert_eq!(fs::read_to_string(upper.join("other")).unwrap(), "2\n");
+    let mut first = running(&env, &["--rw"], "echo up; sleep 4712");
+    let second = chroot(&env, &["--rw"], &["true"]);
+    assert!(second.code == 125 && second.stderr.contains("is in use by another mount"), "{second:?}");
+    assert_eq!(script(&env, &[], "echo beside"), "beside\n");
+    let said = env.fails(["rmi", "-f", "box:1"]);
+    assert!(said.contains("conflict"), "{said}");
+    assert!(env.ok(["mounts"]).contains("chroot"), "it is not listed");
+    first.end(Signal::TERM);
+    nothing_is_left(&env);
+}
+
+/// A chroot whose command has begun: it said a word.
+struct Running(Child);
+
+impl Running {
+    fn of(command: &mut Command) -> Running {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "up\n");
+        Running(child)
+    }
+
+    fn send(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
+    }
+
+    /// The exit code, or 128 and the signal.
+    fn end(&mut self, signal: Signal) -> i32 {
+        self.send(signal);
+        let status = self.0.wait().unwrap();
+        status.code().unwrap_or_else(|| 128 + status.signal().unwrap())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn running(env: &TestEnv, options: &[&str], script: &str) -> Running {
+    let args = [&["chroot"], options, &["box:1", "sh", "-c", script]].concat();
+    Running::of(&mut env.command(args))
+}
+
+#[test]
+fn signals_reach_the_command() {
+    let env = environment();
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2] {
+        let number = signal.as_raw();
+        // No shell in between: one that is about to make way for another program may forget a signal.
+        let mut plain = Running(env.command(["chroot", "box:1", "sleep", "4713"]).spawn().unwrap());
+        eventually("it sleeps", || sleeps("4713"));
+        assert_eq!(plain.end(signal), 128 + number, "{signal:?}");
+        let script = format!("trap 'exit 9' {number}; echo up; while :; do sleep 0.01; done");
+        let mut caught = running(&env, &[], &script);
+        assert_eq!(caught.end(signal), 9, "{signal:?}");
+    }
+    assert!(processes("4713").is_empty());
+    nothing_is_left(&env);
+}
+
+#[test]
+fn killed_at_any_moment_it_leaves_nothing() {
+    let env = environment();
+    for moment in (0..24).map(|n| Duration::from_millis(n * 2)) {
+        let mut child =
+            env.command(["chroot", "--rw", "box:1", "sh", "-c", "sleep 4714 & sleep 4714"]).spawn().unwrap();
+        std::thread::sleep(moment);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        eventually("all processes are gone", || processes("4714").is_empty() && env.ok(["mounts", "-q"]).is_empty());
+        nothing_is_left(&env);
+    }
+    let mut lived = running(&env, &["--rw"], "sleep 4714 & echo up; sleep 4714");
+    assert_eq!(lived.end(Signal::KILL), 137);
+    eventually("all processes are gone", || processes("4714").is_empty() && env.ok(["mounts", "-q"]).is_empty());
+    nothing_is_left(&env);
+    assert_eq!(script(&env, &["--rw"], "echo good"), "good\n", "what was killed left the changes in use");
+    env.ok(["rmi", "box:1"]);
+}
+
+/// Numbers of others for a user, for the length of a test: `/etc/subuid` and `/etc/subgid` have one line more.
+struct Numbers(String);
+
+static TABLES: Mutex<()> = Mutex::new(());
+const TABLE_FILES: [&str; 2] = ["/etc/subuid", "/etc/subgid"];
+
+impl Numbers {
+    fn give(user: &str, first: u32) -> Numbers {
+        let line = format!("{user}:{first}:65536\n");
+        let _alone = TABLES.lock().unwrap_or_else(PoisonError::into_inner);
+        for path in TABLE_FILES {
+            let before = fs::read_to_string(path).unwrap_or_default();
+            fs::write(path, before + &line).unwrap();
+        }
+        Numbers(line)
+    }
+}
+
+impl Drop for Numbers {
+    fn drop(&mut self) {
+        let _alone = TABLES.lock().unwrap_or_else(PoisonError::into_inner);
+        for path in TABLE_FILES {
+            let with = fs::read_to_string(path).unwrap_or_default();
+            let _ = fs::write(path, with.replacen(&self.0, "", 1));
+        }
+    }
+}
+
+/// A store of that user's with the image.
+fn for_user(user: u32) -> (TestEnv, PathBuf) {
+    let env = environment();
+    fs::set_permissions(env.path(""), PermissionsExt::from_mode(0o755)).unwrap();
+    let home = env.path("home");
+    fs::create_dir(&home).unwrap();
+    for path in [env.root(), home.clone()] {
+        assert_eq!(run(Command::new("chown").arg("-R").arg(format!("{user}:{user}")).arg(path)).code, 0);
+    }
+    (env, home)
+}
+
+#[test]
+fn a_plain_user_is_root_in_the_image_and_others_are_his() {
+    let (env, home) = for_user(NEWS);
+    let _numbers = Numbers::give("news", 1_700_000_000);
+    let volume = format!("{}:/mnt", home.join("shared").display());
+    let chroot = |options: &[&str], script: &str| {
+        let args = [&["chroot"], options, &["box:1", "sh", "-c", script]].concat();
+        run(&mut env.as_user(NEWS, &args))
+    };
+    let said = chroot(
+        &["--rw", "-v", &volume],
+        "id -u; touch /new /mnt/root; chown ann /new /mnt/root; stat -c %u /new; echo x >/dev/null; ls /proc | grep -c '^[0-9]'",
+    );
+    assert_eq!((said.code, said.stderr.as_str()), (0, ""), "{said:?}");
+    assert!(said.stdout.starts_with("0\n1000\n"), "{said:?}");
+    assert_eq!(fs::metadata(home.join("shared/root")).unwrap().uid(), 1_700_000_000 + 999);
+    let ann = chroot(&["--rw", "-u", "ann"], "id -u; id -G; echo 1 >>/new; cat /new; echo 2 >/bin/sh");
+    assert_eq!(ann.stdout, "1000\n1001 50\n1\n");
+    assert!(ann.stderr.contains("Permission denied"), "{ann:?}");
+    let far = chroot(&["-u", "70000"], "true");
+    assert_eq!(far.stderr, "Error: cannot run as user 70000:0: the number is not among yours in /etc/subuid\n");
+    assert_eq!((chroot(&[], "exit 5").code, chroot(&[], "touch /new").code), (5, 1));
+    let listed = run(&mut env.as_user(NEWS, &["mounts", "-q"]));
+    assert_eq!(listed.stdout, "");
+    let mut lived =
+        Running::of(&mut env.as_user(NEWS, &["chroot", "box:1", "sh", "-c", "sleep 4715 & echo up; sleep 4715"]));
+    assert_eq!(lived.end(Signal::KILL), 137);
+    eventually("all processes are gone", || processes("4715").is_empty());
+}
+
+#[test]
+fn without_numbers_of_others_there_is_only_root() {
+    let (env, _home) = for_user(NOBODY);
+    let chroot = |args: &[&str]| run(&mut env.as_user(NOBODY, args));
+    let said = chroot(&["chroot", "--rw", "box:1", "sh", "-c", "id -u; touch /new; stat -c %u /new; chown 1000 /new"]);
+    assert_eq!((said.code, said.stdout.as_str()), (1, "0\n0\n"), "{said:?}");
+    let lost = "files and programs can belong to root only: /etc/subuid has no numbers for user 65534";
+    assert!(said.stderr.contains(lost), "{said:?}");
+    let ann = chroot(&["--log-level", "error", "chroot", "-u", "ann", "box:1", "true"]);
+    let why =
+        "Error: cannot run as user 1000:1001: there is nobody but root: /etc/subuid has no numbers for user 65534\n";
+    assert_eq!((ann.code, ann.stderr.as_str()), (125, why));
+}
+
+/// A terminal of tmux's, which a shell that knows jobs runs at.
+struct Tmux(PathBuf);
+
+impl Tmux {
+    fn start(env: &TestEnv) -> Tmux {
+        let tmux = Tmux(env.path("tmux"));
+        tmux.run(&["new-session", "-d", "-x", "100", "-y", "50", "env", "PS1=host> ", "bash", "--norc", "--noprofile"]);
+        tmux.until("host>");
+        tmux
+    }
+
+    fn run(&self, args: &[&str]) -> String {
+        let output = run(Command::new("tmux").arg("-S").arg(&self.0).args(["-f", "/dev/null"]).args(args));
+        assert_eq!(output.code, 0, "{output:?}");
+        output.stdout
+    }
+
+    fn line(&self, text: &str) {
+        self.run(&["send-keys", "-l", text]);
+        self.run(&["send-keys", "Enter"]);
+    }
+
+    /// Waits until a line of the screen begins so.
+    #[track_caller]
+    fn until(&self, begins: &str) {
+        eventually(begins, || {
+            self.run(&["capture-pane", "-p"]).lines().any(|line| line.trim_start_matches("^Z").starts_with(begins))
+        });
+    }
+}
+
+impl Drop for Tmux {
+    fn drop(&mut self) {
+        let _ = run(Command::new("tmux").arg("-S").arg(&self.0).arg("kill-server"));
+    }
+}
+
+#[test]
+fn a_shell_at_a_terminal_has_its_jobs() {
+    let env = environment();
+    let plyfs = format!("{:?}", env.command(["chroot"])).replace("env -u PLYFS_ROOT ", "");
+    let tmux = Tmux::start(&env);
+    tmux.line(&format!("clear; {plyfs} -e 'PS1=inside> ' box:1 sh"));
+    tmux.until("inside>");
+    tmux.line("ls -l /dev/console >/dev/null && echo a $TERM");
+    tmux.until("a tmux");
+    tmux.line("sleep 4716");
+    eventually("it sleeps", || sleeps("4716"));
+    tmux.run(&["send-keys", "C-z"]);
+    tmux.until("[1]+  Stopped");
+    tmux.line("kill -9 %1; echo killed $?");
+    tmux.until("killed 0");
+    tmux.line("sleep 4717");
+    eventually("it sleeps", || sleeps("4717"));
+    tmux.run(&["send-keys", "C-c"]);
+    tmux.line("echo code $?");
+    tmux.until("code 130");
+    tmux.line("exit 6");
+    tmux.line("echo back $?");
+    tmux.until("back 6");
+    // The shell outside knows it as one job.
+    tmux.line(&format!("{plyfs} box:1 sleep 4718"));
+    eventually("it sleeps", || sleeps("4718"));
+    tmux.run(&["send-keys", "C-z"]);
+    tmux.line("fg >/dev/null");
+    std::thread::sleep(Duration::from_millis(200));
+    tmux.run(&["send-keys", "C-c"]);
+    tmux.line("echo then $?");
+    tmux.until("then 130");
+    // Who started it without jobs has the terminal again afterwards.
+    tmux.line(&format!("sh -c \"{}; read x; echo read \\$x\"", format!("{plyfs} box:1 sh").replace('"', "\\\"")));
+    tmux.until("/tmp #");
+    tmux.line("exit");
+    tmux.line("something");
+    tmux.until("read something");
+    nothing_is_left(&env);
+}
+
+#[test]
+fn the_tables_of_numbers_are_left_as_they_were() {
+    let before = TABLE_FILES.map(|path| fs::read_to_string(path).unwrap_or_default());
+    drop(Numbers::give("daemon", 1_800_000_000));
+    let after = TABLE_FILES.map(|path| fs::read_to_string(path).unwrap_or_default());
+    for (before, after) in before.iter().zip(&after) {
+        assert_eq!(before.contains("daemon:"), after.contains("daemon:"));
+    }
+}

@@ -1,0 +1,172 @@
+//! Running a command in an image without a runtime.
+//!
+//! One process serves the tree and waits; its one child, process 1 of a process namespace, does the rest (`room`). Each
+//! mounts in a namespace of its own, so that nobody else sees any of it, and the kernel takes all of it down when they
+//! end: the child is killed with its parent, and with the child all that runs in the image.
+//!
+//! This separates programs; it does not lock them in. They have the machine's network, its limits, and as root its
+//! devices' rights.
+
+use super::room;
+use super::userns::{self, Mapping, UsernsError};
+use crate::fuse::{self, Options};
+use crate::image::OpenTree;
+use crate::store::containers::Bind;
+use crate::sys::{self, Fork, Namespaces, Received, Signals};
+use crate::upper::Upper;
+use rustix::io::Errno;
+use std::ffi::OsString;
+use std::io::{self, IsTerminal, PipeReader, PipeWriter, Read, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What is to be run, and in what.
+pub struct Plan {
+    /// An existing directory that the tree is mounted over.
+    pub at: PathBuf,
+    /// Whether the tree can be written.
+    pub writable: bool,
+    /// What of this machine is mounted in it besides the usual.
+    pub binds: Vec<Bind>,
+    /// `USER[:GROUP]` of the image; empty for root.
+    pub user: String,
+    /// The directory to run it in; made if it is not there and the tree can be written.
+    pub directory: PathBuf,
+    /// The environment, later ones winning. `HOME` is the user's unless it is here.
+    pub env: Vec<(OsString, OsString)>,
+    /// The program and its arguments.
+    pub command: Vec<OsString>,
+    /// Who is who, if this is in a user namespace; what [`isolate`] gave.
+    pub mapping: Option<Mapping>,
+    /// The terminal that the command is run at; what [`terminal`] gave.
+    pub terminal: Option<PathBuf>,
+}
+
+/// Why the command was not run.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct Refusal {
+    /// The exit code that says so: 126 if it cannot be executed, 127 if it was not found, else 125.
+    pub code: u8,
+    /// The reason, one line.
+    pub text: String,
+}
+
+impl Refusal {
+    /// Something of ours failed.
+    pub(super) fn own(text: String) -> Refusal {
+        Refusal { code: 125, text }
+    }
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Refusal {
+        Refusal::own(sys::describe(&error))
+    }
+}
+
+/// Takes the process, which must have one thread, into a mount namespace of its own, and where it may not have that, into
+/// a user namespace first.
+pub fn isolate() -> Result<Option<Mapping>, UsernsError> {
+    if !sys::is_root() {
+        return userns::enter().map(Some);
+    }
+    match sys::unshare(Namespaces { mount: true, ..Namespaces::default() }) {
+        Ok(()) => sys::isolate_mounts().map(|()| None).map_err(UsernsError::Setup),
+        // Root of a container that has no rights over mounts.
+        Err(e) if Errno::from_io_error(&e) == Some(Errno::PERM) => userns::enter().map(Some),
+        Err(e) => Err(UsernsError::Setup(e)),
+    }
+}
+
+/// The terminal that standard input is, if it is one. Asked before [`isolate`].
+pub fn terminal() -> Option<PathBuf> {
+    let stdin = io::stdin();
+    stdin.is_terminal().then(|| room::terminal_of(&stdin)).flatten()
+}
+
+/// A command's processes, waiting for the tree.
+pub struct Room {
+    first: i32,
+    go: PipeWriter,
+    said: PipeReader,
+    signals: Signals,
+    plan: Plan,
+}
+
+impl Room {
+    /// Makes them. The process must have one thread, and be where [`isolate`] brings it. They end with this value.
+    pub fn prepare(plan: Plan) -> Result<Room, Refusal> {
+        let signals = Signals::block_for_child()?;
+        let (wait, go) = io::pipe()?;
+        let (said, say) = io::pipe()?;
+        match sys::fork_first()? {
+            Fork::Parent(first) => Ok(Room { first, go, said, signals, plan }),
+            Fork::Child => {
+                drop((go, said));
+                room::live(&plan, wait, say, &signals)
+            }
+        }
+    }
+
+    /// Serves the tree, runs the command in it, and gives the code that it ended with. All changes are with the upper
+    /// directory then, and nothing of it is mounted or running any more.
+    pub fn run(self, opened: OpenTree, upper: Option<Upper>, options: &Options) -> Result<i32, Refusal> {
+        let fs = opened.into_fs(upper).map_err(|e| Refusal::own(e.to_string()))?;
+        let session = fuse::mount(Arc::new(fs), &self.plan.at, options).map_err(|e| Refusal::own(e.to_string()))?;
+        let detach = session.detacher();
+        let code = self.watch();
+        // What the kernel still has to write comes before the end.
+        detach().and_then(|()| session.run())?;
+        code
+    }
+
+    fn watch(mut self) -> Result<i32, Refusal> {
+        let foreground = Foreground::note();
+        self.go.write_all(&[1])?;
+        let mut said = String::new();
+        self.said.read_to_string(&mut said)?;
+        let code = self.wait()?;
+        if let Some(foreground) = foreground {
+            foreground.take_back();
+        }
+        if said.is_empty() {
+            return Ok(code);
+        }
+        Err(Refusal { code: u8::try_from(code).unwrap_or(125), text: said })
+    }
+
+    fn wait(&self) -> io::Result<i32> {
+        loop {
+            match self.signals.receive()? {
+                Received::Child => {
+                    while let Some((child, ended)) = sys::wait_for_any(false)? {
+                        if child == self.first {
+                            return Ok(ended.code());
+                        }
+                    }
+                }
+                Received::PassOn(signal) => {
+                    // It may have ended a moment ago.
+                    let _gone = sys::kill(self.first, signal);
+                }
+                Received::FromTerminal(_) => {}
+            }
+        }
+    }
+}
+
+/// This process's group has the terminal. A shell that ran in the image had it last, and it would be nobody's.
+struct Foreground(rustix::process::Pid);
+
+impl Foreground {
+    fn note() -> Option<Foreground> {
+        let own = rustix::process::getpgrp();
+        (rustix::termios::tcgetpgrp(io::stdin()).ok()? == own).then_some(Foreground(own))
+    }
+
+    fn take_back(self) {
+        // A terminal that is gone is no loss.
+        let _gone = rustix::termios::tcsetpgrp(io::stdin(), self.0);
+    }
+}

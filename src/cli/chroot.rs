@@ -16,12 +16,15 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args)]
 #[command(override_usage = "plyfs chroot [OPTIONS] IMAGE [COMMAND [ARG...]]")]
 #[command(after_help = "\
-The command sees the image's files, its own processes, and this machine's network. It is not locked in: as root it is
-root, nothing limits it, and it can reach what root can reach. To run what you do not trust, use run.
+The command sees the image's files, its own processes and this machine's
+network. It is not locked in: root in it is root, nothing limits it, and it
+reaches what root can reach. What is not trusted belongs into a container of
+runc, podman or Docker.
 
-Without COMMAND the image's own entrypoint and command are run, and /bin/sh if it has none. The exit code is the
-command's; above 128 it was killed by signal N - 128. 125: it could not be started; 126: it cannot be executed;
-127: it was not found.
+Without COMMAND the image's own entrypoint and command are run, and /bin/sh if
+it has none. The exit code is the command's; above 128 it was killed by signal
+N - 128. 125: it could not be started; 126: it cannot be executed; 127: it was
+not found.
 
 Examples:
   plyfs chroot debian:12

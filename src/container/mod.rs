@@ -1,7 +1,8 @@
 //! An image as the root of running programs.
 //!
 //! What is in an image is found inside of it (`inside`, `user`): its paths and names never lead out to this machine.
-//! `spec` says to a runtime what Docker would. What is registered of containers is in [`crate::store::containers`].
+//! `userns` gives a plain user root's rights over his own, `room` lays out what a command sees beside the image, and
+//! `chroot` runs it there.
 
 pub mod chroot;
 pub mod inside;

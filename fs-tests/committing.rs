@@ -439,7 +439,7 @@ fn the_document_is_the_images_with_what_was_asked_for() {
         assert_eq!((out.code, out.stderr.as_str()), (0, ""));
         out.stdout
     };
-    let args = ["-a", "Jane", "-m", "why", "-c", "CMD [\"sh\", \"-c\"]", "-c", "ENV A=1", "--pause=false", "new"];
+    let args = ["-a", "Jane", "-m", "why", "-c", "CMD [\"sh\", \"-c\"]", "-c", "ENV A=1", "new"];
     let id = on_a_day(&args);
     let (old, new) = (config(&env, "base:1"), config(&env, "new"));
     let day = "2001-09-09T01:46:40Z";

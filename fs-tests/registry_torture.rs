@@ -190,12 +190,12 @@ fn many_processes_pull_tag_remove_and_prune_the_same_images() {
         run(&mut env.command(["image", "rm", "-f", id]));
     }
     env.ok(["image", "prune", "-af"]);
-    for folder in ["blobs/sha256", "layers/sha256", "trees", "tmp", "mounts", "uppers"] {
+    for folder in ["blobs/sha256", "layers/sha256", "trees", "tmp", "mounts", "uppers", "containers"] {
         assert_eq!(fs::read_dir(env.root().join(folder)).unwrap().count(), 0, "{folder}");
     }
     let mut names: Vec<_> = fs::read_dir(env.root()).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
-    assert_eq!(names, ["blobs", "catalog.json", "layers", "lock", "mounts", "tmp", "trees", "uppers"]);
+    assert_eq!(names, ["blobs", "catalog.json", "containers", "layers", "lock", "mounts", "tmp", "trees", "uppers"]);
 }
 
 /// The digest of the config of `NAME:1`.

@@ -7,12 +7,13 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use super::support::env::{Output, TestEnv, run};
+use super::support::eventually;
 use super::support::oci::Image;
 use super::support::tar::{Entry, Tar};
 
@@ -64,15 +65,6 @@ fn script(env: &TestEnv, options: &[&str], script: &str) -> String {
     let output = chroot(env, options, &["sh", "-c", script]);
     assert_eq!(output.code, 0, "{script}: {output:#?}");
     output.stdout
-}
-
-#[track_caller]
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what}: not within 20 seconds");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// Processes with that argument, on the whole machine.
@@ -318,6 +310,22 @@ fn signals_reach_the_command() {
     nothing_is_left(&env);
 }
 
+/// It is mounted where nobody else sees it, and the kernel has not written yet what the command wrote.
+#[test]
+fn what_it_changes_can_be_told_and_committed_while_it_runs() {
+    let env = environment();
+    let upper = env.path("changes").display().to_string();
+    let script = "echo more >> /etc/passwd; echo new > /new; echo up; while :; do sleep 0.01; done";
+    let mut lived = running(&env, &["--upper", &upper], script);
+    assert_eq!(env.ok(["diff", "--upper", &upper]), "C /etc\nA /etc/hosts\nC /etc/passwd\nA /new\n");
+    env.ok(["commit", "--upper", &upper, "box:2"]);
+    let shown = env.ok(["chroot", "box:2", "cat", "/etc/passwd", "/new"]);
+    assert!(shown.ends_with("more\nnew\n"), "{shown}");
+    assert_eq!(lived.end(Signal::KILL), 137);
+    eventually("it is gone", || env.ok(["mounts", "-q"]).is_empty());
+    nothing_is_left(&env);
+}
+
 #[test]
 fn killed_at_any_moment_it_leaves_nothing() {
     let env = environment();
@@ -328,6 +336,16 @@ fn killed_at_any_moment_it_leaves_nothing() {
         child.kill().unwrap();
         child.wait().unwrap();
         eventually("all processes are gone", || processes("4714").is_empty() && env.ok(["mounts", "-q"]).is_empty());
+        nothing_is_left(&env);
+    }
+    // At its end too, when the kernel still has to write what the command wrote.
+    let writes = "cat /bin/busybox /bin/busybox > /mnt/written";
+    for moment in (0..24).map(|n| Duration::from_millis(4 + n * 2)) {
+        let mut child = env.command(["chroot", "--rw", "box:1", "sh", "-c", writes]).spawn().unwrap();
+        std::thread::sleep(moment);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        eventually("nothing is mounted", || env.ok(["mounts", "-q"]).is_empty());
         nothing_is_left(&env);
     }
     let mut lived = running(&env, &["--rw"], "sleep 4714 & echo up; sleep 4714");

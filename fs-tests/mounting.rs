@@ -6,11 +6,12 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::support::env::{Mount, TestEnv, run};
+use super::support::eventually;
 use super::support::oci::Image;
 use super::support::tar::{Entry, Tar};
 use super::support::tree::{Contents, diff, scan, scan_both};
@@ -41,16 +42,6 @@ fn acl_for(user: u32) -> Vec<u8> {
     let none = u32::MAX;
     let entries = [entry(1, 6, none), entry(2, 4, user), entry(4, 0, none), entry(16, 4, none), entry(32, 0, none)];
     [&2u32.to_le_bytes()[..], &entries.concat()].concat()
-}
-
-/// Waits for something to come true; tests of processes have no other way.
-#[track_caller]
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what}: not within 20 seconds");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 fn daemon(env: &TestEnv) -> Pid {

@@ -59,7 +59,7 @@
 //!
 //! 1. the store's `lock`: shared to begin something (a session, an intent, a mount), exclusive to change the catalog or
 //!    to remove anything;
-//! 2. a session's folder or a mount's `lock` file, held as long as it lives. Others only ever try these, without waiting.
+//! 2. a session's folder, or a mount's or a container's `lock` file, held as long as it lives. Others only ever try these, without waiting.
 //!
 //! Inside a process: what a session made and which layers wait for a worker are each behind a mutex that is held for a
 //! few instructions and under which no other lock is taken. A session's folder is removed under its own mutex, by the

@@ -18,6 +18,7 @@ pub mod uploads;
 pub mod writable;
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// Where the scripts keep what they made once.
 pub fn cache() -> PathBuf {
@@ -45,6 +46,16 @@ pub fn tool(name: &str) -> PathBuf {
     let tool = cache().join("tools/bin").join(name);
     assert!(tool.is_file(), "no {}: run scripts/setup --test", tool.display());
     tool
+}
+
+/// Waits for something to come true; tests of processes have no other way.
+#[track_caller]
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}: not within 20 seconds");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Bytes as text that shows every byte: a path or value in a message must not hide what is odd about it.

@@ -1,21 +1,22 @@
 //! `diff` and `commit`: what was changed on top of an image, and what becomes of it.
 
 use super::{Global, args, import, interrupt, output};
+use crate::container::inside::Inside;
 use crate::fs::{Changes, How};
 use crate::image::commit::{self, Wanted};
 use crate::name::show;
-use crate::store::{Image, Store, mounts};
+use crate::store::mounts::{self, Info};
+use crate::store::{Image, Store};
 use crate::sys;
 use crate::upper::Upper;
 use jiff::Timestamp;
-use rustix::fs::{Mode, OFlags, ResolveFlags};
-use rustix::io::Errno;
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 #[derive(clap::Args)]
 #[command(override_usage = "plyfs diff [OPTIONS] --upper DIR")]
@@ -73,16 +74,16 @@ struct Of {
 struct Target {
     image: Image,
     upper: PathBuf,
-    /// Where the union may be mounted now, so that the kernel may hold changes back.
-    live: Vec<PathBuf>,
+    /// The mounts that may be of this union, so that the kernel may hold changes back.
+    live: Vec<Info>,
 }
 
 pub(super) fn diff(global: &Global, a: &DiffArgs) -> anyhow::Result<()> {
     let store = global.store()?;
     args::none("diff", &a.args)?;
     let target = of_upper(&store, &a.of)?;
-    for at in &target.live {
-        sync(at)?;
+    for mount in &target.live {
+        sync(&store, mount)?;
     }
     let mut text = String::new();
     for (path, changed) in changes(&store, &target)?.iter().filter(|(path, _)| *path != b"/") {
@@ -145,8 +146,8 @@ fn of_upper(store: &Store, of: &Of) -> anyhow::Result<Target> {
     if Upper::is_in_use(upper)? {
         // Which of them it is is not written down anywhere; the others lose nothing.
         let over = |id: &_| catalog.get(id).is_some_and(has_chain);
-        let all = mounts::list(store)?.into_iter().filter(|mount| mount.writable && over(&mount.image));
-        live.extend(all.map(|mount| mount.mountpoint));
+        live = mounts::list(store)?;
+        live.retain(|mount| mount.writable && over(&mount.image));
     }
     Ok(Target { image, upper: upper.clone(), live })
 }
@@ -165,7 +166,7 @@ fn write_back(store: &Store, target: &Target) -> anyhow::Result<()> {
     if target.live.is_empty() {
         return Ok(());
     }
-    let roots = target.live.iter().map(|at| sync(at)).collect::<anyhow::Result<Vec<OwnedFd>>>()?;
+    let roots = target.live.iter().map(|mount| sync(store, mount)).collect::<anyhow::Result<Vec<Inside>>>()?;
     let mut done = BTreeSet::new();
     for _ in 0..ROUNDS {
         let files = changes(store, target)?.into_iter().filter(|(_, changed)| changed.is_file());
@@ -174,7 +175,7 @@ fn write_back(store: &Store, target: &Target) -> anyhow::Result<()> {
             break;
         }
         for root in &roots {
-            flush(root.as_fd(), &new)?;
+            flush(root, &new)?;
         }
         done.extend(new);
     }
@@ -182,35 +183,25 @@ fn write_back(store: &Store, target: &Target) -> anyhow::Result<()> {
 }
 
 /// Has a mount write what it holds back, as far as that need not be waited for, and gives its root.
-fn sync(at: &Path) -> anyhow::Result<OwnedFd> {
-    let failed = |e: std::io::Error| anyhow::anyhow!("cannot sync {}: {}", at.display(), sys::describe(&e));
-    let root = File::open(at).map_err(failed)?;
+fn sync(store: &Store, mount: &Info) -> anyhow::Result<Inside> {
+    let failed = |e: io::Error| {
+        let (image, pid, why) = (&mount.reference, mount.pid, sys::describe(&e));
+        anyhow::anyhow!(
+            "cannot reach what process {pid} has mounted of {image}, and may not have written yet: {why}; end it first"
+        )
+    };
+    let root = File::open(mount.seen_at(store)).map_err(failed)?;
     rustix::fs::syncfs(&root).map_err(|e| failed(e.into()))?;
-    Ok(root.into())
+    Ok(Inside::new(root.into()))
 }
 
-/// Waits until files below a mount's root are written. Those that are gone need not be, and nothing outside is reached.
-fn flush(root: BorrowedFd, paths: &[Vec<u8>]) -> anyhow::Result<()> {
-    let flags = OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY;
-    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+/// Waits until files of a mount are written. Those that are gone, or are no files any more, need not be.
+fn flush(root: &Inside, paths: &[Vec<u8>]) -> anyhow::Result<()> {
     for path in paths {
-        let open = |how| {
-            rustix::fs::openat2(root, Path::new(std::ffi::OsStr::from_bytes(path)), how | flags, Mode::empty(), inside)
-        };
-        let opened = match open(OFlags::RDONLY) {
-            Err(Errno::ACCESS) => open(OFlags::WRONLY),
-            opened => opened,
-        };
-        let flushed = match opened {
-            Ok(file) => rustix::fs::fdatasync(&file),
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
-            Err(e) => Err(e),
-        };
-        // What is no file any more has nothing to write.
-        if let Err(e) = flushed
-            && e != Errno::INVAL
-        {
-            anyhow::bail!("cannot write {} back: {}", show(path), sys::describe(&e.into()));
+        match root.open_file(OsStr::from_bytes(path)).and_then(|file| file.sync_data()) {
+            Ok(()) => {}
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidInput) => {}
+            Err(e) => anyhow::bail!("cannot write {} back: {}", show(path), sys::describe(&e)),
         }
     }
     Ok(())

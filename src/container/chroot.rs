@@ -88,8 +88,12 @@ pub fn terminal() -> Option<PathBuf> {
 /// A command's processes, waiting for the tree.
 pub struct Room {
     first: i32,
+    /// Closed, it lets the first process end.
     go: PipeWriter,
+    /// Why the command was not run; closed when it runs.
     said: PipeReader,
+    /// Closed when the command has ended.
+    ended: PipeReader,
     signals: Signals,
     plan: Plan,
 }
@@ -100,58 +104,74 @@ impl Room {
         let signals = Signals::block_for_child()?;
         let (wait, go) = io::pipe()?;
         let (said, say) = io::pipe()?;
+        let (ended, end) = io::pipe()?;
         match sys::fork_first()? {
-            Fork::Parent(first) => Ok(Room { first, go, said, signals, plan }),
+            Fork::Parent(first) => Ok(Room { first, go, said, ended, signals, plan }),
             Fork::Child => {
-                drop((go, said));
-                room::live(&plan, wait, say, &signals)
+                drop((go, said, ended));
+                room::live(&plan, wait, say, end, &signals)
             }
         }
     }
 
     /// Serves the tree, runs the command in it, and gives the code that it ended with. All changes are with the upper
     /// directory then, and nothing of it is mounted or running any more.
+    ///
+    /// The child's namespace is the last to have the mount, so that the kernel writes back what it still holds when the
+    /// child ends. A process that waited for its own mount then, and was killed, could never end.
     pub fn run(self, opened: OpenTree, upper: Option<Upper>, options: &Options) -> Result<i32, Refusal> {
         let fs = opened.into_fs(upper).map_err(|e| Refusal::own(e.to_string()))?;
         let session = fuse::mount(Arc::new(fs), &self.plan.at, options).map_err(|e| Refusal::own(e.to_string()))?;
-        let detach = session.detacher();
-        let code = self.watch();
-        // What the kernel still has to write comes before the end.
-        detach().and_then(|()| session.run())?;
-        code
-    }
-
-    fn watch(mut self) -> Result<i32, Refusal> {
+        let Room { first, mut go, said, ended, signals, .. } = self;
         let foreground = Foreground::note();
-        self.go.write_all(&[1])?;
-        let mut said = String::new();
-        self.said.read_to_string(&mut said)?;
-        let code = self.wait()?;
+        go.write_all(&[1])?;
+        let detach = session.detacher();
+        let unmount = std::thread::Builder::new().name("plyfs-unmount".into()).spawn(move || {
+            let told = wait_for_end(ended).and_then(|()| detach());
+            drop(go);
+            told
+        })?;
+        let done = watch(first, said, &signals);
         if let Some(foreground) = foreground {
             foreground.take_back();
         }
-        if said.is_empty() {
-            return Ok(code);
-        }
-        Err(Refusal { code: u8::try_from(code).unwrap_or(125), text: said })
+        unmount.join().unwrap_or_else(|_| Err(io::Error::other("the thread that unmounts failed")))?;
+        session.run()?;
+        done
     }
+}
 
-    fn wait(&self) -> io::Result<i32> {
-        loop {
-            match self.signals.receive()? {
-                Received::Child => {
-                    while let Some((child, ended)) = sys::wait_for_any(false)? {
-                        if child == self.first {
-                            return Ok(ended.code());
-                        }
+/// How the first process ended, and why if it did not come to the command.
+fn watch(first: i32, mut said: PipeReader, signals: &Signals) -> Result<i32, Refusal> {
+    let mut text = String::new();
+    said.read_to_string(&mut text)?;
+    let code = wait(first, signals)?;
+    if text.is_empty() {
+        return Ok(code);
+    }
+    Err(Refusal { code: u8::try_from(code).unwrap_or(125), text })
+}
+
+/// Returns when the other end is closed.
+fn wait_for_end(mut ended: PipeReader) -> io::Result<()> {
+    ended.read_to_end(&mut Vec::new()).map(drop)
+}
+
+fn wait(first: i32, signals: &Signals) -> io::Result<i32> {
+    loop {
+        match signals.receive()? {
+            Received::Child => {
+                while let Some((child, ended)) = sys::wait_for_any(false)? {
+                    if child == first {
+                        return Ok(ended.code());
                     }
                 }
-                Received::PassOn(signal) => {
-                    // It may have ended a moment ago.
-                    let _gone = sys::kill(self.first, signal);
-                }
-                Received::FromTerminal(_) => {}
             }
+            Received::PassOn(signal) => {
+                // It may have ended a moment ago.
+                let _gone = sys::kill(first, signal);
+            }
+            Received::FromTerminal(_) => {}
         }
     }
 }

@@ -33,28 +33,34 @@ const NETWORK_FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
 const TTY_GROUP: &str = "5";
 const CLOSED: Restrictions = Restrictions { read_only: false, no_devices: true, no_programs: true };
 
-/// The first process's whole life. It begins when `wait` says so; if that is closed without a word it ends.
-pub(super) fn live(plan: &Plan, mut wait: PipeReader, mut say: PipeWriter, signals: &Signals) -> ! {
+/// The first process's whole life. It begins when `wait` says so; if that is closed without a word it ends. At its end it
+/// closes `end`, and goes when `wait` is closed: nobody else has the tree mounted by then.
+pub(super) fn live(plan: &Plan, mut wait: PipeReader, say: PipeWriter, end: PipeWriter, signals: &Signals) -> ! {
     // First, and then the word: a parent that died in between has closed the pipe.
     if sys::die_with_parent().is_err() || wait.read_exact(&mut [0]).is_err() {
         sys::leave(125);
     }
-    let started = prepare(plan).and_then(|(root, user)| match sys::fork() {
-        Ok(Fork::Parent(command)) => Ok(command),
-        Ok(Fork::Child) => Err(run(plan, &root, &user, signals)),
-        Err(e) => Err(Refusal::own(format!("cannot make a process: {}", sys::describe(&e)))),
-    });
-    let command = match started {
-        Ok(command) => command,
-        Err(refusal) => {
-            // If nobody hears it, the code still tells.
-            let _unheard = say.write_all(refusal.text.as_bytes());
-            sys::leave(refusal.code.into())
-        }
+    let code =
+        begin(plan, say, signals).map_or_else(i32::from, |command| reap(command, signals).map_or(125, Ended::code));
+    drop(end);
+    // However that comes about, it is time.
+    let _closed = wait.read(&mut [0]);
+    sys::leave(code)
+}
+
+/// Starts the command; the code that says why not if it cannot be. `say` is closed when neither can change any more.
+fn begin(plan: &Plan, mut say: PipeWriter, signals: &Signals) -> Result<i32, u8> {
+    let mut refuse = |refusal: Refusal| {
+        // If nobody hears it, the code still tells.
+        let _unheard = say.write_all(refusal.text.as_bytes());
+        refusal.code
     };
-    // The other side waits until nobody can say any more that the command did not start.
-    drop(say);
-    sys::leave(reap(command, signals).map_or(125, Ended::code))
+    let (root, user) = prepare(plan).map_err(&mut refuse)?;
+    match sys::fork() {
+        Ok(Fork::Parent(command)) => Ok(command),
+        Ok(Fork::Child) => sys::leave(refuse(run(plan, &root, &user, signals)).into()),
+        Err(e) => Err(refuse(Refusal::own(format!("cannot make a process: {}", sys::describe(&e))))),
+    }
 }
 
 /// Waits for the command, taking in all that dies meanwhile, and passing signals on.

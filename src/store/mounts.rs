@@ -26,7 +26,8 @@ pub struct Info {
     pub image: Digest,
     /// The image as the user named it.
     pub reference: String,
-    /// Where it is mounted.
+    /// Where it is mounted; a word instead of a path if only the serving process's own mount namespace has it, over the
+    /// registration's folder.
     #[serde(with = "path_bytes")]
     pub mountpoint: PathBuf,
     /// Whether what is mounted can be changed.
@@ -36,6 +37,18 @@ pub struct Info {
     pub pid: u32,
     /// When it began, RFC 3339.
     pub started: String,
+}
+
+impl Info {
+    /// A path at which this process finds what is mounted, if it may.
+    pub fn seen_at(&self, store: &Store) -> PathBuf {
+        if self.mountpoint.is_absolute() {
+            return self.mountpoint.clone();
+        }
+        let there = store.root().join("mounts").join(&self.id);
+        let root = Path::new("/proc").join(self.pid.to_string()).join("root");
+        root.join(there.strip_prefix("/").unwrap_or(&there))
+    }
 }
 
 /// Holds a mount's registration. Dropping it only closes this process's side: a forked daemon keeps the mount live.

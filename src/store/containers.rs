@@ -134,6 +134,9 @@ pub struct State {
     /// Why it could not be started.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub error: String,
+    /// The program that runs it, or ran it last.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub runtime: String,
     /// Paths that the image has not and that are only there for something to be mounted on: no change of the
     /// container's. From the root, without a leading slash.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]

@@ -85,6 +85,7 @@ pub(super) fn none(verb: &str, args: &[String]) -> anyhow::Result<()> {
     if args.is_empty() { Ok(()) } else { Err(wrong_count(verb, "accepts no arguments")) }
 }
 
-fn wrong_count(verb: &str, what: &str) -> anyhow::Error {
+/// A wrong number of arguments to `plyfs VERB`.
+pub(super) fn wrong_count(verb: &str, what: &str) -> anyhow::Error {
     Exit::Text(1, format!("\"plyfs {verb}\" {what}.\nSee 'plyfs {verb} --help'.")).into()
 }

@@ -1,42 +1,49 @@
-//! `diff` and `commit`: what was changed on top of an image, and what becomes of it.
+//! `diff` and `commit`: what was changed on top of an image, in a container or an upper directory, and what becomes of it.
 
 use super::{Global, args, import, interrupt, output};
 use crate::container::inside::Inside;
+use crate::container::{reach, userns};
 use crate::fs::{Changes, How};
 use crate::image::commit::{self, Wanted};
 use crate::name::show;
+use crate::store::containers::{self, Status};
 use crate::store::mounts::{self, Info};
 use crate::store::{Image, Store};
 use crate::sys;
 use crate::upper::Upper;
 use jiff::Timestamp;
+use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
-#[command(override_usage = "plyfs diff [OPTIONS] --upper DIR")]
+#[command(override_usage = "plyfs diff CONTAINER\n       plyfs diff [OPTIONS] --upper DIR")]
 #[command(after_help = "\
 A is what was added, C what was changed, D what was deleted.
 
-Example:
+Examples:
+  plyfs diff web
   plyfs diff --upper ./changes")]
 pub(super) struct DiffArgs {
     #[command(flatten)]
     of: Of,
-    #[arg(hide = true)]
+    /// The container, by name or ID
+    #[arg(value_name = "CONTAINER")]
     args: Vec<String>,
 }
 
 #[derive(clap::Args)]
-#[command(override_usage = "plyfs commit [OPTIONS] --upper DIR [REPOSITORY[:TAG]]")]
+#[command(
+    override_usage = "plyfs commit [OPTIONS] CONTAINER [REPOSITORY[:TAG]]\n       plyfs commit [OPTIONS] --upper DIR [REPOSITORY[:TAG]]"
+)]
 #[command(after_help = "\
 Examples:
-  plyfs commit -m 'with curl' --upper ./changes web:2
+  plyfs commit -m 'with curl' web web:2
   plyfs commit --upper ./changes -c 'CMD [\"nginx\"]' web:2
 
 With SOURCE_DATE_EPOCH in the environment the image is dated by it and no file is
@@ -54,8 +61,8 @@ pub(super) struct CommitArgs {
     message: Option<String>,
     #[command(flatten)]
     of: Of,
-    /// The new image's name
-    #[arg(value_name = "REPOSITORY[:TAG]")]
+    /// The container, by name or ID, and the new image's name
+    #[arg(value_names = ["CONTAINER", "REPOSITORY[:TAG]"], num_args = 0..)]
     args: Vec<String>,
 }
 
@@ -64,9 +71,9 @@ pub(super) struct CommitArgs {
 struct Of {
     /// The changes in this directory, which a mount was given by the same option; also while it has it
     #[arg(long, value_name = "DIR")]
-    upper: PathBuf,
+    upper: Option<PathBuf>,
     /// The image that the directory was mounted with [default: the newest with the same layers]
-    #[arg(long, value_name = "IMAGE")]
+    #[arg(long, value_name = "IMAGE", requires = "upper")]
     image: Option<String>,
 }
 
@@ -74,16 +81,29 @@ struct Of {
 struct Target {
     image: Image,
     upper: PathBuf,
+    /// What is there only for something to be mounted on.
+    left_out: BTreeSet<Vec<u8>>,
+    /// What a container is to be, which a new image is to be too.
+    config: Option<Map<String, Value>>,
     /// The mounts that may be of this union, so that the kernel may hold changes back.
-    live: Vec<Info>,
+    live: Vec<Live>,
+}
+
+/// A mount that can be seen at a path.
+struct Live {
+    root: PathBuf,
+    of: String,
+    server: u32,
 }
 
 pub(super) fn diff(global: &Global, a: &DiffArgs) -> anyhow::Result<()> {
     let store = global.store()?;
-    args::none("diff", &a.args)?;
-    let target = of_upper(&store, &a.of)?;
+    let target = match &a.of.upper {
+        Some(upper) => args::none("diff", &a.args).and_then(|()| of_upper(&store, upper, a.of.image.as_deref()))?,
+        None => args::exactly("diff", &a.args).and_then(|[name]| of_container(&store, name))?,
+    };
     for mount in &target.live {
-        sync(&store, mount)?;
+        sync(mount)?;
     }
     let mut text = String::new();
     for (path, changed) in changes(&store, &target)?.iter().filter(|(path, _)| *path != b"/") {
@@ -100,21 +120,29 @@ pub(super) fn diff(global: &Global, a: &DiffArgs) -> anyhow::Result<()> {
 
 pub(super) fn commit(global: &Global, a: &CommitArgs) -> anyhow::Result<()> {
     let store = global.store()?;
-    let name = args::at_most_one("commit", &a.args)?;
-    let target = of_upper(&store, &a.of)?;
+    let (target, name) = match &a.of.upper {
+        Some(upper) => {
+            let name = args::at_most_one("commit", &a.args)?;
+            (of_upper(&store, upper, a.of.image.as_deref())?, name)
+        }
+        None => {
+            let (container, name) = args::one_or_two("commit", &a.args)?;
+            (of_container(&store, container)?, name)
+        }
+    };
     let newest = import::source_date()?;
     let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
     let wanted = Wanted {
         image: &target.image,
-        upper: &a.of.upper,
-        config: None,
+        upper: &target.upper,
+        config: target.config.clone(),
         changes: &a.change,
         author: given(&a.author),
         message: given(&a.message),
         created: newest.unwrap_or_else(Timestamp::now),
         created_by: None,
         newest,
-        left_out: &BTreeSet::new(),
+        left_out: &target.left_out,
         name: name.map(import::name_of).transpose()?,
     };
     let image = interrupt::in_session(&store, |session| {
@@ -124,13 +152,34 @@ pub(super) fn commit(global: &Global, a: &CommitArgs) -> anyhow::Result<()> {
     output::line(image.id)
 }
 
+/// What a container changed. A plain user's files are other users' too: for them this process, which must have one
+/// thread, becomes root of a user namespace.
+fn of_container(store: &Store, name: &str) -> anyhow::Result<Target> {
+    let container = containers::find(store, name)?;
+    let state = containers::state(store, &container.id)?;
+    let mut live = Vec::new();
+    if state.status == Status::Running {
+        reach::enter_users(state.runner)?;
+        let root = reach::tree_of(store, &container, &state);
+        live.push(Live { root, of: format!("container {}", container.name), server: state.keeper });
+    } else if !sys::is_root() {
+        userns::enter()?;
+    }
+    Ok(Target {
+        upper: store.container_dir(&container.id).join("upper"),
+        left_out: state.made.iter().map(|path| [b"/", path.as_bytes()].concat()).collect(),
+        config: Some(container.config_of_image()),
+        image: container.image,
+        live,
+    })
+}
+
 /// The changes in a directory. Which image they belong to it says itself.
-fn of_upper(store: &Store, of: &Of) -> anyhow::Result<Target> {
-    let upper = &of.upper;
+fn of_upper(store: &Store, upper: &Path, image: Option<&str>) -> anyhow::Result<Target> {
     let chain = Upper::image_of(upper)?;
     let catalog = store.catalog()?;
     let has_chain = |image: &Image| Some(image.chain_id().to_string()) == chain;
-    let image = match (&of.image, &chain) {
+    let image = match (image, &chain) {
         (Some(name), _) => store.resolve(name)?,
         (None, None) => {
             anyhow::bail!("no mount ever had {}: --image says which image it belongs to", upper.display())
@@ -146,15 +195,16 @@ fn of_upper(store: &Store, of: &Of) -> anyhow::Result<Target> {
     if Upper::is_in_use(upper)? {
         // Which of them it is is not written down anywhere; the others lose nothing.
         let over = |id: &_| catalog.get(id).is_some_and(has_chain);
-        live = mounts::list(store)?;
-        live.retain(|mount| mount.writable && over(&mount.image));
+        let mounts = mounts::list(store)?.into_iter().filter(|mount| mount.writable && over(&mount.image));
+        let seen = |mount: Info| Live { root: mount.seen_at(store), of: mount.reference, server: mount.pid };
+        live = mounts.map(seen).collect();
     }
-    Ok(Target { image, upper: upper.clone(), live })
+    Ok(Target { image, upper: upper.to_owned(), left_out: BTreeSet::new(), config: None, live })
 }
 
 fn changes(store: &Store, target: &Target) -> anyhow::Result<Changes> {
     let fs = commit::open_view(store, &target.image, &target.upper)?;
-    fs.changes(&BTreeSet::new()).map_err(|e| anyhow::anyhow!("cannot look for changes: {e}"))
+    fs.changes(&target.left_out).map_err(|e| anyhow::anyhow!("cannot look for changes: {e}"))
 }
 
 /// How often files that have come up meanwhile are looked for: each time there are fewer.
@@ -166,7 +216,7 @@ fn write_back(store: &Store, target: &Target) -> anyhow::Result<()> {
     if target.live.is_empty() {
         return Ok(());
     }
-    let roots = target.live.iter().map(|mount| sync(store, mount)).collect::<anyhow::Result<Vec<Inside>>>()?;
+    let roots = target.live.iter().map(sync).collect::<anyhow::Result<Vec<Inside>>>()?;
     let mut done = BTreeSet::new();
     for _ in 0..ROUNDS {
         let files = changes(store, target)?.into_iter().filter(|(_, changed)| changed.is_file());
@@ -183,14 +233,14 @@ fn write_back(store: &Store, target: &Target) -> anyhow::Result<()> {
 }
 
 /// Has a mount write what it holds back, as far as that need not be waited for, and gives its root.
-fn sync(store: &Store, mount: &Info) -> anyhow::Result<Inside> {
+fn sync(mount: &Live) -> anyhow::Result<Inside> {
     let failed = |e: io::Error| {
-        let (image, pid, why) = (&mount.reference, mount.pid, sys::describe(&e));
+        let (of, server, why) = (&mount.of, mount.server, sys::describe(&e));
         anyhow::anyhow!(
-            "cannot reach what process {pid} has mounted of {image}, and may not have written yet: {why}; end it first"
+            "cannot reach what process {server} has mounted of {of}, and may not have written yet: {why}; end it first"
         )
     };
-    let root = File::open(mount.seen_at(store)).map_err(failed)?;
+    let root = File::open(&mount.root).map_err(failed)?;
     rustix::fs::syncfs(&root).map_err(|e| failed(e.into()))?;
     Ok(Inside::new(root.into()))
 }

@@ -1,11 +1,12 @@
 //! `chroot`: a command in an image, by nothing but the kernel.
 
+use super::create::volume;
 use super::{Exit, Global, args, inspect, mount};
-use crate::container::chroot::{self, Plan, Room};
+use crate::container::chroot::{self, Plan};
+use crate::container::room::{self, Refusal, Room};
 use crate::container::userns::Mapping;
 use crate::fuse::Options;
 use crate::image;
-use crate::store::containers::Bind;
 use crate::store::{Image, Store, mounts};
 use serde_json::{Map, Value};
 use std::ffi::OsString;
@@ -77,17 +78,18 @@ fn run(
     wanted: &str,
     command: &[OsString],
     a: &ChrootArgs,
-) -> anyhow::Result<Result<i32, chroot::Refusal>> {
+) -> anyhow::Result<Result<i32, Refusal>> {
     let image = store.resolve(wanted)?;
     let plan = plan(store, &image, command, a)?;
     let writable = plan.writable;
     let guard = mounts::register(store, &image.id, wanted, Path::new(PLACE), writable)?;
-    let done = chroot::isolate().map_err(anyhow::Error::from).and_then(|mapping| {
+    let done = room::isolate().map_err(anyhow::Error::from).and_then(|mapping| {
         if let Some(Mapping::Own { why }) = &mapping {
             tracing::warn!("files and programs can belong to root only: {why}");
         }
         // Nobody else sees what is mounted there, and it need not be cleared away.
-        let room = match Room::prepare(Plan { mapping, at: guard.dir().to_owned(), ..plan }) {
+        let plan = Plan { mapping, at: guard.dir().to_owned(), ..plan };
+        let room = match Room::prepare(plan.at.clone(), |say, signals| chroot::work(&plan, say, signals)) {
             Ok(room) => room,
             Err(refusal) => return Ok(Err(refusal)),
         };
@@ -159,56 +161,9 @@ fn environment(images: &[String], users: &[OsString]) -> Vec<(OsString, OsString
     all
 }
 
-/// Reads `SRC:DST[:OPTIONS]`, and makes the source if it is not there, a directory as Docker does.
-fn volume(text: &str) -> anyhow::Result<Bind> {
-    let fields: Vec<&str> = text.split(':').collect();
-    let (source, target, options) = match fields[..] {
-        [source, target] => (source, target, ""),
-        [source, target, options] => (source, target, options),
-        _ => anyhow::bail!("invalid volume specification: '{text}': wanted SRC:DST or SRC:DST:ro"),
-    };
-    anyhow::ensure!(
-        source.starts_with(['/', '.']),
-        "invalid volume specification: '{text}': SRC must be a path: ./{source}, if it is a directory here"
-    );
-    anyhow::ensure!(
-        target.starts_with('/') && !target.trim_matches('/').is_empty(),
-        "invalid volume specification: '{text}': DST must be an absolute path below /"
-    );
-    let mut read_only = false;
-    for option in options.split(',').filter(|option| !option.is_empty()) {
-        match option {
-            "ro" => read_only = true,
-            "rw" => read_only = false,
-            // Labels for SELinux, which has nothing to say here.
-            "z" | "Z" => {}
-            _ => anyhow::bail!("invalid mode: {option}"),
-        }
-    }
-    let path = std::path::absolute(source)?;
-    if !path.exists() {
-        std::fs::create_dir_all(&path)
-            .map_err(|e| anyhow::anyhow!("cannot make {}: {}", path.display(), crate::sys::describe(&e)))?;
-    }
-    Ok(Bind { source: path.to_string_lossy().into_owned(), target: target.to_owned(), read_only })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn volumes_are_read() {
-        let bind =
-            |source: &str, target: &str, read_only| Bind { source: source.into(), target: target.into(), read_only };
-        assert_eq!(volume("/etc:/mnt/etc").unwrap(), bind("/etc", "/mnt/etc", false));
-        assert_eq!(volume("/etc:/mnt:ro,z").unwrap(), bind("/etc", "/mnt", true));
-        let here = std::env::current_dir().unwrap();
-        assert_eq!(volume(".:/mnt:rw").unwrap(), bind(here.to_str().unwrap(), "/mnt", false));
-        for bad in ["/etc", "name:/data", "/etc:data", "/etc:/", "/etc:/a:b:c", "/etc:/a:shared"] {
-            assert!(volume(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn the_environment_is_the_images_and_then_the_users() {

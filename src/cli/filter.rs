@@ -61,7 +61,7 @@ impl Filters {
                 let new = date(catalog.resolve(value)?);
                 self.since = Some(self.since.map_or(new, |old| old.max(new)));
             }
-            "until" => self.until = earlier(self.until, moment(value, Timestamp::now())?),
+            "until" => self.until = earlier(self.until, moment(value, Timestamp::now(), UNTIL)?),
             "label" => self.labels.push(value.to_owned()),
             "label!" => self.not_labels.push(value.to_owned()),
             _ => self.references.push(value.to_owned()),
@@ -142,10 +142,12 @@ fn fits(name: &Reference, patterns: &[String]) -> Result<bool, BadPattern> {
     Ok(false)
 }
 
+const UNTIL: &str = "\"until\" filter";
+
 /// A moment as Docker reads it: a Go duration back from now, seconds since 1970, a date, or RFC 3339.
-fn moment(text: &str, now: Timestamp) -> anyhow::Result<Timestamp> {
-    let bad =
-        || anyhow::anyhow!("invalid value for \"until\" filter: failed to parse value as time or duration: \"{text}\"");
+/// `what` says in the error what the moment is for.
+pub(super) fn moment(text: &str, now: Timestamp, what: &str) -> anyhow::Result<Timestamp> {
+    let bad = || anyhow::anyhow!("invalid value for {what}: failed to parse value as time or duration: \"{text}\"");
     if let Some(back) = duration(text) {
         let seconds = now.as_second().checked_sub(back).ok_or_else(bad)?;
         return Timestamp::from_second(seconds).map_err(|_| bad());
@@ -205,10 +207,10 @@ mod tests {
             ("2025-06-07T08:09:10", "2025-06-07T08:09:10Z"),
             ("2025-06-07T08:09:10+02:00", "2025-06-07T06:09:10Z"),
         ] {
-            assert_eq!(moment(text, now).unwrap().to_string(), want, "{text}");
+            assert_eq!(moment(text, now, UNTIL).unwrap().to_string(), want, "{text}");
         }
         for bad in ["", "soon", "1x", "99999999999999999999h", "2025-13-01"] {
-            assert!(moment(bad, now).is_err(), "{bad}");
+            assert!(moment(bad, now, UNTIL).is_err(), "{bad}");
         }
     }
 

@@ -5,10 +5,13 @@
 
 mod archive;
 mod args;
+mod attach;
 mod changed;
 mod chroot;
+mod create;
 mod daemon;
 mod df;
+mod exec;
 mod export;
 mod filter;
 mod format;
@@ -19,8 +22,10 @@ mod images;
 mod import;
 mod inspect;
 mod interrupt;
+mod lifecycle;
 mod log;
 mod login;
+mod logs;
 mod manifest;
 mod mount;
 mod mount_options;
@@ -31,6 +36,7 @@ mod prune;
 mod pull;
 mod push;
 mod registry;
+mod run;
 mod save;
 mod search;
 mod system;
@@ -103,9 +109,27 @@ enum Command {
     Import(import::ImportArgs),
     /// Write an image's files as one tar
     Export(export::ExportArgs),
-    /// Show what an upper directory changes
+    /// Make a container of an image and run a command in it
+    Run(run::RunArgs),
+    /// Make a container
+    Create(run::OnlyCreateArgs),
+    /// Have containers run again
+    Start(run::StartArgs),
+    /// Run a command in a running container
+    Exec(exec::ExecArgs),
+    /// Show what a container printed
+    Logs(logs::LogsArgs),
+    /// End containers
+    Stop(lifecycle::StopArgs),
+    /// Send containers a signal
+    Kill(lifecycle::KillArgs),
+    /// Wait for the end of containers
+    Wait(lifecycle::WaitArgs),
+    /// Remove containers
+    Rm(lifecycle::RmArgs),
+    /// Show what a container or an upper directory changes
     Diff(changed::DiffArgs),
-    /// Make an image of what an upper directory changes
+    /// Make an image of what a container or an upper directory changes
     Commit(changed::CommitArgs),
     /// List images
     Images(images::ImagesArgs),
@@ -126,6 +150,9 @@ enum Command {
     /// Look at manifests in registries
     #[command(subcommand, arg_required_else_help = true)]
     Manifest(manifest::ManifestCommand),
+    /// Manage containers
+    #[command(subcommand, arg_required_else_help = true)]
+    Container(ContainerCommand),
     /// Manage images
     #[command(subcommand, arg_required_else_help = true)]
     Image(ImageCommand),
@@ -148,6 +175,33 @@ enum Command {
     /// Write manual pages
     #[command(hide = true)]
     Man(generate::ManArgs),
+}
+
+#[derive(Subcommand)]
+enum ContainerCommand {
+    /// Make a container of an image and run a command in it
+    Run(run::RunArgs),
+    /// Make a container
+    Create(run::OnlyCreateArgs),
+    /// Have containers run again
+    Start(run::StartArgs),
+    /// Run a command in a running container
+    Exec(exec::ExecArgs),
+    /// Show what a container printed
+    Logs(logs::LogsArgs),
+    /// End containers
+    Stop(lifecycle::StopArgs),
+    /// Send containers a signal
+    Kill(lifecycle::KillArgs),
+    /// Wait for the end of containers
+    Wait(lifecycle::WaitArgs),
+    /// Remove containers
+    #[command(alias = "remove")]
+    Rm(lifecycle::RmArgs),
+    /// Show what a container changes
+    Diff(changed::DiffArgs),
+    /// Make an image of what a container changes
+    Commit(changed::CommitArgs),
 }
 
 #[derive(Subcommand)]
@@ -241,8 +295,17 @@ fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
         Command::Save(a) | Command::Image(ImageCommand::Save(a)) => save::save(global, &a),
         Command::Import(a) | Command::Image(ImageCommand::Import(a)) => import::import(global, &a),
         Command::Export(a) => export::export(global, &a),
-        Command::Diff(a) => changed::diff(global, &a),
-        Command::Commit(a) => changed::commit(global, &a),
+        Command::Run(a) | Command::Container(ContainerCommand::Run(a)) => run::run(global, &a),
+        Command::Create(a) | Command::Container(ContainerCommand::Create(a)) => run::create(global, &a),
+        Command::Start(a) | Command::Container(ContainerCommand::Start(a)) => run::start(global, &a),
+        Command::Exec(a) | Command::Container(ContainerCommand::Exec(a)) => exec::exec(global, &a),
+        Command::Logs(a) | Command::Container(ContainerCommand::Logs(a)) => logs::logs(global, &a),
+        Command::Stop(a) | Command::Container(ContainerCommand::Stop(a)) => lifecycle::stop(global, &a),
+        Command::Kill(a) | Command::Container(ContainerCommand::Kill(a)) => lifecycle::kill(global, &a),
+        Command::Wait(a) | Command::Container(ContainerCommand::Wait(a)) => lifecycle::wait_for(global, &a),
+        Command::Rm(a) | Command::Container(ContainerCommand::Rm(a)) => lifecycle::rm(global, &a),
+        Command::Diff(a) | Command::Container(ContainerCommand::Diff(a)) => changed::diff(global, &a),
+        Command::Commit(a) | Command::Container(ContainerCommand::Commit(a)) => changed::commit(global, &a),
         Command::Images(a) | Command::Image(ImageCommand::Ls(a)) => images::images(global, &a),
         Command::Inspect(a) | Command::Image(ImageCommand::Inspect(a)) => inspect::inspect(global, &a),
         Command::History(a) | Command::Image(ImageCommand::History(a)) => history::history(global, &a),

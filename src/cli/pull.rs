@@ -3,12 +3,14 @@
 use super::progress::{Kind, Report};
 use super::registry::RegistryArgs;
 use super::{Exit, Global, args, interrupt, output};
+use crate::container::room;
 use crate::image::Platform;
 use crate::image::pull::{Progress, Pulled, pull as take};
 use crate::image::source::{self, LoadFrom, Source, Want};
 use crate::image::verify::Key;
 use crate::reference::{DEFAULT_TAG, Reference};
 use crate::store::{Session, Store};
+use crate::sys::{self, Fork, Signals};
 use std::fs;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -70,6 +72,81 @@ impl PlatformArg {
     fn want(&self, all: bool) -> Want {
         let platform = self.platform.clone().unwrap_or_else(Platform::host);
         Want { platform, strict: self.platform.is_some(), all }
+    }
+}
+
+/// What makers of containers take about an image that is not there.
+#[derive(clap::Args)]
+pub(super) struct MissingArgs {
+    /// When to pull the image: missing, always or never
+    #[arg(long, value_name = "WHEN", default_value = "missing", hide_possible_values = true)]
+    pull: When,
+    #[command(flatten)]
+    platform: PlatformArg,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum When {
+    Missing,
+    Always,
+    Never,
+}
+
+impl MissingArgs {
+    /// Pulls the image if that is wanted. What happens is told on standard error. The process must have one thread, and
+    /// has one still: a child pulls.
+    pub(super) fn bring_in(&self, store: &Store, wanted: &str) -> anyhow::Result<()> {
+        let is_there = match store.resolve(wanted) {
+            Err(crate::store::Error::NoSuchImage(_)) => false,
+            other => other.map(|_| true)?,
+        };
+        if self.pull == When::Never || (is_there && self.pull == When::Missing) {
+            return Ok(());
+        }
+        let named: Reference = wanted.parse()?;
+        if !is_there {
+            output::complaint(format_args!("Unable to find image '{}' locally", named.familiar()));
+        }
+        // The terminal's signals end the child, which clears up, and this process waits for that.
+        let signals = Signals::block_for_child()?;
+        let child = match sys::fork()? {
+            Fork::Parent(child) => child,
+            Fork::Child => {
+                let done = signals.let_through().map_err(anyhow::Error::from).and_then(|()| self.pull(store, &named));
+                if let Err(error) = &done {
+                    output::complaint(format_args!("Error: {error}"));
+                }
+                sys::leave(if done.is_ok() { 0 } else { 125 })
+            }
+        };
+        let ended = room::wait(child, &signals)?;
+        signals.let_through()?;
+        match ended.code() {
+            0 => Ok(()),
+            code => Err(Exit::Said(u8::try_from(code).unwrap_or(125)).into()),
+        }
+    }
+
+    fn pull(&self, store: &Store, named: &Reference) -> anyhow::Result<()> {
+        // What the container prints is not to be mixed with this.
+        rustix::stdio::dup2_stdout(io::stderr())?;
+        let report = Arc::new(Report::new(Kind::Auto, named.path(), true));
+        let progress: Arc<dyn Progress> = report.clone();
+        let settings = self.registry.settings();
+        let want = self.platform.want(false);
+        let all = interrupt::in_session(store, |session| {
+            let source = source::open_registry(named, &settings, None, store);
+            let done = take(session, &*source, &want, &progress);
+            report.end();
+            Ok(done?)
+        })?;
+        for pulled in &all {
+            let title = pulled.names.first().map_or_else(|| pulled.image.id.to_string(), Reference::familiar);
+            report.result(status(pulled.up_to_date, &title))?;
+        }
+        Ok(())
     }
 }
 

@@ -122,6 +122,9 @@ pub struct State {
     /// The process that serves its tree, while it runs.
     #[serde(default)]
     pub keeper: u32,
+    /// The process in whose namespaces its runtime works, while it runs.
+    #[serde(default)]
+    pub runner: u32,
     /// How its command ended; above 128 it was signal N - 128.
     #[serde(default)]
     pub exit_code: i32,
@@ -141,6 +144,13 @@ pub struct State {
     /// container's. From the root, without a leading slash.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub made: BTreeSet<String>,
+}
+
+impl State {
+    /// The same, when nothing of it runs any more.
+    pub fn ended(self) -> State {
+        State { status: Status::Exited, pid: 0, keeper: 0, runner: 0, ..self }
+    }
 }
 
 /// Where a container stands.
@@ -171,6 +181,12 @@ impl Status {
 pub const KILLED: i32 = 137;
 
 impl Container {
+    /// Its config as an image's: what a container has for itself is left out.
+    pub fn config_of_image(&self) -> Map<String, Value> {
+        let own = ["Hostname", "Tty", "OpenStdin"];
+        self.config.iter().filter(|(name, _)| !own.contains(&name.as_str())).map(|(k, v)| (k.clone(), v.clone())).collect()
+    }
+
     /// The first twelve digits of its ID.
     pub fn short(&self) -> &str {
         &self.id[..12]
@@ -294,7 +310,7 @@ pub fn is_held(store: &Store, id: &str) -> bool {
 
 /// What a container's state is after it was killed with its keeper.
 fn after_death(state: State) -> State {
-    State { status: Status::Exited, pid: 0, keeper: 0, exit_code: KILLED, ..state }
+    State { exit_code: KILLED, ..state.ended() }
 }
 
 /// Containers whose keeper died: their state is written down as it is now. Returns their IDs.

@@ -54,6 +54,11 @@ pub fn enter_user_namespace(namespace: &impl AsFd) -> io::Result<()> {
     Ok(rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::User))?)
 }
 
+/// Has the children of this process begin in the process namespace that `namespace`, an open `/proc/PID/ns/pid`, stands for.
+pub fn enter_process_namespace(namespace: &impl AsFd) -> io::Result<()> {
+    Ok(rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::ProcessID))?)
+}
+
 /// Cuts a new mount namespace off: nothing that is mounted in it is seen outside. What is unmounted outside goes here
 /// too, so that this process keeps no medium busy.
 pub fn isolate_mounts() -> io::Result<()> {

@@ -1,0 +1,222 @@
+//! `stop`, `kill`, `wait` and `rm`: containers that end and go.
+
+use super::daemon::leave_to_child;
+use super::{Exit, Global, args, output};
+use crate::container::{control, words};
+use crate::store::containers::{self, Container, Status};
+use crate::store::{Store, containers::Held};
+use crate::sys;
+use serde_json::Value;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+#[derive(clap::Args)]
+#[command(override_usage = "plyfs stop [OPTIONS] CONTAINER...")]
+#[command(after_help = "Example:\n  plyfs stop -t 30 web")]
+pub(super) struct StopArgs {
+    /// How many seconds it has to end by itself; then it is killed
+    #[arg(short, long, alias = "timeout", value_name = "SECONDS", default_value_t = 10)]
+    time: u64,
+    /// The signal that asks it to end [default: the container's, or SIGTERM]
+    #[arg(short, long, value_name = "SIGNAL")]
+    signal: Option<String>,
+    /// Containers, by name or ID
+    #[arg(value_name = "CONTAINER")]
+    args: Vec<String>,
+}
+
+#[derive(clap::Args)]
+#[command(override_usage = "plyfs kill [OPTIONS] CONTAINER...")]
+#[command(after_help = "Example:\n  plyfs kill -s HUP web")]
+pub(super) struct KillArgs {
+    /// The signal
+    #[arg(short, long, value_name = "SIGNAL", default_value = "KILL")]
+    signal: String,
+    /// Containers, by name or ID
+    #[arg(value_name = "CONTAINER")]
+    args: Vec<String>,
+}
+
+#[derive(clap::Args)]
+#[command(override_usage = "plyfs wait CONTAINER...")]
+#[command(after_help = "Prints the exit code of each.\n\nExample:\n  plyfs wait web")]
+pub(super) struct WaitArgs {
+    /// Containers, by name or ID
+    #[arg(value_name = "CONTAINER")]
+    args: Vec<String>,
+}
+
+#[derive(clap::Args)]
+#[command(override_usage = "plyfs rm [OPTIONS] CONTAINER...")]
+#[command(after_help = "What it changed is gone then, and its anonymous volumes.\n\nExamples:\n  plyfs rm web\n  plyfs rm -f $(plyfs ps -aq)")]
+pub(super) struct RmArgs {
+    /// Kill it if it runs; what is not there is no error
+    #[arg(short, long)]
+    force: bool,
+    /// Remove its anonymous volumes too: they always go
+    #[arg(short, long)]
+    volumes: bool,
+    /// Containers, by name or ID
+    #[arg(value_name = "CONTAINER")]
+    args: Vec<String>,
+}
+
+/// How often a container's end is looked for.
+const PAUSE: Duration = Duration::from_millis(2);
+/// How long a killed one may take to be gone: what it changed is written first.
+const KILLED_IS_GONE: Duration = Duration::from_secs(60);
+
+/// Does something with each, and goes on after one that fails.
+fn each(
+    verb: &str,
+    global: &Global,
+    wanted: &[String],
+    act: impl Fn(&Store, &str) -> anyhow::Result<Option<String>>,
+) -> anyhow::Result<()> {
+    let wanted = args::at_least_one(verb, wanted)?;
+    let store = global.store()?;
+    let mut failed = false;
+    for name in wanted {
+        match act(&store, name) {
+            Ok(Some(line)) => output::line(line)?,
+            Ok(None) => {}
+            Err(error) => {
+                output::complaint(format_args!("Error: {error}"));
+                failed = true;
+            }
+        }
+    }
+    if failed { Err(Exit::Said(1).into()) } else { Ok(()) }
+}
+
+pub(super) fn stop(global: &Global, a: &StopArgs) -> anyhow::Result<()> {
+    let signal = a.signal.as_deref().map(wanted_signal).transpose()?;
+    each("stop", global, &a.args, |store, name| {
+        let container = containers::find(store, name)?;
+        let own = container.config.get("StopSignal").and_then(Value::as_str).and_then(words::signal);
+        let signal = signal.or(own).unwrap_or(libc::SIGTERM);
+        if deliver(store, &container, signal)? && !wait(store, &container, Duration::from_secs(a.time)) {
+            kill_and_wait(store, &container)?;
+        }
+        Ok(Some(name.to_owned()))
+    })
+}
+
+pub(super) fn kill(global: &Global, a: &KillArgs) -> anyhow::Result<()> {
+    let signal = wanted_signal(&a.signal)?;
+    each("kill", global, &a.args, |store, name| {
+        let container = containers::find(store, name)?;
+        anyhow::ensure!(
+            deliver(store, &container, signal)?,
+            "cannot kill container: {name}: container {} is not running",
+            container.id
+        );
+        if signal == libc::SIGKILL {
+            wait(store, &container, KILLED_IS_GONE);
+        }
+        Ok(Some(name.to_owned()))
+    })
+}
+
+pub(super) fn wait_for(global: &Global, a: &WaitArgs) -> anyhow::Result<()> {
+    each("wait", global, &a.args, |store, name| {
+        let container = containers::find(store, name)?;
+        while !wait(store, &container, Duration::from_secs(3600)) {}
+        let state = containers::state(store, &container.id);
+        // One that went with its end took its code along.
+        Ok(Some(state.map_or_else(|_| "0".to_owned(), |state| state.exit_code.to_string())))
+    })
+}
+
+pub(super) fn rm(global: &Global, a: &RmArgs) -> anyhow::Result<()> {
+    let (send, receive) = std::sync::mpsc::channel();
+    let done = each("rm", global, &a.args, |store, name| {
+        let container = match containers::find(store, name) {
+            Err(crate::store::Error::NoSuchContainer(_)) if a.force => return Ok(None),
+            found => found?,
+        };
+        if a.force {
+            kill_and_wait(store, &container)?;
+        }
+        let held = hold_stopped(store, &container)?;
+        // The receiver lives longer than this.
+        let _always = send.send(Removed(containers::take_out(store, held)?));
+        Ok(Some(name.to_owned()))
+    });
+    drop(send);
+    let removed: Vec<Removed> = receive.into_iter().collect();
+    if !removed.is_empty() {
+        leave_to_child(removed);
+    }
+    done
+}
+
+/// A container's folder that is in the register no more. Dropping it removes it; what is left then the store collects.
+struct Removed(PathBuf);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        if let Err(e) = fs::remove_dir_all(&self.0) {
+            tracing::warn!("cannot remove {}: {}", self.0.display(), sys::describe(&e));
+        }
+    }
+}
+
+fn wanted_signal(text: &str) -> anyhow::Result<i32> {
+    words::signal(text).ok_or_else(|| anyhow::anyhow!("invalid signal: {text}"))
+}
+
+/// Sends a signal; false if the container does not run.
+fn deliver(store: &Store, container: &Container, signal: i32) -> anyhow::Result<bool> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        match control::signal(&store.container_dir(&container.id), signal) {
+            Ok(()) => return Ok(true),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                if !containers::is_held(store, &container.id) {
+                    return Ok(false);
+                }
+                // It is just being started, or has just ended.
+                anyhow::ensure!(Instant::now() < deadline, "container {} does not answer", container.name);
+                std::thread::sleep(PAUSE);
+            }
+            Err(e) => anyhow::bail!("cannot reach container {}: {}", container.name, sys::describe(&e)),
+        }
+    }
+}
+
+/// Waits until nobody runs the container; false if that takes longer than it may.
+fn wait(store: &Store, container: &Container, at_most: Duration) -> bool {
+    let deadline = Instant::now() + at_most;
+    while containers::is_held(store, &container.id) {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    true
+}
+
+fn kill_and_wait(store: &Store, container: &Container) -> anyhow::Result<()> {
+    if deliver(store, container, libc::SIGKILL)? && !wait(store, container, KILLED_IS_GONE) {
+        anyhow::bail!("container {} was killed and has not ended", container.name);
+    }
+    Ok(())
+}
+
+/// Takes the lock of a container that does not run.
+fn hold_stopped(store: &Store, container: &Container) -> anyhow::Result<Held> {
+    match containers::try_hold(store, &container.id)? {
+        Some(held) => Ok(held),
+        None => {
+            let state = containers::state(store, &container.id)?;
+            let doing = if state.status == Status::Running { "running" } else { "being started or ended" };
+            anyhow::bail!(
+                "cannot remove container \"/{}\": container is {doing}: stop the container before removing or force remove",
+                container.name
+            )
+        }
+    }
+}

@@ -7,6 +7,7 @@
 pub mod chroot;
 pub mod inside;
 mod room;
+pub mod spec;
 pub mod user;
 pub mod userns;
 

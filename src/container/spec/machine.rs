@@ -23,7 +23,7 @@ pub struct Machine {
 }
 
 /// What a file system of the unified hierarchy says it is.
-const CGROUP2: i64 = 0x6367_7270;
+const CGROUP2: rustix::fs::FsWord = 0x6367_7270;
 const PROCESSORS: &str = "/sys/devices/system/cpu";
 
 impl Machine {
@@ -36,7 +36,7 @@ impl Machine {
             kernel: version(&release),
             architecture: std::env::consts::ARCH,
             capabilities: bounding(&fs::read_to_string("/proc/self/status")?),
-            unified_cgroups: cgroup.is_ok_and(|found| i64::from(found.f_type) == CGROUP2),
+            unified_cgroups: cgroup.is_ok_and(|found| found.f_type == CGROUP2),
             thermal: thermal(Path::new(PROCESSORS)),
         })
     }

@@ -28,6 +28,7 @@ mod output;
 mod pattern;
 mod progress;
 mod prune;
+mod ps;
 mod pull;
 mod push;
 mod registry;
@@ -107,6 +108,8 @@ enum Command {
     Diff(changed::DiffArgs),
     /// Make an image of what an upper directory changes
     Commit(changed::CommitArgs),
+    /// List containers
+    Ps(ps::PsArgs),
     /// List images
     Images(images::ImagesArgs),
     /// Show what is known of images
@@ -243,6 +246,7 @@ fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
         Command::Export(a) => export::export(global, &a),
         Command::Diff(a) => changed::diff(global, &a),
         Command::Commit(a) => changed::commit(global, &a),
+        Command::Ps(a) => ps::ps(global, &a),
         Command::Images(a) | Command::Image(ImageCommand::Ls(a)) => images::images(global, &a),
         Command::Inspect(a) | Command::Image(ImageCommand::Inspect(a)) => inspect::inspect(global, &a),
         Command::History(a) | Command::Image(ImageCommand::History(a)) => history::history(global, &a),

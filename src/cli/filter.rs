@@ -124,7 +124,7 @@ pub(super) fn created(image: &Image) -> Option<Timestamp> {
 }
 
 /// The name in lower case without space, and the value; `label!=x` is the filter `label!`.
-fn split(text: &str) -> Option<(String, &str)> {
+pub(super) fn split(text: &str) -> Option<(String, &str)> {
     let (name, value) = text.split_once('=')?;
     Some((name.trim().to_lowercase(), value.trim()))
 }

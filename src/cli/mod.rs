@@ -33,6 +33,7 @@ mod output;
 mod pattern;
 mod progress;
 mod prune;
+mod ps;
 mod pull;
 mod push;
 mod registry;
@@ -131,6 +132,8 @@ enum Command {
     Diff(changed::DiffArgs),
     /// Make an image of what a container or an upper directory changes
     Commit(changed::CommitArgs),
+    /// List containers
+    Ps(ps::PsArgs),
     /// List images
     Images(images::ImagesArgs),
     /// Show what is known of images
@@ -187,6 +190,9 @@ enum ContainerCommand {
     Start(run::StartArgs),
     /// Run a command in a running container
     Exec(exec::ExecArgs),
+    /// List containers
+    #[command(aliases = ["list", "ps"])]
+    Ls(ps::PsArgs),
     /// Show what a container printed
     Logs(logs::LogsArgs),
     /// End containers
@@ -306,6 +312,7 @@ fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
         Command::Rm(a) | Command::Container(ContainerCommand::Rm(a)) => lifecycle::rm(global, &a),
         Command::Diff(a) | Command::Container(ContainerCommand::Diff(a)) => changed::diff(global, &a),
         Command::Commit(a) | Command::Container(ContainerCommand::Commit(a)) => changed::commit(global, &a),
+        Command::Ps(a) | Command::Container(ContainerCommand::Ls(a)) => ps::ps(global, &a),
         Command::Images(a) | Command::Image(ImageCommand::Ls(a)) => images::images(global, &a),
         Command::Inspect(a) | Command::Image(ImageCommand::Inspect(a)) => inspect::inspect(global, &a),
         Command::History(a) | Command::Image(ImageCommand::History(a)) => history::history(global, &a),

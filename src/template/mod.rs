@@ -16,6 +16,7 @@ mod parse;
 mod printf;
 
 pub use data::{Data, Record};
+pub use printf::quote;
 
 use node::Tree;
 

@@ -273,7 +273,7 @@ fn text(value: &str, verb: char, spec: Spec) -> String {
 }
 
 /// A text in Go's double quotes.
-pub(super) fn quote(text: &str) -> String {
+pub fn quote(text: &str) -> String {
     quote_with(text, '"')
 }
 

@@ -35,11 +35,11 @@ pub struct Plan {
 pub fn run(store: &Store, container: &Container, plan: &Plan) -> Result<i32, Refusal> {
     let failed = |what: &'static str| move |e: io::Error| Refusal::own(format!("cannot {what}: {}", sys::describe(&e)));
     let state = running(store, container)?;
-    enter(&state).map_err(failed("enter the container's namespaces"))?;
+    let there = Namespaces::enter_users(&state).map_err(failed("enter the container's namespaces"))?;
     // The numbers were read before somebody else could have them only if the container still runs.
     running(store, container)?;
     let dir = store.container_dir(&container.id);
-    let root = Inside::open(&dir.join("rootfs")).map_err(failed("enter the container"))?;
+    let root = Inside::open(&reach::tree_of(store, container, &state)).map_err(failed("enter the container"))?;
     let spec_of = plan.user.as_deref().or_else(|| container.config.get("User")?.as_str()).unwrap_or_default();
     let user = user::resolve(&root, spec_of).map_err(|e| Refusal::own(e.to_string()))?;
     let place = Place {
@@ -56,6 +56,8 @@ pub fn run(store: &Store, container: &Container, plan: &Plan) -> Result<i32, Ref
     let files = Files::new(&dir);
     let bytes = serde_json::to_vec(&process).map_err(|e| Refusal::own(e.to_string()))?;
     fs::write(&files.process, bytes).map_err(failed("write what is to be run"))?;
+    // From here on /proc tells nothing of this process.
+    there.enter().map_err(failed("enter the container's namespaces"))?;
     let program = PathBuf::from(&state.runtime);
     let mut call = runtime::call(&program, &dir, &files.log);
     call.arg("exec").arg("--process").arg(&files.process);
@@ -70,7 +72,9 @@ pub fn run(store: &Store, container: &Container, plan: &Plan) -> Result<i32, Ref
     let child = child.map_err(|e| Refusal::own(format!("cannot run {}: {}", state.runtime, sys::describe(&e))))?;
     let code = room::wait(child.id() as i32, &signals)?.code();
     match runtime::why_if_said(&program, &files.log) {
-        Some(refusal) if code != 0 => Err(refusal),
+        Some(refusal) if code != 0 && plan.detach => Err(refusal),
+        // The runtime has said why, where the program would have said something.
+        Some(refusal) if code != 0 => Ok(refusal.code.into()),
         _ => Ok(code),
     }
 }
@@ -83,13 +87,26 @@ fn running(store: &Store, container: &Container) -> Result<State, Refusal> {
     Err(Refusal { code: 1, text: format!("container {} is not running", container.id) })
 }
 
-/// Goes where the container's runtime works.
-fn enter(state: &State) -> io::Result<()> {
-    let of = |kind: &str| File::open(format!("/proc/{}/ns/{kind}", state.runner));
-    let (mounts, processes) = (of("mnt")?, of("pid")?);
-    reach::enter_users(state.runner)?;
-    sys::enter_process_namespace(&processes)?;
-    sys::enter_mount_namespace(&mounts)
+/// Where the container's runtime works.
+struct Namespaces {
+    mounts: File,
+    processes: File,
+}
+
+impl Namespaces {
+    /// Opens them, and enters the user namespace, which is asked first.
+    fn enter_users(state: &State) -> io::Result<Namespaces> {
+        let of = |kind: &str| File::open(format!("/proc/{}/ns/{kind}", state.runner));
+        let there = Namespaces { mounts: of("mnt")?, processes: of("pid")? };
+        reach::enter_users(state.runner)?;
+        Ok(there)
+    }
+
+    /// Enters all others.
+    fn enter(&self) -> io::Result<()> {
+        sys::enter_process_namespace(&self.processes)?;
+        sys::enter_mount_namespace(&self.mounts)
+    }
 }
 
 /// What the runtime reads and writes for one call; gone with this value.

@@ -63,6 +63,7 @@ pub fn keep(start: Start) -> io::Result<()> {
         runtime,
         mapping,
         keeper: std::process::id(),
+        made: before.made.clone(),
         streams,
         caller,
         attached,

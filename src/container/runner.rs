@@ -41,6 +41,8 @@ pub struct Job<'a> {
     pub mapping: Option<Mapping>,
     /// The process that serves the tree.
     pub keeper: u32,
+    /// What runs before this one made in the tree for mounts only.
+    pub made: BTreeSet<String>,
     /// What it reads and prints.
     pub streams: Streams,
     /// Hears `started`, and asks for signals.
@@ -80,7 +82,8 @@ fn begin(job: Job<'_>, dir: &Path) -> Result<(i32, Carried), Refusal> {
     std::env::set_current_dir(dir).map_err(failed("enter the container's folder"))?;
     // What a run that was killed left.
     runtime::sweep(dir, &job.container.id);
-    let made = prepare(&job, dir)?;
+    let mut made = prepare(&job, dir)?;
+    made.extend(job.made.iter().cloned());
     let log = runtime::log(dir);
     let _none = fs::remove_file(&log);
     let mut call = runtime::call(&job.runtime, dir, &log);

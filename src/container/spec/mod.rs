@@ -134,12 +134,16 @@ pub fn document(place: &Place) -> Result<Spec, SpecError> {
 }
 
 fn linux(place: &Place) -> Result<Linux, SpecError> {
-    let masked = MASKED.iter().map(|path| (*path).to_owned()).chain(place.machine.thermal.iter().cloned());
+    let mut masked: Vec<String> = MASKED.iter().map(|path| (*path).to_owned()).collect();
+    masked.extend(place.machine.thermal.iter().cloned());
+    if mounts::shows_cgroups(place) {
+        masked.push(mounts::CGROUP.to_owned());
+    }
     let mut linux = Linux::default();
     linux
         .set_namespaces(Some(namespaces(place)))
         .set_seccomp(Some(seccomp::filter(place.machine, process::chosen(place)?)?))
-        .set_masked_paths(Some(masked.collect()))
+        .set_masked_paths(Some(masked))
         .set_readonly_paths(Some(READ_ONLY.iter().map(|path| (*path).to_owned()).collect()))
         .set_sysctl(Some(settings(place)))
         .set_resources(None)
@@ -443,6 +447,8 @@ mod tests {
         let sys = json!({"destination": "/sys", "type": "bind", "source": "/sys",
             "options": ["nosuid", "noexec", "nodev", "ro", "rbind", "rprivate"]});
         assert_eq!(case.mount("/sys").unwrap(), sys);
+        let masked = |case: &Case| has(&case.document()["linux"]["maskedPaths"], "/sys/fs/cgroup");
+        assert!(masked(&case) && !masked(&plain), "what of it is delegated could be changed there");
         assert!(has(&options(&case, "/dev/pts"), "gid=5"));
         assert!(!case.document()["linux"]["namespaces"].as_array().unwrap().contains(&json!({"type": "user"})));
         let alone = Case::plain(without_network()).in_user_namespace(own());

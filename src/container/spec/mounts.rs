@@ -44,7 +44,7 @@ const USUAL: [Usual; 7] = [
         options: &["nosuid", "noexec", "nodev", "mode=1777", "size=67108864"],
     },
 ];
-const CGROUP: &str = "/sys/fs/cgroup";
+pub(super) const CGROUP: &str = "/sys/fs/cgroup";
 
 /// A bind mount, and what is to be known of its source.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -186,8 +186,7 @@ fn owned(words: &[&str]) -> Vec<String> {
 
 fn furnish(usual: &Usual, place: &Place) -> Mount {
     let mut options = owned(usual.options);
-    // A new one may be mounted only by who owns the network that it shows.
-    if usual.kind == "sysfs" && place.mapping.is_some() && place.container.host.network == Network::Host {
+    if usual.kind == "sysfs" && has_machines_sys(place) {
         options.extend(owned(&["rbind", "rprivate"]));
         return mount(usual.target, "bind", usual.target, options);
     }
@@ -195,6 +194,18 @@ fn furnish(usual: &Usual, place: &Place) -> Mount {
         options.push(format!("gid={TTY_GROUP}"));
     }
     mount(usual.target, usual.kind, usual.source, options)
+}
+
+/// A new one may be mounted only by who owns the network that it shows.
+fn has_machines_sys(place: &Place) -> bool {
+    place.mapping.is_some() && place.container.host.network == Network::Host
+}
+
+/// Whether this machine's control groups would be there, in its `/sys`, with nothing over them.
+pub(super) fn shows_cgroups(place: &Place) -> bool {
+    let over = |target: &str| CGROUP.strip_prefix(target).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    let is_sys = |entry: &Entry| matches!(entry.what, What::Usual(usual) if usual.target == "/sys");
+    has_machines_sys(place) && entries(place).iter().filter(|entry| over(&entry.target)).all(is_sys)
 }
 
 fn has_group(mapping: Option<&Mapping>, group: u32) -> bool {

@@ -1,10 +1,11 @@
 //! An image as the root of running programs.
 //!
 //! What is in an image is found inside of it (`inside`, `user`): its paths and names never lead out to this machine.
-//! `userns` gives a plain user root's rights over his own, `room` lays out what a command sees beside the image, and
-//! `chroot` runs it there.
+//! `copy` takes things out of it and puts some in, `userns` gives a plain user root's rights over his own, `room` lays
+//! out what a command sees beside the image, and `chroot` runs it there.
 
 pub mod chroot;
+pub mod copy;
 pub mod inside;
 mod room;
 pub mod user;

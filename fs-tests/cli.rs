@@ -83,7 +83,7 @@ fn inspect_in_dockers_shape() {
     assert_eq!(value[0]["Config"]["Cmd"], json!(["sh"]));
     // Those found are shown all the same.
     let some = run(&mut env.command(["inspect", "nope", &id[..6]]));
-    assert_eq!((some.code, some.stderr.as_str()), (1, "Error: No such image: nope:latest\n"));
+    assert_eq!((some.code, some.stderr.as_str()), (1, "Error: No such object: nope\n"));
     assert_eq!(some.stdout, out);
     assert_eq!(run(&mut env.command(["inspect", "-f", "{{.Id", "app:1"])).code, 64);
 }
@@ -231,9 +231,15 @@ fn dockers_words() {
         let output = run(&mut env.command(args));
         assert_eq!((output.code, output.stderr.as_str(), output.stdout.as_str()), (code, text, ""), "{args:?}");
     }
-    let none = run(&mut env.command(["inspect", "nope"]));
-    let said = (none.code, none.stdout.as_str(), none.stderr.as_str());
-    assert_eq!(said, (1, "[]\n", "Error: No such image: nope:latest\n"));
+    for (args, why) in [
+        (&["inspect", "nope"][..], "No such object: nope"),
+        (&["inspect", "--type", "image", "nope"], "No such image: nope:latest"),
+        (&["inspect", "--type", "container", "nope"], "No such container: nope"),
+        (&["image", "inspect", "nope"], "No such image: nope:latest"),
+    ] {
+        let none = run(&mut env.command(args));
+        assert_eq!((none.code, none.stdout, none.stderr), (1, "[]\n".into(), format!("Error: {why}\n")), "{args:?}");
+    }
     assert_eq!(run(&mut env.command(["load", "-i", "/nonexistent"])).code, 1);
 }
 
@@ -308,8 +314,8 @@ fn output_that_cannot_be_written_is_said_to_be_so() {
 fn help_fits_a_terminal_and_says_how_to_use_each_verb() {
     let env = TestEnv::new();
     for verb in [
-        "", "pull", "load", "save", "import", "export", "images", "inspect", "history", "tag", "rmi", "image", "mount",
-        "umount", "mounts", "system",
+        "", "pull", "load", "save", "import", "export", "images", "inspect", "ps", "history", "tag", "rmi", "image",
+        "mount", "umount", "mounts", "system",
     ] {
         let mut command = env.command(verb.split_whitespace().chain(["--help"]));
         let output = run(command.env("COLUMNS", "80"));
@@ -320,9 +326,18 @@ fn help_fits_a_terminal_and_says_how_to_use_each_verb() {
         }
     }
     // Whatever does something shows how.
-    let verbs = "pull push load import save export images inspect history tag rmi mount umount mounts login logout search \
+    let verbs = "pull push load import save export images inspect ps history tag rmi mount umount mounts login logout search \
                  version completion";
-    let groups = ["manifest inspect", "image prune", "image ls", "image rm", "system df", "system fsck", "system gc"];
+    let groups = [
+        "manifest inspect",
+        "image inspect",
+        "image prune",
+        "image ls",
+        "image rm",
+        "system df",
+        "system fsck",
+        "system gc",
+    ];
     for verb in verbs.split_whitespace().chain(groups) {
         let help = env.ok(verb.split_whitespace().chain(["--help"]));
         assert!(help.contains("\nExample:\n") || help.contains("\nExamples:\n"), "{verb}: {help}");

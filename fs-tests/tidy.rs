@@ -41,7 +41,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("registry", &["digest", "reference", "sys"]),
     ("store", &["digest", "layer", "reference", "sys", "tree"]),
     ("image", &["digest", "fs", "layer", "name", "reference", "registry", "store", "sys", "tree", "upper"]),
-    ("container", &["digest", "fs", "fuse", "image", "layer", "name", "store", "sys", "upper"]),
+    ("container", &["digest", "fs", "fuse", "image", "layer", "meta", "name", "store", "sys", "upper"]),
     (
         "cli",
         &[

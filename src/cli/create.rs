@@ -92,7 +92,7 @@ pub(super) fn create(
     let document = inspect::config(store, image)?;
     let images = document.get("config").and_then(Value::as_object).cloned().unwrap_or_default();
     let mut container = Container {
-        id: String::new(),
+        id: containers::new_id()?,
         name: String::new(),
         image: image.clone(),
         reference: wanted.parse::<Reference>().map_or_else(|_| wanted.to_owned(), |r| r.familiar()),
@@ -109,13 +109,12 @@ pub(super) fn create(
         );
     }
     loop {
-        container.id = containers::new_id()?;
         if a.name.is_none() {
             container.name = words::name_of(&container.id);
         }
         match containers::create(store, &container) {
             // Two words that another has by chance.
-            Err(Error::NameTaken { .. }) if a.name.is_none() => {}
+            Err(Error::NameTaken { .. }) if a.name.is_none() => container.id = containers::new_id()?,
             made => return Ok((container, made?)),
         }
     }

@@ -3,8 +3,11 @@
 use super::filter::created;
 use super::format::{self, Columns};
 use super::images::{self, cells, rows};
+use super::ps::written;
 use super::{Global, args, human, output};
-use crate::store::{Image, mounts};
+use crate::digest::Digest;
+use crate::store::containers::{self, Status};
+use crate::store::{Image, Store, mounts};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 
@@ -38,8 +41,7 @@ pub(super) fn df(global: &Global, a: &DfArgs) -> anyhow::Result<()> {
     args::none("system df", &a.args)?;
     let store = global.store()?;
     let catalog = store.catalog()?;
-    let mounts = mounts::list(&store)?;
-    let mounted = |image: &Image| mounts.iter().filter(|m| m.image == image.id).count();
+    let users = Users::find(&store)?;
     // How many images have the layer, and its size.
     let mut layers = BTreeMap::new();
     for image in catalog.images() {
@@ -58,7 +60,7 @@ pub(super) fn df(global: &Global, a: &DfArgs) -> anyhow::Result<()> {
             let unique =
                 own.iter().filter(|(id, _)| layers.get(*id).is_some_and(|(n, _)| *n == 1)).map(|(_, s)| s).sum();
             let shared = image.size().saturating_sub(unique);
-            let counted = [mounted(image).to_string(), human::precise_size(shared), human::precise_size(unique)];
+            let counted = [users.of(image).to_string(), human::precise_size(shared), human::precise_size(unique)];
             // An image is one line here, under its first name.
             let line = rows(image, false).into_iter().next();
             table.extend(line.map(|line| cells(&line, image.id.short().to_owned(), now, counted)));
@@ -69,22 +71,64 @@ pub(super) fn df(global: &Global, a: &DfArgs) -> anyhow::Result<()> {
         return format::list(a.format.as_deref(), TABLE_OF_IMAGES, &images::COLUMNS, table);
     }
     let total: u64 = layers.values().map(|(_, size)| size).sum();
-    let active: Vec<&Image> = catalog.images().iter().filter(|i| mounted(i) > 0).collect();
+    let active: Vec<&Image> = catalog.images().iter().filter(|i| users.of(i) > 0).collect();
     let used: BTreeMap<_, _> = active.iter().flat_map(|i| &i.layers).map(|l| (&l.diff_id, l.size)).collect();
     let free = total - used.values().sum::<u64>().min(total);
-    let percent = if total > 0 { format!(" ({}%)", u128::from(free) * 100 / u128::from(total)) } else { String::new() };
-    let count = mounts.len().to_string();
+    let percent = |part: u64, whole: u64| match whole {
+        0 => String::new(),
+        _ => format!(" ({}%)", u128::from(part) * 100 / u128::from(whole)),
+    };
     let row = |cells: [String; 5]| cells.to_vec();
     let table = vec![
         row([
             active.len().to_string(),
-            human::precise_size(free) + &percent,
+            human::precise_size(free) + &percent(free, total),
             human::precise_size(total),
             catalog.images().len().to_string(),
             "Images".into(),
         ]),
-        // A mount is to plyfs what a container is to Docker; nothing is written through one.
-        row([count.clone(), human::size(0), human::size(0), count, "Containers".into()]),
+        row([
+            users.active.to_string(),
+            human::precise_size(users.idle) + &percent(users.idle, users.written),
+            human::precise_size(users.written),
+            users.images.len().to_string(),
+            "Containers".into(),
+        ]),
     ];
     format::list(a.format.as_deref(), TABLE, &COLUMNS, table)
+}
+
+/// Containers and mounts: a mount is to plyfs what a running container is to Docker.
+struct Users {
+    /// The image of each.
+    images: Vec<Digest>,
+    /// How many of them run.
+    active: usize,
+    /// How many bytes they wrote.
+    written: u64,
+    /// How much of that is of those that do not run.
+    idle: u64,
+}
+
+impl Users {
+    fn find(store: &Store) -> anyhow::Result<Users> {
+        let images: Vec<Digest> = mounts::list(store)?.into_iter().map(|mount| mount.image).collect();
+        let mut users = Users { active: images.len(), images, written: 0, idle: 0 };
+        for container in containers::list(store)? {
+            // One that goes meanwhile is not there.
+            let Ok(state) = containers::state(store, &container.id) else { continue };
+            let bytes = written(store, &container);
+            users.written += bytes;
+            match state.status {
+                Status::Running => users.active += 1,
+                _ => users.idle += bytes,
+            }
+            users.images.push(container.image.id);
+        }
+        Ok(users)
+    }
+
+    fn of(&self, image: &Image) -> usize {
+        self.images.iter().filter(|id| **id == image.id).count()
+    }
 }

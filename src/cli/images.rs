@@ -4,7 +4,7 @@ use super::filter::{self, Filters, created};
 use super::format::{self, Columns, Row};
 use super::{Global, args, human, output};
 use crate::reference::Reference;
-use crate::store::{Image, Store, mounts};
+use crate::store::{Image, Store, containers, mounts};
 use jiff::Timestamp;
 
 pub(super) const NONE: &str = "<none>";
@@ -120,16 +120,17 @@ pub(super) fn cells(line: &Line<'_>, id: String, now: Timestamp, counted: [Strin
     ]
 }
 
-/// Each image once: its names, what it takes on disk and took on the way, `U` where it is mounted.
+/// Each image once: its names, what it takes on disk and took on the way, `U` where a mount or a container uses it.
 fn tree(store: &Store, images: &[Image], id: &dyn Fn(&Image) -> String) -> anyhow::Result<()> {
-    let mounts = mounts::list(store)?;
+    let mounts = mounts::list(store)?.into_iter().map(|mount| mount.image);
+    let used: Vec<_> = mounts.chain(containers::list(store)?.into_iter().map(|c| c.image.id)).collect();
     let mut lines = vec!["IMAGE\tID\tDISK USAGE\tCONTENT SIZE\tEXTRA".to_owned()];
     for image in images {
         let mut names: Vec<String> = image.tags.iter().map(Reference::familiar).collect();
         let last = names.pop().unwrap_or_else(|| "<untagged>".into());
         lines.append(&mut names);
         let content = image.layers.iter().map(|l| l.compressed_size).sum();
-        let used = if mounts.iter().any(|m| m.image == image.id) { "U" } else { "" };
+        let used = if used.contains(&image.id) { "U" } else { "" };
         let (disk, content) = (human::size(image.size()), human::size(content));
         lines.push(format!("{last}\t{}\t{disk}\t{content}\t{used}", id(image)));
     }

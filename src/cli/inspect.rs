@@ -1,67 +1,132 @@
 //! `inspect` and `image inspect`.
 
-use super::{Exit, Global, args, format, output};
+use super::{Exit, Global, args, format, inspect_container, output};
 use crate::image::manifest::DOCUMENT_CAP;
 use crate::reference::Reference;
-use crate::store::{Image, Store};
+use crate::store::{self, Image, Store, containers};
 use crate::template::{Data, Error, Functions, MissingKey, Record, Template};
 use serde_json::{Map, Value, json};
 use std::rc::Rc;
 
 /// What a config may hold, as Docker knows it.
-const CONFIG_TEXTS: &[&str] = &["Hostname", "Domainname", "User", "Image", "WorkingDir", "StopSignal"];
-const CONFIG_LISTS: &[&str] = &["Env", "Cmd", "Entrypoint", "OnBuild", "Shell"];
-const CONFIG_MAPS: &[&str] = &["ExposedPorts", "Volumes", "Labels"];
+pub(super) const CONFIG_TEXTS: &[&str] = &["Hostname", "Domainname", "User", "Image", "WorkingDir", "StopSignal"];
+pub(super) const CONFIG_LISTS: &[&str] = &["Env", "Cmd", "Entrypoint", "OnBuild", "Shell"];
+pub(super) const CONFIG_MAPS: &[&str] = &["ExposedPorts", "Volumes", "Labels"];
 const IMAGE_TEXTS: &[&str] = &["Parent", "DockerVersion", "Container", "Variant", "OsVersion"];
 
 #[derive(clap::Args)]
-#[command(override_usage = "plyfs inspect [OPTIONS] IMAGE...")]
+#[command(override_usage = "plyfs inspect [OPTIONS] NAME|ID...")]
 #[command(after_help = "\
 Examples:
-  plyfs inspect debian:12
-  plyfs inspect -f '{{json .Config.Env}}' debian:12
-  plyfs inspect -f '{{range .RootFS.Layers}}{{println .}}{{end}}' debian:12")]
+  plyfs inspect web
+  plyfs inspect -f '{{.State.Status}}' web
+  plyfs inspect --type image -f '{{json .Config.Env}}' debian:12")]
 pub(super) struct InspectArgs {
+    /// `json` for one line of JSON for each, or a Go template over what would be shown
+    #[arg(short, long)]
+    format: Option<String>,
+    /// What to look for: container or image [default: containers, then images]
+    #[arg(long = "type", value_name = "TYPE")]
+    kind: Option<String>,
+    /// Show how much containers have written
+    #[arg(short, long)]
+    size: bool,
+    /// Containers and images
+    #[arg(value_name = "NAME|ID")]
+    args: Vec<String>,
+}
+
+#[derive(clap::Args)]
+#[command(override_usage = "plyfs image inspect [OPTIONS] IMAGE...")]
+#[command(after_help = "\
+Examples:
+  plyfs image inspect debian:12
+  plyfs image inspect -f '{{json .Config.Env}}' debian:12
+  plyfs image inspect -f '{{range .RootFS.Layers}}{{println .}}{{end}}' debian:12")]
+pub(super) struct ImageInspectArgs {
     /// `json` for one line of JSON for each image, or a Go template over what would be shown
     #[arg(short, long)]
     format: Option<String>,
-    /// What to look for: there are only images
-    #[arg(long = "type", value_name = "TYPE", value_parser = ["image"], hide = true)]
-    kind: Option<String>,
     /// Images
     #[arg(value_name = "IMAGE")]
     args: Vec<String>,
 }
 
+/// Something that was found, in Docker's shape.
+enum Found {
+    Image(Value),
+    Container(Value),
+}
+
+/// `inspect`: each name is a container's, or else an image's.
 pub(super) fn inspect(global: &Global, a: &InspectArgs) -> anyhow::Result<()> {
     let wanted = args::at_least_one("inspect", &a.args)?;
-    let _only_images = &a.kind;
-    let template = match a.format.as_deref() {
+    let kind = match a.kind.as_deref() {
+        Some(kind) if !["container", "image"].contains(&kind) => {
+            anyhow::bail!("unknown type: \"{kind}\": must be one of \"container\", \"image\"")
+        }
+        kind => kind,
+    };
+    let store = global.store()?;
+    let find = |text: &str| {
+        if kind != Some("image") {
+            match containers::find(&store, text) {
+                Ok(found) => return inspect_container::describe(&store, &found, a.size).map(Found::Container),
+                Err(store::Error::NoSuchContainer(_)) if kind.is_none() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        match store.resolve(text) {
+            Ok(image) => describe(&store, &image).map(Found::Image),
+            Err(store::Error::NoSuchImage(_)) if kind.is_none() => anyhow::bail!("No such object: {text}"),
+            Err(error) => Err(error.into()),
+        }
+    };
+    show(wanted, a.format.as_deref(), find)
+}
+
+/// `image inspect`.
+pub(super) fn inspect_images(global: &Global, a: &ImageInspectArgs) -> anyhow::Result<()> {
+    let wanted = args::at_least_one("image inspect", &a.args)?;
+    let store = global.store()?;
+    show(wanted, a.format.as_deref(), |text| describe(&store, &store.resolve(text)?).map(Found::Image))
+}
+
+/// Shows what is found, then says what is not.
+fn show(wanted: &[String], format: Option<&str>, find: impl Fn(&str) -> anyhow::Result<Found>) -> anyhow::Result<()> {
+    let template = match format {
         None | Some("") => None,
         Some("json") => Some(format::parse("{{json .}}")?),
         Some(text) => Some(format::parse(text)?),
     };
-    let store = global.store()?;
     let mut found = Vec::new();
     let mut missing = Vec::new();
     for text in wanted {
-        match store.resolve(text) {
-            Ok(image) => found.push(describe(&store, &image)?),
+        match find(text) {
+            Ok(thing) => found.push(thing),
             Err(error) => missing.push(error),
         }
     }
     match &template {
         Some(template) => {
-            for image in &found {
-                output::line(fill(template, image).map_err(format::failed)?)?;
+            for thing in &found {
+                output::line(fill(template, thing).map_err(format::failed)?)?;
             }
         }
-        None => output::json(&found)?,
+        None => output::json(&found.iter().map(Found::value).collect::<Vec<_>>())?,
     }
     for error in &missing {
         output::complaint(format_args!("Error: {error}"));
     }
     if missing.is_empty() { Ok(()) } else { Err(Exit::Said(1).into()) }
+}
+
+impl Found {
+    fn value(&self) -> &Value {
+        match self {
+            Found::Image(value) | Found::Container(value) => value,
+        }
+    }
 }
 
 /// The image's config as it came.
@@ -71,10 +136,14 @@ pub(super) fn config(store: &Store, image: &Image) -> anyhow::Result<Map<String,
     serde_json::from_slice(&bytes).map_err(|e| broken(e.to_string()))
 }
 
-/// Docker takes the image for a thing with known fields, and for plain JSON where the template does not fit that.
-fn fill(template: &Template, image: &Value) -> Result<String, Error> {
-    let typed = template.execute(&typed(image), MissingKey::NoValue, Functions::Data);
-    typed.or_else(|_| template.execute(&Data::from(image), MissingKey::Error, Functions::Data))
+/// Docker takes what it found for a thing with known fields, and for plain JSON where the template does not fit that.
+fn fill(template: &Template, found: &Found) -> Result<String, Error> {
+    let typed = match found {
+        Found::Image(image) => typed(image),
+        Found::Container(container) => inspect_container::typed(container),
+    };
+    let filled = template.execute(&typed, MissingKey::NoValue, Functions::Data);
+    filled.or_else(|_| template.execute(&Data::from(found.value()), MissingKey::Error, Functions::Data))
 }
 
 /// The image with Docker's fields, those too that it does not have.
@@ -96,7 +165,7 @@ fn typed(image: &Value) -> Data {
 }
 
 /// An object as a thing; what it lacks of the given texts, lists and maps is there, empty.
-fn record(value: &Value, type_name: &'static str, texts: &[&str], lists: &[&str], maps: &[&str]) -> Record {
+pub(super) fn record(value: &Value, type_name: &'static str, texts: &[&str], lists: &[&str], maps: &[&str]) -> Record {
     let none = Map::new();
     let object = value.as_object().unwrap_or(&none);
     let known = [(texts, Data::str("")), (lists, Data::NilList), (maps, Data::NilMap)];

@@ -2,7 +2,7 @@
 
 use super::daemon::leave_to_child;
 use super::{Exit, Global, args, output};
-use crate::container::{control, words};
+use crate::container::{control, userns, words};
 use crate::store::containers::{self, Container, Status};
 use crate::store::{Store, containers::Held};
 use crate::sys;
@@ -158,6 +158,11 @@ struct Removed(PathBuf);
 
 impl Drop for Removed {
     fn drop(&mut self) {
+        // Other users' files are in it, which a plain user may remove only as root of his namespace.
+        let entered = if sys::is_root() { Ok(None) } else { userns::enter().map(Some) };
+        if let Err(e) = entered {
+            tracing::debug!("{e}");
+        }
         if let Err(e) = fs::remove_dir_all(&self.0) {
             tracing::warn!("cannot remove {}: {}", self.0.display(), sys::describe(&e));
         }

@@ -21,6 +21,7 @@ pub mod human;
 mod images;
 mod import;
 mod inspect;
+mod inspect_container;
 mod interrupt;
 mod lifecycle;
 mod log;
@@ -136,7 +137,7 @@ enum Command {
     Ps(ps::PsArgs),
     /// List images
     Images(images::ImagesArgs),
-    /// Show what is known of images
+    /// Show what is known of containers and images
     Inspect(inspect::InspectArgs),
     /// Show how an image was built
     History(history::HistoryArgs),
@@ -226,7 +227,7 @@ enum ImageCommand {
     /// Make an image out of a tar
     Import(import::ImportArgs),
     /// Show what is known of images
-    Inspect(inspect::InspectArgs),
+    Inspect(inspect::ImageInspectArgs),
     /// Show how an image was built
     History(history::HistoryArgs),
     /// Remove images that nobody needs
@@ -314,7 +315,8 @@ fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
         Command::Commit(a) | Command::Container(ContainerCommand::Commit(a)) => changed::commit(global, &a),
         Command::Ps(a) | Command::Container(ContainerCommand::Ls(a)) => ps::ps(global, &a),
         Command::Images(a) | Command::Image(ImageCommand::Ls(a)) => images::images(global, &a),
-        Command::Inspect(a) | Command::Image(ImageCommand::Inspect(a)) => inspect::inspect(global, &a),
+        Command::Inspect(a) => inspect::inspect(global, &a),
+        Command::Image(ImageCommand::Inspect(a)) => inspect::inspect_images(global, &a),
         Command::History(a) | Command::Image(ImageCommand::History(a)) => history::history(global, &a),
         Command::Image(ImageCommand::Prune(a)) => prune::prune(global, &a),
         Command::Tag(a) | Command::Image(ImageCommand::Tag(a)) => tag::tag(global, &a),

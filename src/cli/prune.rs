@@ -3,10 +3,10 @@
 use super::filter::{self, Filters};
 use super::{Global, args, human, output};
 use crate::digest::Digest;
-use crate::image::remove::{Record, remove};
+use crate::image::remove::{Record, remove_unused};
 use crate::image::{self};
 use crate::layer;
-use crate::store::{Image, Store, gc, mounts};
+use crate::store::{Image, Store, gc};
 use std::collections::BTreeMap;
 use std::io;
 
@@ -14,9 +14,9 @@ use std::io;
 #[command(after_help = "\
 Examples:
   plyfs image prune                         what has no tag, and what broken pulls left
-  plyfs image prune -af --filter until=24h  every image older than a day that is not mounted")]
+  plyfs image prune -af --filter until=24h  every image older than a day that nobody uses")]
 pub(super) struct PruneArgs {
-    /// Remove all images that are not mounted, not only those without a tag
+    /// Remove all images without a container or a mount, not only those without a tag
     #[arg(short, long)]
     all: bool,
     /// Only images that fit: until=TIME, label=KEY[=VALUE], label!=KEY[=VALUE], dangling=BOOL
@@ -73,12 +73,9 @@ fn agreed(all: bool) -> anyhow::Result<bool> {
     Ok(matches!(answer.trim(), "y" | "Y"))
 }
 
-/// What removing the image did: nothing where it is mounted or gone by now.
+/// What removing the image did: nothing where it is used or gone by now.
 fn removed(store: &Store, image: &Image) -> anyhow::Result<Vec<Record>> {
-    if mounts::list(store)?.iter().any(|m| m.image == image.id) {
-        return Ok(Vec::new());
-    }
-    match remove(store, &image.id.to_string(), true) {
+    match remove_unused(store, &image.id) {
         Ok((records, _trash)) => Ok(records),
         Err(image::Error::Conflict(_) | image::Error::Store(crate::store::Error::NoSuchImage(_))) => Ok(Vec::new()),
         Err(error) => Err(error.into()),

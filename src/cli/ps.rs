@@ -201,8 +201,13 @@ fn labels(container: &Container) -> impl Iterator<Item = (&str, &str)> {
 
 /// `5B (virtual 21.5MB)`: what it wrote, and that with its image.
 fn size(store: &Store, container: &Container) -> String {
-    let written = files(&store.container_dir(&container.id).join("upper"));
+    let written = written(store, container);
     format!("{} (virtual {})", human::size(written), human::size(written + container.image.size()))
+}
+
+/// How many bytes a container wrote.
+pub(super) fn written(store: &Store, container: &Container) -> u64 {
+    files(&store.container_dir(&container.id).join("upper"))
 }
 
 /// How many bytes the files in a directory are long. What cannot be read, or goes meanwhile, counts nothing.
@@ -257,7 +262,9 @@ impl Filters {
         for text in texts {
             let Some((name, value)) = filter::split(text) else {
                 let why = "bad format of filter (expected name=value)";
-                return Err(Exit::Text(125, format!("invalid argument \"{text}\" for \"-f, --filter\" flag: {why}")).into());
+                return Err(
+                    Exit::Text(125, format!("invalid argument \"{text}\" for \"-f, --filter\" flag: {why}")).into()
+                );
             };
             match name.as_str() {
                 "id" => filters.ids.push(Pattern::new(value)),

@@ -41,6 +41,9 @@ fn fill(root: &Inside, target: &str, source: &Path) -> io::Result<()> {
         _ => {}
     }
     fs::create_dir_all(&partial)?;
-    copy::volume(root, target, &partial)?;
+    // A place that the image does not have is an empty volume.
+    if root.open_dir(target).is_ok() {
+        copy::tree(root, Path::new(target), &Inside::open(&partial)?, Path::new("/")).map_err(io::Error::other)?;
+    }
     fs::rename(&partial, source)
 }

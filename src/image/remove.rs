@@ -4,6 +4,7 @@ use super::{Error, Result};
 use crate::digest::Digest;
 use crate::layer;
 use crate::reference::Reference;
+use crate::store::containers::{self, Status};
 use crate::store::{Catalog, Image, Intent, Session, Store, gc, is_id_prefix, mounts};
 use std::collections::BTreeSet;
 
@@ -38,13 +39,27 @@ pub fn tag(store: &Store, image: &str, name: &Reference) -> Result<()> {
 }
 
 /// Removes what `wanted` means: a name, and the image with its last name; or, by ID, the image with all its names. What
-/// no other image uses is out of the store then, and goes from the disk with the trash.
+/// no other image uses is out of the store then, and goes from the disk with the trash. What a container was made of can
+/// be removed by force once it has ended; its layers stay as long as the container does.
 pub fn remove(store: &Store, wanted: &str, force: bool) -> Result<(Vec<Record>, gc::Trash)> {
+    take(store, wanted, force, false)
+}
+
+/// Removes an image with all its names, unless it is mounted or a container was made of it: that is a conflict, which
+/// changes nothing.
+pub fn remove_unused(store: &Store, id: &Digest) -> Result<(Vec<Record>, gc::Trash)> {
+    take(store, &id.to_string(), true, true)
+}
+
+fn take(store: &Store, wanted: &str, force: bool, unused: bool) -> Result<(Vec<Record>, gc::Trash)> {
     let lock = store.lock_exclusive()?;
     let records = store.update_locked(&lock, |_, catalog| {
         let image = catalog.resolve(wanted)?.clone();
-        let mount = mounts::list(store)?.into_iter().find(|m| m.image == image.id).map(|m| m.id);
-        let plan = plan(catalog, &image, wanted, force, mount.as_deref())?;
+        let users = Users::find(store, &image.id)?;
+        if let (true, Some(container)) = (unused, users.first()) {
+            return Err(Error::Conflict(format!("image {} is used by container {container}", image.id.short())));
+        }
+        let plan = plan(catalog, &image, wanted, force, &users)?;
         for record in &plan {
             match record {
                 Record::Untagged(name) => catalog.take_name(name),
@@ -59,6 +74,39 @@ pub fn remove(store: &Store, wanted: &str, force: bool) -> Result<(Vec<Record>, 
         return Ok((records, trash));
     }
     Ok((records, gc::Trash::default()))
+}
+
+/// Who uses an image: one of each kind, by its short ID, and all layers that containers need.
+#[derive(Default)]
+struct Users {
+    /// A container that runs, or a mount, which is to plyfs what a running container is to Docker.
+    running: Option<String>,
+    /// A container that does not run.
+    stopped: Option<String>,
+    /// The ChainIDs of what all containers were made of.
+    chains: BTreeSet<Digest>,
+}
+
+impl Users {
+    fn find(store: &Store, image: &Digest) -> Result<Users> {
+        let mut users = Users::default();
+        for container in containers::list(store)? {
+            users.chains.extend(container.image.chain_ids());
+            if container.image.id != *image {
+                continue;
+            }
+            let runs = containers::state(store, &container.id)?.status == Status::Running;
+            let place = if runs { &mut users.running } else { &mut users.stopped };
+            place.get_or_insert_with(|| container.short().to_owned());
+        }
+        let mount = mounts::list(store)?.into_iter().find(|m| m.image == *image).map(|m| m.id);
+        users.running = users.running.or(mount);
+        Ok(users)
+    }
+
+    fn first(&self) -> Option<&str> {
+        self.running.as_deref().or(self.stopped.as_deref())
+    }
 }
 
 /// Ends what a session kept of an image for itself, to let it out. Whoever removed the image meanwhile had to leave its
@@ -82,12 +130,12 @@ pub(super) fn parts_of(image: &Image) -> Intent {
 }
 
 /// What removing would do, or why it may not. Changes nothing.
-fn plan(catalog: &Catalog, image: &Image, wanted: &str, force: bool, mount: Option<&str>) -> Result<Vec<Record>> {
+fn plan(catalog: &Catalog, image: &Image, wanted: &str, force: bool, users: &Users) -> Result<Vec<Record>> {
     let short = image.id.short();
     let in_use = |container: &str| {
-        Err(Error::Conflict(format!(
+        Error::Conflict(format!(
             "unable to delete {short} (cannot be forced) - image is being used by running container {container}"
-        )))
+        ))
     };
     let all: Vec<&Reference> = image.references().collect();
     let by_name = wanted.parse::<Reference>().ok().map(Reference::or_latest);
@@ -104,31 +152,33 @@ fn plan(catalog: &Catalog, image: &Image, wanted: &str, force: bool, mount: Opti
         if gone.len() < all.len() {
             return Ok(gone.into_iter().cloned().map(Record::Untagged).collect());
         }
-        match mount {
-            Some(container) if force => return in_use(container),
-            Some(container) => {
+        match (users.running.as_deref(), users.first()) {
+            (Some(container), _) if force => return Err(in_use(container)),
+            (_, Some(container)) if !force => {
                 return Err(Error::Conflict(format!(
                     "unable to remove repository reference \"{wanted}\" (must force) - \
                      container {container} is using its referenced image {short}"
                 )));
             }
-            None => records.extend(gone.into_iter().cloned().map(Record::Untagged)),
+            _ => records.extend(gone.into_iter().cloned().map(Record::Untagged)),
         }
     } else {
-        if let Some(container) = mount {
-            return in_use(container);
-        }
-        if !force && !is_single(&all) {
-            return Err(Error::Conflict(format!(
-                "unable to delete {short} (must be forced) - image is referenced in multiple repositories"
-            )));
+        let by_force =
+            |why: &str| Err(Error::Conflict(format!("unable to delete {short} (must be forced) - image {why}")));
+        match (&users.running, &users.stopped) {
+            (Some(container), _) => return Err(in_use(container)),
+            _ if force => {}
+            _ if !is_single(&all) => return by_force("is referenced in multiple repositories"),
+            (_, Some(container)) => return by_force(&format!("is being used by stopped container {container}")),
+            _ => {}
         }
         records.extend(all.into_iter().cloned().map(Record::Untagged));
     }
     records.push(Record::Deleted(image.id.clone()));
-    let kept: BTreeSet<Digest> =
-        catalog.images().iter().filter(|i| i.id != image.id).flat_map(Image::chain_ids).collect();
-    let chains = image.chain_ids().into_iter().rev().take_while(|chain| !kept.contains(chain));
+    let others = catalog.images().iter().filter(|i| i.id != image.id);
+    let kept: BTreeSet<Digest> = others.flat_map(Image::chain_ids).collect();
+    let needed = |chain: &Digest| kept.contains(chain) || users.chains.contains(chain);
+    let chains = image.chain_ids().into_iter().rev().take_while(|chain| !needed(chain));
     records.extend(chains.map(Record::Deleted));
     Ok(records)
 }
@@ -275,5 +325,54 @@ mod tests {
         assert_eq!(f.rm(short, true).unwrap_err(), hard);
         guard.release().unwrap();
         assert_eq!(f.rm("a:1", false).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_containers_use() {
+        let f = Fixture::new();
+        let id = f.add("1", &["a:1", "a:2"], &["base", "top"]);
+        let (image, short) = (f.store.resolve("a:1").unwrap(), id.short());
+        let container = containers::Container {
+            id: containers::new_id().unwrap(),
+            name: "web".into(),
+            image,
+            reference: "a:1".into(),
+            created: String::new(),
+            config: serde_json::Map::new(),
+            host: containers::Host::default(),
+        };
+        let held = containers::create(&f.store, &container).unwrap();
+        let user = container.short();
+        assert!(matches!(remove_unused(&f.store, &id), Err(Error::Conflict(_))));
+        let multiple = "is referenced in multiple repositories";
+        let soft = |why: &str| Err(format!("conflict: unable to delete {short} (must be forced) - image {why}"));
+        assert_eq!(f.rm(short, false), soft(multiple));
+        assert_eq!(f.rm("a:2", false).unwrap(), ["Untagged: a:2"]);
+        let by_name = format!(
+            "conflict: unable to remove repository reference \"a:1\" (must force) - \
+             container {user} is using its referenced image {short}"
+        );
+        assert_eq!(f.rm("a:1", false).unwrap_err(), by_name);
+        assert_eq!(f.rm(short, false), soft(&format!("is being used by stopped container {user}")));
+        let hard = format!(
+            "conflict: unable to delete {short} (cannot be forced) - \
+             image is being used by running container {user}"
+        );
+        held.set_state(&containers::State { status: Status::Running, ..Default::default() }).unwrap();
+        assert_eq!(f.rm("a:1", false).unwrap_err(), by_name);
+        for (wanted, force) in [("a:1", true), (short, false), (short, true)] {
+            assert_eq!(f.rm(wanted, force).unwrap_err(), hard, "{wanted}");
+        }
+        // It has ended. Its layers stay, and are not said to be gone.
+        drop(held);
+        let other = f.add("2", &[], &["base", "top", "more"]);
+        assert_eq!(f.rm("a:1", true).unwrap(), ["Untagged: a:1".to_owned(), format!("Deleted: {id}")]);
+        assert_eq!(f.rm(other.short(), false).unwrap().len(), 2);
+        assert!(f.store.has_layer(&Digest::of(b"base")) && !f.store.has_layer(&Digest::of(b"more")));
+        let held = containers::try_hold(&f.store, &container.id).unwrap().unwrap();
+        std::fs::remove_dir_all(containers::take_out(&f.store, held).unwrap()).unwrap();
+        let lock = f.store.lock_exclusive().unwrap();
+        drop(gc::collect(&f.store, &lock, &f.store.catalog().unwrap(), layer::FORMAT).unwrap());
+        assert!(!f.store.has_layer(&Digest::of(b"base")));
     }
 }

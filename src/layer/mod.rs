@@ -1,7 +1,7 @@
 //! One immutable layer: its tar, and the index that says what is where in it.
 //!
 //! [`index_tar`] reads a tar once, as it streams by, and makes the index; [`Index`] reads one where it lies.
-//! [`Packer`] writes a tar, entry by entry.
+//! [`Packer`] writes a tar, entry by entry, and [`Reader`] reads one.
 
 mod build;
 mod check;
@@ -16,6 +16,7 @@ pub use build::{Draft, index_tar};
 pub use index::{Dirent, Extent, FORMAT, Index, IndexError, Node, Of, WHITEOUT, Xattrs, index_flags, node_flags};
 pub use pack::{Meta, Packed, Packer};
 pub use pax::Xattr;
+pub use reader::{Body, Entry, Reader};
 pub use writer::{TooMany, Writer};
 
 use crate::name::{NameError, show};

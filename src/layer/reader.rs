@@ -7,7 +7,7 @@ use super::{EntryError, LayerError, Limits, pax};
 use crate::meta::{Kind, PERMISSION_BITS, Time, device};
 use crate::name::{PATH_MAX, show};
 use std::collections::BTreeMap;
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, Read};
 use tar::{GnuExtSparseHeader, Header};
 
 const BLOCK: u64 = 512;
@@ -80,7 +80,25 @@ struct Extension {
     pax: Vec<u8>,
 }
 
+/// The data of the entry that was read last, as it lies in the tar.
+impl<R: BufRead> Read for Reader<'_, R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let most = self.data.min(into.len() as u64) as usize;
+        if most == 0 {
+            return Ok(0);
+        }
+        let n = self.stream.read(&mut into[..most])?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.at += n as u64;
+        self.data -= n as u64;
+        Ok(n)
+    }
+}
+
 impl<'r, R: BufRead> Reader<'r, R> {
+    /// From the beginning of a tar.
     pub fn new(stream: &'r mut R, limits: &'r Limits) -> Reader<'r, R> {
         Reader { stream, limits, at: 0, data: 0, padding: 0, current: Vec::new() }
     }

@@ -189,7 +189,7 @@ impl Container {
 
     /// The first twelve digits of its ID.
     pub fn short(&self) -> &str {
-        &self.id[..12]
+        self.id.get(..12).unwrap_or(&self.id)
     }
 }
 

@@ -1,59 +1,18 @@
 //! `chroot`: what a command in an image sees, how it ends, and that nothing of it stays, as root and as a plain user.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::json;
 
 use super::support::env::{Output, TestEnv, run};
 use super::support::eventually;
-use super::support::oci::Image;
-use super::support::tar::{Entry, Tar};
-
-/// Users that every Debian knows by name: one without numbers of others, and one that gets some.
-const NOBODY: u32 = 65_534;
-const NEWS: u32 = 9;
-
-const APPLETS: &[&str] =
-    &["sh", "cat", "id", "ls", "env", "sleep", "kill", "chown", "stat", "mkdir", "touch", "true", "ps"];
-
-/// A small image that programs run in, with a user of its own.
-fn layer() -> Tar {
-    let busybox = fs::read("/bin/busybox").expect("no /bin/busybox: run scripts/setup --test");
-    let mut tar = Tar::new().add(Entry::file("bin/busybox", busybox).mode(0o755));
-    for applet in APPLETS {
-        tar = tar.symlink(format!("bin/{applet}"), "busybox");
-    }
-    for dir in ["proc", "sys", "dev", "mnt", "tmp"] {
-        tar = tar.dir(dir);
-    }
-    tar.file("etc/passwd", "root:x:0:0::/root:/bin/sh\nann:x:1000:1001::/home/ann:/bin/sh\n")
-        .file("etc/group", "root:x:0:\nann:x:1001:\nstaff:x:50:ann\n")
-        .file("etc/resolv.conf", "the image's own\n")
-}
-
-fn pull(env: &TestEnv, tar: Tar, config: serde_json::Value) {
-    let image = Image::new().layer(tar.finish()).tag("1").edit_config(move |c| c["config"] = config.clone());
-    image.write_layout(&env.path("box"));
-    env.ok(["pull", "-q", &format!("oci:{}:1", env.path("box").display())]);
-}
-
-fn environment() -> TestEnv {
-    let env = TestEnv::new();
-    pull(
-        &env,
-        layer(),
-        json!({ "Env": ["PATH=/bin", "FROM=image"], "Cmd": ["sh", "-c", "echo usual"], "WorkingDir": "/tmp" }),
-    );
-    env
-}
+use super::support::small::{
+    NEWS, NOBODY, Numbers, Running, TABLE_FILES, Tmux, environment, for_user, layer, processes, pull, sleeps,
+};
+use super::support::tar::Tar;
 
 fn chroot(env: &TestEnv, options: &[&str], command: &[&str]) -> Output {
     run(&mut env.command(["chroot"].iter().chain(options).chain(&["box:1"]).chain(command)))
@@ -65,23 +24,6 @@ fn script(env: &TestEnv, options: &[&str], script: &str) -> String {
     let output = chroot(env, options, &["sh", "-c", script]);
     assert_eq!(output.code, 0, "{script}: {output:#?}");
     output.stdout
-}
-
-/// Processes with that argument, on the whole machine.
-fn processes(argument: &str) -> Vec<u32> {
-    let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse::<u32>().ok();
-    let all = fs::read_dir("/proc").unwrap().filter_map(|entry| number(entry.unwrap()));
-    let has = |pid: &u32| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.split(|b| *b == 0).any(|word| word == argument.as_bytes())
-    };
-    all.filter(has).collect()
-}
-
-/// Whether `sleep` has begun to run with that argument.
-fn sleeps(argument: &str) -> bool {
-    let line = format!("sleep\0{argument}\0");
-    processes(argument).iter().any(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|l| l == line.as_bytes()))
 }
 
 /// Nothing of any chroot in this store is left, and nothing was ever mounted where others see it.
@@ -257,37 +199,6 @@ fn changes_are_kept_where_they_are_wanted() {
     nothing_is_left(&env);
 }
 
-/// A chroot whose command has begun: it said a word.
-struct Running(Child);
-
-impl Running {
-    fn of(command: &mut Command) -> Running {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line, "up\n");
-        Running(child)
-    }
-
-    fn send(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.0), signal).unwrap();
-    }
-
-    /// The exit code, or 128 and the signal.
-    fn end(&mut self, signal: Signal) -> i32 {
-        self.send(signal);
-        let status = self.0.wait().unwrap();
-        status.code().unwrap_or_else(|| 128 + status.signal().unwrap())
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 fn running(env: &TestEnv, options: &[&str], script: &str) -> Running {
     let args = [&["chroot"], options, &["box:1", "sh", "-c", script]].concat();
     Running::of(&mut env.command(args))
@@ -356,46 +267,6 @@ fn killed_at_any_moment_it_leaves_nothing() {
     env.ok(["rmi", "box:1"]);
 }
 
-/// Numbers of others for a user, for the length of a test: `/etc/subuid` and `/etc/subgid` have one line more.
-struct Numbers(String);
-
-static TABLES: Mutex<()> = Mutex::new(());
-const TABLE_FILES: [&str; 2] = ["/etc/subuid", "/etc/subgid"];
-
-impl Numbers {
-    fn give(user: &str, first: u32) -> Numbers {
-        let line = format!("{user}:{first}:65536\n");
-        let _alone = TABLES.lock().unwrap_or_else(PoisonError::into_inner);
-        for path in TABLE_FILES {
-            let before = fs::read_to_string(path).unwrap_or_default();
-            fs::write(path, before + &line).unwrap();
-        }
-        Numbers(line)
-    }
-}
-
-impl Drop for Numbers {
-    fn drop(&mut self) {
-        let _alone = TABLES.lock().unwrap_or_else(PoisonError::into_inner);
-        for path in TABLE_FILES {
-            let with = fs::read_to_string(path).unwrap_or_default();
-            let _ = fs::write(path, with.replacen(&self.0, "", 1));
-        }
-    }
-}
-
-/// A store of that user's with the image.
-fn for_user(user: u32) -> (TestEnv, PathBuf) {
-    let env = environment();
-    fs::set_permissions(env.path(""), PermissionsExt::from_mode(0o755)).unwrap();
-    let home = env.path("home");
-    fs::create_dir(&home).unwrap();
-    for path in [env.root(), home.clone()] {
-        assert_eq!(run(Command::new("chown").arg("-R").arg(format!("{user}:{user}")).arg(path)).code, 0);
-    }
-    (env, home)
-}
-
 #[test]
 fn a_plain_user_is_root_in_the_image_and_others_are_his() {
     let (env, home) = for_user(NEWS);
@@ -438,43 +309,6 @@ fn without_numbers_of_others_there_is_only_root() {
     let why =
         "Error: cannot run as user 1000:1001: there is nobody but root: /etc/subuid has no numbers for user 65534\n";
     assert_eq!((ann.code, ann.stderr.as_str()), (125, why));
-}
-
-/// A terminal of tmux's, which a shell that knows jobs runs at.
-struct Tmux(PathBuf);
-
-impl Tmux {
-    fn start(env: &TestEnv) -> Tmux {
-        let tmux = Tmux(env.path("tmux"));
-        tmux.run(&["new-session", "-d", "-x", "100", "-y", "50", "env", "PS1=host> ", "bash", "--norc", "--noprofile"]);
-        tmux.until("host>");
-        tmux
-    }
-
-    fn run(&self, args: &[&str]) -> String {
-        let output = run(Command::new("tmux").arg("-S").arg(&self.0).args(["-f", "/dev/null"]).args(args));
-        assert_eq!(output.code, 0, "{output:?}");
-        output.stdout
-    }
-
-    fn line(&self, text: &str) {
-        self.run(&["send-keys", "-l", text]);
-        self.run(&["send-keys", "Enter"]);
-    }
-
-    /// Waits until a line of the screen begins so.
-    #[track_caller]
-    fn until(&self, begins: &str) {
-        eventually(begins, || {
-            self.run(&["capture-pane", "-p"]).lines().any(|line| line.trim_start_matches("^Z").starts_with(begins))
-        });
-    }
-}
-
-impl Drop for Tmux {
-    fn drop(&mut self) {
-        let _ = run(Command::new("tmux").arg("-S").arg(&self.0).arg("kill-server"));
-    }
 }
 
 #[test]

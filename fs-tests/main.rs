@@ -32,6 +32,8 @@ mod registry_real;
 mod registry_resume;
 mod registry_torture;
 mod saving;
+mod running;
+mod running_debian;
 mod searching;
 mod signatures;
 mod space;

@@ -10,6 +10,7 @@ pub mod faulty;
 pub mod oci;
 pub mod proxy;
 pub mod registry;
+pub mod small;
 pub mod tar;
 pub mod terminal;
 pub mod tls;

@@ -2,7 +2,7 @@
 //!
 //! What is in an image is found inside of it (`inside`, `user`): its paths and names never lead out to this machine.
 //! `userns` gives a plain user root's rights over his own, `room` lays out what a command sees beside the image, and
-//! `chroot` runs it there.
+//! `chroot` runs it there. `spec` says in a runtime's words what a container is.
 
 pub mod chroot;
 pub mod inside;

@@ -7,6 +7,8 @@ mod archive;
 mod args;
 mod changed;
 mod chroot;
+#[cfg(test)]
+mod cp;
 mod daemon;
 mod df;
 mod export;

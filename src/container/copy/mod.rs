@@ -492,6 +492,7 @@ mod tests {
         fs::hard_link(&file, bed.path("root/t/other")).unwrap();
         rustix::fs::mknodat(rustix::fs::CWD, bed.path("root/t/fifo"), FileType::Fifo, 0o600.into(), 0).unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(bed.path("root/t/socket")).unwrap();
+        fs::hard_link(bed.path("root/t/socket"), bed.path("root/t/zocket")).unwrap();
         let null = rustix::fs::makedev(1, 3);
         rustix::fs::mknodat(rustix::fs::CWD, bed.path("root/t/null"), FileType::CharacterDevice, 0o666.into(), null)
             .unwrap();

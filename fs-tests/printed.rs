@@ -46,7 +46,7 @@ impl Drop for Printed<'_> {
 
 fn place() -> TestEnv {
     let env = TestEnv::new();
-    let tar = Tar::new().file("file", b"of the image".to_vec()).file("big", vec![7; 1 << 20]).finish();
+    let tar = Tar::new().file("file", "of the image").file("big", vec![7; 1 << 20]).finish();
     Image::new().layer(tar).tag("1").write_layout(&env.path("app"));
     let pulled = env.ok(["pull", "-q", &format!("oci:{}:1", env.path("app").display())]);
     env.ok(["tag", pulled.trim(), "app"]);

@@ -56,7 +56,11 @@ fn nothing_is_left(env: &TestEnv) {
 #[test]
 fn a_container_sees_the_image_itself_and_what_docker_gives_it() {
     let env = environment();
-    let seen = script(&env, &["--hostname", "inn"], "echo $$; ls /proc | grep -c '^[0-9]'; cat /etc/hostname; pwd; echo $FROM");
+    let seen = script(
+        &env,
+        &["--hostname", "inn"],
+        "echo $$; ls /proc | grep -c '^[0-9]'; cat /etc/hostname; pwd; echo $FROM",
+    );
     let lines: Vec<&str> = seen.lines().collect();
     assert_eq!((lines[0], &lines[2..]), ("1", &["inn", "/tmp", "image"][..]));
     assert!(lines[1].parse::<u32>().unwrap() <= 4, "other processes are seen: {seen}");
@@ -77,14 +81,18 @@ fn a_container_sees_the_image_itself_and_what_docker_gives_it() {
 fn what_is_run_is_the_images_or_the_users() {
     let env = environment();
     assert_eq!(plyfs_run(&env, &["--rm"], &[]).stdout, "usual\n");
-    assert_eq!(plyfs_run(&env, &["--rm", "--entrypoint", "echo"], &["a", "b"]).stdout, "a b\n");
+    assert_eq!(plyfs_run(&env, &["--rm", "--entrypoint", "id"], &["-u"]).stdout, "0\n");
     let file = env.path("vars");
     fs::write(&file, "# these\nONE=1\nTWO=2\n").unwrap();
-    let given = ["--env-file", file.to_str().unwrap(), "-e", "TWO=3", "-e", "FROM=user", "-w", "/mnt/new", "-u", "ann:staff"];
+    let given =
+        ["--env-file", file.to_str().unwrap(), "-e", "TWO=3", "-e", "FROM=user", "-w", "/mnt/new", "-u", "ann:staff"];
     let seen = script(&env, &given, "echo $ONE$TWO$FROM$HOME; pwd; id -u; id -g");
     assert_eq!(seen, "13user/home/ann\n/mnt/new\n1000\n50\n");
     let unknown = plyfs_run(&env, &["--rm", "-u", "bob"], &["true"]);
-    assert_eq!((unknown.code, unknown.stderr.as_str()), (125, "Error: unable to find user bob: no matching entries in passwd file\n"));
+    assert_eq!(
+        (unknown.code, unknown.stderr.as_str()),
+        (125, "Error: unable to find user bob: no matching entries in passwd file\n")
+    );
     nothing_is_left(&env);
 }
 
@@ -133,7 +141,11 @@ fn input_and_output_go_through_and_complaints_stay_apart() {
     use std::os::unix::fs::MetadataExt;
     assert_eq!(fs::metadata(&out).unwrap().uid(), 0);
     // Who goes away while it prints ends it.
-    let mut child = env.command(["run", "--rm", "box:1", "sh", "-c", "while echo y; do :; done"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = env
+        .command(["run", "--rm", "box:1", "sh", "-c", "while echo y; do :; done"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     drop(child.stdout.take());
     child.wait().unwrap();
     nothing_is_left(&env);
@@ -142,7 +154,11 @@ fn input_and_output_go_through_and_complaints_stay_apart() {
 #[test]
 fn containers_in_the_background_are_reached_and_ended() {
     let env = environment();
-    let id = background(&env, &["--name", "back"], "trap 'echo told; exit 9' TERM; echo up; echo bad >&2; while :; do sleep 0.01; done");
+    let id = background(
+        &env,
+        &["--name", "back"],
+        "trap 'echo told; exit 9' TERM; echo up; echo bad >&2; while :; do sleep 0.01; done",
+    );
     assert_eq!(id.len(), 64);
     eventually("it is up", || env.ok(["logs", "back"]) == "up\n");
     assert_eq!(run(&mut env.command(["logs", "back"])).stderr, "bad\n");
@@ -152,7 +168,18 @@ fn containers_in_the_background_are_reached_and_ended() {
     assert!(fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap().starts_with("sh\0-c\0trap"));
     // One more program in it.
     let more = |words: &[&str]| run(&mut env.command([&["exec"], words].concat()));
-    let seen = more(&["-e", "X=1", "-w", "/mnt", "-u", "ann", "back", "sh", "-c", "echo $X $FROM; pwd; id -u; ls /proc | grep -c '^1$'; exit 5"]);
+    let seen = more(&[
+        "-e",
+        "X=1",
+        "-w",
+        "/mnt",
+        "-u",
+        "ann",
+        "back",
+        "sh",
+        "-c",
+        "echo $X $FROM; pwd; id -u; ls /proc | grep -c '^1$'; exit 5",
+    ]);
     assert_eq!((seen.code, seen.stdout.as_str()), (5, "1 image\n/mnt\n1000\n1\n"));
     assert_eq!(run_fed(&mut env.command(["exec", "-i", "back", "cat"]), "typed").stdout, "typed");
     assert_eq!((more(&["back", "nosuch"]).code, more(&["back", "/etc/passwd"]).code), (127, 126));
@@ -178,7 +205,7 @@ fn containers_in_the_background_are_reached_and_ended() {
     assert_eq!(env.ok(["kill", "-s", "KILL", "back"]), "back\n");
     assert_eq!(state(&env, "back")["ExitCode"], 137);
     assert_eq!(env.ok(["rm", "back"]), "back\n");
-    assert_eq!(env.fails(["rm", "back"]), "Error: No such container: back\n");
+    assert_eq!(env.fails(["rm", "back"]), "Error: No such container: back");
     assert_eq!(env.ok(["rm", "-f", "back"]), "");
     env.ok(["rmi", "box:1"]);
 }
@@ -222,7 +249,8 @@ fn signals_go_to_the_command() {
         assert_eq!(one.end(signal), 9, "{signal:?}");
     }
     // Who does not listen is left at the third try, and ends all the same.
-    let mut deaf = Running::of(&mut env.command(["run", "--rm", "box:1", "sh", "-c", "trap '' INT; echo up; sleep 4731"]));
+    let mut deaf =
+        Running::of(&mut env.command(["run", "--rm", "box:1", "sh", "-c", "trap '' INT; echo up; sleep 4731"]));
     deaf.send(Signal::INT);
     std::thread::sleep(Duration::from_millis(50));
     deaf.send(Signal::INT);
@@ -236,7 +264,8 @@ fn signals_go_to_the_command() {
 fn killed_at_any_moment_it_leaves_nothing_but_what_it_changed() {
     let env = environment();
     for moment in (0..30).map(|n| Duration::from_millis(n * 4)) {
-        let mut child = env.command(["run", "box:1", "sh", "-c", "echo kept > /kept; sync /kept; sleep 4732"]).spawn().unwrap();
+        let mut child =
+            env.command(["run", "box:1", "sh", "-c", "echo kept > /kept; sync /kept; sleep 4732"]).spawn().unwrap();
         std::thread::sleep(moment);
         child.kill().unwrap();
         child.wait().unwrap();
@@ -256,7 +285,9 @@ fn killed_at_any_moment_it_leaves_nothing_but_what_it_changed() {
         let ended = state(&env, &name);
         assert_eq!((&ended["Status"], &ended["ExitCode"]), (&json!("exited"), &json!(137)), "{which}");
         assert_eq!(env.ok(["start", &name]), format!("{name}\n"));
-        eventually("it has what it changed", || run(&mut env.command(["exec", &name, "cat", "/kept"])).stdout == "kept\n");
+        eventually("it has what it changed", || {
+            run(&mut env.command(["exec", &name, "cat", "/kept"])).stdout == "kept\n"
+        });
         env.ok(["rm", "-f", &name]);
     };
     killed("keeper");
@@ -289,7 +320,8 @@ fn state_file(env: &TestEnv, name: &str) -> std::path::PathBuf {
 fn keepers(env: &TestEnv) -> Vec<String> {
     let all = fs::read_dir(env.root().join("containers")).unwrap().map(|entry| entry.unwrap().path());
     let is_held = |dir: &std::path::PathBuf| {
-        fs::File::open(dir.join("lock")).is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
+        fs::File::open(dir.join("lock"))
+            .is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
     };
     all.filter(is_held).map(|dir| dir.display().to_string()).collect()
 }
@@ -326,7 +358,11 @@ fn traps_in_the_image_lead_nowhere() {
     let shared = env.path("shared");
     fs::create_dir(&shared).unwrap();
     let volume = format!("{}:/data", shared.display());
-    let seen = script(&env, &["-v", &volume, "--tmpfs", "/out/tmp/in"], "echo x > /data/made; cat /seen/own; ls -d /fresh; echo y > /fresh/new");
+    let seen = script(
+        &env,
+        &["-v", &volume, "--tmpfs", "/out/tmp/in"],
+        "echo x > /data/made; cat /seen/own; ls -d /fresh; echo y > /fresh/new",
+    );
     assert_eq!(seen, "the image's\n/fresh\n");
     assert_eq!(fs::read_to_string(shared.join("made")).unwrap(), "x\n");
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 1, "something was made outside of the image");
@@ -336,7 +372,10 @@ fn traps_in_the_image_lead_nowhere() {
     let tar = tar.symlink("etc/passwd", outside.join("passwd").to_str().unwrap());
     pull(&env, tar, json!({ "Env": ["PATH=/bin"] }));
     let fooled = plyfs_run(&env, &["--rm", "-u", "mallory"], &["true"]);
-    assert_eq!((fooled.code, fooled.stderr.as_str()), (125, "Error: unable to find user mallory: no matching entries in passwd file\n"));
+    assert_eq!(
+        (fooled.code, fooled.stderr.as_str()),
+        (125, "Error: unable to find user mallory: no matching entries in passwd file\n")
+    );
     nothing_is_left(&env);
     symlink("x", env.path("unused")).unwrap();
 }
@@ -384,7 +423,10 @@ fn without_a_runtime_it_says_what_to_install() {
         "Error: no container runtime is installed: install runc, crun or youki, or use 'plyfs chroot', which needs none\n"
     );
     let named = plyfs_run(&env, &["--rm", "--runtime", "nosuch"], &["true"]);
-    assert_eq!((named.code, named.stderr.as_str()), (125, "Error: the runtime nosuch is not installed: it is nowhere on PATH\n"));
+    assert_eq!(
+        (named.code, named.stderr.as_str()),
+        (125, "Error: the runtime nosuch is not installed: it is nowhere on PATH\n")
+    );
     assert_eq!(env.ok(["ps", "-aq"]), "");
 }
 
@@ -394,13 +436,31 @@ fn a_plain_users_containers_work_alike() {
     let _numbers = Numbers::give("news", 1_700_100_000);
     let user = |words: &[&str]| run(&mut env.as_user(NEWS, words));
     let volume = format!("{}:/mnt", home.join("shared").display());
-    let seen = user(&["run", "--name", "mine", "-v", &volume, "box:1", "sh", "-c",
-        "id -u; touch /new /mnt/x; chown ann /new; chmod 600 /new; stat -c %u /new; exit 4"]);
+    let seen = user(&[
+        "run",
+        "--name",
+        "mine",
+        "-v",
+        &volume,
+        "box:1",
+        "sh",
+        "-c",
+        "id -u; touch /new /mnt/x; chown ann /new; chmod 600 /new; stat -c %u /new; exit 4",
+    ]);
     assert_eq!((seen.code, seen.stdout.as_str(), seen.stderr.as_str()), (4, "0\n1000\n", ""));
     assert_eq!(user(&["diff", "mine"]).stdout, "A /new\n");
     assert_eq!(user(&["commit", "mine", "box:2"]).code, 0);
     assert_eq!(user(&["run", "--rm", "-u", "ann", "box:2", "stat", "-c", "%u %a", "/new"]).stdout, "1000 600\n");
-    let id = user(&["run", "-d", "--name", "back", "box:1", "sh", "-c", "trap 'exit 3' TERM; echo up; mkdir /d; chown ann /d; chmod 700 /d; touch /d/f; while :; do sleep 0.01; done"]);
+    let id = user(&[
+        "run",
+        "-d",
+        "--name",
+        "back",
+        "box:1",
+        "sh",
+        "-c",
+        "trap 'exit 3' TERM; echo up; mkdir /d; chown ann /d; chmod 700 /d; touch /d/f; while :; do sleep 0.01; done",
+    ]);
     assert_eq!(id.code, 0, "{id:?}");
     eventually("it is up", || user(&["exec", "back", "ls", "/d/f"]).code == 0);
     let more = user(&["exec", "-u", "ann", "back", "sh", "-c", "id -u; exit 6"]);
@@ -410,8 +470,8 @@ fn a_plain_users_containers_work_alike() {
     assert!(user(&["ps", "-a"]).stdout.contains("Exited (3)"));
     assert_eq!(user(&["rm", "back", "mine"]).code, 0);
     eventually("nothing is left", || fs::read_dir(env.root().join("tmp")).unwrap().count() == 0);
-    let far = user(&["run", "--rm", "-u", "70000", "box:1", "true"]);
-    assert_eq!(far.stderr, "Error: cannot run as user 70000:0: the number is not among yours in /etc/subuid\n");
+    let far = user(&["run", "--rm", "-u", "2000000", "box:1", "true"]);
+    assert_eq!(far.stderr, "Error: cannot run as user 2000000:0: the number is not among yours in /etc/subuid\n");
 }
 
 #[test]
@@ -463,7 +523,11 @@ fn a_shell_at_a_terminal() {
 fn what_is_written_is_there_after_the_end() {
     let env = environment();
     let began = Instant::now();
-    background(&env, &["--name", "writes"], "cat /bin/busybox /bin/busybox /bin/busybox > /big; cp /big /big2; rm /big; sleep 4736");
+    background(
+        &env,
+        &["--name", "writes"],
+        "cat /bin/busybox /bin/busybox /bin/busybox > /big; cp /big /big2; rm /big; sleep 4736",
+    );
     eventually("it sleeps", || sleeps("4736"));
     env.ok(["stop", "-t", "0", "writes"]);
     assert!(began.elapsed() < Duration::from_secs(60));
@@ -492,7 +556,7 @@ fn files_are_copied_both_ways_whether_it_runs_or_not() {
         env.ok(["cp", &there, &back]);
         assert_eq!(fs::read(&back).unwrap(), b"text");
         let tar = run(&mut env.command(["cp", &there, "-"]));
-        assert!(tar.code == 0 && tar.stdout.starts_with(round), "{tar:?}");
+        assert!(tar.code == 0 && tar.stdout.contains(round) && tar.stdout.contains("text"), "{tar:?}");
         for (args, want) in [
             (["web:/a", "web:/b"], "copying between containers is not supported"),
             (["/a", "/b"], "must specify at least one container source"),
@@ -501,13 +565,23 @@ fn files_are_copied_both_ways_whether_it_runs_or_not() {
             (["no:/a", "/b"], "No such container: no"),
             (["web:/a", "/b"], "Could not find the file /a in container web"),
         ] {
-            assert_eq!(env.fails(["cp", args[0], args[1]]), format!("Error: {want}\n"), "{args:?}");
+            assert_eq!(env.fails(["cp", args[0], args[1]]), format!("Error: {want}"), "{args:?}");
         }
         let mut unpack = env.command(["cp", "-", "web:/mnt"]);
         let tar = fs::File::open(env.path("tar")).unwrap();
         assert!(unpack.stdin(tar).status().unwrap().success());
     };
-    assert!(Command::new("tar").arg("-C").arg(env.path("")).args(["-cf"]).arg(env.path("tar")).arg("local").status().unwrap().success());
+    assert!(
+        Command::new("tar")
+            .arg("-C")
+            .arg(env.path(""))
+            .args(["-cf"])
+            .arg(env.path("tar"))
+            .arg("local")
+            .status()
+            .unwrap()
+            .success()
+    );
     copied("running");
     env.ok(["cp", &local, "web:/vol/in"]);
     assert_eq!(fs::read(shared.join("in")).unwrap(), b"text", "what is mounted in a running container is seen");

@@ -42,7 +42,11 @@ fn packages_are_installed_and_committed() {
     let (of_container, of_image) = (env.path("container"), env.path("image"));
     fs::create_dir(&of_container).unwrap();
     fs::create_dir(&of_image).unwrap();
-    let upper = env.root().join("containers").join(ok(&env, &["ps", "-aq", "--no-trunc", "-f", "name=work"]).trim()).join("upper");
+    let upper = env
+        .root()
+        .join("containers")
+        .join(ok(&env, &["ps", "-aq", "--no-trunc", "-f", "name=work"]).trim())
+        .join("upper");
     ok(&env, &["mount", "--upper", upper.to_str().unwrap(), "debian:12", of_container.to_str().unwrap()]);
     ok(&env, &["mount", "work:1", of_image.to_str().unwrap()]);
     let (was, is) = (scan(&of_container, Contents::Hash), scan(&of_image, Contents::Hash));

@@ -178,4 +178,3 @@ impl Drop for Tmux {
         let _ = run(Command::new("tmux").arg("-S").arg(&self.0).arg("kill-server"));
     }
 }
-

@@ -73,12 +73,7 @@ pub(super) fn chroot(global: &Global, a: &ChrootArgs) -> anyhow::Result<()> {
 }
 
 /// How the command ended, or why it did not begin; an error if it did not come to that.
-fn run(
-    store: &Store,
-    wanted: &str,
-    command: &[OsString],
-    a: &ChrootArgs,
-) -> anyhow::Result<Result<i32, Refusal>> {
+fn run(store: &Store, wanted: &str, command: &[OsString], a: &ChrootArgs) -> anyhow::Result<Result<i32, Refusal>> {
     let image = store.resolve(wanted)?;
     let plan = plan(store, &image, command, a)?;
     let writable = plan.writable;

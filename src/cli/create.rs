@@ -156,7 +156,8 @@ fn config(mut config: Map<String, Value>, command: &[String], a: &CreateArgs) ->
         env.push(line);
     }
     config.insert("Env".into(), json!(env));
-    let given = [("WorkingDir", &a.workdir), ("User", &a.user), ("Hostname", &a.hostname), ("StopSignal", &a.stop_signal)];
+    let given =
+        [("WorkingDir", &a.workdir), ("User", &a.user), ("Hostname", &a.hostname), ("StopSignal", &a.stop_signal)];
     for (name, value) in given {
         if let Some(value) = value {
             config.insert(name.into(), json!(value));
@@ -186,13 +187,18 @@ fn environment(a: &CreateArgs) -> anyhow::Result<Vec<String>> {
     for path in &a.env_file {
         let text = std::fs::read_to_string(path)
             .map_err(|e| anyhow::anyhow!("open {}: {}", path.display(), crate::sys::describe(&e)))?;
-        all.extend(text.lines().map(str::trim_start).filter(|l| !l.is_empty() && !l.starts_with('#')).map(str::to_owned));
+        all.extend(
+            text.lines().map(str::trim_start).filter(|l| !l.is_empty() && !l.starts_with('#')).map(str::to_owned),
+        );
     }
     all.extend(a.env.iter().cloned());
     let mut lines = Vec::new();
     for text in all {
         let name = text.split('=').next().unwrap_or_default();
-        anyhow::ensure!(!name.is_empty() && !name.contains(char::is_whitespace), "invalid environment variable: {text}");
+        anyhow::ensure!(
+            !name.is_empty() && !name.contains(char::is_whitespace),
+            "invalid environment variable: {text}"
+        );
         match (text.contains('='), std::env::var(name)) {
             (true, _) => lines.push(text),
             (false, Ok(value)) => lines.push(format!("{name}={value}")),
@@ -315,7 +321,8 @@ mod tests {
             let command: Vec<String> = command.iter().map(|s| (*s).to_owned()).collect();
             config(images(), &command, &args(flags))
         };
-        let made = words(&["b", "c"], &["-e", "A=2", "-e", "B=x=y", "-e", "NO_SUCH", "-l", "k=2", "-l", "n", "-t"]).unwrap();
+        let made =
+            words(&["b", "c"], &["-e", "A=2", "-e", "B=x=y", "-e", "NO_SUCH", "-l", "k=2", "-l", "n", "-t"]).unwrap();
         assert_eq!(made["Entrypoint"], json!(["/entry"]));
         assert_eq!(made["Cmd"], json!(["b", "c"]));
         assert_eq!(made["Env"], json!(["PATH=/bin", "A=2", "B=x=y"]));
@@ -336,13 +343,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("env");
         std::fs::write(&path, "# comment\n\n  A=1 2\nNO_SUCH_VARIABLE_HERE\nB=\n").unwrap();
-        assert_eq!(environment(&args(&["--env-file", path.to_str().unwrap(), "-e", "C=3"])).unwrap(), ["A=1 2", "B=", "C=3"]);
+        assert_eq!(
+            environment(&args(&["--env-file", path.to_str().unwrap(), "-e", "C=3"])).unwrap(),
+            ["A=1 2", "B=", "C=3"]
+        );
         assert!(environment(&args(&["--env-file", "/no/such"])).unwrap_err().to_string().contains("/no/such"));
     }
 
     #[test]
     fn where_things_are_mounted_is_checked() {
-        let made = host(&args(&["-v", "/etc:/a:ro", "--tmpfs", "/b:size=1m", "--network", "none", "--cap-drop", "ALL"]), true);
+        let made =
+            host(&args(&["-v", "/etc:/a:ro", "--tmpfs", "/b:size=1m", "--network", "none", "--cap-drop", "ALL"]), true);
         let made = made.unwrap();
         assert_eq!(made.tmpfs, [Tmpfs { target: "/b".into(), options: "size=1m".into() }]);
         assert_eq!((made.network, made.cap_drop, made.detached), (Network::None, vec!["ALL".to_owned()], true));

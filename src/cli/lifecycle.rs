@@ -50,7 +50,9 @@ pub(super) struct WaitArgs {
 
 #[derive(clap::Args)]
 #[command(override_usage = "plyfs rm [OPTIONS] CONTAINER...")]
-#[command(after_help = "What it changed is gone then, and its anonymous volumes.\n\nExamples:\n  plyfs rm web\n  plyfs rm -f $(plyfs ps -aq)")]
+#[command(
+    after_help = "What it changed is gone then, and its anonymous volumes.\n\nExamples:\n  plyfs rm web\n  plyfs rm -f $(plyfs ps -aq)"
+)]
 pub(super) struct RmArgs {
     /// Kill it if it runs; what is not there is no error
     #[arg(short, long)]

@@ -52,7 +52,8 @@ pub fn with_files(
         let root = File::open(format!("/proc/{}/root", state.pid))?;
         Ok::<_, io::Error>(Inside::new(root.into()))
     };
-    let failed = |e: &io::Error| format!("cannot reach the files of container {}: {}", container.name, sys::describe(e));
+    let failed =
+        |e: &io::Error| format!("cannot reach the files of container {}: {}", container.name, sys::describe(e));
     job(&open().map_err(|e| Refusal::own(failed(&e)))?)
 }
 

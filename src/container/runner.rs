@@ -22,7 +22,6 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -89,10 +88,10 @@ fn begin(job: Job<'_>, dir: &Path) -> Result<(i32, Carried), Refusal> {
     let mut call = runtime::call(&job.runtime, dir, &log);
     call.args(["run", "--detach", "--bundle", ".", "--pid-file", runtime::PID_FILE]);
     let ends = stdio::give(&job.streams, &mut call).map_err(failed("make pipes"))?;
-    call.arg(&job.container.id).process_group(0);
-    let child = call.spawn().map_err(|e| {
-        Refusal::own(format!("cannot run {}: {}", job.runtime.display(), sys::describe(&e)))
-    })?;
+    call.arg(&job.container.id);
+    let child = call
+        .spawn()
+        .map_err(|e| Refusal::own(format!("cannot run {}: {}", job.runtime.display(), sys::describe(&e))))?;
     // It has our copies of the container's ends.
     drop(call);
     if sys::wait_for(child.id() as i32).map_err(failed("wait for the runtime"))? != Ended::Code(0) {

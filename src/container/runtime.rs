@@ -2,6 +2,7 @@
 //! what it leaves.
 
 use super::room::Refusal;
+use crate::sys;
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::fs;
@@ -52,6 +53,8 @@ fn is_program(path: &Path) -> bool {
 /// A call of the runtime for the container whose folder is `dir`. What it logs is read by [`why`] after it failed.
 pub(super) fn call(program: &Path, dir: &Path, log: &Path) -> Command {
     let mut command = Command::new(program);
+    // The container has them from it.
+    sys::begin_with_all_signals(&mut command);
     command.arg("--root").arg(dir.join(STATE)).arg("--log").arg(log).args(["--log-format", "json"]);
     command
 }

@@ -108,7 +108,8 @@ pub(super) fn carry(streams: Streams, ends: Ends) -> io::Result<Carried> {
             if let (Some(from), Some(to)) = (streams.input, input) {
                 feed(from, to.into())?;
             }
-            let printing = vec![print(output.into(), streams.output, false)?, print(errors.into(), streams.errors, true)?];
+            let printing =
+                vec![print(output.into(), streams.output, false)?, print(errors.into(), streams.errors, true)?];
             Ok(Carried { printing, terminal: None })
         }
         Ends::Terminal(listener) => {

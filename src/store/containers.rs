@@ -184,7 +184,11 @@ impl Container {
     /// Its config as an image's: what a container has for itself is left out.
     pub fn config_of_image(&self) -> Map<String, Value> {
         let own = ["Hostname", "Tty", "OpenStdin"];
-        self.config.iter().filter(|(name, _)| !own.contains(&name.as_str())).map(|(k, v)| (k.clone(), v.clone())).collect()
+        self.config
+            .iter()
+            .filter(|(name, _)| !own.contains(&name.as_str()))
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect()
     }
 
     /// The first twelve digits of its ID.

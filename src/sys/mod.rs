@@ -12,10 +12,11 @@ pub use map::{Bytes, map};
 pub use mount::{MountFlags, MountedAt, device_of, mount_fuse, mounts, set_read_ahead, unmount};
 pub use namespace::{
     Namespaces, Restrictions, adopt_orphans, attach, become_user, bind_to_itself, copy_mount, die_with_parent,
-    enter_mount_namespace, enter_process_namespace, enter_root, enter_user_namespace, isolate_mounts, make_read_only, new_file_system, unshare,
+    enter_mount_namespace, enter_process_namespace, enter_root, enter_user_namespace, isolate_mounts, make_read_only,
+    new_file_system, unshare,
 };
 pub use process::{
-    Fork, Received, Signals, close_inherited, describe, detach_from_terminal, fork, fork_first, is_root,
-    raise_descriptor_limit, user_name,
+    Fork, Received, Signals, begin_with_all_signals, close_inherited, describe, detach_from_terminal, fork, fork_first,
+    is_root, raise_descriptor_limit, user_name,
 };
 pub use wait::{Ended, kill, leave, wait_for, wait_for_any};

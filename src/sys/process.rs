@@ -6,6 +6,8 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 /// Whether the process acts as root (effective user 0), in whatever user namespace it is.
 pub fn is_root() -> bool {
@@ -141,6 +143,25 @@ fn is_ignored(signal: i32) -> io::Result<bool> {
         (libc::sigaction(signal, std::ptr::null(), &mut action), action)
     };
     if failed == 0 { Ok(action.sa_sigaction == libc::SIG_IGN) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Has a program begin with no signal held back or ignored, whatever this process and its parents did.
+pub fn begin_with_all_signals(command: &mut Command) -> &mut Command {
+    let reset = || {
+        // SAFETY: between fork and exec only such calls are sound as signal handlers may make, and these are; the set is a
+        // live local, which sigemptyset initialises. What cannot be reset (SIGKILL, SIGSTOP) fails and stays.
+        let failed = unsafe {
+            for signal in 1..=libc::SIGRTMAX() {
+                libc::signal(signal, libc::SIG_DFL);
+            }
+            let mut none = std::mem::zeroed();
+            libc::sigemptyset(&mut none);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &none, std::ptr::null_mut())
+        };
+        if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
+    };
+    // SAFETY: the closure allocates nothing and takes no lock, for the reason given in it.
+    unsafe { command.pre_exec(reset) }
 }
 
 /// What whoever runs a program for somebody passes on to it.

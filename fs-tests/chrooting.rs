@@ -12,7 +12,7 @@ use super::support::eventually;
 use super::support::small::{
     NEWS, NOBODY, Numbers, Running, TABLE_FILES, Tmux, environment, for_user, layer, processes, pull, sleeps,
 };
-use super::support::tar::Tar;
+use super::support::tar::{Entry, Tar};
 
 fn chroot(env: &TestEnv, options: &[&str], command: &[&str]) -> Output {
     run(&mut env.command(["chroot"].iter().chain(options).chain(&["box:1"]).chain(command)))

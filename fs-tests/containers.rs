@@ -14,7 +14,7 @@ fn place() -> (TestEnv, Store) {
     let env = TestEnv::new();
     let tar = |n: u8| Tar::new().file(format!("file-{n}"), vec![n; 5000]).finish();
     for (name, layers) in [("base", &[1u8][..]), ("app", &[1, 2])] {
-        let place = env.path(name);
+        let place = env.path(format!("layout-{name}"));
         let image = Image::new().tag("1").edit_config(move |c| {
             c["config"] = json!({ "Cmd": ["sh"], "Labels": { "of": name } });
         });

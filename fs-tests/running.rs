@@ -269,7 +269,9 @@ fn killed_at_any_moment_it_leaves_nothing_but_what_it_changed() {
     fs::write(&path, before).unwrap();
     assert_eq!(state(&env, "stale")["ExitCode"], 137);
     let checked = run(&mut env.command(["system", "fsck"]));
-    assert_eq!(checked.code, 0, "{checked:?}");
+    assert!(checked.code == 1 && checked.stdout.contains("(stale) was killed with what kept it"), "{checked:?}");
+    assert!(env.ok(["system", "fsck", "--repair"]).contains("(mended)"));
+    assert_eq!(env.ok(["system", "fsck"]), "");
     let written: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     assert_eq!(written["status"], "exited");
     let names = env.ok(["ps", "-aq"]);
@@ -471,4 +473,75 @@ fn what_is_written_is_there_after_the_end() {
     let container = env.root().join("containers").join(env.ok(["ps", "-aq", "--no-trunc"]).trim()).join("upper");
     assert!(fs::read(container.join("big2")).unwrap() == three);
     assert!(!container.join("big").exists());
+}
+
+/// Through its processes while it runs, and by mounting its tree for a moment while it does not.
+#[test]
+fn files_are_copied_both_ways_whether_it_runs_or_not() {
+    let env = environment();
+    let shared = env.path("shared");
+    fs::create_dir(&shared).unwrap();
+    let volume = format!("{}:/vol", shared.display());
+    background(&env, &["--name", "web", "-v", &volume], "trap 'exit' TERM; while :; do sleep 0.01; done");
+    let local = env.path("local").display().to_string();
+    fs::write(&local, "text").unwrap();
+    let copied = |round: &str| {
+        let there = format!("web:/tmp/{round}");
+        assert_eq!(env.ok(["cp", &local, &there]), "");
+        let back = format!("{local}.{round}");
+        env.ok(["cp", &there, &back]);
+        assert_eq!(fs::read(&back).unwrap(), b"text");
+        let tar = run(&mut env.command(["cp", &there, "-"]));
+        assert!(tar.code == 0 && tar.stdout.starts_with(round), "{tar:?}");
+        for (args, want) in [
+            (["web:/a", "web:/b"], "copying between containers is not supported"),
+            (["/a", "/b"], "must specify at least one container source"),
+            (["", "/b"], "source can not be empty"),
+            (["web:/a", ""], "destination can not be empty"),
+            (["no:/a", "/b"], "No such container: no"),
+            (["web:/a", "/b"], "Could not find the file /a in container web"),
+        ] {
+            assert_eq!(env.fails(["cp", args[0], args[1]]), format!("Error: {want}\n"), "{args:?}");
+        }
+        let mut unpack = env.command(["cp", "-", "web:/mnt"]);
+        let tar = fs::File::open(env.path("tar")).unwrap();
+        assert!(unpack.stdin(tar).status().unwrap().success());
+    };
+    assert!(Command::new("tar").arg("-C").arg(env.path("")).args(["-cf"]).arg(env.path("tar")).arg("local").status().unwrap().success());
+    copied("running");
+    env.ok(["cp", &local, "web:/vol/in"]);
+    assert_eq!(fs::read(shared.join("in")).unwrap(), b"text", "what is mounted in a running container is seen");
+    assert_eq!(run(&mut env.command(["exec", "web", "cat", "/tmp/running", "/mnt/local"])).stdout, "texttext");
+    env.ok(["stop", "web"]);
+    copied("stopped");
+    nothing_is_left(&env);
+    env.ok(["start", "web"]);
+    eventually("it is up", || run(&mut env.command(["exec", "web", "true"])).code == 0);
+    assert_eq!(run(&mut env.command(["exec", "web", "cat", "/tmp/stopped", "/mnt/local"])).stdout, "texttext");
+    // Its reader goes away.
+    let mut out = env.command(["cp", "web:/bin/busybox", "-"]).stdout(Stdio::piped()).spawn().unwrap();
+    drop(out.stdout.take());
+    assert_eq!(out.wait().unwrap().code(), Some(141));
+    env.ok(["rm", "-f", "web"]);
+}
+
+#[test]
+fn a_plain_user_copies_in_and_out_too() {
+    let (env, home) = for_user(NEWS);
+    let _numbers = Numbers::give("news", 1_700_200_000);
+    let user = |words: &[&str]| run(&mut env.as_user(NEWS, words));
+    let made = "mkdir /d; echo text > /d/f; chown -R ann /d; chmod 700 /d; chmod 600 /d/f; echo up; sleep 4737";
+    assert_eq!(user(&["run", "-d", "--name", "web", "box:1", "sh", "-c", made]).code, 0);
+    eventually("it sleeps", || sleeps("4737"));
+    let out = home.join("out").display().to_string();
+    for round in ["running", "stopped"] {
+        let copied = user(&["cp", "web:/d/f", &format!("{out}.{round}")]);
+        assert_eq!(copied.code, 0, "{round}: {copied:?}");
+        assert_eq!(fs::read_to_string(format!("{out}.{round}")).unwrap(), "text\n");
+        let copied = user(&["cp", &format!("{out}.{round}"), "web:/d/back"]);
+        assert_eq!(copied.code, 0, "{round}: {copied:?}");
+        user(&["stop", "-t", "0", "web"]);
+    }
+    assert_eq!(user(&["diff", "web"]).stdout, "A /d\nA /d/back\nA /d/f\n");
+    assert_eq!(user(&["rm", "web"]).code, 0);
 }

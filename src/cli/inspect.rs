@@ -85,6 +85,11 @@ pub(super) fn inspect(global: &Global, a: &InspectArgs) -> anyhow::Result<()> {
     show(wanted, a.format.as_deref(), find)
 }
 
+/// `container inspect`: what `inspect` is, of containers only.
+pub(super) fn inspect_containers(global: &Global, a: InspectArgs) -> anyhow::Result<()> {
+    inspect(global, &InspectArgs { kind: Some("container".into()), ..a })
+}
+
 /// `image inspect`.
 pub(super) fn inspect_images(global: &Global, a: &ImageInspectArgs) -> anyhow::Result<()> {
     let wanted = args::at_least_one("image inspect", &a.args)?;

@@ -16,7 +16,8 @@ const NEVER: &str = "0001-01-01T00:00:00Z";
 pub(super) fn describe(store: &Store, container: &Container, sizes: bool) -> anyhow::Result<Value> {
     let state = containers::state(store, &container.id)?;
     let dir = store.container_dir(&container.id);
-    let file = |name: &str| dir.join(name).exists().then(|| dir.join(name).display().to_string()).unwrap_or_default();
+    // Docker tells of no file that is not there yet.
+    let file = |name: &str| Some(dir.join(name)).filter(|path| path.exists()).map(|path| path.display().to_string());
     let words = command(container);
     let (path, args) = words.split_first().map_or(("", &[][..]), |(path, args)| (*path, args));
     let mut all = json!({
@@ -26,9 +27,9 @@ pub(super) fn describe(store: &Store, container: &Container, sizes: bool) -> any
         "Args": args,
         "State": describe_state(&state),
         "Image": container.image.id,
-        "ResolvConfPath": file("resolv.conf"),
-        "HostnamePath": file("hostname"),
-        "HostsPath": file("hosts"),
+        "ResolvConfPath": file("resolv.conf").unwrap_or_default(),
+        "HostnamePath": file("hostname").unwrap_or_default(),
+        "HostsPath": file("hosts").unwrap_or_default(),
         "LogPath": dir.join("log").display().to_string(),
         "Name": format!("/{}", container.name),
         "RestartCount": 0,

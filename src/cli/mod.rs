@@ -8,6 +8,7 @@ mod args;
 mod attach;
 mod changed;
 mod chroot;
+mod cp;
 mod create;
 mod daemon;
 mod df;
@@ -129,6 +130,8 @@ enum Command {
     Wait(lifecycle::WaitArgs),
     /// Remove containers
     Rm(lifecycle::RmArgs),
+    /// Copy files between a container and this machine
+    Cp(cp::CpArgs),
     /// Show what a container or an upper directory changes
     Diff(changed::DiffArgs),
     /// Make an image of what a container or an upper directory changes
@@ -205,6 +208,10 @@ enum ContainerCommand {
     /// Remove containers
     #[command(alias = "remove")]
     Rm(lifecycle::RmArgs),
+    /// Show what is known of containers
+    Inspect(inspect::InspectArgs),
+    /// Copy files between a container and this machine
+    Cp(cp::CpArgs),
     /// Show what a container changes
     Diff(changed::DiffArgs),
     /// Make an image of what a container changes
@@ -311,11 +318,13 @@ fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
         Command::Kill(a) | Command::Container(ContainerCommand::Kill(a)) => lifecycle::kill(global, &a),
         Command::Wait(a) | Command::Container(ContainerCommand::Wait(a)) => lifecycle::wait_for(global, &a),
         Command::Rm(a) | Command::Container(ContainerCommand::Rm(a)) => lifecycle::rm(global, &a),
+        Command::Cp(a) | Command::Container(ContainerCommand::Cp(a)) => cp::cp(global, &a),
         Command::Diff(a) | Command::Container(ContainerCommand::Diff(a)) => changed::diff(global, &a),
         Command::Commit(a) | Command::Container(ContainerCommand::Commit(a)) => changed::commit(global, &a),
         Command::Ps(a) | Command::Container(ContainerCommand::Ls(a)) => ps::ps(global, &a),
         Command::Images(a) | Command::Image(ImageCommand::Ls(a)) => images::images(global, &a),
         Command::Inspect(a) => inspect::inspect(global, &a),
+        Command::Container(ContainerCommand::Inspect(a)) => inspect::inspect_containers(global, a),
         Command::Image(ImageCommand::Inspect(a)) => inspect::inspect_images(global, &a),
         Command::History(a) | Command::Image(ImageCommand::History(a)) => history::history(global, &a),
         Command::Image(ImageCommand::Prune(a)) => prune::prune(global, &a),

@@ -15,9 +15,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 #[derive(clap::Args)]
-#[command(override_usage = "plyfs mount [OPTIONS] IMAGE MOUNTPOINT")]
+#[command(override_usage = "plyfs mount [OPTIONS] IMAGE MOUNTPOINT\n       plyfs mount [OPTIONS] --print IMAGE")]
 #[command(after_help = "Examples:\n  plyfs mount debian:12 /mnt\n  plyfs mount --upper ./changes debian:12 /mnt\n  \
-        plyfs mount -o nosuid,nodev,wake=off debian:12 /mnt")]
+        plyfs mount -o nosuid,nodev,wake=off debian:12 /mnt\n  \
+        tree=$(plyfs mount --rw --print debian:12) && plyfs umount \"$tree\"")]
 pub(super) struct MountArgs {
     /// Stay in front and log to standard error
     #[arg(short, long)]
@@ -33,6 +34,10 @@ pub(super) struct MountArgs {
     /// same place
     #[arg(long)]
     rw: bool,
+    /// Mount at a new directory of the store's own and print its path, for scripts; `plyfs umount` ends it and removes
+    /// the directory. With --rw it is a scratch tree: its changes go then too. --upper keeps them
+    #[arg(long, conflicts_with = "foreground")]
+    print: bool,
     /// Mount options, comma-separated: ro, rw, volatile (never wait for the disk), upper=DIR, work=DIR, [no]suid, [no]dev,
     /// [no]exec, allow_other, default_permissions, fsname=NAME, wake=auto|latency|poll|off (what is done against the cost
     /// of waking idle processors)
@@ -88,7 +93,16 @@ pub(super) struct MountsArgs {
 }
 
 pub(super) fn mount(global: &Global, a: &MountArgs) -> anyhow::Result<()> {
-    let [image, at] = args::exactly("mount", &a.args)?;
+    let (image, at) = match a.print {
+        true => {
+            let [image] = args::exactly("mount --print", &a.args)?;
+            (image, At::Own)
+        }
+        false => {
+            let [image, at] = args::exactly("mount", &a.args)?;
+            (image, At::Given(Path::new(at)))
+        }
+    };
     let image = image.to_string_lossy();
     let mut parsed = mount_options::parse(&a.options, Options::for_user(&image, sys::is_root()), false)?;
     parsed.upper = a.upper.clone().or(parsed.upper);
@@ -106,7 +120,14 @@ pub(super) fn mount(global: &Global, a: &MountArgs) -> anyhow::Result<()> {
         Some(root) => Store::open(root)?,
         None => global.store()?,
     };
-    start(&store, &image, Path::new(at), parsed, a.rw, a.foreground)
+    start(&store, &image, at, parsed, a.rw, a.foreground)
+}
+
+/// Where an image is mounted.
+enum At<'a> {
+    Given(&'a Path),
+    /// At a directory that the store makes, and that is printed.
+    Own,
 }
 
 /// What mount(8) calls for type plyfs: `mount.plyfs IMAGE MOUNTPOINT [-sfnv] [-o OPTIONS]`. It passes `rw` unless told
@@ -135,18 +156,26 @@ pub(super) fn helper(arguments: &[OsString]) -> anyhow::Result<()> {
         return Ok(());
     }
     let store = super::open_store(parsed.root.as_deref())?;
-    start(&store, &image, Path::new(at), parsed, false, false)
+    start(&store, &image, At::Given(Path::new(at)), parsed, false, false)
 }
 
-fn start(store: &Store, image: &str, at: &Path, parsed: Parsed, kept: bool, foreground: bool) -> anyhow::Result<()> {
-    let mountpoint = existing_directory(at)?;
+fn start(store: &Store, image: &str, at: At<'_>, parsed: Parsed, kept: bool, foreground: bool) -> anyhow::Result<()> {
+    let given = match at {
+        At::Given(at) => Some(existing_directory(at)?),
+        At::Own => None,
+    };
     let found = store.resolve(image)?;
     // Registered first, so that nobody removes what is about to be opened or made again.
     let writable = kept || parsed.upper.is_some();
-    let guard = mounts::register(store, &found.id, image, &mountpoint, writable)?;
+    let guard = match &given {
+        Some(mountpoint) => mounts::register(store, &found.id, image, mountpoint, writable)?,
+        None => mounts::register_own(store, &found.id, image, writable)?,
+    };
+    let mountpoint = guard.info().mountpoint.clone();
     let opened = image::open_tree(store, &found).map_err(anyhow::Error::from).and_then(|opened| {
         let place = match &parsed.upper {
             Some(upper) => Some((upper.clone(), parsed.work.clone().unwrap_or_else(|| beside(upper)))),
+            None if kept && given.is_none() => Some(guard.own_upper()),
             None if kept => Some(store.kept_upper(opened.tree.source(), &mountpoint)),
             None => None,
         };
@@ -161,7 +190,12 @@ fn start(store: &Store, image: &str, at: &Path, parsed: Parsed, kept: bool, fore
             return Err(error);
         }
     };
-    daemon::serve(daemon::Job { opened, upper, guard, mountpoint, options: parsed.options }, foreground)
+    let job = daemon::Job { opened, upper, guard, mountpoint: mountpoint.clone(), options: parsed.options };
+    daemon::serve(job, foreground)?;
+    match given {
+        Some(_) => Ok(()),
+        None => output::line(mountpoint.display()),
+    }
 }
 
 /// The work directory that belongs to an upper directory if none is named.

@@ -32,11 +32,12 @@ pub fn tree_of(store: &Store, container: &Container, state: &State) -> PathBuf {
 }
 
 /// Does something with a container's files: as its processes see them if it runs, with all that is mounted there. The
-/// process must have one thread, and is good for nothing else afterwards. What `job` refuses is given back.
+/// process must have one thread, and is good for nothing else afterwards. `job` may be called in another process. What it
+/// refuses is given back.
 pub fn with_files(
     store: &Store,
     container: &Container,
-    job: impl FnOnce(&Inside) -> Result<(), String>,
+    job: impl FnOnce(&Inside) -> Result<(), Refusal>,
 ) -> Result<(), Refusal> {
     let own = |e: crate::store::Error| Refusal::own(e.to_string());
     if let Some(held) = containers::try_hold(store, &container.id).map_err(own)? {
@@ -52,8 +53,7 @@ pub fn with_files(
         Ok::<_, io::Error>(Inside::new(root.into()))
     };
     let failed = |e: &io::Error| format!("cannot reach the files of container {}: {}", container.name, sys::describe(e));
-    let root = open().map_err(|e| Refusal::own(failed(&e)))?;
-    job(&root).map_err(Refusal::own)
+    job(&open().map_err(|e| Refusal::own(failed(&e)))?)
 }
 
 /// The same for one that does not run: nobody else sees the mount, and it is gone when this returns.
@@ -61,21 +61,22 @@ fn mounted(
     store: &Store,
     container: &Container,
     _held: &Held,
-    job: impl FnOnce(&Inside) -> Result<(), String>,
+    job: impl FnOnce(&Inside) -> Result<(), Refusal>,
 ) -> Result<(), Refusal> {
     let own = |e: String| Refusal::own(e);
     room::isolate().map_err(|e| own(e.to_string()))?;
     let dir = store.container_dir(&container.id);
     let rootfs = dir.join("rootfs");
     let room = Room::prepare(rootfs.clone(), |mut say, _| {
-        let done = Inside::open(&rootfs).map_err(|e| sys::describe(&e)).and_then(|root| job(&root));
-        done.map_or_else(|text| say.refuse(&Refusal::own(text)), |()| 0)
+        let done = Inside::open(&rootfs).map_err(Refusal::from).and_then(|root| job(&root));
+        done.map_or_else(|refusal| say.refuse(&refusal), |()| 0)
     })?;
     let opened = image::open_tree(store, &container.image).map_err(|e| own(e.to_string()))?;
     let upper = image::open_upper(dir.join("upper"), dir.join("work"), &opened.tree, false);
     let upper = upper.map_err(|e| own(e.to_string()))?;
     match room.run(opened, Some(upper), &Options::for_user(&container.reference, true))? {
         0 => Ok(()),
-        code => Err(Refusal::own(format!("the process that had the files of container {} ended with {code}", container.name))),
+        // One that says nothing more.
+        code => Err(Refusal { code: u8::try_from(code).unwrap_or(125), text: String::new() }),
     }
 }

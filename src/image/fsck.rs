@@ -3,7 +3,7 @@
 use super::{Result, manifest, open};
 use crate::digest::{Digest, Hasher};
 use crate::layer;
-use crate::store::{self, Catalog, Image, LayerRecord, Lock, Session, Store, gc};
+use crate::store::{self, Catalog, Image, LayerRecord, Lock, Session, Store, containers, gc};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
@@ -69,6 +69,7 @@ pub fn fsck(store: &Store, options: Options, tell: &mut dyn FnMut(&Finding)) -> 
     let mut check = Check { store, options, session, tell, wrong: 0, found: 0 };
     check.privacy()?;
     check.garbage(&lock, &catalog)?;
+    check.containers()?;
     let bad_layers = check.layers(&catalog, &suspects.layers)?;
     check.trees(&catalog, &suspects.trees, &bad_layers);
     check.images(&catalog, &suspects.blobs, &bad_layers)?;
@@ -194,6 +195,15 @@ impl Check<'_> {
                 gc::Kind::Mount => format!("stale mount: {}", item.path.display()),
                 kind => format!("leaked {}: {}", kind.name(), item.path.display()),
             };
+            self.report(what, self.options.repair);
+        }
+        Ok(())
+    }
+
+    /// Containers that are said to run and do not.
+    fn containers(&mut self) -> Result<()> {
+        for container in containers::settle(self.store, self.options.repair)? {
+            let what = format!("container {} ({}) was killed with what kept it", container.short(), container.name);
             self.report(what, self.options.repair);
         }
         Ok(())

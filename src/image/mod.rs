@@ -115,6 +115,11 @@ impl Problem {
     }
 }
 
+/// A stream made plain, be it compressed with gzip, with zstd or not at all.
+pub fn plain<R: io::Read>(stream: R) -> std::result::Result<impl io::Read, Problem> {
+    inflate::Inflate::new(stream, |cause| Problem::read("the stream", None, cause))
+}
+
 /// Why an image operation failed. Each prints as one whole line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

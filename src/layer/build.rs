@@ -45,7 +45,7 @@ impl Draft {
 pub fn index_tar<R: BufRead>(tar: &mut R, limits: &Limits) -> Result<Draft, LayerError> {
     let mut reader = Reader::new(tar, limits);
     let mut builder = Builder::new(limits);
-    while let Some(entry) = reader.next()? {
+    while let Some(entry) = reader.next_entry()? {
         builder.entries += 1;
         if builder.entries > limits.entries {
             return Err(LayerError::Limit(format!("has more than {} entries", limits.entries)));

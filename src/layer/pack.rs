@@ -231,7 +231,7 @@ mod tests {
         let (mut stream, limits) = (tar, Limits::default());
         let mut reader = Reader::new(&mut stream, &limits);
         let mut entries = Vec::new();
-        while let Some(entry) = reader.next().unwrap() {
+        while let Some(entry) = reader.next_entry().unwrap() {
             entries.push(entry);
         }
         entries

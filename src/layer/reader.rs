@@ -104,7 +104,7 @@ impl<'r, R: BufRead> Reader<'r, R> {
     }
 
     /// The next entry; `None` at the end, when the whole stream has been read, also what lies behind the tar's end.
-    pub fn next(&mut self) -> Result<Option<Entry>, LayerError> {
+    pub fn next_entry(&mut self) -> Result<Option<Entry>, LayerError> {
         let mut extension = Extension::default();
         loop {
             self.pass_over_data()?;

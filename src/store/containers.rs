@@ -313,26 +313,26 @@ fn after_death(state: State) -> State {
     State { exit_code: KILLED, ..state.ended() }
 }
 
-/// Containers whose keeper died: their state is written down as it is now. Returns their IDs.
-pub fn settle(store: &Store) -> Result<Vec<String>> {
-    let mut settled = Vec::new();
+/// Containers that were killed with their keeper, so that their state still says that they run; with `write` it says
+/// afterwards how they ended.
+pub fn settle(store: &Store, write: bool) -> Result<Vec<Container>> {
+    let mut found = Vec::new();
     for container in list(store)? {
         let path = store.container_dir(&container.id).join(STATE);
         let Some(held) = try_hold(store, &container.id)? else { continue };
-        match read_json::<State>(&path)? {
+        let settled = match read_json::<State>(&path)? {
             Some(state) if state.status == Status::Running => {
-                let finished = Some(jiff::Timestamp::now().to_string());
-                held.set_state(&State { finished, ..after_death(state) })?;
-                settled.push(container.id);
+                State { finished: Some(jiff::Timestamp::now().to_string()), ..after_death(state) }
             }
-            Some(_) => {}
-            None => {
-                held.set_state(&State::default())?;
-                settled.push(container.id);
-            }
+            Some(_) => continue,
+            None => State::default(),
+        };
+        if write {
+            held.set_state(&settled)?;
         }
+        found.push(container);
     }
-    Ok(settled)
+    Ok(found)
 }
 
 /// Folders that are no container's, or no whole one's.
@@ -459,12 +459,13 @@ mod tests {
         held.set_state(&running).unwrap();
         assert_eq!(state(&store, &made.id).unwrap(), running);
         assert!(is_held(&store, &made.id) && try_hold(&store, &made.id).unwrap().is_none());
-        assert!(settle(&store).unwrap().is_empty());
+        assert!(settle(&store, true).unwrap().is_empty());
         drop(held);
         let dead = state(&store, &made.id).unwrap();
         assert_eq!((dead.status, dead.pid, dead.exit_code), (Status::Exited, 0, KILLED));
-        assert_eq!(settle(&store).unwrap(), std::slice::from_ref(&made.id));
-        assert!(settle(&store).unwrap().is_empty());
+        assert_eq!(settle(&store, false).unwrap(), std::slice::from_ref(&made));
+        assert_eq!(settle(&store, true).unwrap(), std::slice::from_ref(&made));
+        assert!(settle(&store, true).unwrap().is_empty());
         assert!(state(&store, &made.id).unwrap().finished.is_some());
     }
 

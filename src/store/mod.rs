@@ -17,6 +17,7 @@
 //!     lock                       flock, held by the daemon as long as it serves
 //!     info.json                  image, mountpoint, process (see [`mounts::Info`])
 //!     log                        the daemon's log; those of the last few mounts are kept
+//!     merged/ upper/ work/       of a mount at a place of the store's own, and gone with it
 //!   uppers/<id>/                 changes of `mount --rw`, by image and mountpoint: `upper` and `work`
 //!   containers/<id>/             a container: what it is, how it fares, what it changed (see [`containers`])
 //! ```

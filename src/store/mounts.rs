@@ -5,6 +5,7 @@
 
 use super::{Error, Lock, Result, Store, gc, publish};
 use crate::digest::Digest;
+use crate::sys;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -15,6 +16,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::SystemTime;
 
 const LOGS_KEPT: usize = 5;
+/// What a mount has in its folder that is the store's own: where it is mounted, and where its changes are.
+const MERGED: &str = "merged";
+const UPPER: &str = "upper";
+const WORK: &str = "work";
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// What is known of a mount.
@@ -81,6 +86,11 @@ impl Guard {
         self.dir.join("log")
     }
 
+    /// Upper and work directory of a mount whose changes go with it.
+    pub fn own_upper(&self) -> (PathBuf, PathBuf) {
+        (self.dir.join(UPPER), self.dir.join(WORK))
+    }
+
     /// Writes down which process serves, after a fork.
     pub fn set_pid(&mut self, pid: u32) -> Result<()> {
         self.info.pid = pid;
@@ -97,24 +107,42 @@ impl Guard {
 /// Registers a mount of an image by this process, before it opens the image's files. Fails with [`Error::NoSuchImage`]
 /// when the image has been removed in the meantime; from when this returns it cannot be.
 pub fn register(store: &Store, image: &Digest, reference: &str, mountpoint: &Path, writable: bool) -> Result<Guard> {
+    begin(store, image, reference, Some(mountpoint), writable)
+}
+
+/// The same of a mount at a directory of the store's own, which goes with the registration, and with it what changes
+/// were made in [`Guard::own_upper`].
+pub fn register_own(store: &Store, image: &Digest, reference: &str, writable: bool) -> Result<Guard> {
+    begin(store, image, reference, None, writable)
+}
+
+fn begin(store: &Store, image: &Digest, reference: &str, at: Option<&Path>, writable: bool) -> Result<Guard> {
     let _shared = store.lock_shared()?;
     if store.catalog()?.get(image).is_none() {
         return Err(Error::NoSuchImage(reference.to_owned()));
     }
     let started = jiff::Timestamp::now();
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let seed = format!("{image} {} {number} {started} {}", std::process::id(), mountpoint.display());
+    let seed = format!("{image} {} {number} {started} {}", std::process::id(), at.unwrap_or(Path::new("")).display());
     let id = Digest::of(seed.as_bytes()).short().to_owned();
     let dir = store.root().join("mounts").join(&id);
     fs::create_dir(&dir).map_err(Error::io("make", &dir))?;
     let path = dir.join("lock");
     let held = File::create_new(&path).map_err(Error::io("create", &path))?;
     held.lock().map_err(Error::io("lock", &path))?;
+    let mountpoint = match at {
+        Some(at) => at.to_owned(),
+        None => {
+            let own = dir.join(MERGED);
+            fs::create_dir(&own).map_err(Error::io("make", &own))?;
+            own
+        }
+    };
     let info = Info {
         id,
         image: image.clone(),
         reference: reference.to_owned(),
-        mountpoint: mountpoint.to_owned(),
+        mountpoint,
         writable,
         pid: std::process::id(),
         started: started.to_string(),
@@ -155,6 +183,7 @@ pub(super) fn stale(store: &Store, lock: &Lock) -> Result<Vec<PathBuf>> {
 
 /// Takes a registration away; the log stays until [`prune_logs`] takes it.
 pub(super) fn reap(dir: &Path) -> Result<()> {
+    reap_own(dir)?;
     for name in ["info.json", "info.json.new", "lock"] {
         match fs::remove_file(dir.join(name)) {
             Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
@@ -165,6 +194,28 @@ pub(super) fn reap(dir: &Path) -> Result<()> {
     }
     let _empty = fs::remove_dir(dir);
     if dir.is_file() { fs::remove_file(dir).map_err(Error::io("remove", dir)) } else { Ok(()) }
+}
+
+/// Takes away what a mount had of the store's own. One whose server was killed is still mounted, and dead.
+fn reap_own(dir: &Path) -> Result<()> {
+    let merged = dir.join(MERGED);
+    if let Err(first) = fs::remove_dir(&merged) {
+        let gone = matches!(first.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+        if !gone {
+            let _not_mounted = sys::unmount(&merged, true);
+            // Never what is in it: that may be somebody's files.
+            fs::remove_dir(&merged).map_err(Error::io("remove", &merged))?;
+        }
+    }
+    for name in [UPPER, WORK] {
+        match fs::remove_dir_all(dir.join(name)) {
+            Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Err(Error::io("remove", dir.join(name))(e));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Removes the logs of ended mounts but those of the last few.

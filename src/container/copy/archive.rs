@@ -4,7 +4,7 @@ use super::{Content, CopyError, Result, Sink, What};
 use crate::layer::{Body, Limits, Meta, Packed, Packer, Reader};
 use std::io::{self, BufRead, Write};
 
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Writes a tar.
 pub(super) struct Packing<W> {
@@ -75,7 +75,7 @@ impl<W: Write> Sink for Packing<W> {
 pub(super) fn unpack(tar: &mut impl BufRead, sink: &mut dyn Sink) -> Result<()> {
     let limits = Limits::default();
     let mut reader = Reader::new(tar, &limits);
-    while let Some(entry) = reader.next()? {
+    while let Some(entry) = reader.next_entry()? {
         let meta = Meta {
             mode: entry.mode,
             uid: entry.uid,

@@ -182,7 +182,6 @@ impl<'a> Placer<'a> {
             }
             Err(e) => return Err(failed("replace", told)(e)),
         }
-        let has_mode = !matches!(what, What::Symlink(_));
         let made = match what {
             What::File(content) => {
                 self.bytes += content.size;
@@ -201,7 +200,7 @@ impl<'a> Placer<'a> {
         // Whatever took its place meanwhile is in the same directory, and no link is followed to it.
         let made = Disk.open(above, name, LOOK, 0).map_err(failed("open", told))?;
         let stat = Disk.stat(made.as_fd()).map_err(failed("stat", told))?;
-        let has_mode = has_mode && Kind::of(stat.mode) != Some(Kind::Symlink);
+        let has_mode = Kind::of(stat.mode) != Some(Kind::Symlink);
         self.finish(made.as_fd(), meta, has_mode).map_err(failed("set the attributes of", told))
     }
 
@@ -216,8 +215,8 @@ impl<'a> Placer<'a> {
             return Ok(());
         }
         match Disk.unlink(above, name) {
-            Err(e) if is(&e, Errno::ISDIR) => return Err(CopyError::InTheWay { path: told, directory: true }),
-            Err(e) if !is(&e, Errno::NOENT) => return Err(failed("replace", &told)(e)),
+            Err(e) if is(&e, Errno::ISDIR) => Err(CopyError::InTheWay { path: told, directory: true }),
+            Err(e) if !is(&e, Errno::NOENT) => Err(failed("replace", &told)(e)),
             _ => Disk.link(object.as_fd(), above, name).map_err(failed("link", &told)),
         }
     }

@@ -69,6 +69,10 @@ impl Walk<'_> {
             names.sort_unstable_by(|a, b| b.cmp(a));
             return Ok(Some(Level { directory: object, path, names }));
         }
+        // A socket is whoever listens at it, and a tar has none.
+        if matches!(kind, None | Some(Kind::Socket)) {
+            return Ok(None);
+        }
         if stat.st_nlink > 1 {
             if let Some(first) = self.first.get(&identity) {
                 let meta = meta(fd, &stat, &path)?;
@@ -100,7 +104,6 @@ impl Walk<'_> {
                 None => Err(failed("copy", path)(Errno::OVERFLOW.into())),
             },
             Some(Kind::Fifo) => self.sink.put(path, &meta, What::Fifo),
-            // A socket is whoever listens at it, and a tar has none.
             Some(Kind::Socket | Kind::Dir) | None => Ok(()),
         }
     }

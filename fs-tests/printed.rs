@@ -1,0 +1,123 @@
+//! Mounts at places of the store's own, as scripts use them.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::support::env::{TestEnv, run};
+use super::support::eventually;
+use super::support::oci::Image;
+use super::support::tar::Tar;
+
+/// Ends what a test mounted, also when it panics.
+struct Printed<'a> {
+    env: &'a TestEnv,
+    at: PathBuf,
+}
+
+impl<'a> Printed<'a> {
+    #[track_caller]
+    fn new(env: &'a TestEnv, options: &[&str]) -> Printed<'a> {
+        let said = env.ok(["mount", "--print"].iter().chain(options).chain(&["app"]));
+        assert_eq!(said.lines().count(), 1, "{said}");
+        Printed { env, at: said.trim_end().into() }
+    }
+
+    fn read(&self, name: &str) -> Option<String> {
+        fs::read_to_string(self.at.join(name)).ok()
+    }
+
+    #[track_caller]
+    fn end(self) {
+        self.env.ok(["umount", self.at.to_str().unwrap()]);
+        assert!(!self.at.exists() && !self.at.with_file_name("upper").exists());
+    }
+}
+
+impl Drop for Printed<'_> {
+    fn drop(&mut self) {
+        if self.at.with_file_name("lock").exists() {
+            run(&mut self.env.command(["umount", "--lazy", self.at.to_str().unwrap()]));
+        }
+    }
+}
+
+fn place() -> TestEnv {
+    let env = TestEnv::new();
+    let tar = Tar::new().file("file", "of the image").file("big", vec![7; 1 << 20]).finish();
+    Image::new().layer(tar).tag("1").write_layout(&env.path("app"));
+    let pulled = env.ok(["pull", "-q", &format!("oci:{}:1", env.path("app").display())]);
+    env.ok(["tag", pulled.trim(), "app"]);
+    env
+}
+
+#[test]
+fn a_scratch_tree_lasts_as_long_as_its_mount() {
+    let env = place();
+    let (one, two) = (Printed::new(&env, &["--rw"]), Printed::new(&env, &["--rw"]));
+    fs::write(one.at.join("file"), "changed").unwrap();
+    fs::write(one.at.join("new"), "new").unwrap();
+    assert_eq!((one.read("file"), two.read("file")), (Some("changed".into()), Some("of the image".into())));
+    assert!(one.at.starts_with(env.root()) && one.at != two.at);
+    assert_eq!(env.ok(["mounts", "--format", "{{.Mode}}"]), "rw\nrw\n");
+    one.end();
+    let again = Printed::new(&env, &["--rw"]);
+    assert_eq!((again.read("file"), again.read("new")), (Some("of the image".into()), None));
+    again.end();
+    two.end();
+    let plain = Printed::new(&env, &[]);
+    assert_eq!(plain.read("file"), Some("of the image".into()));
+    assert!(fs::write(plain.at.join("file"), "x").is_err());
+    plain.end();
+    // An upper directory of the user's is kept.
+    let upper = env.path("changes");
+    let kept = Printed::new(&env, &["--upper", upper.to_str().unwrap()]);
+    fs::write(kept.at.join("file"), "changed").unwrap();
+    kept.end();
+    assert_eq!(fs::read_to_string(upper.join("file")).unwrap(), "changed");
+    assert_eq!(env.ok(["system", "fsck"]), "");
+    let said = run(&mut env.command(["mount", "--print", "app", "/mnt"]));
+    assert_eq!((said.code, said.stdout.as_str()), (1, ""));
+    assert!(said.stderr.starts_with("\"plyfs mount --print\" requires exactly 1 argument."), "{said:?}");
+    assert_eq!(env.fails(["mount", "--print", "nope"]), "Error: No such image: nope:latest");
+}
+
+#[test]
+fn what_a_killed_one_leaves_is_collected() {
+    let env = place();
+    let killed = Printed::new(&env, &["--rw"]);
+    fs::write(killed.at.join("new"), "new").unwrap();
+    let pid: i32 = env.ok(["mounts", "--format", "{{.PID}}"]).trim().parse().unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    eventually("the mount is dead", || env.ok(["mounts", "-q"]).is_empty());
+    env.ok(["system", "gc"]);
+    let dir = killed.at.parent().unwrap();
+    let left: Vec<_> = fs::read_dir(dir).map(|all| all.map(|e| e.unwrap().file_name()).collect()).unwrap_or_default();
+    assert!(left.iter().all(|name| name == "log"), "{left:?}");
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!table.contains(killed.at.to_str().unwrap()));
+}
+
+/// The store's files that a process has mapped, as device and inode.
+fn mapped(root: &Path, pid: &str) -> BTreeSet<String> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let of_store = maps.lines().filter(|line| line.contains(root.to_str().unwrap()));
+    of_store.map(|line| line.split_whitespace().skip(3).take(2).collect::<Vec<_>>().join(" ")).collect()
+}
+
+#[test]
+fn parallel_ones_share_the_index_and_the_pages() {
+    let env = place();
+    let all: Vec<Printed> = (0..3).map(|_| Printed::new(&env, &["--rw"])).collect();
+    for one in &all {
+        assert_eq!(fs::read(one.at.join("big")).unwrap(), vec![7; 1 << 20]);
+    }
+    let pids = env.ok(["mounts", "--format", "{{.PID}}"]);
+    let maps: Vec<_> = pids.lines().map(|pid| mapped(&env.root(), pid)).collect();
+    assert_eq!(maps.len(), 3);
+    assert!(maps[0].len() >= 2, "a tree and a tar: {maps:?}");
+    assert!(maps.iter().all(|one| *one == maps[0]), "{maps:?}");
+    all.into_iter().for_each(Printed::end);
+}

@@ -1,0 +1,76 @@
+//! Real work in containers of the Debian image: packages, programs, and the image that becomes of it.
+
+use std::fs;
+
+use super::support::env::{TestEnv, run};
+use super::support::tree::{Contents, diff, scan};
+use super::support::{big_image, debs};
+
+/// A store with the Debian image, as `debian`.
+fn debian() -> TestEnv {
+    let env = TestEnv::new();
+    let layout = format!("oci:{}", big_image().join("oci").display());
+    env.ok(["pull", "-q", &layout]);
+    let id = env.ok(["images", "-q"]);
+    env.ok(["tag", id.trim(), "debian:12"]);
+    env
+}
+
+#[track_caller]
+fn ok(env: &TestEnv, words: &[&str]) -> String {
+    let output = run(&mut env.command(words));
+    assert_eq!(output.code, 0, "{words:?}: {output:#?}");
+    output.stdout
+}
+
+/// Installs packages in a container, makes an image of it, and finds that image to be what the container was.
+#[test]
+fn packages_are_installed_and_committed() {
+    let env = debian();
+    let volume = format!("{}:/debs:ro", debs().display());
+    let install = "set -e; rm -f /etc/apt/sources.list /etc/apt/sources.list.d/*; export DEBIAN_FRONTEND=noninteractive; \
+        apt-get install -y --no-install-recommends --allow-downgrades /debs/*.deb >/dev/null 2>&1 || dpkg -i /debs/*.deb; \
+        dpkg -l | grep -c '^ii'";
+    ok(&env, &["run", "--name", "work", "-v", &volume, "--network", "none", "debian:12", "sh", "-c", install]);
+    let told = ok(&env, &["diff", "work"]);
+    assert!(told.lines().any(|line| line == "C /var/lib/dpkg/status"), "{told}");
+    assert!(!told.contains("/debs"), "the volume's place is no change: {told}");
+    ok(&env, &["commit", "-m", "with packages", "work", "work:1"]);
+    ok(&env, &["run", "--name", "again", "work:1", "true"]);
+    assert_eq!(ok(&env, &["diff", "again"]), "");
+    // The container's tree and the new image's, entry by entry.
+    let (of_container, of_image) = (env.path("container"), env.path("image"));
+    fs::create_dir(&of_container).unwrap();
+    fs::create_dir(&of_image).unwrap();
+    let upper = env.root().join("containers").join(ok(&env, &["ps", "-aq", "--no-trunc", "-f", "name=work"]).trim()).join("upper");
+    ok(&env, &["mount", "--upper", upper.to_str().unwrap(), "debian:12", of_container.to_str().unwrap()]);
+    ok(&env, &["mount", "work:1", of_image.to_str().unwrap()]);
+    let (was, is) = (scan(&of_container, Contents::Hash), scan(&of_image, Contents::Hash));
+    ok(&env, &["umount", of_container.to_str().unwrap()]);
+    ok(&env, &["umount", of_image.to_str().unwrap()]);
+    let mut different = diff(&was, &is);
+    // What was made for the volume to be mounted on is in the one only.
+    different.retain(|d| !format!("{d:?}").contains("debs"));
+    assert!(different.is_empty(), "{:#?}", &different[..different.len().min(10)]);
+    ok(&env, &["rm", "work", "again"]);
+}
+
+#[test]
+fn renamed_replaced_and_made_again_it_is_committed_as_it_was() {
+    let env = debian();
+    let script = "set -e; mv /usr/share/doc /usr/share/papers; rm -r /usr/share/man; echo file > /usr/share/man; \
+        rm -r /var/cache/apt; mkdir /var/cache/apt; touch /var/cache/apt/fresh; ln /etc/passwd /etc/passwd.too; \
+        echo line >> /etc/passwd.too; mv /opt /srv/opt; setfattr -n user.note -v text /etc/hostname 2>/dev/null || true";
+    ok(&env, &["run", "--name", "mix", "debian:12", "sh", "-c", script]);
+    ok(&env, &["commit", "mix", "mix:1"]);
+    let look = "find /usr/share/papers /usr/share/man /var/cache/apt /etc /srv -xdev | LC_ALL=C sort | \
+        xargs -d '\\n' stat -c '%n %f %h %u %g %s %Y' | grep -v '/etc/hosts \\|/etc/hostname \\|/etc/resolv.conf \\|^/srv \\|/etc/mtab'; \
+        cat /etc/passwd";
+    ok(&env, &["create", "--name", "look", "mix:1", "sh", "-c", look]);
+    let is = ok(&env, &["start", "-a", "look"]);
+    ok(&env, &["run", "-d", "--name", "rest", "mix:1", "sleep", "1000"]);
+    assert_eq!(ok(&env, &["exec", "rest", "sh", "-c", look]), is);
+    assert!(is.contains("/usr/share/papers/") && is.ends_with("line\n"), "{is}");
+    assert_eq!(ok(&env, &["diff", "rest"]), "");
+    ok(&env, &["rm", "-f", "rest", "mix", "look"]);
+}

@@ -108,7 +108,8 @@ fn shape(host: &str, text: &str) -> Vec<String> {
         let words: Vec<String> = line.split_whitespace().map(word).collect();
         let line = words.join(" ");
         let age = words.windows(3).find(|w| w[2] == "ago").map(|w| w.join(" "));
-        age.map_or(line.clone(), |age| line.replace(&age, "<age>"))
+        let line = age.map_or(line.clone(), |age| line.replace(&age, "<age>"));
+        line.replace("Less than <age>", "<age>")
     });
     let under_way = |line: &String| {
         line.strip_prefix("<id>: ").is_some_and(|what| !matches!(what, "Pull complete" | "Already exists"))

@@ -313,10 +313,11 @@ fn output_that_cannot_be_written_is_said_to_be_so() {
 #[test]
 fn help_fits_a_terminal_and_says_how_to_use_each_verb() {
     let env = TestEnv::new();
-    for verb in [
-        "", "pull", "load", "save", "import", "export", "images", "inspect", "ps", "history", "tag", "rmi", "image",
-        "mount", "umount", "mounts", "system",
-    ] {
+    let containers = "run create start exec logs cp stop kill wait rm diff commit ps chroot";
+    let images =
+        "pull push load save import export images inspect history tag rmi login logout search mount umount mounts";
+    let groups = ["", "container", "image", "manifest", "system"];
+    for verb in [containers, images].into_iter().flat_map(str::split_whitespace).chain(groups) {
         let mut command = env.command(verb.split_whitespace().chain(["--help"]));
         let output = run(command.env("COLUMNS", "80"));
         assert_eq!(output.code, 0);
@@ -326,9 +327,10 @@ fn help_fits_a_terminal_and_says_how_to_use_each_verb() {
         }
     }
     // Whatever does something shows how.
-    let verbs = "pull push load import save export images inspect ps history tag rmi mount umount mounts login logout search \
-                 version completion";
     let groups = [
+        "version",
+        "completion",
+        "container ls",
         "manifest inspect",
         "image inspect",
         "image prune",
@@ -338,12 +340,12 @@ fn help_fits_a_terminal_and_says_how_to_use_each_verb() {
         "system fsck",
         "system gc",
     ];
-    for verb in verbs.split_whitespace().chain(groups) {
+    for verb in [containers, images].into_iter().flat_map(str::split_whitespace).chain(groups) {
         let help = env.ok(verb.split_whitespace().chain(["--help"]));
         assert!(help.contains("\nExample:\n") || help.contains("\nExamples:\n"), "{verb}: {help}");
     }
     // With nothing to do, the same.
-    for verb in ["image", "system"] {
+    for verb in ["container", "image", "manifest", "system"] {
         assert_eq!(env.ok([verb]), env.ok([verb, "--help"]));
     }
     let wrong = run(&mut env.command(["pull", "--platform", "nonsense", "oci:x"]));

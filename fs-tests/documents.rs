@@ -1,5 +1,5 @@
-//! The commands that documents show for images, with the same words behind `plyfs` as behind `docker`, and the same shape
-//! of what is printed. Names begin with the test's registry where the documents mean Docker Hub.
+//! The commands that documents show for images and containers, with the same words behind `plyfs` as behind `docker`, and
+//! the same shape of what is printed. Names begin with the test's registry where the documents mean Docker Hub.
 
 use std::process::Command;
 
@@ -9,6 +9,8 @@ use super::listing::{documents, tar};
 use super::support::env::{Output, TestEnv, run};
 use super::support::oci::{Image, digest};
 use super::support::registry::{Content, Reply, Server, command};
+use super::support::small::{Tmux, layer};
+use super::support::tar::Entry;
 
 /// A registry with the documents' images, and a shell in which `docker` is plyfs.
 struct Shelf {
@@ -18,6 +20,9 @@ struct Shelf {
 
 /// Repository, tag, year, layers.
 type Stored = (&'static str, &'static str, i32, &'static [u8]);
+
+/// The layer in which there are programs.
+const PROGRAMS: u8 = 100;
 
 const IMAGES: &[Stored] = &[
     ("library/alpine", "latest", 2023, &[2]),
@@ -29,16 +34,33 @@ const IMAGES: &[Stored] = &[
     ("nigelpoulton/tu-demo", "latest", 2018, &[30, 31]),
     ("nigelpoulton/tu-demo", "v1", 2017, &[30, 32]),
     ("nigelpoulton/tu-demo", "v2", 2018, &[30, 31]),
+    ("library/fedora", "latest", 2016, &[PROGRAMS]),
+    ("library/deepone", "latest", 2024, &[PROGRAMS, 9]),
 ];
+
+/// A shell with fedora's prompt, and a web server that serves nothing.
+fn programs() -> Vec<u8> {
+    let shell = "#!/bin/sh\n[ -t 0 ] || exec sh\nPS1=\"[root@$(cat /proc/sys/kernel/hostname) /]# \" exec sh\n";
+    let server = "#!/bin/sh\ntrap 'exit 0' TERM\nwhile :; do sleep 0.02; done\n";
+    layer()
+        .add(Entry::file("bin/bash", shell).mode(0o755))
+        .add(Entry::file("usr/sbin/httpd", server).mode(0o755))
+        .finish()
+}
 
 impl Shelf {
     fn new() -> Shelf {
         let content = |&(repo, tag, year, layers): &'static Stored| {
             let image = Image::new().tag(tag).edit_config(move |c| {
                 c["created"] = json!(format!("{year}-01-02T03:04:05Z"));
-                c["config"]["Labels"] = json!({ "in": repo });
+                c["config"] = json!({
+                    "Labels": { "in": repo },
+                    "Env": ["PATH=/usr/sbin:/bin"],
+                    "Cmd": ["/usr/sbin/httpd", "-D", "FOREGROUND"],
+                });
             });
-            Content::of(&layers.iter().fold(image, |image, n| image.layer(tar(*n))), repo, tag).0
+            let made = |n: u8| if n == PROGRAMS { programs() } else { tar(n) };
+            Content::of(&layers.iter().fold(image, |image, n| image.layer(made(*n))), repo, tag).0
         };
         let all: Vec<Content> = IMAGES.iter().map(content).collect();
         let server = Server::start(move |seen| match seen.path.strip_suffix("/tags/list") {
@@ -86,7 +108,8 @@ fn shape(host: &str, text: &str) -> Vec<String> {
         let words: Vec<String> = line.split_whitespace().map(word).collect();
         let line = words.join(" ");
         let age = words.windows(3).find(|w| w[2] == "ago").map(|w| w.join(" "));
-        age.map_or(line.clone(), |age| line.replace(&age, "<age>"))
+        let line = age.map_or(line.clone(), |age| line.replace(&age, "<age>"));
+        line.replace("Less than <age>", "<age>")
     });
     let under_way = |line: &String| {
         line.strip_prefix("<id>: ").is_some_and(|what| !matches!(what, "Pull complete" | "Already exists"))
@@ -250,7 +273,7 @@ fn removing() {
     assert_eq!(shelf.shows("docker image ls -q"), [""; 0]);
 }
 
-/// Where the documents have a container, plyfs has a mount.
+/// A mount is to an image what a container is.
 #[test]
 fn an_image_in_use() {
     let env = documents();
@@ -310,4 +333,92 @@ fn the_documents_commands() {
     all.push("-f");
     assert_eq!(shown(&all).lines().filter(|l| l.starts_with("Untagged: ")).count(), 2);
     assert_eq!(shown(&["image", "ls", "-q"]), "");
+}
+
+#[test]
+fn running_brings_in_what_is_not_there() {
+    let shelf = Shelf::new();
+    let ran = shelf.run("docker run -i $R/library/fedora /bin/bash </dev/null");
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, ""), "{ran:?}");
+    let want = [
+        "Unable to find image 'fedora:latest' locally",
+        "latest: Pulling from library/fedora",
+        "<id>: Pull complete",
+        "Digest: <digest>",
+        "Status: Downloaded newer image for fedora:latest",
+    ];
+    assert_eq!(shape(&shelf.server.host, &ran.stderr), want);
+    shelf.shows("docker rm $(docker ps -aq); docker rmi $R/library/fedora");
+    // The same at a terminal.
+    let plyfs = command(&shelf.env, &[]);
+    let variable = |(name, value): (&std::ffi::OsStr, Option<&std::ffi::OsStr>)| {
+        value.map_or_else(String::new, |value| format!("{}={value:?} ", name.display()))
+    };
+    let variables: String = plyfs.get_envs().map(variable).collect();
+    let (program, root, host) = (plyfs.get_program(), shelf.env.root(), &shelf.server.host);
+    let tmux = Tmux::start(&shelf.env);
+    tmux.line(&format!("docker() {{ {variables}{program:?} --root {root:?} \"$@\"; }}; R={host}; clear"));
+    tmux.line("docker run -it $R/library/fedora /bin/bash");
+    let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    tmux.until(&format!("[root@{} /]#", machine.trim()));
+    tmux.until(&format!("Unable to find image '{host}/library/fedora:latest' locally"));
+    for line in want[1..].iter().map(|line| line.split('<').next().unwrap().trim_end_matches("fedora:latest")) {
+        if !line.is_empty() {
+            tmux.until(line);
+        }
+    }
+    tmux.line("exit");
+    tmux.line("echo back $?");
+    tmux.until("back 0");
+}
+
+#[test]
+fn an_image_stays_until_its_last_container_is_gone() {
+    let shelf = Shelf::new();
+    shelf.shows(
+        "docker pull $R/library/deepone; docker tag $R/library/deepone deepone:latest; docker rmi $R/library/deepone",
+    );
+    let first = shelf.run("docker container run -d deepone:latest").stdout;
+    let second = shelf.run("docker container create deepone:latest").stdout;
+    assert!([&first, &second].iter().all(|id| id.trim().len() == 64), "{first}{second}");
+    let table = shelf.shows("docker ps -a");
+    assert_eq!(table[0], "CONTAINER ID IMAGE COMMAND CREATED STATUS PORTS NAMES");
+    assert!(
+        table.iter().skip(1).all(|row| row.starts_with("<id> deepone:latest \"/usr/sbin/httpd -D …\" ")),
+        "{table:?}"
+    );
+    assert!(table[1].contains(" Created ") && table[2].contains(" Up ") && table.len() == 3, "{table:?}");
+    let refused = |line: &str| {
+        let done = shelf.run(line);
+        assert_eq!((done.code, done.stdout.as_str()), (1, ""), "{line}");
+        shape(&shelf.server.host, &done.stderr).join("\n")
+    };
+    let in_use = "Error: conflict: unable to remove repository reference \"deepone:latest\" (must force) - \
+                  container <id> is using its referenced image <id>";
+    assert_eq!(refused("docker image rm deepone:latest"), in_use);
+    let running = "Error: conflict: unable to delete <id> (cannot be forced) - \
+                   image is being used by running container <id>";
+    assert_eq!(refused("docker image rm $(docker image ls -q) -f"), running);
+    let (first, second) = (first.trim(), second.trim());
+    assert_eq!(shelf.run(&format!("docker stop {first}; docker rm {first}")).stdout, format!("{first}\n{first}\n"));
+    assert_eq!(refused("docker image rm deepone:latest"), in_use);
+    assert_eq!(shelf.run(&format!("docker container rm {second}")).stdout, format!("{second}\n"));
+    let gone = shelf.shows("docker image rm deepone:latest");
+    assert_eq!(gone[..2], ["Untagged: deepone:latest", "Deleted: <digest>"]);
+    assert_eq!(shelf.shows("docker ps -a").len() + shelf.shows("docker image ls -q").len(), 1);
+}
+
+/// An image is like a stopped container.
+#[test]
+fn a_stopped_container_becomes_an_image() {
+    let shelf = Shelf::new();
+    shelf.shows("docker pull $R/library/deepone");
+    shelf.run("docker run -d --name one $R/library/deepone");
+    shelf.shows("docker exec one touch /new");
+    assert_eq!(shelf.shows("docker stop one"), ["one"]);
+    assert_eq!(shelf.shows("docker commit one two"), ["<digest>"]);
+    assert_eq!(shelf.shows("docker run --rm two ls /new"), ["/new"]);
+    let table = shelf.shows("docker images");
+    assert_eq!(table[1..], ["two latest <id> <age> <size>", "deepone latest <id> <age> <size>"]);
+    assert_eq!(shelf.shows("docker rm one; docker rmi two")[..2], ["one", "Untagged: two:latest"]);
 }

@@ -27,6 +27,7 @@ mod report;
 #[expect(dead_code, reason = "what tests need")]
 mod tar;
 mod watched;
+mod whole;
 
 use std::fs;
 use std::io::{self, Write};
@@ -41,14 +42,13 @@ use registry::DockerRegistry;
 use report::{Goal, Samples, Unit};
 use serde_json::Value;
 use watched::Watched;
+use whole::{put, read_json, text, whole_layers};
 
 type Outcome<T> = Result<T, String>;
 
 const PLYFS: &str = "plyfs";
 const FLOOR: &str = "inflate+hash";
 const ENGINES: [&str; 4] = [PLYFS, "podman", "skopeo+umoci", FLOOR];
-/// Smaller layers are left out: they hold what the other engines cannot unpack, and no data to speak of.
-const WHOLE: u64 = 1 << 20;
 /// The size of the huge layer.
 const HUGE: u64 = 3 << 30;
 const HUGE_BLOCK: u64 = 1 << 20;
@@ -198,46 +198,6 @@ impl Setting {
         self.clear("copied")?;
         self.clear("unpacked")
     }
-}
-
-fn read_json(layout: &Path, digest: &str) -> io::Result<Value> {
-    Ok(serde_json::from_slice(&fs::read(layout.join(oci::blob_path(digest)))?)?)
-}
-
-fn text(value: &Value) -> io::Result<&str> {
-    value.as_str().ok_or_else(|| io::Error::other("no text where a digest should be"))
-}
-
-/// Writes a document into a layout, and its digest and size into a descriptor.
-fn put(layout: &Path, descriptor: &mut Value, document: &Value) -> io::Result<()> {
-    let bytes = document.to_string().into_bytes();
-    let described = oci::descriptor(&bytes, "");
-    (descriptor["digest"], descriptor["size"]) = (described["digest"].clone(), described["size"].clone());
-    fs::write(layout.join(oci::blob_path(text(&described["digest"])?)), bytes)
-}
-
-/// Makes an image of those layers that hold data. Returns their blobs.
-fn whole_layers(from: &Path, to: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut index: Value = serde_json::from_slice(&fs::read(from.join("index.json"))?)?;
-    let mut manifest = read_json(from, text(&index["manifests"][0]["digest"])?)?;
-    let mut config = read_json(from, text(&manifest["config"]["digest"])?)?;
-    let all = manifest["layers"].as_array().cloned().unwrap_or_default();
-    let wanted: Vec<usize> = (0..all.len()).filter(|n| all[*n]["size"].as_u64() >= Some(WHOLE)).collect();
-    manifest["layers"] = wanted.iter().map(|n| all[*n].clone()).collect();
-    config["rootfs"]["diff_ids"] = wanted.iter().map(|n| config["rootfs"]["diff_ids"][*n].clone()).collect();
-    config["history"] = Value::Array(Vec::new());
-    fs::create_dir_all(to.join("blobs/sha256"))?;
-    put(to, &mut manifest["config"], &config)?;
-    put(to, &mut index["manifests"][0], &manifest)?;
-    fs::write(to.join("index.json"), index.to_string())?;
-    fs::copy(from.join("oci-layout"), to.join("oci-layout"))?;
-    let mut blobs = Vec::new();
-    for layer in manifest["layers"].as_array().into_iter().flatten() {
-        let path = oci::blob_path(text(&layer["digest"])?);
-        fs::copy(from.join(&path), to.join(&path))?;
-        blobs.push(to.join(path));
-    }
-    Ok(blobs)
 }
 
 /// Passes bytes on and hashes them.

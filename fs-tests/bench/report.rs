@@ -33,6 +33,8 @@ impl Unit {
 pub enum Goal {
     /// At most this part of another engine's.
     Ratio(&'static str, f64),
+    /// At most so many of the row's unit more than another engine's.
+    More(&'static str, f64),
     /// At most so many of the row's unit.
     Below(f64),
 }
@@ -86,6 +88,10 @@ impl Samples {
             let (figure, limit, said) = match goal {
                 Goal::Ratio(base, limit) => {
                     (of(engine).zip(of(base)).map(|(a, b)| a / b), limit, format!(" of {base}"))
+                }
+                Goal::More(base, limit) => {
+                    let more = of(engine).zip(of(base)).map(|(a, b)| a - b);
+                    (more, limit, format!(" {} more than {base}", unit.name()))
                 }
                 Goal::Below(limit) => (of(engine), limit, format!(" {}", unit.name())),
             };

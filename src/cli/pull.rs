@@ -107,7 +107,8 @@ impl MissingArgs {
         }
         let named: Reference = wanted.parse()?;
         if !is_there {
-            output::complaint(format_args!("Unable to find image '{}' locally", named.familiar()));
+            let whole = named.clone().or_latest();
+            output::complaint(format_args!("Unable to find image '{}' locally", whole.familiar()));
         }
         // The terminal's signals end the child, which clears up, and this process waits for that.
         let signals = Signals::block_for_child()?;

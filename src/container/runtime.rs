@@ -73,12 +73,12 @@ pub(super) fn why(program: &Path, log: &Path) -> Refusal {
 /// The same; none if it logged no failure.
 pub(super) fn why_if_said(program: &Path, log: &Path) -> Option<Refusal> {
     let text = fs::read_to_string(log).unwrap_or_default();
-    let errors = text.lines().filter_map(|line| {
+    let mut errors = text.lines().filter_map(|line| {
         let line: Value = serde_json::from_str(line).ok()?;
         let severe = matches!(line.get("level").and_then(Value::as_str), Some("error" | "fatal"));
         severe.then(|| line.get("msg").and_then(Value::as_str).map(str::to_owned)).flatten()
     });
-    errors.last().map(|message| refusal(program, &message))
+    errors.next_back().map(|message| refusal(program, &message))
 }
 
 fn refusal(program: &Path, message: &str) -> Refusal {

@@ -1,0 +1,179 @@
+//! What containers are measured on: stores with the image, containers with changes, and a bundle for runc. All of it is gone
+//! when [`Setting`] is dropped.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::engine::run;
+use crate::whole::whole_layers;
+
+type Outcome<T> = Result<T, String>;
+
+/// Entries of the image whose containers are told apart from it.
+const ENTRIES: usize = 12_000;
+/// The test image, as podman calls it.
+const PODMAN_IMAGE: &str = "localhost/debian:12";
+/// Podman raises these unless told otherwise, which not every machine lets it.
+const LIMITS: [&str; 4] = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"];
+
+/// Where everything is, all of it on one disk.
+pub struct Setting {
+    plyfs: PathBuf,
+    scratch: TempDir,
+    /// The test image, as plyfs calls it.
+    pub image: String,
+    /// A container with few changed files, by name.
+    pub changed: String,
+    /// How many entries its image has.
+    pub entries: usize,
+    /// A container with many changed files, by name.
+    pub big: String,
+}
+
+impl Setting {
+    /// Makes all of it of what `scripts/make-image` left in the cache.
+    pub fn make(plyfs: PathBuf, cache: &Path) -> Outcome<Self> {
+        let scratch = tempfile::Builder::new().prefix("bench-").tempdir_in(cache).map_err(|e| e.to_string())?;
+        let mut setting = Self {
+            plyfs,
+            scratch,
+            image: String::new(),
+            changed: "changed".to_owned(),
+            entries: 0,
+            big: "big".to_owned(),
+        };
+        let debian = cache.join("debian");
+        eprintln!("pulling");
+        let whole = setting.place("whole");
+        whole_layers(&debian.join("oci"), Path::new(&whole)).map_err(|e| format!("{whole}: {e}"))?;
+        setting.image = run(&setting.plyfs(&["pull", "-q", &format!("oci:{whole}:latest")]))?;
+        setting.fill_podman(&whole)?;
+        setting.make_bundle(&debian)?;
+        eprintln!("changing files");
+        setting.make_changed(&debian)?;
+        // Programs, libraries, texts and data of all sizes.
+        let image = setting.image.clone();
+        setting.make_container("big", &image, "cp -a /usr /changed")?;
+        Ok(setting)
+    }
+
+    /// A place of that name.
+    pub fn place(&self, name: &str) -> String {
+        self.scratch.path().join(name).display().to_string()
+    }
+
+    /// A plyfs command.
+    pub fn plyfs(&self, words: &[&str]) -> Vec<String> {
+        let (plyfs, root) = (self.plyfs.display().to_string(), self.place("root"));
+        [&[plyfs.as_str(), "--root", &root], words].concat().iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    fn podman(&self, words: &[&str]) -> Vec<String> {
+        let place = |name: &str| self.place(&format!("podman/{name}"));
+        let (root, run_root, tmp) = (place("root"), place("run"), place("tmp"));
+        let base = ["podman", "--root", &root, "--runroot", &run_root, "--tmpdir", &tmp];
+        [&base[..], words].concat().iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    /// Brings the image into podman's store. It makes a name of a layout's path itself, which not every path allows.
+    fn fill_podman(&self, layout: &str) -> Outcome<()> {
+        let (root, run_root) = (self.place("podman/root"), self.place("podman/run"));
+        let (from, to) =
+            (format!("oci:{layout}:latest"), format!("containers-storage:[{root}+{run_root}]{PODMAN_IMAGE}"));
+        run(&["skopeo", "--insecure-policy", "copy", "-q", &from, &to].map(str::to_owned)).map(drop)
+    }
+
+    /// Podman with a container of the image.
+    pub fn podman_run(&self, command: &str) -> Vec<String> {
+        let options = ["run", "--rm", "--network", "none", "--runtime", "runc"];
+        self.podman(&[&options[..], &LIMITS, &[PODMAN_IMAGE, command]].concat())
+    }
+
+    /// How podman stores images.
+    pub fn podman_driver(&self) -> Outcome<String> {
+        run(&self.podman(&["info", "-f", "{{.Store.GraphDriverName}}"]))
+    }
+
+    /// A runc command.
+    pub fn runc(&self, words: &[&str]) -> Vec<String> {
+        let root = self.place("runc");
+        [&["runc", "--root", root.as_str()], words].concat().iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    /// The folder of the container with many changes.
+    pub fn upper(&self) -> Outcome<PathBuf> {
+        self.folder(&self.big).map(|dir| dir.join("upper"))
+    }
+
+    fn folder(&self, container: &str) -> Outcome<PathBuf> {
+        let id = run(&self.plyfs(&["inspect", "-f", "{{.Id}}", container]))?;
+        Ok(self.scratch.path().join("root/containers").join(id))
+    }
+
+    /// Has a script run in a container that stays.
+    fn make_container(&self, name: &str, image: &str, script: &str) -> Outcome<()> {
+        run(&self.plyfs(&["run", "--name", name, "--network", "none", image, "sh", "-euc", script])).map(drop)
+    }
+
+    /// A bundle of the image, its tree mounted by the kernel, with the document that plyfs gives runc.
+    fn make_bundle(&self, debian: &Path) -> Outcome<()> {
+        self.make_container("model", &self.image, "true")?;
+        let path = self.folder("model")?.join("config.json");
+        let failed = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+        let mut document: Value =
+            serde_json::from_slice(&fs::read(&path).map_err(|e| failed(&e))?).map_err(|e| failed(&e))?;
+        document["root"]["path"] = json!(self.place("mnt"));
+        document["process"]["args"] = json!(["true"]);
+        document["linux"]["cgroupsPath"] = json!(format!("/plyfs-bench-{}", std::process::id()));
+        for name in ["bundle", "mnt", "upper", "work"] {
+            fs::create_dir(self.place(name)).map_err(|e| failed(&e))?;
+        }
+        fs::write(self.scratch.path().join("bundle/config.json"), document.to_string()).map_err(|e| failed(&e))?;
+        let (lower, upper, work) = (debian.join("unpacked/rootfs"), self.place("upper"), self.place("work"));
+        let options = format!("lowerdir={},upperdir={upper},workdir={work}", lower.display());
+        let mount = ["mount", "-t", "overlay", "overlay", "-o", &options, &self.place("mnt")];
+        run(&mount.map(str::to_owned)).map(drop)
+    }
+
+    /// A container of an image of [`ENTRIES`] entries: Debian's lowest layer, filled up with small files.
+    fn make_changed(&mut self, debian: &Path) -> Outcome<()> {
+        let (base, more, tar) = (debian.join("layers/0"), self.place("more"), self.place("base.tar"));
+        let words = ["find", &base.display().to_string(), "-mindepth", "1", "-printf", "x"].map(str::to_owned);
+        let there = run(&words)?.len();
+        let place = Path::new(&more).join("more");
+        fs::create_dir_all(&place).map_err(|e| format!("{more}: {e}"))?;
+        // The directory is one of them.
+        for n in there + 1..ENTRIES {
+            fs::write(place.join(n.to_string()), n.to_string()).map_err(|e| format!("{more}: {e}"))?;
+        }
+        self.entries = ENTRIES.max(there + 1);
+        run(&["tar", "-cf", &tar, "-C", &base.display().to_string(), ".", "-C", &more, "./more"].map(str::to_owned))?;
+        run(&self.plyfs(&["import", &tar, "base:1"]))?;
+        let script = "find /usr/share/doc -type f | head -n 100 | while read -r file; do echo >>\"$file\"; done";
+        self.make_container("changed", "base:1", script)
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        // What was never begun cannot be ended.
+        let quietly = |words: Vec<String>| drop(run(&words));
+        let containers = run(&self.plyfs(&["ps", "-aq"])).unwrap_or_default();
+        let ids: Vec<&str> = containers.lines().collect();
+        if !ids.is_empty() {
+            quietly(self.plyfs(&[&["rm", "-f"], &ids[..]].concat()));
+        }
+        quietly(self.runc(&["delete", "-f", "true"]));
+        quietly(self.podman(&["rm", "-af"]));
+        quietly(self.podman(&["rmi", "-af"]));
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+        let ours: Vec<&str> = points.filter(|point| Path::new(point).starts_with(self.scratch.path())).collect();
+        for point in ours.iter().rev() {
+            quietly(["umount", "--lazy", point].map(str::to_owned).to_vec());
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! `scripts/bench run`: a command that does nothing in a container of the test image, by plyfs, by podman and by runc alone
+//! on a tree that the kernel mounts; the same in a chroot; telling what a container changed, and making an image of it.
+//!
+//! Every round runs all of them in turn. Nothing here fails because it was slow.
+
+// What it has from the tests panics as they do; their own tests run there and not here.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![cfg_attr(test, allow(unused_imports))]
+
+mod containers;
+#[expect(dead_code, reason = "what mounting needs")]
+mod engine;
+#[path = "../support/oci.rs"]
+#[expect(dead_code, reason = "what tests need")]
+mod oci;
+#[expect(dead_code, reason = "what mounting needs")]
+mod options;
+#[expect(dead_code, reason = "what reading needs")]
+mod report;
+#[path = "../support/tar.rs"]
+#[expect(dead_code, reason = "what tests need")]
+mod tar;
+mod whole;
+
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+use containers::Setting;
+use engine::{milliseconds, run};
+use options::{Options, cache};
+use report::{Goal, Samples, Unit};
+
+type Outcome<T> = Result<T, String>;
+
+const PLYFS: &str = "plyfs";
+const TAR: &str = "tar+gzip";
+const ENGINES: [&str; 4] = [PLYFS, "podman", "runc", TAR];
+/// How often each of those that take no time is run in a round.
+const TIMES: usize = 10;
+/// The changed files that `diff` has to tell of.
+const CHANGED: usize = 100;
+
+/// What plyfs should reach.
+const GOALS: &[(&str, Goal)] = &[
+    ("run true", Goal::Ratio("podman", 0.5)),
+    ("run true", Goal::More("runc", 40.0)),
+    ("chroot true", Goal::Below(30.0)),
+    ("diff", Goal::Below(10.0)),
+    ("commit", Goal::Ratio(TAR, 1.2)),
+];
+
+fn main() -> std::process::ExitCode {
+    match Options::read("").and_then(|options| bench(&options)) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("bench: {message}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(options: &Options) -> Outcome<()> {
+    // On one disk with the image, as a store is.
+    let setting = Setting::make(options.plyfs.clone(), &cache()?)?;
+    let mut samples = Samples::default();
+    // The first round pays for the disk and is not kept.
+    for round in 0..=options.rounds {
+        eprintln!("round {round} of {}", options.rounds);
+        if round == 1 {
+            samples = Samples::default();
+        }
+        nothing(&setting, &mut samples)?;
+        diff(&setting, &mut samples)?;
+        commit(&setting, &mut samples)?;
+    }
+    finish(&samples, &setting)
+}
+
+/// Keeps how long a command takes; gives what it said.
+fn timed(samples: &mut Samples, row: &str, engine: &str, words: &[String]) -> Outcome<String> {
+    let start = Instant::now();
+    let said = run(words)?;
+    samples.add(row, Unit::Milliseconds, engine, milliseconds(start.elapsed()));
+    Ok(said)
+}
+
+/// Containers and a chroot that do nothing, in turn.
+fn nothing(setting: &Setting, samples: &mut Samples) -> Outcome<()> {
+    let image = setting.image.as_str();
+    rustix::fs::sync();
+    for _ in 0..TIMES {
+        let ours = setting.plyfs(&["run", "--rm", "--network", "none", image, "true"]);
+        timed(samples, "run true", PLYFS, &ours)?;
+        timed(samples, "run true", "podman", &setting.podman_run("true"))?;
+        timed(samples, "run true", "runc", &setting.runc(&["run", "-b", &setting.place("bundle"), "true"]))?;
+        timed(samples, "chroot true", PLYFS, &setting.plyfs(&["chroot", image, "true"]))?;
+    }
+    Ok(())
+}
+
+fn diff(setting: &Setting, samples: &mut Samples) -> Outcome<()> {
+    for _ in 0..TIMES {
+        let said = timed(samples, "diff", PLYFS, &setting.plyfs(&["diff", &setting.changed]))?;
+        // Their directories are changed too.
+        if said.lines().count() <= CHANGED {
+            return Err(format!("diff does not tell of {CHANGED} files:\n{said}"));
+        }
+    }
+    Ok(())
+}
+
+fn commit(setting: &Setting, samples: &mut Samples) -> Outcome<()> {
+    rustix::fs::sync();
+    timed(samples, "commit", PLYFS, &setting.plyfs(&["commit", &setting.big, "committed:1"]))?;
+    run(&setting.plyfs(&["rmi", "committed:1"]))?;
+    rustix::fs::sync();
+    let packed = setting.place("packed.tar.gz");
+    let line = "set -o pipefail; tar -C \"$0\" -cf - . | gzip >\"$1\"".to_owned();
+    let words = ["bash".to_owned(), "-c".to_owned(), line, setting.upper()?.display().to_string(), packed.clone()];
+    timed(samples, "commit", TAR, &words)?;
+    fs::remove_file(&packed).map_err(|e| format!("{packed}: {e}"))
+}
+
+fn finish(samples: &Samples, setting: &Setting) -> Outcome<()> {
+    let upper = setting.upper()?;
+    let size = run(&["du", "-sm", "--apparent-size", &upper.display().to_string()].map(str::to_owned))?;
+    let size = size.split_whitespace().next().unwrap_or_default().to_owned();
+    samples.print(&ENGINES.map(str::to_owned), "podman");
+    println!(
+        "podman's storage driver: {}. runc: alone, on a bundle that is ready. diff: of {CHANGED} changed files on an image \
+         of {} entries. commit: of {size} MiB of changes.",
+        setting.podman_driver()?,
+        setting.entries
+    );
+    samples.print_goals(PLYFS, GOALS);
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench-run.json");
+    let result = serde_json::json!({ "rows": samples.json(), "committed MiB": size, "entries": setting.entries });
+    fs::write(&target, format!("{result:#}\n")).map_err(|e| format!("{}: {e}", target.display()))?;
+    println!("{}", target.display());
+    Ok(())
+}

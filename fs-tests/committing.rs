@@ -507,8 +507,9 @@ fn whose_changes_they_are_is_found_or_refused_in_one_line() {
         assert!(said.starts_with("Error: ") && said.contains(says), "{args:?}: {said}");
     }
     for (args, says) in [
-        (&["diff"][..], "\"plyfs diff\" requires --upper <DIR>.\nSee 'plyfs diff --help'.\n"),
-        (&["commit", "a"], "\"plyfs commit\" requires --upper <DIR>.\nSee 'plyfs commit --help'.\n"),
+        (&["diff"][..], "\"plyfs diff\" requires exactly 1 argument.\nSee 'plyfs diff --help'.\n"),
+        (&["commit", "a"], "Error: No such container: a\n"),
+        (&["commit"], "\"plyfs commit\" requires at least 1 and at most 2 arguments.\nSee 'plyfs commit --help'.\n"),
         (&["diff", "--upper", &upper, "a"], "\"plyfs diff\" accepts no arguments.\nSee 'plyfs diff --help'.\n"),
         (
             &["commit", "--upper", &upper, "a", "b"],

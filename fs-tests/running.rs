@@ -539,6 +539,39 @@ fn what_is_written_is_there_after_the_end() {
     assert!(!container.join("big").exists());
 }
 
+#[test]
+fn a_bundle_is_run_by_a_runtime_alone() {
+    let env = environment();
+    let dir = env.path("bundle").display().to_string();
+    let runc = |command: &mut Command, id: &str| {
+        let state = env.path(format!("state-{id}"));
+        command.arg("--root").arg(state).args(["run", "--bundle", &dir, id]);
+        run(command)
+    };
+    env.ok(["bundle", "-e", "ONE=1", "--network", "none", "box:1", &dir, "sh", "-c", "echo $ONE; touch /made; exit 4"]);
+    let ran = runc(&mut Command::new("runc"), &format!("plyfs-test-{}", std::process::id()));
+    assert_eq!((ran.code, ran.stdout.as_str()), (4, "1\n"), "{ran:?}");
+    env.ok(["umount", &format!("{dir}/rootfs")]);
+    assert!(fs::exists(format!("{dir}/upper/made")).unwrap());
+    assert!(env.fails(["bundle", "box:1", &dir]).ends_with("is not empty"));
+    // One that comes to nothing leaves nothing.
+    let none = env.path("none").display().to_string();
+    assert!(env.fails(["bundle", "-u", "bob", "box:1", &none]).contains("unable to find user bob"));
+    assert!(!fs::exists(&none).unwrap());
+    assert_eq!(env.ok(["mounts", "-q"]), "");
+    // A plain user's.
+    let (env, home) = for_user(NOBODY);
+    let dir = home.join("bundle").display().to_string();
+    let made = run(&mut env.as_user(NOBODY, &["bundle", "box:1", &dir, "id", "-u"]));
+    assert_eq!(made.code, 0, "{made:?}");
+    let mut plain = Command::new("setpriv");
+    plain.args(["--reuid=65534", "--regid=65534", "--clear-groups", "runc", "--root"]).arg(home.join("state"));
+    let ran = run(plain.args(["run", "--bundle", &dir, "mine"]));
+    let ended = run(&mut env.as_user(NOBODY, &["umount", &format!("{dir}/rootfs")]));
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, "0\n"), "{ran:?}");
+    assert_eq!(ended.code, 0, "{ended:?}");
+}
+
 /// Through its processes while it runs, and by mounting its tree for a moment while it does not.
 #[test]
 fn files_are_copied_both_ways_whether_it_runs_or_not() {

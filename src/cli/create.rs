@@ -10,21 +10,12 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
-/// What is said of a container that is to be made.
+/// What is said of what is to run.
 #[derive(clap::Args)]
-pub(super) struct CreateArgs {
-    /// Its name [default: two words]
-    #[arg(long, value_name = "NAME")]
-    pub(super) name: Option<String>,
-    /// Pass standard input on
-    #[arg(short, long)]
-    pub(super) interactive: bool,
+pub(super) struct WhatArgs {
     /// Give it a terminal
     #[arg(short, long)]
     pub(super) tty: bool,
-    /// Remove it when it has ended
-    #[arg(long)]
-    pub(super) rm: bool,
     /// Set an environment variable, or hand down the one of that name
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     env: Vec<String>,
@@ -61,6 +52,22 @@ pub(super) struct CreateArgs {
     /// Take a capability of the usual ones away, or ALL
     #[arg(long, value_name = "CAPABILITY")]
     cap_drop: Vec<String>,
+    #[command(flatten)]
+    missing: pull::MissingArgs,
+}
+
+/// What is said of a container that is to be made.
+#[derive(clap::Args)]
+pub(super) struct CreateArgs {
+    /// Its name [default: two words]
+    #[arg(long, value_name = "NAME")]
+    pub(super) name: Option<String>,
+    /// Pass standard input on
+    #[arg(short, long)]
+    pub(super) interactive: bool,
+    /// Remove it when it has ended
+    #[arg(long)]
+    pub(super) rm: bool,
     /// Label it
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     label: Vec<String>,
@@ -71,13 +78,34 @@ pub(super) struct CreateArgs {
     #[arg(long, value_name = "RUNTIME")]
     pub(super) runtime: Option<String>,
     #[command(flatten)]
-    missing: pull::MissingArgs,
+    pub(super) what: WhatArgs,
 }
 
 /// Finds the image, or pulls it. The process must have one thread, and has one still.
-pub(super) fn image(store: &Store, wanted: &str, a: &CreateArgs) -> anyhow::Result<Image> {
+pub(super) fn image(store: &Store, wanted: &str, a: &WhatArgs) -> anyhow::Result<Image> {
     a.missing.bring_in(store, wanted)?;
     Ok(store.resolve(wanted)?)
+}
+
+/// What is to run, as a container that is in no register and has no name.
+pub(super) fn described(
+    store: &Store,
+    image: &Image,
+    wanted: &str,
+    command: &[String],
+    a: &WhatArgs,
+) -> anyhow::Result<Container> {
+    let document = inspect::config(store, image)?;
+    let images = document.get("config").and_then(Value::as_object).cloned().unwrap_or_default();
+    Ok(Container {
+        id: containers::new_id()?,
+        name: String::new(),
+        image: image.clone(),
+        reference: wanted.parse::<Reference>().map_or_else(|_| wanted.to_owned(), |r| r.familiar()),
+        created: format!("{:.9}", Timestamp::now()),
+        config: config(images, command, a)?,
+        host: host(a)?,
+    })
 }
 
 /// Makes the container, and gives it held.
@@ -89,17 +117,11 @@ pub(super) fn create(
     a: &CreateArgs,
     detached: bool,
 ) -> anyhow::Result<(Container, Held)> {
-    let document = inspect::config(store, image)?;
-    let images = document.get("config").and_then(Value::as_object).cloned().unwrap_or_default();
-    let mut container = Container {
-        id: containers::new_id()?,
-        name: String::new(),
-        image: image.clone(),
-        reference: wanted.parse::<Reference>().map_or_else(|_| wanted.to_owned(), |r| r.familiar()),
-        created: format!("{:.9}", Timestamp::now()),
-        config: config(images, command, a)?,
-        host: host(a, detached)?,
-    };
+    let mut container = described(store, image, wanted, command, &a.what)?;
+    add_own(&mut container.config, a)?;
+    container.host.runtime.clone_from(&a.runtime);
+    container.host.auto_remove = a.rm;
+    container.host.detached = detached;
     check(&container)?;
     if let Some(name) = &a.name {
         name.clone_into(&mut container.name);
@@ -135,7 +157,7 @@ fn check(container: &Container) -> anyhow::Result<()> {
 }
 
 /// The image's config with what the user said instead.
-fn config(mut config: Map<String, Value>, command: &[String], a: &CreateArgs) -> anyhow::Result<Map<String, Value>> {
+fn config(mut config: Map<String, Value>, command: &[String], a: &WhatArgs) -> anyhow::Result<Map<String, Value>> {
     let list = |config: &Map<String, Value>, name: &str| -> Vec<String> {
         let all = config.get(name).and_then(Value::as_array).into_iter().flatten();
         all.filter_map(Value::as_str).map(str::to_owned).collect()
@@ -156,33 +178,40 @@ fn config(mut config: Map<String, Value>, command: &[String], a: &CreateArgs) ->
         env.push(line);
     }
     config.insert("Env".into(), json!(env));
-    let given =
-        [("WorkingDir", &a.workdir), ("User", &a.user), ("Hostname", &a.hostname), ("StopSignal", &a.stop_signal)];
-    for (name, value) in given {
+    for (name, value) in [("WorkingDir", &a.workdir), ("User", &a.user), ("Hostname", &a.hostname)] {
         if let Some(value) = value {
             config.insert(name.into(), json!(value));
         }
     }
-    if let Some(Value::String(signal)) = config.get("StopSignal").filter(|signal| **signal != json!("")) {
-        words::signal(signal).ok_or_else(|| anyhow::anyhow!("invalid signal: {signal}"))?;
-    }
     config.insert("Tty".into(), json!(a.tty));
-    config.insert("OpenStdin".into(), json!(a.interactive));
-    if !a.label.is_empty() {
-        let labels = config.entry("Labels").or_insert(Value::Null);
-        if !labels.is_object() {
-            *labels = json!({});
-        }
-        for label in &a.label {
-            let (key, value) = label.split_once('=').unwrap_or((label, ""));
-            labels[key] = json!(value);
-        }
-    }
     Ok(config)
 }
 
+/// What a container has for itself.
+fn add_own(config: &mut Map<String, Value>, a: &CreateArgs) -> anyhow::Result<()> {
+    if let Some(signal) = &a.stop_signal {
+        config.insert("StopSignal".into(), json!(signal));
+    }
+    if let Some(Value::String(signal)) = config.get("StopSignal").filter(|signal| **signal != json!("")) {
+        words::signal(signal).ok_or_else(|| anyhow::anyhow!("invalid signal: {signal}"))?;
+    }
+    config.insert("OpenStdin".into(), json!(a.interactive));
+    if a.label.is_empty() {
+        return Ok(());
+    }
+    let labels = config.entry("Labels").or_insert(Value::Null);
+    if !labels.is_object() {
+        *labels = json!({});
+    }
+    for label in &a.label {
+        let (key, value) = label.split_once('=').unwrap_or((label, ""));
+        labels[key] = json!(value);
+    }
+    Ok(())
+}
+
 /// The user's environment: files first, then words.
-fn environment(a: &CreateArgs) -> anyhow::Result<Vec<String>> {
+fn environment(a: &WhatArgs) -> anyhow::Result<Vec<String>> {
     let mut all = Vec::new();
     for path in &a.env_file {
         let text = std::fs::read_to_string(path)
@@ -208,7 +237,7 @@ fn environment(a: &CreateArgs) -> anyhow::Result<Vec<String>> {
     Ok(lines)
 }
 
-fn host(a: &CreateArgs, detached: bool) -> anyhow::Result<Host> {
+fn host(a: &WhatArgs) -> anyhow::Result<Host> {
     let network = match a.network.as_str() {
         "host" | "default" => Network::Host,
         "none" => Network::None,
@@ -228,9 +257,7 @@ fn host(a: &CreateArgs, detached: bool) -> anyhow::Result<Host> {
         network,
         cap_add: a.cap_add.clone(),
         cap_drop: a.cap_drop.clone(),
-        runtime: a.runtime.clone(),
-        auto_remove: a.rm,
-        detached,
+        ..Host::default()
     })
 }
 
@@ -319,7 +346,10 @@ mod tests {
     fn the_users_words_come_over_the_images_config() {
         let words = |command: &[&str], flags: &[&str]| {
             let command: Vec<String> = command.iter().map(|s| (*s).to_owned()).collect();
-            config(images(), &command, &args(flags))
+            let a = args(flags);
+            let mut config = config(images(), &command, &a.what)?;
+            add_own(&mut config, &a)?;
+            Ok::<_, anyhow::Error>(config)
         };
         let made =
             words(&["b", "c"], &["-e", "A=2", "-e", "B=x=y", "-e", "NO_SUCH", "-l", "k=2", "-l", "n", "-t"]).unwrap();
@@ -344,20 +374,20 @@ mod tests {
         let path = dir.path().join("env");
         std::fs::write(&path, "# comment\n\n  A=1 2\nNO_SUCH_VARIABLE_HERE\nB=\n").unwrap();
         assert_eq!(
-            environment(&args(&["--env-file", path.to_str().unwrap(), "-e", "C=3"])).unwrap(),
+            environment(&args(&["--env-file", path.to_str().unwrap(), "-e", "C=3"]).what).unwrap(),
             ["A=1 2", "B=", "C=3"]
         );
-        assert!(environment(&args(&["--env-file", "/no/such"])).unwrap_err().to_string().contains("/no/such"));
+        assert!(environment(&args(&["--env-file", "/no/such"]).what).unwrap_err().to_string().contains("/no/such"));
     }
 
     #[test]
     fn where_things_are_mounted_is_checked() {
         let made =
-            host(&args(&["-v", "/etc:/a:ro", "--tmpfs", "/b:size=1m", "--network", "none", "--cap-drop", "ALL"]), true);
+            host(&args(&["-v", "/etc:/a:ro", "--tmpfs", "/b:size=1m", "--network", "none", "--cap-drop", "ALL"]).what);
         let made = made.unwrap();
         assert_eq!(made.tmpfs, [Tmpfs { target: "/b".into(), options: "size=1m".into() }]);
-        assert_eq!((made.network, made.cap_drop, made.detached), (Network::None, vec!["ALL".to_owned()], true));
-        let said = |flags: &[&str]| host(&args(flags), false).unwrap_err().to_string();
+        assert_eq!((made.network, made.cap_drop), (Network::None, vec!["ALL".to_owned()]));
+        let said = |flags: &[&str]| host(&args(flags).what).unwrap_err().to_string();
         assert_eq!(said(&["-v", "/etc:/a", "--tmpfs", "/a/"]), "Duplicate mount point: /a/");
         assert!(said(&["--tmpfs", "a"]).contains("absolute path"));
         assert!(said(&["--network", "bridge"]).contains("there are host and none"));

@@ -6,6 +6,7 @@
 mod archive;
 mod args;
 mod attach;
+mod bundle;
 mod changed;
 mod chroot;
 mod cp;
@@ -118,6 +119,8 @@ enum Command {
     Create(run::OnlyCreateArgs),
     /// Have containers run again
     Start(run::StartArgs),
+    /// Make a bundle of an image, for a runtime
+    Bundle(bundle::BundleArgs),
     /// Run a command in a running container
     Exec(exec::ExecArgs),
     /// Show what a container printed
@@ -312,6 +315,7 @@ fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
         Command::Run(a) | Command::Container(ContainerCommand::Run(a)) => run::run(global, &a),
         Command::Create(a) | Command::Container(ContainerCommand::Create(a)) => run::create(global, &a),
         Command::Start(a) | Command::Container(ContainerCommand::Start(a)) => run::start(global, &a),
+        Command::Bundle(a) => bundle::bundle(global, &a),
         Command::Exec(a) | Command::Container(ContainerCommand::Exec(a)) => exec::exec(global, &a),
         Command::Logs(a) | Command::Container(ContainerCommand::Logs(a)) => logs::logs(global, &a),
         Command::Stop(a) | Command::Container(ContainerCommand::Stop(a)) => lifecycle::stop(global, &a),

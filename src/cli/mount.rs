@@ -159,6 +159,18 @@ pub(super) fn helper(arguments: &[OsString]) -> anyhow::Result<()> {
     start(&store, &image, At::Given(Path::new(at)), parsed, false, false)
 }
 
+/// Mounts an image at a directory, with changes going to another, in the background.
+pub(super) fn mount_writable(store: &Store, image: &str, at: &Path, upper: PathBuf) -> anyhow::Result<()> {
+    let mut parsed = mount_options::parse(&[], Options::for_user(image, sys::is_root()), false)?;
+    parsed.upper = Some(upper);
+    start(store, image, At::Given(at), parsed, false, false)
+}
+
+/// Takes a mount away, and waits until all changes are with its upper directory.
+pub(super) fn unmount_now(store: &Store, at: &Path) -> anyhow::Result<()> {
+    unmount_one(store, at, false)
+}
+
 fn start(store: &Store, image: &str, at: At<'_>, parsed: Parsed, kept: bool, foreground: bool) -> anyhow::Result<()> {
     let given = match at {
         At::Given(at) => Some(existing_directory(at)?),

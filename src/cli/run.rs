@@ -77,13 +77,13 @@ fn before_it_runs(error: anyhow::Error) -> anyhow::Error {
 pub(super) fn run(global: &Global, a: &RunArgs) -> anyhow::Result<()> {
     let (wanted, command) = args::at_least_one("run", &a.args).map(|all| (&all[0], &all[1..]))?;
     let begin = || {
-        if a.create.interactive && a.create.tty && !a.detach && !std::io::stdin().is_terminal() {
+        if a.create.interactive && a.create.what.tty && !a.detach && !std::io::stdin().is_terminal() {
             anyhow::bail!("the input device is not a TTY");
         }
         let store = global.store()?;
         // Before anything is pulled or made for nothing.
         find_runtime(a.create.runtime.as_deref()).map_err(|refusal| refused(&refusal))?;
-        let image = create::image(&store, wanted, &a.create)?;
+        let image = create::image(&store, wanted, &a.create.what)?;
         let (container, held) = create::create(&store, &image, wanted, command, &a.create, a.detach)?;
         Ok((store, container, held))
     };
@@ -99,7 +99,7 @@ pub(super) fn run(global: &Global, a: &RunArgs) -> anyhow::Result<()> {
 pub(super) fn create(global: &Global, a: &OnlyCreateArgs) -> anyhow::Result<()> {
     let (wanted, command) = args::at_least_one("create", &a.args).map(|all| (&all[0], &all[1..]))?;
     let store = global.store()?;
-    let image = create::image(&store, wanted, &a.create)?;
+    let image = create::image(&store, wanted, &a.create.what)?;
     let (container, _held) = create::create(&store, &image, wanted, command, &a.create, true)?;
     output::line(&container.id)
 }

@@ -4,10 +4,11 @@
 //! `userns` gives a plain user root's rights over his own. A `room` is a tree that is served for one child, which works
 //! in namespaces of its own: for `chroot` that is the command itself, for a container it is the `runner`.
 //!
-//! A container: the `keeper` serves its tree; the `runner` in the room makes its bundle (`spec`, `volumes`), has a
+//! A container: the `keeper` serves its tree; the `runner` in the room makes its `bundle` (`spec`, `volumes`), has a
 //! `runtime` start it, and carries what it reads and prints (`stdio`, `log`). Others reach it by signals (`control`), by
 //! its files (`reach`, `copy`), and with programs (`exec`).
 
+pub mod bundle;
 pub mod chroot;
 pub mod control;
 pub mod copy;

@@ -4,17 +4,15 @@
 //! The runtime starts the container and goes; the container's first process becomes a child of this one, process 1 here.
 //! Whoever kills this process, or the one that serves the tree, thereby kills the container.
 
+use super::bundle::{self, Wanted};
 use super::control::{self, Deliver};
-use super::inside::Inside;
 use super::room::{self, Refusal, Say};
-use super::spec::{self, Machine, Place};
+use super::runtime;
 use super::stdio::{self, Carried, Streams};
 use super::userns::Mapping;
-use super::{runtime, user, volumes};
 use crate::store::Store;
-use crate::store::containers::{Container, Held, Network, State, Status};
+use crate::store::containers::{Container, Held, State, Status};
 use crate::sys::{self, Ended, Namespaces, Restrictions, Signals};
-use oci_spec::runtime::BoxBuilder;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
@@ -50,10 +48,6 @@ pub struct Job<'a> {
     pub attached: bool,
 }
 
-/// The files of this machine that a container has its own of, in its folder and in the container.
-pub(super) const FILES: [(&str, &str); 3] =
-    [("resolv.conf", "/etc/resolv.conf"), ("hosts", "/etc/hosts"), ("hostname", "/etc/hostname")];
-
 /// Runs the container, and gives the code that it ended with.
 pub fn work(job: Job<'_>, mut say: Say, signals: &Signals) -> i32 {
     let (dir, id) = (job.store.container_dir(&job.container.id), job.container.id.clone());
@@ -81,7 +75,16 @@ fn begin(job: Job<'_>, dir: &Path) -> Result<(i32, Carried), Refusal> {
     std::env::set_current_dir(dir).map_err(failed("enter the container's folder"))?;
     // What a run that was killed left.
     runtime::sweep(dir, &job.container.id);
-    let mut made = prepare(&job, dir)?;
+    let wanted = Wanted {
+        container: job.container,
+        dir,
+        root: &dir.join("rootfs"),
+        mapping: job.mapping.as_ref(),
+        own_users: false,
+        terminal: job.streams.terminal,
+        size: job.streams.size(),
+    };
+    let mut made = bundle::write(&wanted)?;
     made.extend(job.made.iter().cloned());
     let log = runtime::log(dir);
     let _none = fs::remove_file(&log);
@@ -121,74 +124,6 @@ fn mount_proc() -> io::Result<()> {
     let proc = sys::new_file_system("proc", &[("source", "proc")], closed)?;
     let at = rustix::fs::open("/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     sys::attach(&proc, &at)
-}
-
-/// Makes the bundle of what the container's folder and its tree have; gives the paths that were made in the tree for
-/// mounts only.
-fn prepare(job: &Job<'_>, dir: &Path) -> Result<BTreeSet<String>, Refusal> {
-    let Job { container, mapping, .. } = job;
-    let rootfs = dir.join("rootfs");
-    let failed = |what: &str, e: &io::Error| Refusal::own(format!("cannot {what}: {}", sys::describe(e)));
-    let root = Inside::open(&rootfs).map_err(|e| failed("enter the image", &e))?;
-    let user = user::resolve(&root, text(container, "User")).map_err(|e| Refusal::own(e.to_string()))?;
-    let machine = Machine::look().map_err(|e| failed("look at this machine", &e))?;
-    write_files(container, dir, &machine).map_err(|e| failed("write the container's files", &e))?;
-    let volumes = volumes::make(container, dir, &root).map_err(|e| failed("make the image's volumes", &e))?;
-    let unfit = |e: spec::SpecError| Refusal::own(e.to_string());
-    let place = Place {
-        container,
-        user: &user,
-        root: &rootfs,
-        binds: &spec::bound(container, dir, &volumes).map_err(unfit)?,
-        mapping: mapping.as_ref(),
-        terminal: job.streams.terminal,
-        machine: &machine,
-    };
-    let mut document = spec::document(&place).map_err(unfit)?;
-    if let (Some(size), Some(process)) = (job.streams.size(), document.process_mut()) {
-        let size = BoxBuilder::default().height(size.ws_row).width(size.ws_col).build();
-        process.set_console_size(size.ok());
-    }
-    let made = make_mountpoints(&root, &spec::mountpoints(&place))?;
-    let directory = Path::new("/").join(text(container, "WorkingDir"));
-    if !container.host.read_only {
-        let made = root.make_mountpoint(&directory, true);
-        made.map_err(|e| failed(&format!("work in the directory {}", directory.display()), &e))?;
-    }
-    let bytes = serde_json::to_vec(&document).map_err(|e| Refusal::own(format!("cannot write the bundle: {e}")))?;
-    fs::write("config.json", bytes).map_err(|e| failed("write the bundle", &e))?;
-    Ok(made)
-}
-
-/// Makes what is missing for mounts.
-fn make_mountpoints(root: &Inside, all: &[(String, bool)]) -> Result<BTreeSet<String>, Refusal> {
-    let mut made = BTreeSet::new();
-    for (path, is_dir) in all {
-        let new = root.make_mountpoint(path, *is_dir);
-        let new = new.map_err(|e| Refusal::own(format!("cannot mount at {path}: {}", sys::describe(&e))))?;
-        made.extend(new.into_iter().map(|path| path.to_string_lossy().into_owned()));
-    }
-    Ok(made)
-}
-
-/// The network's files: this machine's, as far as the container has its network.
-fn write_files(container: &Container, dir: &Path, machine: &Machine) -> io::Result<()> {
-    for (name, path) in FILES {
-        let text = match (name, container.host.network) {
-            ("hostname", _) => format!("{}\n", spec::hostname(container, &machine.hostname)).into_bytes(),
-            ("hosts", Network::None) => LOCAL_HOSTS.as_bytes().to_vec(),
-            // One that is missing is empty.
-            _ => fs::read(path).unwrap_or_default(),
-        };
-        fs::write(dir.join(name), text)?;
-    }
-    Ok(())
-}
-
-const LOCAL_HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
-
-fn text<'a>(container: &'a Container, field: &str) -> &'a str {
-    container.config.get(field).and_then(serde_json::Value::as_str).unwrap_or_default()
 }
 
 /// Reads a file of the machine's /proc, which this process sees no more.

@@ -121,3 +121,15 @@ fn parallel_ones_share_the_index_and_the_pages() {
     assert!(maps.iter().all(|one| *one == maps[0]), "{maps:?}");
     all.into_iter().for_each(Printed::end);
 }
+
+#[test]
+fn rm_ends_it_too() {
+    let env = place();
+    let (one, two) = (Printed::new(&env, &["--rw"]), Printed::new(&env, &[]));
+    let id = two.at.parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+    let path = one.at.to_str().unwrap();
+    assert_eq!(env.ok(["rm", path]), format!("{path}\n"));
+    assert_eq!(env.ok(["rm", &id]), format!("{id}\n"));
+    assert!(!one.at.exists() && !two.at.exists());
+    assert_eq!(env.fails(["rm", path]), format!("Error: No such container: {path}"));
+}

@@ -1,10 +1,10 @@
 //! `stop`, `kill`, `wait` and `rm`: containers that end and go.
 
 use super::daemon::leave_to_child;
-use super::{Exit, Global, args, output};
+use super::{Exit, Global, args, mount, output};
 use crate::container::{control, userns, words};
 use crate::store::containers::{self, Container, Status};
-use crate::store::{Store, containers::Held};
+use crate::store::{Error, Store, containers::Held};
 use crate::sys;
 use serde_json::Value;
 use std::fs;
@@ -60,7 +60,7 @@ pub(super) struct RmArgs {
     /// Remove its anonymous volumes too: they always go
     #[arg(short, long)]
     volumes: bool,
-    /// Containers, by name or ID
+    /// Containers, by name or ID; a mount of `mount --print`, by its path or ID, ends too
     #[arg(value_name = "CONTAINER")]
     args: Vec<String>,
 }
@@ -136,7 +136,8 @@ pub(super) fn rm(global: &Global, a: &RmArgs) -> anyhow::Result<()> {
     let (send, receive) = std::sync::mpsc::channel();
     let done = each("rm", global, &a.args, |store, name| {
         let container = match containers::find(store, name) {
-            Err(crate::store::Error::NoSuchContainer(_)) if a.force => return Ok(None),
+            Err(Error::NoSuchContainer(_)) if mount::end_own(store, name)? => return Ok(Some(name.to_owned())),
+            Err(Error::NoSuchContainer(_)) if a.force => return Ok(None),
             found => found?,
         };
         if a.force {

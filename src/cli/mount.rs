@@ -166,6 +166,14 @@ pub(super) fn mount_writable(store: &Store, image: &str, at: &Path, upper: PathB
     start(store, image, At::Given(at), parsed, false, false)
 }
 
+/// Ends a mount that the store made the place of, named by that path or its ID; false if there is none.
+pub(super) fn end_own(store: &Store, name: &str) -> anyhow::Result<bool> {
+    let own = store.root().join("mounts");
+    let meant = |mount: &mounts::Info| mount.id == name || mount.mountpoint == Path::new(name);
+    let found = mounts::list(store)?.into_iter().find(|mount| meant(mount) && mount.mountpoint.starts_with(&own));
+    found.map(|mount| unmount_one(store, &mount.mountpoint, false)).transpose().map(|done| done.is_some())
+}
+
 /// Takes a mount away, and waits until all changes are with its upper directory.
 pub(super) fn unmount_now(store: &Store, at: &Path) -> anyhow::Result<()> {
     unmount_one(store, at, false)

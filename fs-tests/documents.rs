@@ -368,6 +368,7 @@ fn running_brings_in_what_is_not_there() {
         }
     }
     tmux.line("exit");
+    tmux.until_back();
     tmux.line("echo back $?");
     tmux.until("back 0");
 }

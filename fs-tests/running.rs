@@ -506,6 +506,7 @@ fn a_shell_at_a_terminal() {
         tmux.run(&["capture-pane", "-p"]).contains("40 90")
     });
     tmux.line("touch /made; exit 6");
+    tmux.until_back();
     tmux.line("echo back $?; stty -a | grep -o ' echo '");
     tmux.until("back 6");
     tmux.until(" echo");
@@ -513,6 +514,7 @@ fn a_shell_at_a_terminal() {
     tmux.until("inside>");
     tmux.line("ls /made && exit 8");
     tmux.until("/made");
+    tmux.until_back();
     tmux.line("echo again $?");
     tmux.until("again 8");
     nothing_is_left(&env);

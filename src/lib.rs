@@ -36,7 +36,7 @@
 //! | [`upper`] | the writable directory: its form, its work directory, single objects made whole and put in place by one call; views of it |
 //! | [`fs`] | inodes and operations, without a kernel: tests call it directly; an image as it is, or its union with an upper; what differs between them |
 //! | [`fuse`] | the kernel's side: converts, calls `fs`, replies; the only module that names fuser |
-//! | [`container`] | an image as a running root: its users and paths, namespaces, chroot, what a runtime is told |
+//! | [`container`] | an image as a running root: its users and paths, namespaces, chroot; containers: what keeps and runs one, how it is reached |
 //! | [`cli`] | the door: arguments, Docker's words, the mount helper, the daemon |
 //!
 //! # Invariants

@@ -164,6 +164,15 @@ impl Tmux {
         self.run(&["send-keys", "Enter"]);
     }
 
+    /// Waits until the shell outside asks for a line: what is typed before may be read by what it waits for.
+    #[track_caller]
+    pub fn until_back(&self) {
+        eventually("the shell asks for a line", || {
+            let screen = self.run(&["capture-pane", "-p"]);
+            screen.lines().rfind(|line| !line.is_empty()).is_some_and(|line| line.trim_end() == "host>")
+        });
+    }
+
     /// Waits until a line of the screen begins so.
     #[track_caller]
     pub fn until(&self, begins: &str) {

@@ -232,8 +232,9 @@ fn existing_directory(at: &Path) -> anyhow::Result<PathBuf> {
     if path.is_dir() { Ok(path) } else { Err(refuse("it is not a directory")) }
 }
 
-/// How long `umount` waits for the serving process to be gone, so that what comes next finds the image unused.
-const WAIT_FOR_END: Duration = Duration::from_secs(10);
+/// How long `umount` waits for the serving process to be gone, so that what comes next finds the image unused. A process
+/// that had much to clear away may need long on a disk that others keep busy.
+const WAIT_FOR_END: Duration = Duration::from_secs(120);
 
 pub(super) fn umount(global: &Global, a: &UmountArgs) -> anyhow::Result<()> {
     let wanted = args::at_least_one("umount", &a.args)?;

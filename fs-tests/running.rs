@@ -74,6 +74,8 @@ fn a_container_sees_the_image_itself_and_what_docker_gives_it() {
     let kept = plyfs_run(&env, &["--rm", "--read-only", "--tmpfs", "/tmp"], &["sh", "-c", "touch /x; touch /tmp/x"]);
     assert_eq!(kept.code, 0, "{kept:?}");
     assert!(kept.stderr.contains("Read-only file system"), "{kept:?}");
+    let modes = script(&env, &["--tmpfs", "/t", "--tmpfs", "/u:mode=0700"], "stat -c %a /t /u");
+    assert_eq!(modes, "1777\n700\n");
     nothing_is_left(&env);
 }
 
@@ -166,6 +168,9 @@ fn containers_in_the_background_are_reached_and_ended() {
     let running = state(&env, "back");
     let pid = running["Pid"].as_u64().unwrap();
     assert!(fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap().starts_with("sh\0-c\0trap"));
+    let kept = background(&env, &["-i"], "read x; echo never");
+    assert_eq!(env.ok(["ps", "-q", "--no-trunc"]).lines().next(), Some(&*kept), "its input is open");
+    env.ok(["rm", "-f", &kept]);
     // One more program in it.
     let more = |words: &[&str]| run(&mut env.command([&["exec"], words].concat()));
     let seen = more(&[
@@ -292,6 +297,12 @@ fn killed_at_any_moment_it_leaves_nothing_but_what_it_changed() {
     };
     killed("keeper");
     killed("runner");
+    // One that is stopped when it ends by itself is stopped.
+    env.ok(["create", "--name", "short", "box:1", "true"]);
+    for _ in 0..30 {
+        env.ok(["start", "short"]);
+        env.ok(["stop", "short"]);
+    }
     // What says that it runs and does not is put right.
     background(&env, &["--name", "stale"], "sleep 4734");
     let path = state_file(&env, "stale");
@@ -409,6 +420,9 @@ fn what_is_only_there_to_be_mounted_on_is_no_change() {
     assert_eq!(env.ok(["diff", "made"]), "");
     env.ok(["start", "-a", "made"]);
     assert_eq!(env.ok(["diff", "made"]), "", "the second time it was there already");
+    let failed = ["--name", "failed", "-v", &volume, "--tmpfs", "/new"];
+    assert_eq!(plyfs_run(&env, &failed, &["nosuch"]).code, 127);
+    assert_eq!(env.ok(["diff", "failed"]), "", "a start that fails makes no change either");
     assert_eq!(plyfs_run(&env, &["--name", "used", "-v", &volume], &["touch", "/deep/er/mine"]).code, 0);
     assert_eq!(env.ok(["diff", "used"]), "A /deep\nA /deep/er\nA /deep/er/mine\n");
 }
@@ -623,6 +637,13 @@ fn files_are_copied_both_ways_whether_it_runs_or_not() {
     assert_eq!(run(&mut env.command(["exec", "web", "cat", "/tmp/running", "/mnt/local"])).stdout, "texttext");
     env.ok(["stop", "web"]);
     copied("stopped");
+    env.ok(["cp", &local, "web:/vol/later"]);
+    assert_eq!(
+        fs::read(shared.join("later")).unwrap(),
+        b"text",
+        "what is mounted when it runs is seen while it does not"
+    );
+    assert!(!env.ok(["diff", "web"]).contains("/vol"));
     nothing_is_left(&env);
     env.ok(["start", "web"]);
     eventually("it is up", || run(&mut env.command(["exec", "web", "true"])).code == 0);

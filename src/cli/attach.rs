@@ -100,6 +100,7 @@ fn streams(container: &Container, way: Way, log: &std::path::Path) -> io::Result
             let log = Arc::new(container::log::open(log)?);
             Streams {
                 input: None,
+                open: is_set(container, "OpenStdin"),
                 output: Sink::Log(Arc::clone(&log)),
                 errors: Sink::Log(log),
                 terminal,
@@ -108,6 +109,7 @@ fn streams(container: &Container, way: Way, log: &std::path::Path) -> io::Result
         }
         Way::Front { input } => Streams {
             input: if input { Some(own(io::stdin())?) } else { None },
+            open: false,
             output: Sink::To(own(io::stdout())?),
             errors: Sink::To(own(io::stderr())?),
             terminal,

@@ -2,7 +2,7 @@
 
 use super::daemon::leave_to_child;
 use super::{Exit, Global, args, mount, output};
-use crate::container::{control, userns, words};
+use crate::container::{control, runtime, userns, words};
 use crate::store::containers::{self, Container, Status};
 use crate::store::{Error, Store, containers::Held};
 use crate::sys;
@@ -69,6 +69,14 @@ pub(super) struct RmArgs {
 const PAUSE: Duration = Duration::from_millis(2);
 /// How long a killed one may take to be gone: what it changed is written first.
 const KILLED_IS_GONE: Duration = Duration::from_secs(60);
+
+/// A container that is just being started, or has just ended, answers so.
+const NOBODY_THERE: [io::ErrorKind; 4] = [
+    io::ErrorKind::NotFound,
+    io::ErrorKind::ConnectionRefused,
+    io::ErrorKind::ConnectionReset,
+    io::ErrorKind::BrokenPipe,
+];
 
 /// Does something with each, and goes on after one that fails.
 fn each(
@@ -144,6 +152,8 @@ pub(super) fn rm(global: &Global, a: &RmArgs) -> anyhow::Result<()> {
             kill_and_wait(store, &container)?;
         }
         let held = hold_stopped(store, &container)?;
+        // If it was killed with what kept it.
+        runtime::sweep(&store.container_dir(&container.id), &container.id);
         // The receiver lives longer than this.
         let _always = send.send(Removed(containers::take_out(store, held)?));
         Ok(Some(name.to_owned()))
@@ -182,11 +192,10 @@ fn deliver(store: &Store, container: &Container, signal: i32) -> anyhow::Result<
     loop {
         match control::signal(&store.container_dir(&container.id), signal) {
             Ok(()) => return Ok(true),
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            Err(e) if NOBODY_THERE.contains(&e.kind()) => {
                 if !containers::is_held(store, &container.id) {
                     return Ok(false);
                 }
-                // It is just being started, or has just ended.
                 anyhow::ensure!(Instant::now() < deadline, "container {} does not answer", container.name);
                 std::thread::sleep(PAUSE);
             }

@@ -13,6 +13,8 @@ use rustix::termios::Winsize;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 /// The folder in which the tree is mounted, in the bundle's.
@@ -20,6 +22,8 @@ pub const ROOTFS: &str = "rootfs";
 /// The files of this machine that a container has its own of, in its folder and in the container.
 const FILES: [(&str, &str); 3] =
     [("resolv.conf", "/etc/resolv.conf"), ("hosts", "/etc/hosts"), ("hostname", "/etc/hostname")];
+/// Docker's mode of a file system in memory.
+const FOR_ALL: u32 = 0o1777;
 const LOCAL_HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
 
 /// What a bundle is made of.
@@ -69,6 +73,7 @@ pub fn write(wanted: &Wanted<'_>) -> Result<BTreeSet<String>, Refusal> {
         add_user_namespace(&mut document);
     }
     let made = make_mountpoints(&root, &spec::mountpoints(&place))?;
+    open_up(&root, container, &made).map_err(|e| failed("make a place for a file system in memory", &e))?;
     let directory = Path::new("/").join(text(container, "WorkingDir"));
     if !container.host.read_only {
         let made = root.make_mountpoint(&directory, true);
@@ -104,6 +109,21 @@ fn make_mountpoints(root: &Inside, all: &[(String, bool)]) -> Result<BTreeSet<St
         made.extend(new.into_iter().map(|path| path.to_string_lossy().into_owned()));
     }
     Ok(made)
+}
+
+/// Gives the places of file systems in memory, where the image had none, the mode that these are to have: a runtime takes
+/// it from there.
+fn open_up(root: &Inside, container: &Container, made: &BTreeSet<String>) -> io::Result<()> {
+    for tmpfs in &container.host.tmpfs {
+        if made.contains(tmpfs.target.trim_matches('/')) {
+            let wanted = tmpfs.options.split(',').filter_map(|option| option.strip_prefix("mode="));
+            let mode = wanted.filter_map(|digits| u32::from_str_radix(digits, 8).ok()).last().unwrap_or(FOR_ALL);
+            let place = root.locate(&tmpfs.target)?;
+            let path = format!("/proc/self/fd/{}", place.as_raw_fd());
+            fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+        }
+    }
+    Ok(())
 }
 
 /// The network's files: this machine's, as far as the container has its network.

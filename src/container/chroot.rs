@@ -215,7 +215,7 @@ impl Furniture<'_> {
 }
 
 /// What is at a path of this machine, to be mounted elsewhere.
-fn copy_of(path: &Path) -> io::Result<OwnedFd> {
+pub(super) fn copy_of(path: &Path) -> io::Result<OwnedFd> {
     let source = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     sys::copy_mount(&source)
 }

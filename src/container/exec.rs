@@ -33,6 +33,11 @@ pub struct Plan {
 /// Runs it, and gives the code that it ended with. The process must have one thread, and is good for nothing else
 /// afterwards: it works in the container's namespaces.
 pub fn run(store: &Store, container: &Container, plan: &Plan) -> Result<i32, Refusal> {
+    // Whatever fails because the container has just ended, that is why.
+    attempt(store, container, plan).map_err(|refusal| running(store, container).err().unwrap_or(refusal))
+}
+
+fn attempt(store: &Store, container: &Container, plan: &Plan) -> Result<i32, Refusal> {
     let failed = |what: &'static str| move |e: io::Error| Refusal::own(format!("cannot {what}: {}", sys::describe(&e)));
     let state = running(store, container)?;
     let there = Namespaces::enter_users(&state).map_err(failed("enter the container's namespaces"))?;

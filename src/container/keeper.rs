@@ -11,11 +11,12 @@
 
 use super::room::{self, Refusal, Room};
 use super::runner::{self, Job};
+use super::runtime;
 use super::stdio::Streams;
 use super::userns::Mapping;
 use crate::fuse::Options;
 use crate::image;
-use crate::store::containers::{self, Container, Held, State};
+use crate::store::containers::{self, Container, Held, State, Status};
 use crate::store::{self, Store};
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
@@ -63,7 +64,7 @@ pub fn keep(start: Start) -> io::Result<()> {
         runtime,
         mapping,
         keeper: std::process::id(),
-        made: before.made.clone(),
+        before: before.clone(),
         streams,
         caller,
         attached,
@@ -114,18 +115,24 @@ fn end(
     before: State,
     done: &Result<i32, Refusal>,
 ) -> store::Result<()> {
-    if container.host.auto_remove {
+    // If the runner was killed.
+    runtime::sweep(&store.container_dir(&container.id), &container.id);
+    // What ran before and cannot be started now is kept: somebody may want to know why.
+    if container.host.auto_remove && (done.is_ok() || before.status == Status::Created) {
         let aside = containers::take_out(store, held)?;
         return fs::remove_dir_all(&aside).map_err(store::Error::io("remove", &aside));
     }
+    let now = containers::state(store, &container.id)?;
     let state = match done {
         Ok(code) => {
-            let now = containers::state(store, &container.id)?;
             let finished = Some(jiff::Timestamp::now().to_string());
             State { exit_code: *code, finished, ..now.ended() }
         }
         // Docker's too: it stands where it stood, with the code and the reason.
-        Err(refusal) => State { exit_code: refusal.code.into(), error: refusal.text.clone(), ..before },
+        Err(refusal) => {
+            let (exit_code, error) = (refusal.code.into(), refusal.text.clone());
+            State { exit_code, error, made: now.made, ..before }
+        }
     };
     held.set_state(&state)
 }

@@ -38,10 +38,12 @@ pub fn open(path: &Path) -> io::Result<File> {
     Ok(log)
 }
 
-/// Writes all that comes from `from` down, until it ends. Lines are whole in the log whoever else writes there.
+/// Writes all that comes from `from` down, until it ends. Lines are whole in the log whoever else writes there. What
+/// cannot be written, as on a full disk, is lost: whoever prints must not end of that.
 pub(super) fn keep(from: impl Read, mut log: &File, is_error: bool) -> io::Result<()> {
     let mut from = BufReader::with_capacity(LONGEST, from);
     let mut text = Vec::new();
+    let mut failing = false;
     loop {
         text.clear();
         let read = match (&mut from).take(LONGEST as u64).read_until(b'\n', &mut text) {
@@ -60,7 +62,14 @@ pub(super) fn keep(from: impl Read, mut log: &File, is_error: bool) -> io::Resul
         if !whole {
             line.push(b'\n');
         }
-        log.write_all(&line)?;
+        match log.write_all(&line) {
+            Err(error) if !failing => {
+                tracing::error!("output is lost: {error}");
+                failing = true;
+            }
+            Err(_) => {}
+            Ok(()) => failing = false,
+        }
     }
 }
 
@@ -125,6 +134,14 @@ mod tests {
         };
         assert_eq!(text(false), printed);
         assert_eq!(text(true), b"bad\n");
+    }
+
+    #[test]
+    fn a_full_disk_stops_nobody_who_prints() {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut printed = &b"one\ntwo\n"[..];
+        keep(&mut printed, &full, false).unwrap();
+        assert!(printed.is_empty());
     }
 
     #[test]

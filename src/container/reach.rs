@@ -2,12 +2,12 @@
 
 use super::inside::Inside;
 use super::room::{self, Refusal, Room};
-use super::userns;
+use super::{chroot, userns, volumes};
 use crate::fuse::Options;
 use crate::image;
 use crate::store::Store;
-use crate::store::containers::{self, Container, Held, State, Status};
-use crate::sys;
+use crate::store::containers::{self, Bind, Container, Held, State, Status};
+use crate::sys::{self, Namespaces};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
@@ -61,7 +61,7 @@ pub fn with_files(
 fn mounted(
     store: &Store,
     container: &Container,
-    _held: &Held,
+    held: &Held,
     job: impl FnOnce(&Inside) -> Result<(), Refusal>,
 ) -> Result<(), Refusal> {
     let own = |e: String| Refusal::own(e);
@@ -69,7 +69,12 @@ fn mounted(
     let dir = store.container_dir(&container.id);
     let rootfs = dir.join("rootfs");
     let room = Room::prepare(rootfs.clone(), |mut say, _| {
-        let done = Inside::open(&rootfs).map_err(Refusal::from).and_then(|root| job(&root));
+        let open = || {
+            let root = Inside::open(&rootfs).map_err(Refusal::from)?;
+            mount_volumes(store, container, held, &root)?;
+            Ok(root)
+        };
+        let done = open().and_then(|root| job(&root));
         done.map_or_else(|refusal| say.refuse(&refusal), |()| 0)
     })?;
     let opened = image::open_tree(store, &container.image).map_err(|e| own(e.to_string()))?;
@@ -80,4 +85,37 @@ fn mounted(
         // One that says nothing more.
         code => Err(Refusal { code: u8::try_from(code).unwrap_or(125), text: String::new() }),
     }
+}
+
+/// Mounts what the container has mounted of this machine's when it runs.
+fn mount_volumes(store: &Store, container: &Container, held: &Held, root: &Inside) -> Result<(), Refusal> {
+    let failed = |what: &str, e: &io::Error| Refusal::own(format!("cannot mount {what}: {}", sys::describe(e)));
+    let alone = Namespaces { mount: true, ..Namespaces::default() };
+    sys::unshare(alone).map_err(|e| failed("anything", &e))?;
+    let made = volumes::make(container, &store.container_dir(&container.id), root);
+    let mut all = made.map_err(|e| failed("the image's volumes", &e))?;
+    all.extend(container.host.binds.iter().cloned());
+    all.sort_by_key(|bind| Path::new(&bind.target).components().count());
+    let mut state = containers::state(store, &container.id).map_err(|e| Refusal::own(e.to_string()))?;
+    let before = state.made.len();
+    for bind in &all {
+        let new = mount_one(bind, root).map_err(|e| failed(&format!("{} at {}", bind.source, bind.target), &e))?;
+        state.made.extend(new.into_iter().map(|path| path.to_string_lossy().into_owned()));
+    }
+    match state.made.len() > before {
+        true => held.set_state(&state).map_err(|e| Refusal::own(e.to_string())),
+        false => Ok(()),
+    }
+}
+
+/// Gives what had to be made for it in the tree, and not in another mount.
+fn mount_one(bind: &Bind, root: &Inside) -> io::Result<Vec<PathBuf>> {
+    let source = Path::new(&bind.source);
+    let copy = chroot::copy_of(source)?;
+    if bind.read_only {
+        sys::make_read_only(&copy)?;
+    }
+    let (place, made) = root.mountpoint(&bind.target, source.is_dir())?;
+    sys::attach(&copy, &place)?;
+    Ok(made)
 }

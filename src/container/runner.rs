@@ -15,7 +15,6 @@ use crate::store::containers::{Container, Held, State, Status};
 use crate::sys::{self, Ended, Namespaces, Restrictions, Signals};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -38,8 +37,8 @@ pub struct Job<'a> {
     pub mapping: Option<Mapping>,
     /// The process that serves the tree.
     pub keeper: u32,
-    /// What runs before this one made in the tree for mounts only.
-    pub made: BTreeSet<String>,
+    /// How it stood before.
+    pub before: State,
     /// What it reads and prints.
     pub streams: Streams,
     /// Hears `started`, and asks for signals.
@@ -85,7 +84,12 @@ fn begin(job: Job<'_>, dir: &Path) -> Result<(i32, Carried), Refusal> {
         size: job.streams.size(),
     };
     let mut made = bundle::write(&wanted)?;
-    made.extend(job.made.iter().cloned());
+    made.extend(job.before.made.iter().cloned());
+    if made != job.before.made {
+        // Before anything can fail.
+        let state = State { made: made.clone(), ..job.before.clone() };
+        job.held.set_state(&state).map_err(|e| Refusal::own(e.to_string()))?;
+    }
     let log = runtime::log(dir);
     let _none = fs::remove_file(&log);
     let mut call = runtime::call(&job.runtime, dir, &log);

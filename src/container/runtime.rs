@@ -101,7 +101,7 @@ pub fn cgroup(id: &str) -> String {
 }
 
 /// Clears away what the runtime has of a container whose processes are gone: its state and its cgroups.
-pub(super) fn sweep(dir: &Path, id: &str) {
+pub fn sweep(dir: &Path, id: &str) {
     let gone = |done: std::io::Result<()>, what: &Path| match done {
         Err(e) if e.kind() != ErrorKind::NotFound => tracing::debug!("cannot remove {}: {e}", what.display()),
         _ => {}

@@ -32,6 +32,8 @@ pub enum Sink {
 pub struct Streams {
     /// What it reads; nothing if this is not there.
     pub input: Option<OwnedFd>,
+    /// Whether its input stays open although nobody gives it anything.
+    pub open: bool,
     /// What it prints.
     pub output: Sink,
     /// Its complaints. With a terminal everything goes to `output`.
@@ -61,6 +63,8 @@ pub(super) struct Carried {
     printing: Vec<JoinHandle<()>>,
     /// Its terminal.
     pub terminal: Option<Arc<Terminal>>,
+    /// Keeps its input open.
+    _input: Option<io::PipeWriter>,
 }
 
 /// A container's terminal.
@@ -89,7 +93,7 @@ pub(super) fn give(streams: &Streams, call: &mut Command) -> io::Result<Ends> {
     }
     let mut input = None;
     call.stdin(Stdio::null());
-    if streams.input.is_some() {
+    if streams.input.is_some() || streams.open {
         let (reader, writer) = io::pipe()?;
         call.stdin(reader);
         input = Some(writer);
@@ -105,12 +109,13 @@ pub(super) fn give(streams: &Streams, call: &mut Command) -> io::Result<Ends> {
 pub(super) fn carry(streams: Streams, ends: Ends) -> io::Result<Carried> {
     match ends {
         Ends::Pipes { input, output, errors } => {
-            if let (Some(from), Some(to)) = (streams.input, input) {
-                feed(from, to.into())?;
-            }
+            let kept = match (streams.input, input) {
+                (Some(from), Some(to)) => feed(from, to.into()).map(|()| None)?,
+                (_, input) => input,
+            };
             let printing =
                 vec![print(output.into(), streams.output, false)?, print(errors.into(), streams.errors, true)?];
-            Ok(Carried { printing, terminal: None })
+            Ok(Carried { printing, terminal: None, _input: kept })
         }
         Ends::Terminal(listener) => {
             // The runtime has delivered it before it ended, or never will.
@@ -123,7 +128,7 @@ pub(super) fn carry(streams: Streams, ends: Ends) -> io::Result<Carried> {
             let terminal = Terminal { ours, callers: streams.size_of };
             // It may have changed since the runtime was told.
             let _has_none = terminal.resize();
-            Ok(Carried { printing, terminal: Some(Arc::new(terminal)) })
+            Ok(Carried { printing, terminal: Some(Arc::new(terminal)), _input: None })
         }
     }
 }
@@ -234,6 +239,7 @@ mod tests {
         let (mut out, mut err) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         let streams = Streams {
             input: Some(typed.into()),
+            open: false,
             output: Sink::To(out.try_clone().unwrap().into()),
             errors: Sink::To(err.try_clone().unwrap().into()),
             terminal: false,

@@ -268,11 +268,27 @@ pub fn try_hold(store: &Store, id: &str) -> Result<Option<Held>> {
     }
 }
 
-/// All containers, the newest first.
+/// All containers, the newest first. One whose record is damaged is left out, with a warning: the others are not to
+/// suffer for it.
 pub fn list(store: &Store) -> Result<Vec<Container>> {
+    all(store, |error| {
+        tracing::warn!("{error}; remove the folder around it to give the container up");
+        Ok(())
+    })
+}
+
+/// All containers; an error if it cannot be known what one needs, so that nothing of it is taken away.
+pub(super) fn list_all(store: &Store) -> Result<Vec<Container>> {
+    all(store, Err)
+}
+
+fn all(store: &Store, damaged: impl Fn(Error) -> Result<()>) -> Result<Vec<Container>> {
     let mut all: Vec<Container> = Vec::new();
     for (_, dir) in gc::list(&store.root().join("containers"))? {
-        all.extend(read_json(&dir.join(RECORD))?);
+        match read_json(&dir.join(RECORD)) {
+            Ok(found) => all.extend::<Option<Container>>(found),
+            Err(error) => damaged(error)?,
+        }
     }
     all.sort_by(|a, b| b.created.cmp(&a.created));
     Ok(all)
@@ -471,6 +487,20 @@ mod tests {
         assert_eq!(settle(&store, true).unwrap(), std::slice::from_ref(&made));
         assert!(settle(&store, true).unwrap().is_empty());
         assert!(state(&store, &made.id).unwrap().finished.is_some());
+    }
+
+    #[test]
+    fn a_damaged_record_hides_nobody_elses_and_frees_nothing() {
+        let (_dir, store, image) = store();
+        drop(create(&store, &container(&image, "web", "")).unwrap());
+        let bad = store.container_dir("bad");
+        fs::create_dir(&bad).unwrap();
+        for record in ["{", "", "null", "[]"] {
+            fs::write(bad.join(RECORD), record).unwrap();
+            assert_eq!(find(&store, "web").unwrap().name, "web", "{record}");
+            assert_eq!(list(&store).unwrap().len(), 1);
+            assert!(list_all(&store).unwrap_err().to_string().contains("is damaged"), "{record}");
+        }
     }
 
     #[test]

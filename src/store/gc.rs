@@ -212,7 +212,7 @@ pub fn remove_downloads(store: &Store, lock: &Lock) -> Result<Vec<Garbage>> {
 
 fn needed(store: &Store, lock: &Lock, catalog: &Catalog) -> Result<Intent> {
     let mut needed = Intent::default();
-    let containers = containers::list(store)?;
+    let containers = containers::list_all(store)?;
     let used = containers.iter().map(|container| &container.image);
     for image in catalog.images().iter().chain(used) {
         needed.layers.extend(image.layers.iter().map(|l| l.diff_id.clone()));

@@ -117,7 +117,7 @@ fn open_up(root: &Inside, container: &Container, made: &BTreeSet<String>) -> io:
     for tmpfs in &container.host.tmpfs {
         if made.contains(tmpfs.target.trim_matches('/')) {
             let wanted = tmpfs.options.split(',').filter_map(|option| option.strip_prefix("mode="));
-            let mode = wanted.filter_map(|digits| u32::from_str_radix(digits, 8).ok()).last().unwrap_or(FOR_ALL);
+            let mode = wanted.filter_map(|digits| u32::from_str_radix(digits, 8).ok()).next_back().unwrap_or(FOR_ALL);
             let place = root.locate(&tmpfs.target)?;
             let path = format!("/proc/self/fd/{}", place.as_raw_fd());
             fs::set_permissions(path, fs::Permissions::from_mode(mode))?;

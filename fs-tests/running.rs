@@ -484,6 +484,9 @@ fn a_plain_users_containers_work_alike() {
     assert!(user(&["ps", "-a"]).stdout.contains("Exited (3)"));
     assert_eq!(user(&["rm", "back", "mine"]).code, 0);
     eventually("nothing is left", || fs::read_dir(env.root().join("tmp")).unwrap().count() == 0);
+    // Packages give their links to root, and some to others.
+    let links = "ln -s a /l; chown -h 0:0 /l && chown -h ann /l && stat -c %u /l";
+    assert_eq!(user(&["run", "--rm", "box:1", "sh", "-c", links]).stdout, "1000\n");
     let far = user(&["run", "--rm", "-u", "2000000", "box:1", "true"]);
     assert_eq!(far.stderr, "Error: cannot run as user 2000000:0: the number is not among yours in /etc/subuid\n");
 }
@@ -494,6 +497,8 @@ fn without_numbers_of_others_there_is_only_root() {
     let user = |words: &[&str]| run(&mut env.as_user(NOBODY, words));
     let seen = user(&["run", "--rm", "box:1", "sh", "-c", "id -u; touch /new; stat -c %u /new; chown 1000 /new"]);
     assert_eq!((seen.code, seen.stdout.as_str()), (1, "0\n0\n"), "{seen:?}");
+    let link = user(&["run", "--rm", "box:1", "sh", "-c", "ln -s a /l; chown -h 0:0 /l"]);
+    assert_eq!((link.code, link.stderr.as_str()), (0, ""));
     let ann = user(&["run", "--rm", "-u", "ann", "box:1", "true"]);
     assert_eq!(ann.code, 125);
     assert!(ann.stderr.contains("there is nobody but root: /etc/subuid has no numbers for user 65534"), "{ann:?}");

@@ -21,7 +21,7 @@ pub const NOBODY: u32 = 65_534;
 pub const NEWS: u32 = 9;
 
 pub const APPLETS: &[&str] =
-    &["sh", "cat", "id", "ls", "env", "sleep", "kill", "chown", "stat", "mkdir", "touch", "true", "ps"];
+    &["sh", "cat", "id", "ls", "ln", "env", "sleep", "kill", "chown", "stat", "mkdir", "touch", "true", "ps"];
 
 /// A small image that programs run in, with a user of its own.
 pub fn layer() -> Tar {

@@ -256,6 +256,10 @@ impl Upper {
         owner: (Option<u32>, Option<u32>),
         mode: Option<u32>,
     ) -> io::Result<()> {
+        if self.overrides && object.kind == crate::meta::Kind::Symlink && !object.overridden {
+            // It can carry no attribute, and has no mode. Root of a user namespace may give it to others there.
+            return self.backing.chown(fd, owner.0, owner.1);
+        }
         if self.overrides {
             let (uid, gid) = (owner.0.unwrap_or(object.uid), owner.1.unwrap_or(object.gid));
             let mode = mode.unwrap_or(object.mode);

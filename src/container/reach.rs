@@ -70,7 +70,9 @@ fn mounted(
     let rootfs = dir.join("rootfs");
     let room = Room::prepare(rootfs.clone(), |mut say, _| {
         let open = || {
-            let root = Inside::open(&rootfs).map_err(Refusal::from)?;
+            // What is opened before belongs to the namespace before, and nothing could be mounted on it.
+            sys::unshare(Namespaces { mount: true, ..Namespaces::default() })?;
+            let root = Inside::open(&rootfs)?;
             mount_volumes(store, container, held, &root)?;
             Ok(root)
         };
@@ -87,11 +89,10 @@ fn mounted(
     }
 }
 
-/// Mounts what the container has mounted of this machine's when it runs.
+/// Mounts what the container has mounted of this machine's when it runs. The process must have a mount namespace of its
+/// own, in which `root` was opened.
 fn mount_volumes(store: &Store, container: &Container, held: &Held, root: &Inside) -> Result<(), Refusal> {
     let failed = |what: &str, e: &io::Error| Refusal::own(format!("cannot mount {what}: {}", sys::describe(e)));
-    let alone = Namespaces { mount: true, ..Namespaces::default() };
-    sys::unshare(alone).map_err(|e| failed("anything", &e))?;
     let made = volumes::make(container, &store.container_dir(&container.id), root);
     let mut all = made.map_err(|e| failed("the image's volumes", &e))?;
     all.extend(container.host.binds.iter().cloned());

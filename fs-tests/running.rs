@@ -529,7 +529,7 @@ fn a_shell_at_a_terminal() {
     tmux.line("echo back $?; stty -a | grep -o ' echo '");
     tmux.until("back 6");
     tmux.until(" echo");
-    tmux.line(&format!("{} -ai shell", plyfs.replace("\"run\"", "\"start\"")));
+    tmux.line(&format!("clear; {} -ai shell", plyfs.replace("\"run\"", "\"start\"")));
     tmux.until("inside>");
     tmux.line("ls /made && exit 8");
     tmux.until("/made");

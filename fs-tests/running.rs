@@ -2,9 +2,9 @@
 //! root and as a plain user.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -116,7 +116,7 @@ fn it_ends_as_the_command_ends() {
     assert_eq!(plyfs_run(&env, &["--name", "bad"], &["nosuch"]).code, 127);
     assert!(env.ok(["ps", "-a"]).contains("Created"));
     assert_eq!(state(&env, "bad")["ExitCode"], 127);
-    let nothing = Output { code: 125, ..run(&mut env.command(["run"])) };
+    let nothing = run(&mut env.command(["run"]));
     assert!(nothing.stderr.contains("\"plyfs run\" requires at least 1 argument"), "{nothing:?}");
     nothing_is_left(&env);
 }
@@ -140,7 +140,6 @@ fn input_and_output_go_through_and_complaints_stay_apart() {
     let file = fs::File::create(&out).unwrap();
     assert!(env.command(["run", "--rm", "-u", "ann", "box:1", "id", "-u"]).stdout(file).status().unwrap().success());
     assert_eq!(fs::read_to_string(&out).unwrap(), "1000\n");
-    use std::os::unix::fs::MetadataExt;
     assert_eq!(fs::metadata(&out).unwrap().uid(), 0);
     // Who goes away while it prints ends it.
     let mut child = env
@@ -388,7 +387,6 @@ fn traps_in_the_image_lead_nowhere() {
         (125, "Error: unable to find user mallory: no matching entries in passwd file\n")
     );
     nothing_is_left(&env);
-    symlink("x", env.path("unused")).unwrap();
 }
 
 #[test]
@@ -543,7 +541,6 @@ fn a_shell_at_a_terminal() {
 #[test]
 fn what_is_written_is_there_after_the_end() {
     let env = environment();
-    let began = Instant::now();
     background(
         &env,
         &["--name", "writes"],
@@ -551,10 +548,7 @@ fn what_is_written_is_there_after_the_end() {
     );
     eventually("it sleeps", || sleeps("4736"));
     env.ok(["stop", "-t", "0", "writes"]);
-    assert!(began.elapsed() < Duration::from_secs(60));
     let three = fs::read("/bin/busybox").unwrap().repeat(3);
-    let sum = run_fed(&mut Command::new("sha256sum"), "").code;
-    assert_eq!(sum, 0);
     let container = env.root().join("containers").join(env.ok(["ps", "-aq", "--no-trunc"]).trim()).join("upper");
     assert!(fs::read(container.join("big2")).unwrap() == three);
     assert!(!container.join("big").exists());

@@ -11,6 +11,7 @@
 //!                                       └────► tree (merge) ──►
 //!   mount: store ─► image (open) ─► fs ─► fuse ─► kernel
 //!                          upper ────┘
+//!   run: a mount for one container, and a runtime on it ─► container
 //!   commit: store, upper ─► fs (changes) ─► image ─► layer ─► store
 //! ```
 //!

@@ -4,13 +4,12 @@
 use super::log;
 use crate::container::keeper::{self, Report, Start};
 use crate::container::room::Refusal;
-use crate::container::stdio::{Sink, Streams};
+use crate::container::stdio::{Input, Sink, Streams};
 use crate::container::{self, control};
 use crate::store::Store;
 use crate::store::containers::{Container, Held};
 use crate::sys::{self, Fork, Received, Signals};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
-use serde_json::Value;
 use std::fs::File;
 use std::io::{self, BufReader, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
@@ -94,13 +93,12 @@ fn keep(
 }
 
 fn streams(container: &Container, way: Way, log: &std::path::Path) -> io::Result<Streams> {
-    let terminal = is_set(container, "Tty");
+    let terminal = container.is("Tty");
     Ok(match way {
         Way::Background => {
             let log = Arc::new(container::log::open(log)?);
             Streams {
-                input: None,
-                open: is_set(container, "OpenStdin"),
+                input: if container.is("OpenStdin") { Input::Open } else { Input::None },
                 output: Sink::Log(Arc::clone(&log)),
                 errors: Sink::Log(log),
                 terminal,
@@ -108,8 +106,7 @@ fn streams(container: &Container, way: Way, log: &std::path::Path) -> io::Result
             }
         }
         Way::Front { input } => Streams {
-            input: if input { Some(own(io::stdin())?) } else { None },
-            open: false,
+            input: if input { Input::From(own(io::stdin())?) } else { Input::None },
             output: Sink::To(own(io::stdout())?),
             errors: Sink::To(own(io::stderr())?),
             terminal,
@@ -134,11 +131,12 @@ fn terminal_of_ours() -> Option<OwnedFd> {
 fn follow(line: UnixStream, signals: Signals, container: &Container, way: Way) -> anyhow::Result<Done> {
     let lost = || anyhow::anyhow!("the process that keeps container {} died", container.short());
     let terminal = match way {
-        Way::Front { input: true } if is_set(container, "Tty") => tcgetattr(io::stdin()).ok(),
+        Way::Front { input: true } if container.is("Tty") => tcgetattr(io::stdin()).ok(),
         _ => None,
     };
-    if way != Way::Background {
-        pass_on(line.try_clone()?, signals, terminal.clone())?;
+    match way {
+        Way::Background => signals.let_through()?,
+        Way::Front { .. } => pass_on(line.try_clone()?, signals, terminal.clone())?,
     }
     let mut line = BufReader::new(line);
     loop {
@@ -190,8 +188,4 @@ fn make_raw(terminal: Option<&Termios>) {
 /// Brings the terminal back to what it was.
 fn restore(terminal: Option<&Termios>) {
     let _gone = terminal.map(|before| tcsetattr(io::stdin(), OptionalActions::Now, before));
-}
-
-fn is_set(container: &Container, field: &str) -> bool {
-    container.config.get(field).and_then(Value::as_bool).unwrap_or(false)
 }

@@ -2,8 +2,9 @@
 
 use super::create::{self, WhatArgs};
 use super::{Global, args, mount};
-use crate::container::bundle::{self, ROOTFS, Wanted};
+use crate::container::bundle::{self, Wanted};
 use crate::container::userns::Mapping;
+use crate::store::containers::ROOTFS;
 use crate::sys;
 use std::fs;
 use std::path::{Path, PathBuf};

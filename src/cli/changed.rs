@@ -166,7 +166,7 @@ fn of_container(store: &Store, name: &str) -> anyhow::Result<Target> {
         userns::enter()?;
     }
     Ok(Target {
-        upper: store.container_dir(&container.id).join("upper"),
+        upper: store.container_upper(&container.id).0,
         left_out: state.made.iter().map(|path| [b"/", path.as_bytes()].concat()).collect(),
         config: Some(container.config_of_image()),
         image: container.image,

@@ -4,9 +4,11 @@ use super::create::volume;
 use super::{Exit, Global, args, inspect, mount};
 use crate::container::chroot::{self, Plan};
 use crate::container::room::{self, Refusal, Room};
+use crate::container::spec::PATH;
 use crate::container::userns::Mapping;
 use crate::fuse::Options;
 use crate::image;
+use crate::store::containers::{list_of, text_of};
 use crate::store::{Image, Store, mounts};
 use serde_json::{Map, Value};
 use std::ffi::OsString;
@@ -58,8 +60,6 @@ pub(super) struct ChrootArgs {
 
 /// Where changes are kept and what is listed as the mountpoint: there is no other place that it is seen at.
 const PLACE: &str = "chroot";
-/// Docker's.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const FAILED: u8 = 125;
 
 pub(super) fn chroot(global: &Global, a: &ChrootArgs) -> anyhow::Result<()> {
@@ -106,19 +106,15 @@ fn plan(store: &Store, image: &Image, command: &[OsString], a: &ChrootArgs) -> a
     let document = inspect::config(store, image)?;
     let none = Map::new();
     let config = document.get("config").and_then(Value::as_object).unwrap_or(&none);
-    let text = |name: &str| config.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let list = |name: &str| {
-        let all = config.get(name).and_then(Value::as_array).into_iter().flatten();
-        all.filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>()
-    };
     let mut words: Vec<OsString> = command.to_vec();
     if words.is_empty() {
-        words = [list("Entrypoint"), list("Cmd")].concat().into_iter().map(OsString::from).collect();
+        words =
+            [list_of(config, "Entrypoint"), list_of(config, "Cmd")].concat().into_iter().map(OsString::from).collect();
     }
     if words.is_empty() {
         words.push("/bin/sh".into());
     }
-    let directory = a.workdir.clone().unwrap_or_else(|| text("WorkingDir").into());
+    let directory = a.workdir.clone().unwrap_or_else(|| text_of(config, "WorkingDir").into());
     anyhow::ensure!(
         a.workdir.is_none() || directory.is_absolute(),
         "the working directory '{}' is invalid, it needs to be an absolute path",
@@ -128,9 +124,9 @@ fn plan(store: &Store, image: &Image, command: &[OsString], a: &ChrootArgs) -> a
         at: PathBuf::new(),
         writable: a.rw || a.upper.is_some(),
         binds: a.volume.iter().map(|text| volume(text)).collect::<anyhow::Result<_>>()?,
-        user: a.user.clone().unwrap_or_else(|| text("User")),
+        user: a.user.clone().unwrap_or_else(|| text_of(config, "User").to_owned()),
         directory: Path::new("/").join(directory),
-        env: environment(&list("Env"), &a.env),
+        env: environment(&list_of(config, "Env"), &a.env),
         command: words,
         mapping: None,
         terminal: chroot::terminal(),

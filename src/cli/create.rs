@@ -4,7 +4,7 @@ use super::{inspect, pull};
 use crate::container::spec::{self, Machine, Place};
 use crate::container::{User, words};
 use crate::reference::Reference;
-use crate::store::containers::{self, Bind, Container, Held, Host, Network, Tmpfs};
+use crate::store::containers::{self, Bind, Container, Held, Host, Network, ROOTFS, Tmpfs, list_of};
 use crate::store::{Error, Image, Store};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -147,7 +147,7 @@ fn check(container: &Container) -> anyhow::Result<()> {
     let place = Place {
         container,
         user: &User::default(),
-        root: Path::new("rootfs"),
+        root: Path::new(ROOTFS),
         binds: &[],
         mapping: None,
         terminal: false,
@@ -158,10 +158,6 @@ fn check(container: &Container) -> anyhow::Result<()> {
 
 /// The image's config with what the user said instead.
 fn config(mut config: Map<String, Value>, command: &[String], a: &WhatArgs) -> anyhow::Result<Map<String, Value>> {
-    let list = |config: &Map<String, Value>, name: &str| -> Vec<String> {
-        let all = config.get(name).and_then(Value::as_array).into_iter().flatten();
-        all.filter_map(Value::as_str).map(str::to_owned).collect()
-    };
     if let Some(program) = &a.entrypoint {
         let words: &[&str] = if program.is_empty() { &[] } else { &[program] };
         config.insert("Entrypoint".into(), json!(words));
@@ -171,7 +167,7 @@ fn config(mut config: Map<String, Value>, command: &[String], a: &WhatArgs) -> a
     if !command.is_empty() {
         config.insert("Cmd".into(), json!(command));
     }
-    let mut env = list(&config, "Env");
+    let mut env = list_of(&config, "Env");
     for line in environment(a)? {
         let name = |text: &str| text.split('=').next().unwrap_or_default().to_owned();
         env.retain(|other| name(other) != name(&line));

@@ -1,7 +1,7 @@
 //! A container in Docker's shape, for `inspect`.
 
 use super::inspect::{CONFIG_LISTS, CONFIG_MAPS, CONFIG_TEXTS, record};
-use super::ps::{command, written};
+use super::ps::written;
 use crate::store::Store;
 use crate::store::containers::{self, Bind, Container, Network, State, Status};
 use crate::template::Data;
@@ -18,8 +18,9 @@ pub(super) fn describe(store: &Store, container: &Container, sizes: bool) -> any
     let dir = store.container_dir(&container.id);
     // Docker tells of no file that is not there yet.
     let file = |name: &str| Some(dir.join(name)).filter(|path| path.exists()).map(|path| path.display().to_string());
-    let words = command(container);
-    let (path, args) = words.split_first().map_or(("", &[][..]), |(path, args)| (*path, args));
+    let words = container.command();
+    let (path, args) = words.split_first().map_or(("", &[][..]), |(path, args)| (&path[..], args));
+    let (upper, work) = store.container_upper(&container.id);
     let mut all = json!({
         "Id": container.id,
         "Created": container.created,
@@ -42,8 +43,8 @@ pub(super) fn describe(store: &Store, container: &Container, sizes: bool) -> any
         "HostConfig": host_config(container, &state),
         "GraphDriver": {
             "Data": {
-                "UpperDir": dir.join("upper").display().to_string(),
-                "WorkDir": dir.join("work").display().to_string(),
+                "UpperDir": upper.display().to_string(),
+                "WorkDir": work.display().to_string(),
             },
             "Name": "plyfs",
         },

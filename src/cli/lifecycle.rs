@@ -6,7 +6,6 @@ use crate::container::{control, runtime, userns, words};
 use crate::store::containers::{self, Container, Status};
 use crate::store::{Error, Store, containers::Held};
 use crate::sys;
-use serde_json::Value;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -105,7 +104,7 @@ pub(super) fn stop(global: &Global, a: &StopArgs) -> anyhow::Result<()> {
     let signal = a.signal.as_deref().map(wanted_signal).transpose()?;
     each("stop", global, &a.args, |store, name| {
         let container = containers::find(store, name)?;
-        let own = container.config.get("StopSignal").and_then(Value::as_str).and_then(words::signal);
+        let own = words::signal(container.text("StopSignal"));
         let signal = signal.or(own).unwrap_or(libc::SIGTERM);
         if deliver(store, &container, signal)? && !wait(store, &container, Duration::from_secs(a.time)) {
             kill_and_wait(store, &container)?;

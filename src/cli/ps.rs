@@ -174,20 +174,13 @@ fn status(state: &State, now: Timestamp) -> String {
     }
 }
 
-/// What a container runs: its entrypoint, and its command behind it.
-pub(super) fn command(container: &Container) -> Vec<&str> {
-    let words = |name: &str| container.config.get(name).and_then(Value::as_array);
-    let both = ["Entrypoint", "Cmd"].into_iter().filter_map(words).flatten();
-    both.filter_map(Value::as_str).collect()
-}
-
-/// The same as one line; arguments with spaces are in quotes.
+/// What it runs as one line; arguments with spaces are in quotes.
 fn command_text(container: &Container) -> String {
-    let quoted = |(at, word): (usize, &str)| match at > 0 && word.contains(' ') {
+    let quoted = |(at, word): (usize, String)| match at > 0 && word.contains(' ') {
         true => format!("'{word}'"),
-        false => word.to_owned(),
+        false => word,
     };
-    command(container).into_iter().enumerate().map(quoted).collect::<Vec<_>>().join(" ")
+    container.command().into_iter().enumerate().map(quoted).collect::<Vec<_>>().join(" ")
 }
 
 /// Its labels, sorted.
@@ -207,7 +200,7 @@ fn size(store: &Store, container: &Container) -> String {
 
 /// How many bytes a container wrote.
 pub(super) fn written(store: &Store, container: &Container) -> u64 {
-    files(&store.container_dir(&container.id).join("upper"))
+    files(&store.container_upper(&container.id).0)
 }
 
 /// How many bytes the files in a directory are long. What cannot be read, or goes meanwhile, counts nothing.

@@ -6,7 +6,7 @@ use super::room::Refusal;
 use super::spec::{self, Machine, Place};
 use super::userns::Mapping;
 use super::{user, volumes};
-use crate::store::containers::{Container, Network};
+use crate::store::containers::{Container, Network, ROOTFS};
 use crate::sys;
 use oci_spec::runtime::{BoxBuilder, LinuxIdMappingBuilder, LinuxNamespace, LinuxNamespaceType, Spec};
 use rustix::termios::Winsize;
@@ -17,8 +17,6 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-/// The folder in which the tree is mounted, in the bundle's.
-pub const ROOTFS: &str = "rootfs";
 /// The files of this machine that a container has its own of, in its folder and in the container.
 const FILES: [(&str, &str); 3] =
     [("resolv.conf", "/etc/resolv.conf"), ("hosts", "/etc/hosts"), ("hostname", "/etc/hostname")];
@@ -50,7 +48,7 @@ pub fn write(wanted: &Wanted<'_>) -> Result<BTreeSet<String>, Refusal> {
     let Wanted { container, dir, .. } = *wanted;
     let failed = |what: &str, e: &io::Error| Refusal::own(format!("cannot {what}: {}", sys::describe(e)));
     let root = Inside::open(&dir.join(ROOTFS)).map_err(|e| failed("enter the image", &e))?;
-    let user = user::resolve(&root, text(container, "User")).map_err(|e| Refusal::own(e.to_string()))?;
+    let user = user::resolve(&root, container.text("User")).map_err(|e| Refusal::own(e.to_string()))?;
     let machine = Machine::look().map_err(|e| failed("look at this machine", &e))?;
     write_files(container, dir, &machine).map_err(|e| failed("write the container's files", &e))?;
     let volumes = volumes::make(container, dir, &root).map_err(|e| failed("make the image's volumes", &e))?;
@@ -74,7 +72,7 @@ pub fn write(wanted: &Wanted<'_>) -> Result<BTreeSet<String>, Refusal> {
     }
     let made = make_mountpoints(&root, &spec::mountpoints(&place))?;
     open_up(&root, container, &made).map_err(|e| failed("make a place for a file system in memory", &e))?;
-    let directory = Path::new("/").join(text(container, "WorkingDir"));
+    let directory = Path::new("/").join(container.text("WorkingDir"));
     if !container.host.read_only {
         let made = root.make_mountpoint(&directory, true);
         made.map_err(|e| failed(&format!("work in the directory {}", directory.display()), &e))?;
@@ -138,8 +136,4 @@ fn write_files(container: &Container, dir: &Path, machine: &Machine) -> io::Resu
         fs::write(dir.join(name), text)?;
     }
     Ok(())
-}
-
-fn text<'a>(container: &'a Container, field: &str) -> &'a str {
-    container.config.get(field).and_then(serde_json::Value::as_str).unwrap_or_default()
 }

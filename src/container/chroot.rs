@@ -7,6 +7,7 @@
 use super::inside::Inside;
 use super::room::{self, Refusal, Say};
 use super::userns::Mapping;
+use super::volumes::{copy_of, copy_of_source};
 use super::{User, user};
 use crate::store::containers::Bind;
 use crate::sys::{self, Ended, Fork, Namespaces, Restrictions, Signals};
@@ -193,16 +194,8 @@ impl Furniture<'_> {
     }
 
     fn volume(&self, bind: &Bind) -> Result<(), Refusal> {
-        let source = Path::new(&bind.source);
-        let open = || {
-            let copy = copy_of(source)?;
-            if bind.read_only {
-                sys::make_read_only(&copy)?;
-            }
-            Ok::<_, io::Error>((source.is_dir(), copy))
-        };
-        let (is_dir, copy) =
-            open().map_err(|e| Refusal::own(format!("cannot mount {}: {}", bind.source, sys::describe(&e))))?;
+        let (copy, is_dir) = copy_of_source(bind)
+            .map_err(|e| Refusal::own(format!("cannot mount {}: {}", bind.source, sys::describe(&e))))?;
         let placed = self.root.mountpoint(&bind.target, is_dir).and_then(|(place, _)| sys::attach(&copy, &place));
         placed.map_err(|e| {
             let why = match Errno::from_io_error(&e) {
@@ -212,12 +205,6 @@ impl Furniture<'_> {
             Refusal::own(format!("cannot mount {} at {}: {why}", bind.source, bind.target))
         })
     }
-}
-
-/// What is at a path of this machine, to be mounted elsewhere.
-pub(super) fn copy_of(path: &Path) -> io::Result<OwnedFd> {
-    let source = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    sys::copy_mount(&source)
 }
 
 fn attach_dir(dev: &OwnedFd, name: &str, mount: &OwnedFd) -> io::Result<()> {

@@ -45,7 +45,7 @@ fn attempt(store: &Store, container: &Container, plan: &Plan) -> Result<i32, Ref
     running(store, container)?;
     let dir = store.container_dir(&container.id);
     let root = Inside::open(&reach::tree_of(store, container, &state)).map_err(failed("enter the container"))?;
-    let spec_of = plan.user.as_deref().or_else(|| container.config.get("User")?.as_str()).unwrap_or_default();
+    let spec_of = plan.user.as_deref().unwrap_or(container.text("User"));
     let user = user::resolve(&root, spec_of).map_err(|e| Refusal::own(e.to_string()))?;
     let place = Place {
         container,

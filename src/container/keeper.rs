@@ -52,7 +52,7 @@ pub enum Report {
     Exited(i32),
 }
 
-/// Keeps the container until it has ended. The process must have one thread, and be no group's leader at a terminal.
+/// Keeps the container until it has ended. The process must have one thread, and have left the terminal.
 pub fn keep(start: Start) -> io::Result<()> {
     let Start { store, container, held, runtime, streams, caller, attached } = start;
     let mut line = caller.try_clone()?;
@@ -90,19 +90,22 @@ fn run<'a>(
     container: &Container,
     job: impl FnOnce(Option<Mapping>) -> Job<'a>,
 ) -> Result<i32, Refusal> {
-    let own = |e: String| Refusal::own(e);
-    let mapping = room::isolate().map_err(|e| own(e.to_string()))?;
+    let mapping = room::isolate().map_err(|e| Refusal::own(e.to_string()))?;
     if let Some(Mapping::Own { why }) = &mapping {
         tracing::warn!("files and programs can belong to root only: {why}");
     }
-    let dir = store.container_dir(&container.id);
     let job = job(mapping);
-    let room = Room::prepare(dir.join("rootfs"), |say, signals| runner::work(job, say, signals))?;
-    let opened = image::open_tree(store, &container.image).map_err(|e| own(e.to_string()))?;
+    let room = Room::prepare(store.container_tree(&container.id), |say, signals| runner::work(job, say, signals))?;
     // What is going to be removed need not reach the disk.
-    let volatile = container.host.auto_remove;
-    let upper = image::open_upper(dir.join("upper"), dir.join("work"), &opened.tree, volatile);
-    let upper = upper.map_err(|e| own(e.to_string()))?;
+    serve(store, container, room, container.host.auto_remove)
+}
+
+/// Serves a container's tree for a room, until the work in that is done; gives the code that it ended with.
+pub(super) fn serve(store: &Store, container: &Container, room: Room, volatile: bool) -> Result<i32, Refusal> {
+    let own = |e: image::Error| Refusal::own(e.to_string());
+    let opened = image::open_tree(store, &container.image).map_err(own)?;
+    let (upper, work) = store.container_upper(&container.id);
+    let upper = image::open_upper(upper, work, &opened.tree, volatile).map_err(own)?;
     // In its namespace the process is root.
     room.run(opened, Some(upper), &Options::for_user(&container.reference, true))
 }
@@ -115,7 +118,7 @@ fn end(
     before: State,
     done: &Result<i32, Refusal>,
 ) -> store::Result<()> {
-    // If the runner was killed.
+    // Nothing of it lives any more, however it ended.
     runtime::sweep(&store.container_dir(&container.id), &container.id);
     // What ran before and cannot be started now is kept: somebody may want to know why.
     if container.host.auto_remove && (done.is_ok() || before.status == Status::Created) {

@@ -2,9 +2,7 @@
 
 use super::inside::Inside;
 use super::room::{self, Refusal, Room};
-use super::{chroot, userns, volumes};
-use crate::fuse::Options;
-use crate::image;
+use super::{keeper, userns, volumes};
 use crate::store::Store;
 use crate::store::containers::{self, Bind, Container, Held, State, Status};
 use crate::sys::{self, Namespaces};
@@ -26,7 +24,7 @@ pub fn enter_users(process: u32) -> io::Result<()> {
 
 /// What is mounted of a running container's tree, at a path that this process sees: without what is mounted in it.
 pub fn tree_of(store: &Store, container: &Container, state: &State) -> PathBuf {
-    let there = store.container_dir(&container.id).join("rootfs");
+    let there = store.container_tree(&container.id);
     let root = Path::new("/proc").join(state.runner.to_string()).join("root");
     root.join(there.strip_prefix("/").unwrap_or(&there))
 }
@@ -64,25 +62,20 @@ fn mounted(
     held: &Held,
     job: impl FnOnce(&Inside) -> Result<(), Refusal>,
 ) -> Result<(), Refusal> {
-    let own = |e: String| Refusal::own(e);
-    room::isolate().map_err(|e| own(e.to_string()))?;
-    let dir = store.container_dir(&container.id);
-    let rootfs = dir.join("rootfs");
-    let room = Room::prepare(rootfs.clone(), |mut say, _| {
+    room::isolate().map_err(|e| Refusal::own(e.to_string()))?;
+    let tree = store.container_tree(&container.id);
+    let room = Room::prepare(tree.clone(), |mut say, _| {
         let open = || {
             // What is opened before belongs to the namespace before, and nothing could be mounted on it.
             sys::unshare(Namespaces { mount: true, ..Namespaces::default() })?;
-            let root = Inside::open(&rootfs)?;
+            let root = Inside::open(&tree)?;
             mount_volumes(store, container, held, &root)?;
             Ok(root)
         };
         let done = open().and_then(|root| job(&root));
         done.map_or_else(|refusal| say.refuse(&refusal), |()| 0)
     })?;
-    let opened = image::open_tree(store, &container.image).map_err(|e| own(e.to_string()))?;
-    let upper = image::open_upper(dir.join("upper"), dir.join("work"), &opened.tree, false);
-    let upper = upper.map_err(|e| own(e.to_string()))?;
-    match room.run(opened, Some(upper), &Options::for_user(&container.reference, true))? {
+    match keeper::serve(store, container, room, false)? {
         0 => Ok(()),
         // One that says nothing more.
         code => Err(Refusal { code: u8::try_from(code).unwrap_or(125), text: String::new() }),
@@ -111,12 +104,8 @@ fn mount_volumes(store: &Store, container: &Container, held: &Held, root: &Insid
 
 /// Gives what had to be made for it in the tree, and not in another mount.
 fn mount_one(bind: &Bind, root: &Inside) -> io::Result<Vec<PathBuf>> {
-    let source = Path::new(&bind.source);
-    let copy = chroot::copy_of(source)?;
-    if bind.read_only {
-        sys::make_read_only(&copy)?;
-    }
-    let (place, made) = root.mountpoint(&bind.target, source.is_dir())?;
+    let (copy, is_dir) = volumes::copy_of_source(bind)?;
+    let (place, made) = root.mountpoint(&bind.target, is_dir)?;
     sys::attach(&copy, &place)?;
     Ok(made)
 }

@@ -49,8 +49,8 @@ pub struct Job<'a> {
 
 /// Runs the container, and gives the code that it ended with.
 pub fn work(job: Job<'_>, mut say: Say, signals: &Signals) -> i32 {
-    let (dir, id) = (job.store.container_dir(&job.container.id), job.container.id.clone());
-    let code = match begin(job, &dir) {
+    let dir = job.store.container_dir(&job.container.id);
+    match begin(job, &dir) {
         Ok((first, carried)) => {
             drop(say);
             let ended = room::wait(first, signals).map_or(125, Ended::code);
@@ -58,9 +58,7 @@ pub fn work(job: Job<'_>, mut say: Say, signals: &Signals) -> i32 {
             ended
         }
         Err(refusal) => say.refuse(&refusal),
-    };
-    runtime::sweep(&dir, &id);
-    code
+    }
 }
 
 /// Starts the container; gives its first process.
@@ -77,7 +75,7 @@ fn begin(job: Job<'_>, dir: &Path) -> Result<(i32, Carried), Refusal> {
     let wanted = Wanted {
         container: job.container,
         dir,
-        root: &dir.join("rootfs"),
+        root: &job.store.container_tree(&job.container.id),
         mapping: job.mapping.as_ref(),
         own_users: false,
         terminal: job.streams.terminal,

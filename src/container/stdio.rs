@@ -20,6 +20,16 @@ use std::thread::{self, JoinHandle};
 /// Where the runtime delivers a container's terminal: a socket in the container's folder.
 pub(super) const CONSOLE: &str = "console";
 
+/// What a container reads.
+pub enum Input {
+    /// Nothing: it is at the end at once.
+    None,
+    /// Nothing, for as long as it runs.
+    Open,
+    /// What the caller gives.
+    From(OwnedFd),
+}
+
 /// Where what a container prints goes.
 pub enum Sink {
     /// To the caller.
@@ -30,10 +40,8 @@ pub enum Sink {
 
 /// What a container has to do with its caller.
 pub struct Streams {
-    /// What it reads; nothing if this is not there.
-    pub input: Option<OwnedFd>,
-    /// Whether its input stays open although nobody gives it anything.
-    pub open: bool,
+    /// What it reads.
+    pub input: Input,
     /// What it prints.
     pub output: Sink,
     /// Its complaints. With a terminal everything goes to `output`.
@@ -93,7 +101,7 @@ pub(super) fn give(streams: &Streams, call: &mut Command) -> io::Result<Ends> {
     }
     let mut input = None;
     call.stdin(Stdio::null());
-    if streams.input.is_some() || streams.open {
+    if !matches!(streams.input, Input::None) {
         let (reader, writer) = io::pipe()?;
         call.stdin(reader);
         input = Some(writer);
@@ -110,7 +118,7 @@ pub(super) fn carry(streams: Streams, ends: Ends) -> io::Result<Carried> {
     match ends {
         Ends::Pipes { input, output, errors } => {
             let kept = match (streams.input, input) {
-                (Some(from), Some(to)) => feed(from, to.into()).map(|()| None)?,
+                (Input::From(from), Some(to)) => feed(from, to.into()).map(|()| None)?,
                 (_, input) => input,
             };
             let printing =
@@ -121,7 +129,7 @@ pub(super) fn carry(streams: Streams, ends: Ends) -> io::Result<Carried> {
             // The runtime has delivered it before it ended, or never will.
             listener.set_nonblocking(true)?;
             let ours = receive(listener)?;
-            if let Some(from) = streams.input {
+            if let Input::From(from) = streams.input {
                 feed(from, ours.try_clone()?)?;
             }
             let printing = vec![print(ours.try_clone()?, streams.output, false)?];
@@ -238,8 +246,7 @@ mod tests {
         typed.rewind().unwrap();
         let (mut out, mut err) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         let streams = Streams {
-            input: Some(typed.into()),
-            open: false,
+            input: Input::From(typed.into()),
             output: Sink::To(out.try_clone().unwrap().into()),
             errors: Sink::To(err.try_clone().unwrap().into()),
             terminal: false,

@@ -1,12 +1,15 @@
-//! Anonymous volumes: what an image declares as a place for data has a directory beside the container's changes, filled
+//! What of this machine is mounted in a container. Anonymous volumes: what an image declares as a place for data has a directory beside the container's changes, filled
 //! with what the image has there when the container is first started.
 
 use super::copy;
 use super::inside::Inside;
 use crate::store::containers::{Bind, Container};
+use crate::sys;
+use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 /// Makes the container's volumes where they are not there yet, in its folder; gives where they are mounted. Those over
@@ -31,6 +34,22 @@ pub(super) fn make(container: &Container, dir: &Path, root: &Inside) -> io::Resu
         all.push(Bind { source: source.to_string_lossy().into_owned(), target: target.clone(), read_only: false });
     }
     Ok(all)
+}
+
+/// What is to be mounted by `bind`, mounted nowhere yet, and whether it is a directory.
+pub(super) fn copy_of_source(bind: &Bind) -> io::Result<(OwnedFd, bool)> {
+    let source = Path::new(&bind.source);
+    let copy = copy_of(source)?;
+    if bind.read_only {
+        sys::make_read_only(&copy)?;
+    }
+    Ok((copy, source.is_dir()))
+}
+
+/// What is at a path of this machine, to be mounted elsewhere.
+pub(super) fn copy_of(path: &Path) -> io::Result<OwnedFd> {
+    let source = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    sys::copy_mount(&source)
 }
 
 /// Under another name first: half a volume must not be taken for a whole one.

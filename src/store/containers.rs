@@ -8,8 +8,10 @@
 //!   upper/ work/             what it changed of its image
 //!   volumes/<n>/             its anonymous volumes
 //!   rootfs/                  where its tree is mounted, in the keeper's own mount namespace only
-//!   config.json ...          the bundle of the last start, and the runtime's own state
+//!   config.json ...          the bundle of the last start, and the runtime's own state and log
+//!   control                  the socket at which it is reached while it runs
 //!   log                      what it printed, if it runs in the background
+//!   keeper.log               what the process that keeps it had to tell
 //! ```
 //!
 //! A container is running if its lock is held; what `state.json` says then is how the running began. One that says
@@ -180,7 +182,36 @@ impl Status {
 /// What a process that was killed with SIGKILL ends with.
 pub const KILLED: i32 = 137;
 
+/// A word of a configuration in Docker's form; nothing where there is none.
+pub fn text_of<'a>(config: &'a Map<String, Value>, key: &str) -> &'a str {
+    config.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// A list of a configuration in Docker's form. One word may stand there without a list around it.
+pub fn list_of(config: &Map<String, Value>, key: &str) -> Vec<String> {
+    match config.get(key) {
+        Some(Value::Array(all)) => all.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        Some(Value::String(one)) => vec![one.clone()],
+        _ => Vec::new(),
+    }
+}
+
 impl Container {
+    /// A word of its config.
+    pub fn text(&self, key: &str) -> &str {
+        text_of(&self.config, key)
+    }
+
+    /// Whether its config says so.
+    pub fn is(&self, key: &str) -> bool {
+        self.config.get(key).and_then(Value::as_bool).unwrap_or(false)
+    }
+
+    /// What it runs: its entrypoint, and its command behind it.
+    pub fn command(&self) -> Vec<String> {
+        [list_of(&self.config, "Entrypoint"), list_of(&self.config, "Cmd")].concat()
+    }
+
     /// Its config as an image's: what a container has for itself is left out.
     pub fn config_of_image(&self) -> Map<String, Value> {
         let own = ["Hostname", "Tty", "OpenStdin"];
@@ -213,11 +244,26 @@ impl Held {
 
 const RECORD: &str = "record.json";
 const STATE: &str = "state.json";
+const UPPER: &str = "upper";
+const WORK: &str = "work";
+/// The folder of a container or a bundle in which its tree is mounted.
+pub const ROOTFS: &str = "rootfs";
 
 impl Store {
     /// The folder of the container with that whole ID.
     pub fn container_dir(&self, id: &str) -> PathBuf {
         self.root().join("containers").join(id)
+    }
+
+    /// Where that container's tree is mounted, in the namespaces of its own processes only.
+    pub fn container_tree(&self, id: &str) -> PathBuf {
+        self.container_dir(id).join(ROOTFS)
+    }
+
+    /// That container's upper and work directory.
+    pub fn container_upper(&self, id: &str) -> (PathBuf, PathBuf) {
+        let dir = self.container_dir(id);
+        (dir.join(UPPER), dir.join(WORK))
     }
 }
 
@@ -241,7 +287,7 @@ pub fn create(store: &Store, container: &Container) -> Result<Held> {
 }
 
 fn fill(store: &Store, container: &Container, dir: &Path) -> Result<Held> {
-    for name in ["upper", "work", "rootfs"] {
+    for name in [UPPER, WORK, ROOTFS] {
         let path = dir.join(name);
         DirBuilder::new().mode(0o755).create(&path).map_err(Error::io("make", &path))?;
     }

@@ -11,9 +11,9 @@ pub use fd::{begin_write_back, get_file_attributes, set_file_attributes, set_non
 pub use map::{Bytes, map};
 pub use mount::{MountFlags, MountedAt, device_of, mount_fuse, mounts, set_read_ahead, unmount};
 pub use namespace::{
-    Namespaces, Restrictions, adopt_orphans, attach, become_user, bind_to_itself, copy_mount, die_with_parent,
-    enter_mount_namespace, enter_process_namespace, enter_root, enter_user_namespace, isolate_mounts, make_read_only,
-    new_file_system, unshare,
+    Namespaces, Restrictions, attach, become_user, copy_mount, die_with_parent, enter_mount_namespace,
+    enter_process_namespace, enter_root, enter_user_namespace, isolate_mounts, make_read_only, new_file_system,
+    unshare,
 };
 pub use process::{
     Fork, Received, Signals, begin_with_all_signals, close_inherited, describe, detach_from_terminal, fork, fork_first,

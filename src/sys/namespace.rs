@@ -3,7 +3,6 @@
 //!
 //! A mount can only be copied within its own mount namespace: what is to be bound is opened after [`unshare`].
 
-use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
@@ -11,7 +10,6 @@ use rustix::thread::LinkNameSpaceType;
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 
 /// Which namespaces of its own a process gets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -147,12 +145,6 @@ fn set_attributes(mount: &impl AsFd, attributes: &Attributes) -> io::Result<()> 
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Makes the directory at `path` a mount of its own with all that is mounted below it, as a root has to be.
-pub fn bind_to_itself(path: &Path) -> io::Result<()> {
-    let dir = rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    attach(&copy_mount(&dir)?, &dir)
-}
-
 /// Makes the mount whose root `root` is the root of this process's mount namespace, and lets go of all other mounts in
 /// it. The working directory is the new root then.
 pub fn enter_root(root: BorrowedFd) -> io::Result<()> {
@@ -190,9 +182,4 @@ fn groups_are_fixed() -> bool {
 /// [`become_user`] and a set-id program undo it.
 pub fn die_with_parent() -> io::Result<()> {
     Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?)
-}
-
-/// Makes this process the parent of descendants whose own has ended.
-pub fn adopt_orphans() -> io::Result<()> {
-    Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
 }

@@ -24,7 +24,7 @@ use std::path::Path;
 pub use capabilities::Set;
 pub use machine::Machine;
 pub use mounts::{Bound, bound, mountpoints};
-pub use process::{Exec, exec, hostname, process};
+pub use process::{Exec, PATH, exec, hostname, process};
 
 /// What the document is made of.
 #[derive(Clone, Copy)]

@@ -4,11 +4,11 @@ use super::capabilities::{self, Set};
 use super::{Place, SpecError};
 use crate::container::User;
 use crate::container::userns::Mapping;
-use crate::store::containers::{Container, Network};
+use crate::store::containers::{Container, Network, list_of};
 use oci_spec::runtime::{LinuxCapabilities, Process, User as Account};
-use serde_json::{Map, Value};
 
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Docker's.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const UMASK: u32 = 0o022;
 
 /// Another process in a container that runs. [`Place::user`] is for whom, [`Place::terminal`] whether it has a terminal.
@@ -24,10 +24,7 @@ pub struct Exec<'a> {
 
 /// The container's own process.
 pub fn process(place: &Place) -> Result<Process, SpecError> {
-    let config = &place.container.config;
-    let mut args = strings(config, "Entrypoint");
-    args.extend(strings(config, "Cmd"));
-    made(place, args, &[], None)
+    made(place, place.container.command(), &[], None)
 }
 
 /// What the runtime is told of another one.
@@ -42,14 +39,14 @@ pub fn hostname(container: &Container, machine: &str) -> String {
         Network::Host => machine,
         Network::None => container.short(),
     };
-    Some(text(&container.config, "Hostname")).filter(|name| !name.is_empty()).unwrap_or(own).to_owned()
+    Some(container.text("Hostname")).filter(|name| !name.is_empty()).unwrap_or(own).to_owned()
 }
 
 fn made(place: &Place, args: Vec<String>, env: &[String], directory: Option<&str>) -> Result<Process, SpecError> {
     if args.is_empty() {
         return Err(SpecError::NoCommand);
     }
-    let directory = directory.unwrap_or_else(|| text(&place.container.config, "WorkingDir"));
+    let directory = directory.unwrap_or_else(|| place.container.text("WorkingDir"));
     let directory = if directory.is_empty() { "/" } else { directory };
     if !directory.starts_with('/') {
         return Err(SpecError::Directory(directory.to_owned()));
@@ -94,7 +91,7 @@ fn environment(place: &Place, more: &[String]) -> Vec<String> {
         env.push("TERM=xterm".to_owned());
     }
     let is = |line: &str, name: &str| line.split_once('=').is_some_and(|(known, _)| known == name);
-    for line in strings(&place.container.config, "Env").into_iter().chain(more.iter().cloned()) {
+    for line in list_of(&place.container.config, "Env").into_iter().chain(more.iter().cloned()) {
         let (name, sets) = line.split_once('=').map_or((&line[..], false), |(name, _)| (name, true));
         let at = env.iter().position(|known| is(known, name));
         match (at, sets) {
@@ -131,17 +128,4 @@ fn account(user: &User, mapping: Option<&Mapping>) -> Result<Account, SpecError>
             Ok(account)
         }
     }
-}
-
-/// A list of Docker's configuration. One word may stand there without a list around it.
-fn strings(config: &Map<String, Value>, key: &str) -> Vec<String> {
-    match config.get(key) {
-        Some(Value::Array(all)) => all.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
-        Some(Value::String(one)) => vec![one.clone()],
-        _ => Vec::new(),
-    }
-}
-
-fn text<'a>(config: &'a Map<String, Value>, key: &str) -> &'a str {
-    config.get(key).and_then(Value::as_str).unwrap_or_default()
 }

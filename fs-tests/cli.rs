@@ -313,7 +313,7 @@ fn output_that_cannot_be_written_is_said_to_be_so() {
 #[test]
 fn help_fits_a_terminal_and_says_how_to_use_each_verb() {
     let env = TestEnv::new();
-    let containers = "run create start exec logs cp stop kill wait rm diff commit ps chroot";
+    let containers = "run create start bundle exec logs cp stop kill wait rm diff commit ps chroot";
     let images =
         "pull push load save import export images inspect history tag rmi login logout search mount umount mounts";
     let groups = ["", "container", "image", "manifest", "system"];

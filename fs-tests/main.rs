@@ -24,6 +24,7 @@ mod merge_model;
 mod mirrors;
 mod model;
 mod mounting;
+mod podman;
 mod printed;
 mod progress;
 mod pushing;

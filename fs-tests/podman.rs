@@ -5,14 +5,22 @@ use std::fs;
 
 use serde_json::json;
 
+use super::support::env;
 use super::support::oci::Image;
-use super::support::podman::{Store, Who, compare};
+use super::support::podman::{LIST_TREE, Store, Who, assert_same, compare, kernels};
 use super::support::registry::DockerRegistry;
 use super::support::small;
 use super::support::tar::{Entry, Tar};
 
 /// What differs where fuse-overlayfs is wrong: how a line begins, and why the other is right.
-const WRONG: &[(&str, &str)] = &[];
+const WRONG: &[(&str, &str)] = &[
+    ("-/opt/ann dir 700 1000:1001 new", "a file's content in it was written, and nothing else of it changed"),
+    ("+/opt/ann dir 700 1000:1001 1600000000.000", "as above"),
+    ("-/opt/deep dir 755 5:6 new", "its owner was changed, which is no change of what is in it"),
+    ("+/opt/deep dir 755 5:6 1600000000.000", "as above"),
+    ("-/opt/refilled dir 700 0:0 new", "its mode was changed, and that of a file in it"),
+    ("+/opt/refilled dir 700 0:0 1600000000.000", "as above"),
+];
 
 /// The programs of the image; those of [`small::layer`] are there too.
 const APPLETS: &[&str] = &[
@@ -67,8 +75,7 @@ fn linked(tar: Tar) -> Tar {
 
 fn odd_names(mut tar: Tar) -> Tar {
     tar = tar.dir("opt/odd");
-    let long = [b'l'; 255];
-    let names: [&[u8]; 12] = [
+    let names: [&[u8]; 11] = [
         b"a b",
         b"-x",
         b"back\\slash",
@@ -80,12 +87,12 @@ fn odd_names(mut tar: Tar) -> Tar {
         b"...",
         b"$(true)`;&*?",
         b".hidden",
-        &long,
     ];
     for name in names {
         tar = tar.file([b"opt/odd/".as_slice(), name].concat(), name);
     }
-    tar
+    // A directory of its own, which no script moves: fuse-overlayfs cannot make a name of this length.
+    tar.dir("opt/long").file([b"opt/long/".as_slice(), &[b'l'; 255]].concat(), "long\n")
 }
 
 /// Changes of the bottom layer, as layers write them.
@@ -128,12 +135,19 @@ fn image() -> Image {
 fn load(store: &Store) {
     let file = store.env.path("box.tar");
     image().write_docker_archive(&file, &["localhost/box:1"]);
-    store.says(&["load", "-q", "-i", file.to_str().unwrap()]);
+    assert_eq!(store.ok(&["load", "-q", "-i", file.to_str().unwrap()]), "Loaded image: localhost/box:1\n");
 }
 
-/// A shell script in a new container; commands after `try` are shown with what they say and how they end.
+/// A shell script in which commands after `try` are shown with what they say and how they end.
+fn shell(script: &str) -> String {
+    let list = "list() { find \"$@\" | sort; }";
+    let shown = "try() { echo \"+ $*\"; \"$@\" 2>&1; echo \"= $?\"; }";
+    format!("{list}\n{shown}\n{script}")
+}
+
+/// A shell script in a new container.
 fn run(store: &Store, options: &[&str], script: &str) {
-    let script = format!("try() {{ echo \"+ $*\"; \"$@\" 2>&1; echo \"= $?\"; }}\n{script}");
+    let script = shell(script);
     let words = ["sh", "-c", &script];
     store.says(&[&["run", "--network=none"], options, &["box:1"], &words[..]].concat());
 }
@@ -174,31 +188,39 @@ try dd if=/dev/zero of=data/large bs=65536 count=40 status=none; try sha256sum d
 try sh -c 'echo 1 > ann/own; cat ann/own; stat -c "%u %a" ann/own'
 grep ' / ' /proc/mounts | grep -c nosuid
 try mknod sticky/null c 1 3
-try mknod sticky/zero c 0 0
-try find odd -type f -exec wc -c {} +
+mknod sticky/zero c 0 0 2>/dev/null; echo "no whiteout: $?"
+try sh -c 'wc -c odd/*'
 try rm 'odd/a b'; try mv odd/-x odd/--y; try ls -1a odd
 "#;
 
 /// Names: renames, directories of the image that move or go, links.
 const NAMES: &str = r#"
-try mv deep moved; try find moved; try cat moved/x/y/z; try ls deep
-try mkdir deep; try find deep; echo again > deep/file
-try mv moved/x refilled; try mv refilled /srv/refilled; try find /srv/refilled
-try mkdir -p fresh/one; try mv fresh renamed; try mv renamed/one renamed/two; try mv renamed data/in; try find data
+try mv deep moved; try list moved; try cat moved/x/y/z; try ls deep
+try mkdir deep; try list deep; echo again > deep/file
+try mv moved/x refilled; try mv refilled /srv/refilled; try list /srv/refilled
+try mkdir -p fresh/one; try mv fresh renamed; try mv renamed/one renamed/two; try mv renamed data/in; try list data
 try mv data/b data/in/two/b; try mv data/c data/d; try cat data/d
 try rmdir data; try rm -r opaque; try mkdir opaque; try ls -1a opaque
 try rm -rf gone; try ls gone; echo file > gone; try cat gone; try rm gone; try mkdir gone; try ls gone
-try mv odd odd2; try mv odd2 odd; try find odd -name '[a-z]*'
+try mv odd odd2; try mv odd2 odd; try list odd -name '[a-z]*'
 try ln data/in/two/b hard; echo both >> hard; try cat data/in/two/b; try stat -c %h hard
 try ln -s /nowhere soft; try ln -s data/d soft2; try cat soft2; try cat soft; try mv soft2 deep/soft2; try readlink deep/soft2
 try ln soft deep/soft; try readlink deep/soft
 try ln data hard-dir; try mv data data/in/data; try mkdir data; try rmdir nowhere; try mv nowhere x
-try ls -1a / ; try ls -1aR . | head -100
+try ls -1a / ; try ls -1aR .
+"#;
+
+/// Changes that fuse-overlayfs commits as they are.
+const COMMITTED: &str = r#"
+echo more >> data/a; rm data/b; chmod 4711 setuid; chown 1000:1001 data/c; chmod 700 ann/own
+mkdir new; ln data/c new/c; ln -s nowhere new/soft; mkfifo new/fifo; rm refilled/new; mv odd/-x odd/--y
+rm -r deep/x; mkdir deep/x; echo again > deep/x/file; mv becomes-dir new/dir; rm -r gone; rm becomes-link
+echo a > 'odd/...'; rm 'odd/raw'*; touch -d '2001-02-03 04:05:06' sticky/old
 "#;
 
 /// Files of the image with several names that are written by one of them.
 const LINKS: &str = r#"
-try stat -c '%h %s' links/one links/two links/late /srv/three links/other
+try stat -c '%h %s' links/one links/two links/late /srv/three
 try ln links/late links/later; echo x >> links/later; try cat /srv/late links/late links/later
 try rm links/one; try cat links/two /srv/three
 "#;
@@ -209,7 +231,7 @@ fn images(store: &Store, registry: &DockerRegistry) {
     store.says(&["pull", "-q", "--tls-verify=false", &name]);
     store.says(&["images", "--format", "{{.Repository}}:{{.Tag}} {{.Size}}"]);
     note_tree(store, &["image"], "box:1");
-    assert_eq!(store.tree(&["image"], "box:1"), store.tree(&["image"], &name), "loaded and pulled");
+    assert_same("loaded and pulled", &store.tree(&["image"], "box:1"), &store.tree(&["image"], &name));
     store.says(&["rmi", "box:1"]);
     store.says(&["rmi", &name]);
     store.says(&["images", "-a"]);
@@ -227,6 +249,9 @@ fn scripts(store: &Store) {
 
 /// What podman says has changed, in order of path.
 fn changed(store: &Store, name: &str) {
+    if kernels() {
+        return;
+    }
     let said = store.ok(&["diff", name]);
     let mut lines: Vec<&str> = said.lines().collect();
     lines.sort_unstable();
@@ -274,7 +299,7 @@ fn side_by_side(store: &Store) {
     }
     for name in ["one", "two"] {
         assert_eq!(store.says(&["exec", name, "cat", "data/a"]).stdout, format!("{name}\n"));
-        store.says(&["exec", name, "find", ".", "-path", "./odd", "-prune", "-o", "-print"]);
+        store.says(&["exec", name, "sh", "-c", "find . | sort"]);
     }
     run(store, &["--rm"], "try ls; try cat data/a data/b");
     run(store, &["--rm", "--read-only"], "try touch data/x; try rm data/a; try touch /tmp/x; try cat data/a");
@@ -288,11 +313,11 @@ fn mapped(store: &Store) {
     let script = "try id -u; try id -g; try stat -c '%u %g %a %n' . data ann setgid sticky setuid; try cat ann/own; \
                   try touch sticky/mine data/mine; try stat -c '%u %g' sticky/mine; try chown 3:4 sticky/mine; \
                   try stat -c '%u %g' sticky/mine; try mv deep sticky; try rm sticky/mine; try chmod 700 data";
-    for options in [&["--userns=keep-id"][..], &["--userns=keep-id", "--user=0"], &["--userns=auto"], &[
-        "--uidmap=0:1:1000",
-        "--uidmap=1000:2000:2000",
-        "--gidmap=0:1:5000",
-    ]] {
+    if kernels() {
+        return;
+    }
+    let one_to_one = ["--uidmap=0:100:3000", "--gidmap=0:100:3000"];
+    for options in [&["--userns=keep-id"][..], &["--userns=keep-id", "--user=0"], &["--userns=auto"], &one_to_one] {
         run(store, options, script);
         let id = store.ok(&["ps", "-l", "-q"]);
         store.note(&format!("the tree with {options:?}"), &store.tree(&[], id.trim()));
@@ -302,7 +327,7 @@ fn mapped(store: &Store) {
 /// What is set from outside the container, then what is committed is what the container has.
 fn committed(store: &Store) {
     load(store);
-    run(store, &["--name", "box"], NAMES);
+    run(store, &["--name", "box"], COMMITTED);
     let script = "at=$(podman mount box); setfattr -n user.two -v 2 $at/opt/attributes; setfattr -x user.one \
                   $at/opt/attributes; setfattr -n user.dir -v x $at/srv; getfattr -d $at/opt/attributes >/dev/null; \
                   setcap cap_net_raw+ep $at/opt/setuid; podman umount box";
@@ -311,17 +336,41 @@ fn committed(store: &Store) {
     // podman mounts files of its own over these, and commits neither them nor what they hide.
     let own = |line: &&str| !["/etc", "/run", "/dev"].iter().any(|at| line.starts_with(at)) && !line.starts_with("/ ");
     let (container, image) = (store.tree(&[], "box"), store.tree(&["image"], "new:1"));
-    let pick = |tree: &str| tree.lines().filter(own).map(str::to_owned).collect::<Vec<_>>();
-    assert_eq!(pick(&container), pick(&image), "the container and the image made of it");
+    let pick = |tree: &str| tree.lines().filter(own).map(str::to_owned).collect::<Vec<_>>().join("\n");
+    assert_same("the container and the image made of it", &pick(&container), &pick(&image));
     store.note("the tree committed", &image);
-    store.says(&["run", "--rm", "--network=none", "new:1", "find", ".", "!", "-path", "./odd/*"]);
+    store.says(&["run", "--rm", "--network=none", "new:1", "sh", "-c", "find . | sort"]);
     // A layer more, then one that says what was taken away again.
-    store.ok(&["run", "--name", "next", "--network=none", "new:1", "sh", "-c", "rm -rf deep renamed; mkdir deep; ls"]);
+    store.ok(&["run", "--name", "next", "--network=none", "new:1", "sh", "-c", "rm -r deep/x; mkdir deep/x; rm -r new"]);
     changed(store, "next");
     store.ok(&["commit", "-q", "next", "new:2"]);
     note_tree(store, &["image"], "new:2");
     store.says(&["rmi", "new:1"]);
     store.says(&["images", "-q"]);
+}
+
+/// Where fuse-overlayfs is wrong, no comparison helps: what is right is written here, for all others.
+fn right(store: &Store) {
+    if store.is_peer() {
+        return;
+    }
+    load(store);
+    let gives = |script: &str, wanted: &str| {
+        let said = store.ok(&["run", "--rm", "--network=none", "box:1", "sh", "-c", script]);
+        assert_eq!(said, wanted, "{script}");
+    };
+    // It changes the owner of a fifo and says that it could not.
+    gives("chown 1:2 fifo && stat -c '%u %g %F' fifo", "1 2 fifo\n");
+    // It needs four bytes of each name for itself.
+    gives("cd long; for n in *; do mv $n a; mv a $n; cp $n ${n%l}m; done; ls | wc -l", "2\n");
+    // It gives a directory a new time when its owner or a file in it changes.
+    let times = "chown 5:6 deep; echo x > ann/own; chmod 600 ann/own; stat -c %Y deep ann";
+    gives(times, "1600000000\n1600000000\n");
+    // Once a name of a directory was asked for that is deleted, it shows in others there what they no longer have; so
+    // podman, which compares both trees, commits it again.
+    store.ok(&["run", "--name", "reborn", "--network=none", "box:1", "sh", "-c", "rm -r deep data; mkdir deep"]);
+    store.ok(&["commit", "-q", "reborn", "new:1"]);
+    assert_eq!(store.ok(&["run", "--rm", "--network=none", "new:1", "find", "deep"]), "deep\n");
 }
 
 const CONTAINERFILE: &str = r#"
@@ -331,8 +380,8 @@ COPY --chown=1000:1001 in/file /opt/ann/copied
 RUN rm -rf deep && mkdir deep && echo again > deep/file
 RUN rm -rf opaque gone data/sub && mkdir -p opaque/sub
 RUN chmod 4711 setuid && chown 1000:1001 data/c && chmod -R go-rwx refilled
-RUN mv data moved && ln moved/a hard && ln -s moved data
-RUN cat data/file moved/a && touch -d '2001-02-03 04:05:06' hard
+RUN mv data moved && ln moved/a hard && touch -d '2001-02-03 04:05:06' hard
+RUN ln -s moved data && cat data/file moved/a
 FROM box:1
 COPY --from=one /opt/moved /opt/from
 COPY --from=one /opt/deep /opt/deep
@@ -353,7 +402,6 @@ fn built(store: &Store) {
     store.says(&["history", "--format", "{{.CreatedBy}}", "one"]);
     // Nothing has changed: each step is found.
     let again = store.ok(&["build", "--network=none", "-f", "File", "--target=one", from.to_str().unwrap()]);
-    store.note("built again", &again);
     assert_eq!(again.matches("Using cache").count(), 7, "{again}");
 }
 
@@ -362,12 +410,12 @@ fn buildah(store: &Store) {
     load(store);
     let buildah = |args: &[&str]| {
         let words = [&["buildah"], args].concat();
-        let said = store.outside("\"$@\"", &words);
+        let said = store.outside("BUILDAH_ISOLATION=chroot \"$@\"", &words);
         store.note(&words.join(" "), &said);
         said
     };
     buildah(&["from", "--name", "work", "localhost/box:1"]);
-    let script = "rm -r deep; mkdir deep; mv data moved; echo x >> moved/a; chmod 4700 setuid; ls . moved";
+    let script = "rm -r deep/x; mkdir deep/x; mv data moved; echo x >> moved/a; chmod 4700 setuid; ls . moved";
     buildah(&["run", "work", "--", "sh", "-c", &format!("cd /opt; {script}")]);
     fs::write(store.env.path("tmp/file"), "host\n").unwrap();
     let file = store.env.path("tmp/file").display().to_string();
@@ -375,31 +423,51 @@ fn buildah(store: &Store) {
     buildah(&["copy", "-q", "--from", "localhost/box:1", "work", "/opt/refilled", "/opt/moved"]);
     buildah(&["config", "--env", "A=b", "work"]);
     let list = "at=$(buildah mount work) && python3 -c \"$1\" \"$at\" && buildah umount work >/dev/null";
-    store.note("the tree of buildah's container", &store.outside(list, &[super::support::podman::LIST_TREE]));
+    store.note("the tree of buildah's container", &store.outside(list, &[LIST_TREE]));
     buildah(&["commit", "-q", "work", "made:1"]);
     buildah(&["rm", "work"]);
     note_tree(store, &["image"], "made:1");
     store.says(&["run", "--rm", "--network=none", "made:1", "sh", "-c", "echo $A; ls /opt /opt/moved"]);
 }
 
-#[test]
-fn images_are_loaded_pulled_and_removed() {
+/// Containers that begin at the same moment and do much.
+fn at_once(store: &Store) {
+    load(store);
+    let names = ["a", "b", "c", "d", "e", "f"];
+    let script = shell(NAMES);
+    let commands = names.map(|name| {
+        store.command("podman", &["run", "--network=none", "--name", name, "box:1", "sh", "-c", &script])
+    });
+    let done = std::thread::scope(|scope| {
+        let started = commands.map(|mut command| scope.spawn(move || env::run(&mut command)));
+        started.map(|one| one.join().unwrap())
+    });
+    let trees = names.map(|name| store.tree(&[], name));
+    for at in 0..names.len() {
+        assert_same("what two containers say", &done[0].stdout, &done[at].stdout);
+        assert_same("the trees of two containers", &trees[0], &trees[at]);
+    }
+    store.note("all at once", &format!("{}\n{}", done[0].stdout, trees[0]));
+}
+
+/// With a registry that has the image.
+fn images_of(who: Who) {
     let registry = DockerRegistry::start(None, None);
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("box.tar");
     image().write_docker_archive(&file, &["localhost/box:1"]);
     registry.fill(&format!("docker-archive:{}", file.display()), "box:1", &[]);
-    compare(Who::Root, WRONG, |store| images(store, &registry));
+    compare(who, WRONG, |store| images(store, &registry));
+}
+
+#[test]
+fn images_are_loaded_pulled_and_removed() {
+    images_of(Who::Root);
 }
 
 #[test]
 fn containers_see_their_changes() {
     compare(Who::Root, WRONG, scripts);
-}
-
-#[test]
-fn a_plain_users_containers_see_their_changes() {
-    compare(Who::User("uucp", 10), WRONG, scripts);
 }
 
 #[test]
@@ -413,8 +481,8 @@ fn what_is_committed_is_what_was_there() {
 }
 
 #[test]
-fn images_are_built() {
-    compare(Who::Root, WRONG, built);
+fn what_fuse_overlayfs_gets_wrong_is_right() {
+    compare(Who::Root, WRONG, right);
 }
 
 #[test]
@@ -423,11 +491,36 @@ fn plain_users_containers_are_mapped() {
 }
 
 #[test]
+#[ignore = "long: scripts/soak runs it"]
 fn containers_are_side_by_side() {
     compare(Who::Root, WRONG, side_by_side);
 }
 
 #[test]
+#[ignore = "long: scripts/soak runs it"]
+fn containers_begin_at_once() {
+    compare(Who::Root, WRONG, at_once);
+}
+
+#[test]
+#[ignore = "long: scripts/soak runs it"]
+fn images_are_built() {
+    compare(Who::Root, WRONG, built);
+}
+
+#[test]
+#[ignore = "long: scripts/soak runs it"]
 fn buildah_makes_images() {
     compare(Who::Root, WRONG, buildah);
+}
+
+/// One after the other, because each gives the same user the same numbers again.
+#[test]
+#[ignore = "long: scripts/soak runs it"]
+fn all_of_it_as_a_plain_user() {
+    let user = Who::User("uucp", 10);
+    images_of(user);
+    for scenario in [scripts, copies, committed, side_by_side, at_once, built, buildah] {
+        compare(user, WRONG, scenario);
+    }
 }

@@ -39,13 +39,24 @@ pub struct Store {
     pub env: TestEnv,
     /// Who uses it.
     pub who: Who,
+    program: Option<PathBuf>,
     said: RefCell<Vec<String>>,
+}
+
+/// The name of who is under test.
+fn engine() -> String {
+    let chosen = std::env::var("PLYFS_TEST_ENGINE").ok().filter(|name| !name.is_empty());
+    chosen.unwrap_or_else(|| UNDER_TEST.to_owned())
+}
+
+/// Whether the kernel's union is compared: podman then looks for changes in another way, and maps users in another.
+pub fn kernels() -> bool {
+    engine() == "overlayfs"
 }
 
 /// The program under test, in that folder. A plain user may not reach the build: cp takes it to where he can.
 fn under_test(env: &TestEnv) -> Option<PathBuf> {
-    let chosen = std::env::var("PLYFS_TEST_ENGINE").ok().filter(|name| !name.is_empty());
-    match chosen.as_deref().unwrap_or(UNDER_TEST) {
+    match engine().as_str() {
         "overlayfs" => None,
         "fuse-overlayfs" => Some(PEER.into()),
         "plyfs" => {
@@ -83,6 +94,13 @@ pub fn compare(who: Who, allowed: &[(&str, &str)], scenario: impl Fn(&Store) + S
     assert!(found.is_empty(), "- over fuse-overlayfs, + over the program under test:\n{}", found.join("\n"));
 }
 
+/// Requires that two trees of one store are the same.
+#[track_caller]
+pub fn assert_same(what: &str, one: &str, other: &str) {
+    let found = differences(&[one.to_owned()], &[other.to_owned()]);
+    assert!(found.is_empty(), "{what}:\n{}", found.join("\n"));
+}
+
 /// Lines of one that the other has not, each with the step that it belongs to; steps that differ in number end it.
 fn differences(peer: &[String], tested: &[String]) -> Vec<String> {
     let mut found = Vec::new();
@@ -109,10 +127,10 @@ impl Store {
         let env = TestEnv::new();
         fs::set_permissions(env.path(""), PermissionsExt::from_mode(0o755)).unwrap();
         let program = program(&env);
+        let mount = program.as_ref().map_or(String::new(), |at| format!("mount_program = \"{}\"\n", at.display()));
         let folders = ["graph", "run", "home", "xdg", "tmp", "libpod", "work"];
         folders.iter().for_each(|name| fs::create_dir(env.path(name)).unwrap());
         let path = |name: &str| env.path(name).display().to_string();
-        let mount = program.map_or(String::new(), |at| format!("mount_program = \"{}\"\n", at.display()));
         let storage = format!(
             "[storage]\ndriver = \"overlay\"\ngraphroot = \"{}\"\nrunroot = \"{}\"\n[storage.options.overlay]\n{mount}",
             path("graph"),
@@ -134,7 +152,12 @@ impl Store {
             command.arg(format!("{id}:{id}")).args(folders.iter().map(|name| env.path(name)));
             assert_eq!(run(&mut command).code, 0);
         }
-        Store { env, who, said: RefCell::default() }
+        Store { env, who, program, said: RefCell::default() }
+    }
+
+    /// Whether this is fuse-overlayfs, which gets some things wrong: they are asked of the others only.
+    pub fn is_peer(&self) -> bool {
+        self.program.as_deref() == Some(Path::new(PEER))
     }
 
     /// A command of the store's user, in its folder `work`.
@@ -144,7 +167,7 @@ impl Store {
         command.env("CONTAINERS_STORAGE_CONF", self.env.path("storage.conf"));
         command.env("CONTAINERS_CONF", self.env.path("containers.conf"));
         command.env("HOME", self.env.path("home")).env("XDG_RUNTIME_DIR", self.env.path("xdg"));
-        command.env("TMPDIR", self.env.path("tmp")).env("BUILDAH_ISOLATION", "chroot");
+        command.env("TMPDIR", self.env.path("tmp"));
         for name in ["XDG_CONFIG_HOME", "XDG_DATA_HOME", "REGISTRY_AUTH_FILE", "DBUS_SESSION_BUS_ADDRESS"] {
             command.env_remove(name);
         }
@@ -222,6 +245,7 @@ impl Store {
         let own = self.env.path("graph/overlay");
         let left: Vec<PathBuf> = self.mounts().into_iter().filter(|at| *at != own).collect();
         assert!(left.is_empty(), "still mounted: {left:?}");
+        if std::env::var_os("PODMAN_SHOW").is_some() { println!("{}", self.said.borrow().join("\n")); }
         self.said.take()
     }
 
@@ -265,7 +289,9 @@ impl Drop for Store {
             if left.is_empty() {
                 break;
             }
-            left.into_iter().for_each(|pid| drop(kill_process(pid, Signal::KILL)));
+            left.into_iter().for_each(|pid| {
+                let _gone = kill_process(pid, Signal::KILL);
+            });
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
         for at in self.mounts() {

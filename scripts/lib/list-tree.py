@@ -2,8 +2,8 @@
 
     list-tree.py DIRECTORY
 
-Left out is what each file system has of its own: inode numbers, and the link counts and sizes of directories. A time
-after the test images were made is said to be new, whatever it is.
+Left out is what each file system has of its own: inode numbers, the link counts and sizes of directories, and names of
+a file that are hidden. A time after the test images were made is said to be new, whatever it is.
 """
 
 import hashlib
@@ -75,8 +75,8 @@ def line(top, path, entry, links):
     words.append(content(full, kind, info))
     words += attributes(full)
     if kind != "dir" and info.st_nlink > 1:
-        # Which names are one file; the first of them has no more to say than how many there are.
-        words.append(f"links={info.st_nlink} first={text(links.setdefault((info.st_dev, info.st_ino), path))}")
+        first = links.setdefault((info.st_dev, info.st_ino), path)
+        words.append(f"is=/{text(first)}" if first != path else "")
     if entry is not None and entry.inode() != info.st_ino:
         words.append("FAULT: its directory lists another inode number")
     if entry is not None and listed_kind(entry) not in (kind, ""):

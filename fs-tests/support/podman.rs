@@ -167,7 +167,13 @@ impl Store {
         command.env("CONTAINERS_STORAGE_CONF", self.env.path("storage.conf"));
         command.env("CONTAINERS_CONF", self.env.path("containers.conf"));
         command.env("HOME", self.env.path("home")).env("XDG_RUNTIME_DIR", self.env.path("xdg"));
-        command.env("TMPDIR", self.env.path("tmp"));
+        // A plain user's chroot looks for a folder in `/tmp`, where it would leave one and which may not be his to write in.
+        let isolation = match (program, self.who) {
+            ("buildah", Who::Root) => "chroot",
+            ("buildah", Who::User(..)) => "rootless",
+            _ => "oci",
+        };
+        command.env("TMPDIR", self.env.path("tmp")).env("BUILDAH_ISOLATION", isolation);
         for name in ["XDG_CONFIG_HOME", "XDG_DATA_HOME", "REGISTRY_AUTH_FILE", "DBUS_SESSION_BUS_ADDRESS"] {
             command.env_remove(name);
         }
@@ -180,15 +186,31 @@ impl Store {
     /// Run podman and require success; returns its standard output.
     #[track_caller]
     pub fn ok(&self, args: &[&str]) -> String {
-        let output = run(&mut self.command("podman", args));
-        assert_eq!(output.code, 0, "podman {args:?}: {output:#?}");
+        self.done("podman", args)
+    }
+
+    /// Run buildah, without a runtime where it can, and require success; writes down its standard output.
+    #[track_caller]
+    pub fn buildah(&self, args: &[&str]) {
+        let said = self.done("buildah", args);
+        self.note(&format!("buildah {}", args.join(" ")), &said);
+    }
+
+    /// Run a program of the user's, and require success; returns its standard output.
+    #[track_caller]
+    pub fn done(&self, program: &str, args: &[&str]) -> String {
+        let output = run(&mut self.command(program, args));
+        assert_eq!(output.code, 0, "{program} {args:?}: {output:#?}");
         output.stdout
     }
 
     /// Run podman, however it ends, and write down what it said.
     pub fn says(&self, args: &[&str]) -> Output {
         let output = run(&mut self.command("podman", args));
-        self.note(&format!("podman {}", args.join(" ")), &format!("{}\n{}{}", output.code, output.stdout, output.stderr));
+        self.note(
+            &format!("podman {}", args.join(" ")),
+            &format!("{}\n{}{}", output.code, output.stdout, output.stderr),
+        );
         output
     }
 
@@ -209,13 +231,17 @@ impl Store {
     /// A shell script on this machine where the store's mounts are seen: a plain user's are in a namespace.
     #[track_caller]
     pub fn outside(&self, script: &str, args: &[&str]) -> String {
+        self.outside_by("podman", script, args)
+    }
+
+    /// The same where buildah's are seen.
+    #[track_caller]
+    pub fn outside_by(&self, program: &str, script: &str, args: &[&str]) -> String {
         let shell = [&["sh", "-euc", script, "sh"], args].concat();
-        let output = match self.who {
-            Who::Root => run(&mut self.command(shell[0], &shell[1..])),
-            Who::User(..) => run(&mut self.command("podman", &[&["unshare"], &shell[..]].concat())),
-        };
-        assert_eq!(output.code, 0, "{script}: {output:#?}");
-        output.stdout
+        match self.who {
+            Who::Root => self.done(shell[0], &shell[1..]),
+            Who::User(..) => self.done(program, &[&["unshare"], &shell[..]].concat()),
+        }
     }
 
     /// The tree of a container (`&[]`) or of an image (`&["image"]`), as the mount program shows it.
@@ -245,7 +271,6 @@ impl Store {
         let own = self.env.path("graph/overlay");
         let left: Vec<PathBuf> = self.mounts().into_iter().filter(|at| *at != own).collect();
         assert!(left.is_empty(), "still mounted: {left:?}");
-        if std::env::var_os("PODMAN_SHOW").is_some() { println!("{}", self.said.borrow().join("\n")); }
         self.said.take()
     }
 

@@ -74,7 +74,7 @@ def line(top, path, entry, links):
     words.append("new" if info.st_mtime >= NEW else f"{info.st_mtime_ns / 1e9:.3f}")
     words.append(content(full, kind, info))
     words += attributes(full)
-    if kind != "dir" and info.st_nlink > 1:
+    if kind != "dir":
         first = links.setdefault((info.st_dev, info.st_ino), path)
         words.append(f"is=/{text(first)}" if first != path else "")
     if entry is not None and entry.inode() != info.st_ino:

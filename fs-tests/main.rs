@@ -25,6 +25,7 @@ mod mirrors;
 mod model;
 mod mounting;
 mod overlay;
+mod podman;
 mod printed;
 mod progress;
 mod pushing;

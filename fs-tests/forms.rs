@@ -3,9 +3,13 @@
 //!
 //! The expectations are judged first, by kernel overlayfs and fuse-overlayfs, so far as those know the forms.
 
+mod crossing;
 mod driver;
+mod hostile;
 mod language;
+mod random;
 mod rows;
+mod writes;
 
 use crate::support::env::{TestEnv, run};
 use driver::{Driver, Mounted, Space, Stack};
@@ -14,7 +18,7 @@ use rows::{LIMITS, OVERRIDE_NAMES, Row, TABLES};
 
 /// How a row's directories are mounted.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Way {
+pub enum Way {
     /// All of them to be read only.
     Lower,
     /// With an empty upper directory on top.
@@ -81,11 +85,18 @@ fn a_tree_is_looked_at_from_inside() {
     std::fs::write(std::env::var_os("PLYFS_FORMS_OUT").unwrap(), serde_json::to_vec(&seen).unwrap()).unwrap();
 }
 
-/// Makes a row's directories, mounts them, and holds what is seen against what is expected.
-fn check(driver: Driver, space: Space, way: Way, row: &Row, words: Words) -> Result<(), String> {
+/// Makes directories, mounts them, and holds what is seen against what is expected.
+fn check<T: AsRef<str>>(
+    driver: Driver,
+    space: Space,
+    way: Way,
+    layers: &[T],
+    mut wanted: Shown,
+    words: Words,
+) -> Result<(), String> {
     let env = TestEnv::new();
-    let mut dirs: Vec<_> = (0..row.layers.len()).map(|number| env.path(number.to_string())).collect();
-    row.layers.iter().zip(&dirs).for_each(|(text, dir)| build(dir, text, words));
+    let mut dirs: Vec<_> = (0..layers.len()).map(|number| env.path(number.to_string())).collect();
+    layers.iter().zip(&dirs).for_each(|(text, dir)| build(dir, text.as_ref(), words));
     let upper = match way {
         Way::Lower => None,
         Way::Below => Some(env.path("upper")),
@@ -100,7 +111,6 @@ fn check(driver: Driver, space: Space, way: Way, row: &Row, words: Words) -> Res
     let stack = Stack { lower: dirs, upper: upper.map(|upper| (upper, env.path("work"))) };
     let mounted = driver.mount(space, &stack, &env.path(""))?;
     let mut seen = look(&mounted, driver == Driver::Plyfs);
-    let mut wanted = expected(row.shows, words);
     if way == Way::Below {
         // The root is the new directory's.
         seen.remove("");
@@ -135,7 +145,7 @@ fn read_all(driver: Driver, knows: impl Fn(&Row, Space) -> bool) {
                         continue;
                     }
                     let name = format!("{table}: {}: {driver:?} {space:?} {way:?} {}", row.name, words.stat);
-                    faults.case(&name, check(driver, space, way, row, words));
+                    faults.case(&name, check(driver, space, way, row.layers, expected(row.shows, words), words));
                 }
             }
         }
@@ -156,4 +166,38 @@ fn fuse_overlayfs_reads_the_forms_that_it_knows() {
 #[test]
 fn plyfs_reads_every_form() {
     read_all(Driver::Plyfs, |_, _| true);
+}
+
+/// Forty are what the kernel takes in one call of mount(2), and few images have more; the others take hundreds.
+fn read_many(driver: Driver, count: usize) {
+    let layer = |number: usize| match number {
+        n if n % 50 == 29 => format!("d/,@.opaque=y d/f{n}={n} e/f{n}={n}"),
+        n if n % 3 == 2 => format!("d/f{},wh e/f{n}={n}", n - 1),
+        n => format!("d/f{n}={n} e/f{n}={n}"),
+    };
+    let layers: Vec<String> = (0..count).map(layer).collect();
+    let last_opaque = (0..count).rev().find(|n| n % 50 == 29).unwrap();
+    let kept = |n: &usize| {
+        *n >= last_opaque && (n % 50 == 29 || n % 3 != 2) && (n % 3 != 1 || n + 1 == count || (n + 1) % 50 == 29)
+    };
+    let mut shows: String = (0..count).map(|n| format!("e/f{n}={n} ")).collect();
+    (0..count).filter(kept).for_each(|n| shows += &format!("d/f{n}={n} "));
+    let mut faults = Faults::default();
+    for (space, way) in [(Space::Root, Way::Lower), (Space::Root, Way::Below), (Space::User, Way::Upper)] {
+        let words = space.words(OVERRIDE_NAMES[0]);
+        let result = check(driver, space, way, &layers, expected(&shows, words), words);
+        faults.case(&format!("{count} layers, {driver:?} {space:?} {way:?}"), result);
+    }
+    faults.none();
+}
+
+#[test]
+fn peers_read_many_layers() {
+    read_many(Driver::Kernel, 40);
+    read_many(Driver::FuseOverlayfs, 200);
+}
+
+#[test]
+fn plyfs_reads_many_layers() {
+    read_many(Driver::Plyfs, 200);
 }

@@ -220,8 +220,13 @@ fn line(entry: &Entry, all: &[Entry]) -> String {
     rest(what, entry.mode.unwrap_or(usual), uid, gid, &entry.xattrs)
 }
 
+/// The whole of a short one, and a sum over a long one.
 fn file(content: &[u8]) -> String {
-    format!("file of {} \"{}\"", content.len(), content[..content.len().min(60)].escape_ascii())
+    if content.len() > 60 {
+        let sum = content.iter().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
+        return format!("file of {} with sum {sum:x}", content.len());
+    }
+    format!("file of {} \"{}\"", content.len(), content.escape_ascii())
 }
 
 fn node(kind: FileType, (major, minor): (u32, u32)) -> String {

@@ -61,7 +61,8 @@ impl Crossing<'_> {
     }
 
     fn compare(&self, mounted: &Mounted, driver: Driver) -> Result<(), String> {
-        let wrong = differences(&expected(self.row.shows, self.words), &look(mounted, driver == Driver::Plyfs));
+        let seen = look(mounted, driver == Driver::Plyfs)?;
+        let wrong = differences(&expected(self.row.shows, self.words), &seen);
         if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
     }
 

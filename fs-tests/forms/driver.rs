@@ -1,11 +1,10 @@
 //! Who mounts a stack of directories, and where.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 
-use crate::support::env::run;
 use crate::support::eventually;
 
 use super::language::Words;
@@ -34,15 +33,12 @@ pub struct Stack {
     pub upper: Option<(PathBuf, PathBuf)>,
 }
 
-/// A mounted stack. Dropping it unmounts, even while a panic unwinds.
+/// A mounted stack, in a mount namespace of its own: no copy of it in any other keeps it alive. Dropping it unmounts, even
+/// while a panic unwinds.
 pub struct Mounted {
     at: PathBuf,
-    holder: Option<Holder>,
-}
-
-/// The process that a user namespace lives by: it mounts, waits for the end of its input, and unmounts.
-struct Holder {
-    child: Child,
+    /// The process that the namespace lives by: it mounts, waits for the end of its input, and unmounts.
+    holder: Child,
     input: Option<ChildStdin>,
 }
 
@@ -63,7 +59,7 @@ impl Driver {
         let mut command = match (self, space) {
             (Driver::Kernel, _) => Command::new("mount"),
             (Driver::FuseOverlayfs, _) => Command::new("/usr/bin/fuse-overlayfs"),
-            (Driver::Plyfs, Space::Root) => Command::new(env!("CARGO_BIN_EXE_plyfs")),
+            (Driver::Plyfs, Space::Root) => Command::new(plyfs()),
             (Driver::Plyfs, Space::User) => Command::new(stand_in(scratch)),
         };
         match (self, space) {
@@ -95,47 +91,51 @@ impl Driver {
         let at = tempfile::Builder::new().prefix("mnt-").tempdir_in(scratch).unwrap().keep();
         let mut command = self.command(space, &options, scratch);
         command.arg(&at);
-        match space {
-            Space::Root => Mounted::here(at, command),
-            Space::User => Mounted::inside(at, &command),
-        }
+        Mounted::by(space, at, &command)
     }
+}
+
+/// The program that is tested; `PLYFS_FORMS_PROGRAM` is another build of it.
+fn plyfs() -> PathBuf {
+    std::env::var_os("PLYFS_FORMS_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_plyfs").into(), PathBuf::from)
 }
 
 /// plyfs under the other's name.
 fn stand_in(scratch: &Path) -> PathBuf {
     let link = scratch.join("fuse-overlayfs");
     if !link.exists() {
-        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_plyfs"), &link).unwrap();
+        std::os::unix::fs::symlink(plyfs(), &link).unwrap();
     }
     link
 }
 
-impl Mounted {
-    fn here(at: PathBuf, mut command: Command) -> Result<Mounted, String> {
-        // The guard first: a mount that fails half-way is cleaned up too.
-        let mounted = Mounted { at, holder: None };
-        let output = run(&mut command);
-        if output.code != 0 {
-            return Err(format!("{command:?}: {output:?}"));
-        }
-        if mounted.is_live() { Ok(mounted) } else { Err(format!("{command:?} mounted nothing")) }
-    }
+/// Mounts, says so, unmounts when the input ends, and waits for all that was started here.
+const HOLDER: &str = r#""$@" </dev/null || exit
+echo mounted
+read -r _
+umount "$AT" || exit
+for _ in $(seq 200); do
+    kill -s 0 -- -1 2>/dev/null || exit 0
+    sleep 0.05
+done
+echo "the daemon goes on after the unmount" >&2
+exit 1"#;
 
-    /// In a user namespace, with mounts and processes of its own: none outlives it.
-    fn inside(at: PathBuf, command: &Command) -> Result<Mounted, String> {
-        const SCRIPT: &str = r#""$@" </dev/null && echo mounted && { read -r _; umount "$AT"; }"#;
-        let namespace = Namespace::new();
-        let mut enter = Command::new("nsenter");
-        enter.args(["--user", "--target", &namespace.0.id().to_string()]);
-        enter.args(["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", SCRIPT, "sh"]);
-        enter.arg(command.get_program()).args(command.get_args());
+impl Mounted {
+    fn by(space: Space, at: PathBuf, mount: &Command) -> Result<Mounted, String> {
+        let namespace = (space == Space::User).then(Namespace::new);
+        let mut enter = Command::new(if namespace.is_some() { "nsenter" } else { "unshare" });
+        if let Some(Namespace(keeper)) = &namespace {
+            enter.args(["--user", "--target", &keeper.id().to_string(), "unshare"]);
+        }
+        enter.args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-c", HOLDER, "sh"]);
+        enter.arg(mount.get_program()).args(mount.get_args());
         let errors = tempfile::NamedTempFile::new().unwrap();
         enter.env_remove("PLYFS_ROOT").env("AT", &at).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = enter.stderr(errors.reopen().unwrap()).spawn().unwrap();
-        let (input, mut said) = (child.stdin.take(), String::new());
-        let output = child.stdout.take().unwrap();
-        let mounted = Mounted { at, holder: Some(Holder { child, input }) };
+        let mut holder = enter.stderr(errors.reopen().unwrap()).spawn().unwrap();
+        let (input, output) = (holder.stdin.take(), holder.stdout.take().unwrap());
+        let mounted = Mounted { at, holder, input };
+        let mut said = String::new();
         BufReader::new(output).read_line(&mut said).unwrap();
         if said != "mounted\n" {
             let why = std::fs::read_to_string(errors.path()).unwrap_or_default();
@@ -144,35 +144,42 @@ impl Mounted {
         if mounted.is_live() { Ok(mounted) } else { Err(format!("{enter:?} mounted nothing")) }
     }
 
-    /// Where it is, for those who may see it: in a user namespace, what [`Mounted::program`] starts.
+    /// Where it is, for what [`Mounted::program`] starts.
     pub fn path(&self) -> &Path {
         &self.at
     }
 
     /// A program that sees the mount as the one who mounted it does.
     pub fn program(&self, program: impl AsRef<OsStr>) -> Command {
-        let Some(holder) = &self.holder else { return Command::new(program) };
         let mut command = Command::new("nsenter");
-        command.args(["--user", "--mount", "--target", &holder.child.id().to_string(), "--"]).arg(program);
+        let target = self.holder.id().to_string();
+        // Its own user namespace nobody can enter once more.
+        let own = std::fs::read_link(format!("/proc/{target}/ns/user")).ok();
+        if own != std::fs::read_link("/proc/self/ns/user").ok() {
+            command.arg("--user");
+        }
+        command.args(["--mount", "--target", &target, "--"]).arg(program);
         command
     }
 
-    /// Unmounts, and waits until nobody serves it any more. An error if it was busy.
+    /// Unmounts, and waits until nobody serves it any more. An error if it was busy, or goes on.
     pub fn unmount(mut self) -> Result<(), String> {
-        match self.holder.take() {
-            None => {
-                let output = run(Command::new("umount").arg(&self.at));
-                eventually("the daemon's end", || !has_server(&self.at));
-                if output.code == 0 { Ok(()) } else { Err(format!("umount: {output:?}")) }
-            }
-            Some(holder) => holder.end(),
-        }
+        drop(self.input.take());
+        let status = self.holder.wait().unwrap();
+        if status.success() { Ok(()) } else { Err(format!("the unmount: {status}")) }
     }
 
     fn is_live(&self) -> bool {
-        let of = self.holder.as_ref().map_or("self".to_owned(), |holder| holder.child.id().to_string());
-        let table = std::fs::read_to_string(format!("/proc/{of}/mountinfo")).unwrap_or_default();
+        let table = std::fs::read_to_string(format!("/proc/{}/mountinfo", self.holder.id())).unwrap_or_default();
         table.lines().any(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point) == self.at))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Its child goes with it, and all mounts and processes with that.
+        let _gone_already = self.holder.kill();
+        let _same = self.holder.wait();
     }
 }
 
@@ -198,38 +205,4 @@ impl Drop for Namespace {
         let _gone_already = self.0.kill();
         let _same = self.0.wait();
     }
-}
-
-impl Holder {
-    fn end(mut self) -> Result<(), String> {
-        let mut input = self.input.take().unwrap();
-        let _its_end_is_enough = input.write_all(b"\n");
-        drop(input);
-        let status = self.child.wait().unwrap();
-        if status.success() { Ok(()) } else { Err(format!("the unmount in a user namespace: {status}")) }
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        if let Some(holder) = &mut self.holder {
-            // Its child goes with it, and all mounts and processes with that.
-            let _gone_already = holder.child.kill();
-            let _same = holder.child.wait();
-        } else if self.is_live() {
-            run(Command::new("umount").arg("-l").arg(&self.at));
-        }
-    }
-}
-
-/// Whether a process that was started with the mountpoint still runs.
-fn has_server(at: &Path) -> bool {
-    let at = at.display().to_string();
-    let processes = std::fs::read_dir("/proc").unwrap().flatten();
-    let mut others =
-        processes.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok()));
-    others.any(|entry| {
-        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        line.split(|byte| *byte == 0).any(|word| word == at.as_bytes())
-    })
 }

@@ -67,7 +67,7 @@ fn attack(driver: Driver, space: Space, layers: &[&str], with_upper: bool) -> Re
     let upper = with_upper.then(|| (lower.pop().unwrap(), env.path("work")));
     std::fs::create_dir(env.path("work")).unwrap();
     let mounted = driver.mount(space, &Stack { lower, upper: upper.clone() }, &env.path(""))?;
-    let seen = look(&mounted, false);
+    let seen = look(&mounted, false)?;
     let leaks = seen.iter().filter(|(path, line)| path.contains("secret") || line.contains("\"outside\""));
     let mut wrong: Vec<String> = leaks.map(|(path, line)| format!("seen: {path}: {line}")).collect();
     if upper.is_some() {

@@ -36,7 +36,7 @@ struct Slot {
 enum Node {
     Dir(Dir),
     File(File),
-    Link(String),
+    Link(&'static str),
 }
 
 #[derive(Debug, Clone)]
@@ -71,6 +71,8 @@ struct Dialect {
     /// A named whiteout beside what it would hide.
     beside: bool,
     opaque: &'static [&'static str],
+    /// Where links lead.
+    target: &'static str,
 }
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -169,10 +171,12 @@ fn print(dir: &Dir, path: &str, text: &mut String) {
     };
     *text += &format!(" {}/,0{:o}{}", path.trim_end_matches('/'), dir.mode, redirected(&dir.redirect, dir.relative));
     let marked = dir.entries.values().any(|slot| slot.hidden == Some(Hidden::Attribute));
+    if marked {
+        *text += ",@.opaque=x";
+    }
     match dir.opaque {
         Some(OPAQUE_FILE) => *text += &format!(" {path}{OPAQUE_FILE}="),
         Some(attribute) => *text += &format!(",{attribute}=y"),
-        None if marked => *text += ",@.opaque=x",
         None => {}
     }
     for (name, slot) in &dir.entries {
@@ -252,7 +256,7 @@ impl Maker {
                 let below = if hidden.is_some() { Sources::new() } else { below };
                 Some(Slot { hidden, node: Some(Node::Dir(self.dir(layers, &below, depth - 1))) })
             }
-            60..67 => Some(Slot { hidden: None, node: Some(Node::Link("a".to_owned())) }),
+            60..67 => Some(Slot { hidden: None, node: Some(Node::Link(self.dialect.target)) }),
             67..77 if self.dialect.moved && matches!(found, Found::File(Some(_))) => {
                 let file = File { content: String::new(), metacopy: true, redirect: None, relative: false };
                 Some(Slot { hidden: None, node: Some(Node::File(file)) })
@@ -360,8 +364,15 @@ fn judge(driver: Driver, space: Space, ways: &[Way], dialect: Dialect, runs: u64
 }
 
 const WAYS: [Way; 3] = [Way::Lower, Way::Below, Way::Upper];
-const KERNEL: Dialect =
-    Dialect { named: false, attributes: false, moved: true, needless: false, beside: false, opaque: &["@.opaque"] };
+const KERNEL: Dialect = Dialect {
+    named: false,
+    attributes: false,
+    moved: true,
+    needless: false,
+    beside: false,
+    opaque: &["@.opaque"],
+    target: "a",
+};
 
 #[test]
 fn the_model_is_right_about_kernel_overlayfs() {
@@ -374,7 +385,8 @@ fn the_model_is_right_about_kernel_overlayfs() {
 #[test]
 fn the_model_is_right_about_fuse_overlayfs() {
     let opaque = &["@.opaque", "user.fuseoverlayfs.opaque", OPAQUE_FILE];
-    let dialect = Dialect { named: true, moved: false, needless: true, opaque, ..KERNEL };
+    // It follows the links of lower layers, and fails at one to itself.
+    let dialect = Dialect { named: true, moved: false, needless: true, opaque, target: "nowhere", ..KERNEL };
     judge(Driver::FuseOverlayfs, Space::Root, &WAYS, dialect, 40);
     judge(Driver::FuseOverlayfs, Space::User, &WAYS, dialect, 20);
 }
@@ -382,7 +394,8 @@ fn the_model_is_right_about_fuse_overlayfs() {
 #[test]
 fn plyfs_shows_what_the_model_says() {
     let opaque = &["@.opaque", "user.overlay.opaque", "user.fuseoverlayfs.opaque", OPAQUE_FILE];
-    let dialect = Dialect { named: true, attributes: true, moved: true, needless: true, beside: true, opaque };
+    let dialect =
+        Dialect { named: true, attributes: true, moved: true, needless: true, beside: true, opaque, target: "a" };
     judge(Driver::Plyfs, Space::Root, &WAYS, dialect, 120);
     judge(Driver::Plyfs, Space::User, &WAYS, dialect, 60);
 }

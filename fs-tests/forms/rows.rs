@@ -85,7 +85,7 @@ pub const WHITEOUTS: &[Row] = &[
     row("a directory gone and back", &["d/x=1", "d,wh", "d/y=2"], "d/y=2", ALL),
     row("a directory gone by name and back", &["d/x=1", ".wh.d=", "d/y=2"], "d/y=2", FUSE),
     row("back and gone", &["a=1", "a,wh", "a=3", "a,wh b=4"], "b=4", ALL),
-    row("marks of nothing that can be deleted", &["a=1 d/b=1", ".wh..= d/.wh...= c=2"], "a=1 d/b=1 c=2", NOBODY),
+    row("marks of nothing that can be deleted", &["a=1 d/b=1", ".wh..= d/.wh...= c=2"], "a=1 d/b=1 c=2", FUSE),
     row("the files of another union", &["a=1", ".wh..wh.aufs= b=2"], "a=1 b=2", FUSE),
 ];
 

@@ -17,6 +17,7 @@ mod documents;
 mod exporting;
 mod external;
 mod faults;
+mod forms;
 mod hostile;
 mod importing;
 mod listing;

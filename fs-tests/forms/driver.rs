@@ -1,0 +1,208 @@
+//! Who mounts a stack of directories, and where.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use crate::support::eventually;
+
+use super::language::Words;
+
+/// The programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    Kernel,
+    FuseOverlayfs,
+    Plyfs,
+}
+
+/// As whom they mount: root has the attributes `trusted.overlay.`, a user namespace has `user.overlay.`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Space {
+    Root,
+    User,
+}
+
+/// Directories one on another.
+#[derive(Debug, Clone)]
+pub struct Stack {
+    /// The lower ones, the bottom first.
+    pub lower: Vec<PathBuf>,
+    /// The upper and the work directory.
+    pub upper: Option<(PathBuf, PathBuf)>,
+}
+
+/// A mounted stack, in a mount namespace of its own: no copy of it in any other keeps it alive. Dropping it unmounts, even
+/// while a panic unwinds.
+pub struct Mounted {
+    at: PathBuf,
+    /// The process that the namespace lives by: it mounts, waits for the end of its input, and unmounts.
+    holder: Child,
+    input: Option<ChildStdin>,
+}
+
+impl Space {
+    /// Both.
+    pub const ALL: [Space; 2] = [Space::Root, Space::User];
+
+    /// What the text of a test means by `@`; and one of the names for `%`.
+    pub fn words(self, stat: &'static str) -> Words {
+        Words { marks: if self == Space::Root { "trusted.overlay" } else { "user.overlay" }, stat }
+    }
+}
+
+impl Driver {
+    /// The one place that knows how each is called; the mountpoint comes behind. Root calls plyfs by its own name, and a
+    /// user namespace by that of the program that it stands in for.
+    fn command(self, space: Space, options: &str, scratch: &Path) -> Command {
+        let mut command = match (self, space) {
+            (Driver::Kernel, _) => Command::new("mount"),
+            (Driver::FuseOverlayfs, _) => Command::new("/usr/bin/fuse-overlayfs"),
+            (Driver::Plyfs, Space::Root) => Command::new(plyfs()),
+            (Driver::Plyfs, Space::User) => Command::new(stand_in(scratch)),
+        };
+        match (self, space) {
+            (Driver::Kernel, Space::Root) => {
+                command.args(["-t", "overlay", "overlay", "-o", &format!("redirect_dir=on,metacopy=on,{options}")])
+            }
+            (Driver::Kernel, Space::User) => {
+                command.args(["-t", "overlay", "overlay", "-o", &format!("userxattr,{options}")])
+            }
+            (Driver::Plyfs, Space::Root) => command.args(["overlay", "-o", options]),
+            (Driver::FuseOverlayfs | Driver::Plyfs, _) => command.args(["-o", options]),
+        };
+        command.env_remove("PLYFS_ROOT").env("HOME", scratch);
+        command
+    }
+
+    /// Mounts a stack; what was said is the error. `scratch` is a directory for what comes up.
+    pub fn mount(self, space: Space, stack: &Stack, scratch: &Path) -> Result<Mounted, String> {
+        let mut lower: Vec<_> = stack.lower.iter().rev().map(|dir| dir.display().to_string()).collect();
+        if self == Driver::Kernel && stack.upper.is_none() {
+            // One directory alone is no overlay to it.
+            let empty = tempfile::Builder::new().prefix("empty-").tempdir_in(scratch).unwrap().keep();
+            lower.push(empty.display().to_string());
+        }
+        let mut options = format!("lowerdir={}", lower.join(":"));
+        if let Some((upper, work)) = &stack.upper {
+            options += &format!(",upperdir={},workdir={}", upper.display(), work.display());
+        }
+        let at = tempfile::Builder::new().prefix("mnt-").tempdir_in(scratch).unwrap().keep();
+        let mut command = self.command(space, &options, scratch);
+        command.arg(&at);
+        Mounted::by(space, at, &command)
+    }
+}
+
+/// The program that is tested; `PLYFS_FORMS_PROGRAM` is another build of it.
+fn plyfs() -> PathBuf {
+    std::env::var_os("PLYFS_FORMS_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_plyfs").into(), PathBuf::from)
+}
+
+/// plyfs under the other's name.
+fn stand_in(scratch: &Path) -> PathBuf {
+    let link = scratch.join("fuse-overlayfs");
+    if !link.exists() {
+        std::os::unix::fs::symlink(plyfs(), &link).unwrap();
+    }
+    link
+}
+
+/// Mounts, says so, unmounts when the input ends, and waits for all that was started here.
+const HOLDER: &str = r#""$@" </dev/null || exit
+echo mounted
+read -r _
+umount "$AT" || exit
+for _ in $(seq 200); do
+    kill -s 0 -- -1 2>/dev/null || exit 0
+    sleep 0.05
+done
+echo "the daemon goes on after the unmount" >&2
+exit 1"#;
+
+impl Mounted {
+    fn by(space: Space, at: PathBuf, mount: &Command) -> Result<Mounted, String> {
+        let namespace = (space == Space::User).then(Namespace::new);
+        let mut enter = Command::new(if namespace.is_some() { "nsenter" } else { "unshare" });
+        if let Some(Namespace(keeper)) = &namespace {
+            enter.args(["--user", "--target", &keeper.id().to_string(), "unshare"]);
+        }
+        enter.args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-c", HOLDER, "sh"]);
+        enter.arg(mount.get_program()).args(mount.get_args());
+        let errors = tempfile::NamedTempFile::new().unwrap();
+        enter.env_remove("PLYFS_ROOT").env("AT", &at).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut holder = enter.stderr(errors.reopen().unwrap()).spawn().unwrap();
+        let (input, output) = (holder.stdin.take(), holder.stdout.take().unwrap());
+        let mounted = Mounted { at, holder, input };
+        let mut said = String::new();
+        BufReader::new(output).read_line(&mut said).unwrap();
+        if said != "mounted\n" {
+            let why = std::fs::read_to_string(errors.path()).unwrap_or_default();
+            return Err(format!("{enter:?}: {said}{why}"));
+        }
+        if mounted.is_live() { Ok(mounted) } else { Err(format!("{enter:?} mounted nothing")) }
+    }
+
+    /// Where it is, for what [`Mounted::program`] starts.
+    pub fn path(&self) -> &Path {
+        &self.at
+    }
+
+    /// A program that sees the mount as the one who mounted it does.
+    pub fn program(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        let target = self.holder.id().to_string();
+        // Its own user namespace nobody can enter once more.
+        let own = std::fs::read_link(format!("/proc/{target}/ns/user")).ok();
+        if own != std::fs::read_link("/proc/self/ns/user").ok() {
+            command.arg("--user");
+        }
+        command.args(["--mount", "--target", &target, "--"]).arg(program);
+        command
+    }
+
+    /// Unmounts, and waits until nobody serves it any more. An error if it was busy, or goes on.
+    pub fn unmount(mut self) -> Result<(), String> {
+        drop(self.input.take());
+        let status = self.holder.wait().unwrap();
+        if status.success() { Ok(()) } else { Err(format!("the unmount: {status}")) }
+    }
+
+    fn is_live(&self) -> bool {
+        let table = std::fs::read_to_string(format!("/proc/{}/mountinfo", self.holder.id())).unwrap_or_default();
+        table.lines().any(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point) == self.at))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Its child goes with it, and all mounts and processes with that.
+        let _gone_already = self.holder.kill();
+        let _same = self.holder.wait();
+    }
+}
+
+/// A user namespace in which every number stands for itself, kept by a process that does nothing.
+struct Namespace(Child);
+
+impl Namespace {
+    fn new() -> Namespace {
+        let new = Namespace(Command::new("unshare").args(["--user", "sleep", "infinity"]).spawn().unwrap());
+        let of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/user")).unwrap();
+        let id = new.0.id().to_string();
+        eventually("a user namespace", || of(&id) != of("self"));
+        for map in ["uid_map", "gid_map"] {
+            std::fs::write(format!("/proc/{id}/{map}"), "0 0 4294967295").unwrap();
+        }
+        new
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        // Whoever has entered it keeps it.
+        let _gone_already = self.0.kill();
+        let _same = self.0.wait();
+    }
+}

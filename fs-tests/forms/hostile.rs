@@ -1,0 +1,107 @@
+//! Directories in which somebody planted ways out: nothing outside of a layer is ever read or written.
+
+use super::driver::{Driver, Space, Stack};
+use super::language::{Shown, build, shown};
+use super::{Faults, look};
+use crate::support::env::{TestEnv, run};
+
+/// Layers, the bottom one first. `OUT` is a directory outside of all of them, `UP` enough of `..` to reach the host's root.
+const PLANTED: &[&[&str]] = &[
+    &["d/a=1", "d->OUT"],
+    &["d->OUT", "d/b=2"],
+    &["d/a=1", "d->OUT", "d/b=2", "k=1"],
+    &["d->OUT/secret", "d=,size-7,@.metacopy="],
+    &["d->OUT", "n/,@.redirect=/d n/k=1"],
+    &["d->OUT", "n/,@.redirect=d n/k=1"],
+    &["d->OUT", "d/n/,@.redirect=/d/sub"],
+    &["d->OUT", "k=1", "f=,size-7,@.metacopy=,@.redirect=/d/secret"],
+    &["d/k->OUT/secret", "d/f=,size-7,@.metacopy=,@.redirect=k"],
+    &["d/sub/x=1", "d->OUT", "d/sub/y=2", "n/,@.redirect=/d/sub"],
+    &["k=1", "n/,@.redirect=OUT"],
+    &["k=1", "n/,@.redirect=/UPOUT"],
+    &["k=1", "n/,@.redirect=UPOUT"],
+    &["k=1", "n/,@.redirect=.."],
+    &["k=1 d/x=1", "d/n/,@.redirect=.."],
+    &["k=1", "n/,@.redirect=/.."],
+    &["k=1", "n/,@.redirect=/"],
+    &["k=1", "n/,@.redirect=/."],
+    &["k=1", "n/,@.redirect="],
+    &["d/k=1", "n/,@.redirect=//d//"],
+    &["d/k=1", "n/,@.redirect=d/k"],
+    &["k=1", "f=,size-7,@.metacopy=,@.redirect=OUT/secret"],
+    &["k=1", "f=,size-7,@.metacopy=,@.redirect=/UPOUT/secret"],
+    &["k=1", "f=,size-7,@.metacopy=,@.redirect=.."],
+    // What must not be opened: it blocks, or does something.
+    &["p,fifo", "f=,size-7,@.metacopy=,@.redirect=/p"],
+    &["p,fifo", "p=,size-7,@.metacopy="],
+    &["c,char-1-5", "f=,size-7,@.metacopy=,@.redirect=/c"],
+    // Circles.
+    &["a/x=1 b/y=1", "a/,@.redirect=/b b/,@.redirect=/a", "a/,@.redirect=/b b/,@.redirect=/a"],
+    &["a/x=1", "a/,@.redirect=/a/a a/a/,@.redirect=/a", "a/,@.redirect=/a/a"],
+    &["f=1", "f=,size-1,@.metacopy=,@.redirect=/g g=,size-1,@.metacopy=,@.redirect=/f"],
+    // Deletions of what is not there to delete.
+    &["d/a=1", "d/.wh...= .wh..= d/.wh.=", "k=1"],
+    &["d/a=1", "d->OUT d2/.wh.x="],
+    &["d->OUT", ".wh.d->OUT/secret"],
+];
+
+const OUTSIDE: &str = "secret=outside sub/secret=outside secret-dir/x=outside";
+/// Whatever of this can be done may be done, but not outside. Links that are to be seen lead where they lead.
+const SCRIPT: &str = r#"cd "$1"; exec 2>/dev/null
+for d in d n a f; do
+    [ -L $d ] || { echo x >>$d; echo x >$d/new; mkdir $d/dir; rm -r $d/secret; chmod 0700 $d/sub; mv $d/secret-dir $d/moved; }
+    mv $d $d.moved; rm -rf $d; mkdir $d; echo x >$d/secret
+done; true"#;
+
+fn attack(driver: Driver, space: Space, layers: &[&str], with_upper: bool) -> Result<(), String> {
+    let (env, words) = (TestEnv::new(), space.words("user.containers.override_stat"));
+    let out = env.path("out");
+    build(&out, OUTSIDE, words);
+    let (outside, mut lower) = (out.display().to_string(), Vec::new());
+    for (number, text) in layers.iter().enumerate() {
+        lower.push(env.path(number.to_string()));
+        build(&lower[number], &text.replace("UP", &"../".repeat(12)).replace("OUT", &outside), words);
+    }
+    let before: Vec<Shown> = lower.iter().chain([&out]).map(|dir| shown(dir, true)).collect();
+    let dirs: Vec<_> = lower.iter().chain([&out]).cloned().collect();
+    let upper = with_upper.then(|| (lower.pop().unwrap(), env.path("work")));
+    std::fs::create_dir(env.path("work")).unwrap();
+    let mounted = driver.mount(space, &Stack { lower, upper: upper.clone() }, &env.path(""))?;
+    let seen = look(&mounted, false)?;
+    let leaks = seen.iter().filter(|(path, line)| path.contains("secret") || line.contains("\"outside\""));
+    let mut wrong: Vec<String> = leaks.map(|(path, line)| format!("seen: {path}: {line}")).collect();
+    if upper.is_some() {
+        run(mounted.program("sh").args(["-c", SCRIPT, "sh"]).arg(mounted.path()));
+    }
+    mounted.unmount()?;
+    let changed = |(dir, before): (&std::path::PathBuf, &Shown)| {
+        let own = upper.as_ref().is_some_and(|(upper, _)| upper == dir);
+        (!own && shown(dir, true) != *before).then(|| format!("changed: {}", dir.display()))
+    };
+    wrong.extend(dirs.iter().zip(&before).filter_map(changed));
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
+}
+
+fn attack_all(driver: Driver) {
+    let mut faults = Faults::default();
+    for layers in PLANTED {
+        for space in Space::ALL {
+            for with_upper in [false, true] {
+                let name = format!("{layers:?}: {driver:?}, {space:?}, upper {with_upper}");
+                faults.case(&name, attack(driver, space, layers, with_upper));
+            }
+        }
+    }
+    faults.none();
+}
+
+/// Shows that the test is one of unions and not of plyfs.
+#[test]
+fn kernel_overlayfs_stays_inside_of_its_layers() {
+    attack_all(Driver::Kernel);
+}
+
+#[test]
+fn plyfs_stays_inside_of_its_layers() {
+    attack_all(Driver::Plyfs);
+}

@@ -1,0 +1,290 @@
+//! Trees as text. A tree is a list of entries with spaces between them, and an entry is a path, what is there, and what is
+//! not as usual about it, with commas between them:
+//!
+//! ```text
+//! d/              a directory                      0700          its mode
+//! d/f=text        a file and its content           5:6           its owner and group
+//! l->target       a symbolic link                  user.a=1      an extended attribute
+//! b==d/f          one more name of a file          size-9        a file's size, with a hole behind its content
+//! p,fifo  s,socket  c,char-1-3  b,block-7-0        @.opaque=y    an attribute of overlayfs, in the namespace of the test
+//! x,wh            a device 0:0                     %=5:6:0700    an attribute for owner and mode, under the name of the test
+//! ```
+//!
+//! Directories above an entry need not be told. `/` is the root, `\xNN` any byte, `<x*255>` a long name. Of what is
+//! expected, `p!` is a name that is listed and cannot be read.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid, XattrFlags};
+
+use crate::support::tree::{Contents, Record, scan};
+
+/// What an entry is.
+#[derive(Debug, Clone, PartialEq)]
+enum What {
+    Dir,
+    File(Vec<u8>),
+    Link(Vec<u8>),
+    Hard(Vec<u8>),
+    /// Anything that mknod makes.
+    Node(FileType, u32, u32),
+    Broken,
+}
+
+/// One entry.
+#[derive(Debug, Clone, PartialEq)]
+struct Entry {
+    path: Vec<u8>,
+    what: What,
+    mode: Option<u32>,
+    owner: Option<(u32, u32)>,
+    size: Option<u64>,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+/// What `@` and `%` stand for.
+#[derive(Debug, Clone, Copy)]
+pub struct Words {
+    /// `trusted.overlay` or `user.overlay`.
+    pub marks: &'static str,
+    /// An attribute for owner and mode.
+    pub stat: &'static str,
+}
+
+/// Every path and what is there, as a line each.
+pub type Shown = BTreeMap<String, String>;
+
+impl Words {
+    fn fill(self, text: &str) -> String {
+        let text = text.replace(",@.", &format!(",{}.", self.marks));
+        text.replace(",%=", &format!(",{}=", self.stat))
+    }
+}
+
+fn entries(text: &str, words: Words) -> Vec<Entry> {
+    words.fill(text).split_whitespace().map(entry).collect()
+}
+
+fn entry(text: &str) -> Entry {
+    let mut parts = text.split(',');
+    let head = parts.next().unwrap();
+    let split = |by: &str| head.split_once(by).map(|(path, rest)| (bytes(path), bytes(rest)));
+    let (path, what) = if let Some((path, other)) = split("==") {
+        (path, What::Hard(other))
+    } else if let Some((path, target)) = split("->") {
+        (path, What::Link(target))
+    } else if let Some((path, content)) = split("=") {
+        (path, What::File(content))
+    } else if let Some(path) = head.strip_suffix('!') {
+        (bytes(path), What::Broken)
+    } else {
+        (bytes(head.trim_end_matches('/')), What::Dir)
+    };
+    let mut entry = Entry { path, what, mode: None, owner: None, size: None, xattrs: BTreeMap::new() };
+    for part in parts {
+        attribute(&mut entry, part);
+    }
+    let is_dir = entry.what == What::Dir;
+    assert!(!is_dir || head.ends_with('/'), "{text}: of no kind");
+    entry
+}
+
+fn attribute(entry: &mut Entry, part: &str) {
+    let number = |text: &str| text.parse().unwrap_or_else(|_| panic!("{part}: no number"));
+    let device = |text: &str| text.split_once('-').map(|(a, b)| (number(a), number(b))).unwrap();
+    if let Some((name, value)) = part.split_once('=') {
+        entry.xattrs.insert(bytes(name), bytes(value));
+    } else if let Some((uid, gid)) = part.split_once(':') {
+        entry.owner = Some((number(uid), number(gid)));
+    } else if let Some(size) = part.strip_prefix("size-") {
+        entry.size = Some(u64::from(number(size)));
+    } else if part.starts_with('0') {
+        entry.mode = Some(u32::from_str_radix(part, 8).unwrap());
+    } else {
+        let (kind, (major, minor)) = match part.split_once('-').unwrap_or((part, "0-0")) {
+            ("wh", _) => (FileType::CharacterDevice, (0, 0)),
+            ("fifo", _) => (FileType::Fifo, (0, 0)),
+            ("socket", _) => (FileType::Socket, (0, 0)),
+            ("char", numbers) => (FileType::CharacterDevice, device(numbers)),
+            ("block", numbers) => (FileType::BlockDevice, device(numbers)),
+            _ => panic!("{part}: says nothing"),
+        };
+        // The path alone looked like a directory's.
+        entry.what = What::Node(kind, major, minor);
+    }
+}
+
+fn bytes(text: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        if let Some(code) = rest.strip_prefix("\\x") {
+            out.push(u8::from_str_radix(&code[..2], 16).unwrap());
+            rest = &code[2..];
+        } else if first == '<' {
+            let (inside, behind) = rest[1..].split_once('>').unwrap();
+            let (part, times) = inside.split_once('*').unwrap();
+            out.extend(part.repeat(times.parse().unwrap()).bytes());
+            rest = behind;
+        } else {
+            out.extend(first.to_string().bytes());
+            rest = &rest[first.len_utf8()..];
+        }
+    }
+    out
+}
+
+fn join(root: &Path, path: &[u8]) -> PathBuf {
+    root.join(OsStr::from_bytes(path.strip_prefix(b"/").unwrap_or(path)))
+}
+
+/// Makes a tree in a directory that does not exist yet.
+pub fn build(root: &Path, text: &str, words: Words) {
+    fs::create_dir_all(root).unwrap();
+    let entries = entries(text, words);
+    for entry in &entries {
+        let at = join(root, &entry.path);
+        let made = fs::create_dir_all(at.parent().unwrap()).and_then(|()| make(root, &at, entry));
+        made.unwrap_or_else(|e| panic!("{text}: {}: {e}", at.display()));
+    }
+    for entry in &entries {
+        let at = join(root, &entry.path);
+        dress(&at, entry).unwrap_or_else(|e| panic!("{text}: {}: {e}", at.display()));
+    }
+}
+
+fn make(root: &Path, at: &Path, entry: &Entry) -> std::io::Result<()> {
+    match &entry.what {
+        What::Dir => fs::create_dir_all(at),
+        What::File(content) => {
+            fs::write(at, content)?;
+            entry.size.map_or(Ok(()), |size| fs::File::options().write(true).open(at)?.set_len(size))
+        }
+        What::Link(target) => symlink(OsStr::from_bytes(target), at),
+        What::Hard(other) => fs::hard_link(join(root, other), at),
+        What::Node(kind, major, minor) => {
+            let device = rustix::fs::makedev(*major, *minor);
+            Ok(rustix::fs::mknodat(CWD, at, *kind, Mode::from_raw_mode(0o644), device)?)
+        }
+        What::Broken => panic!("nothing can be made so that it cannot be read"),
+    }
+}
+
+/// Attributes, in an order in which none undoes another.
+fn dress(at: &Path, entry: &Entry) -> std::io::Result<()> {
+    for (name, value) in &entry.xattrs {
+        rustix::fs::lsetxattr(at, name.as_slice(), value, XattrFlags::empty())?;
+    }
+    if let Some((uid, gid)) = entry.owner {
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        rustix::fs::chownat(CWD, at, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+    }
+    match (&entry.what, entry.mode) {
+        (What::Link(_) | What::Hard(_), _) => Ok(()),
+        (what, mode) => {
+            let usual = if *what == What::Dir { 0o755 } else { 0o644 };
+            Ok(rustix::fs::chmodat(CWD, at, Mode::from_raw_mode(mode.unwrap_or(usual)), AtFlags::empty())?)
+        }
+    }
+}
+
+/// What a tree of that text looks like.
+pub fn expected(text: &str, words: Words) -> Shown {
+    let entries = entries(text, words);
+    let mut shown = Shown::from([(String::new(), "dir 0755 0:0".to_owned())]);
+    for entry in &entries {
+        let above = entry.path.iter().enumerate().filter(|(at, byte)| **byte == b'/' && *at > 0);
+        for (at, _) in above {
+            shown.entry(entry.path[..at].escape_ascii().to_string()).or_insert("dir 0755 0:0".to_owned());
+        }
+        shown.insert(entry.path.escape_ascii().to_string(), line(entry, &entries));
+    }
+    shown
+}
+
+fn line(entry: &Entry, all: &[Entry]) -> String {
+    let (what, usual) = match &entry.what {
+        What::Dir => ("dir".to_owned(), 0o755),
+        What::File(content) => (file(content), 0o644),
+        What::Link(target) => (format!("-> {}", target.escape_ascii()), 0o777),
+        What::Hard(other) => return line(all.iter().find(|entry| entry.path == *other).unwrap(), all),
+        What::Node(kind, major, minor) => (node(*kind, (*major, *minor)), 0o644),
+        What::Broken => return "cannot be read".to_owned(),
+    };
+    let (uid, gid) = entry.owner.unwrap_or((0, 0));
+    rest(what, entry.mode.unwrap_or(usual), uid, gid, &entry.xattrs)
+}
+
+/// The whole of a short one, and a sum over a long one.
+fn file(content: &[u8]) -> String {
+    if content.len() > 60 {
+        let sum = content.iter().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
+        return format!("file of {} with sum {sum:x}", content.len());
+    }
+    format!("file of {} \"{}\"", content.len(), content.escape_ascii())
+}
+
+fn node(kind: FileType, (major, minor): (u32, u32)) -> String {
+    format!("{kind:?} {major}:{minor}")
+}
+
+fn rest(what: String, mode: u32, uid: u32, gid: u32, xattrs: &BTreeMap<Vec<u8>, Vec<u8>>) -> String {
+    let one = |(name, value): (&Vec<u8>, &Vec<u8>)| format!(" {}={}", name.escape_ascii(), value.escape_ascii());
+    format!("{what} {mode:04o} {uid}:{gid}{}", xattrs.iter().map(one).collect::<String>())
+}
+
+/// What a tree looks like. Where a call fails, the path cannot be read; a contradiction is a line of its own, but for
+/// inode numbers of listings unless they are asked for.
+pub fn shown(root: &Path, inodes: bool) -> Shown {
+    let tree = scan(root, Contents::Skip);
+    let mut shown: Shown =
+        tree.records.iter().map(|(path, record)| (key(path), record_line(root, path, record))).collect();
+    for fault in tree.faults {
+        match fault.field.as_str() {
+            "d_ino" if !inodes => {}
+            "d_ino" | "d_type" => {
+                drop(shown.insert(format!("{} {}", key(&fault.path), fault.field), fault.to_string()))
+            }
+            _ => drop(shown.insert(key(&fault.path), "cannot be read".to_owned())),
+        }
+    }
+    shown
+}
+
+fn key(path: &[u8]) -> String {
+    path.strip_prefix(b"/").unwrap_or(path).escape_ascii().to_string()
+}
+
+fn record_line(root: &Path, path: &[u8], record: &Record) -> String {
+    let kind = FileType::from_raw_mode(record.mode);
+    let what = match kind {
+        FileType::Directory => "dir".to_owned(),
+        FileType::RegularFile => match fs::read(join(root, path)) {
+            Ok(content) if content.len() as u64 == record.size => file(&content),
+            Ok(content) => format!("{} but its size is {}", file(&content), record.size),
+            Err(_) => return "cannot be read".to_owned(),
+        },
+        FileType::Symlink => format!("-> {}", record.target.clone().unwrap_or_default().escape_ascii()),
+        kind => node(kind, record.rdev),
+    };
+    rest(what, record.mode & 0o7777, record.uid, record.gid, &record.xattrs)
+}
+
+/// The differences, a line each.
+pub fn differences(expected: &Shown, shown: &Shown) -> Vec<String> {
+    let none = "nothing".to_owned();
+    let paths = expected.keys().chain(shown.keys().filter(|path| !expected.contains_key(*path)));
+    let of = |shown: &Shown, path: &String| shown.get(path).unwrap_or(&none).clone();
+    paths
+        .filter(|path| expected.get(*path) != shown.get(*path))
+        .map(|path| {
+            let name: String = path.chars().take(60).collect();
+            format!("/{name}: expected {}, is {}", of(expected, path), of(shown, path))
+        })
+        .collect()
+}

@@ -1,0 +1,401 @@
+//! Random stacks of directories, written by hand in random forms, against a model of what they mean.
+//!
+//! The model knows nothing of file systems: it has layers as trees of names, and looks a name up from the top. It is judged
+//! by kernel overlayfs and by fuse-overlayfs with the forms that those know.
+//!
+//! ```text
+//! PLYFS_FORMS_SEED=7 cargo test --test fs forms::random      # one stack, printed
+//! PLYFS_FORMS_RUNS=1000 cargo test --test fs forms::random   # many
+//! ```
+
+use std::collections::BTreeMap;
+
+use super::driver::{Driver, Space};
+use super::language::expected;
+use super::{Faults, Way, check};
+use crate::model::random::Random;
+
+/// How something is hidden.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Hidden {
+    Device,
+    /// `.wh.` and the name.
+    Named,
+    /// An empty file with an attribute, in a directory that says so.
+    Attribute,
+}
+
+/// What a layer has under a name. Without a node it hides the name; with one and `hidden`, it does both.
+#[derive(Debug, Clone, Default)]
+struct Slot {
+    hidden: Option<Hidden>,
+    node: Option<Node>,
+}
+
+#[derive(Debug, Clone)]
+enum Node {
+    Dir(Dir),
+    File(File),
+    Link(&'static str),
+}
+
+#[derive(Debug, Clone)]
+struct File {
+    content: String,
+    /// Its data is further down; `content` then is nobody's.
+    metacopy: bool,
+    redirect: Option<Vec<&'static str>>,
+    /// As a name in the same directory.
+    relative: bool,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Dir {
+    mode: u32,
+    /// The attribute or name by which it is opaque.
+    opaque: Option<&'static str>,
+    redirect: Option<Vec<&'static str>>,
+    relative: bool,
+    entries: BTreeMap<&'static str, Slot>,
+}
+
+/// Which forms to use.
+#[derive(Debug, Clone, Copy)]
+struct Dialect {
+    named: bool,
+    attributes: bool,
+    /// Renamed directories, and files whose data is further down.
+    moved: bool,
+    /// Whiteouts that hide nothing.
+    needless: bool,
+    /// A named whiteout beside what it would hide.
+    beside: bool,
+    opaque: &'static [&'static str],
+    /// Where links lead.
+    target: &'static str,
+}
+
+const NAMES: [&str; 3] = ["a", "b", "c"];
+/// Nothing but a rename makes this name.
+const NEW: &str = "new";
+const OPAQUE_FILE: &str = ".wh..wh..opq";
+
+/// Directories that are merged, the topmost first, each with its layer's number.
+type Sources<'a> = Vec<(usize, &'a Dir)>;
+
+/// What a name is in the union.
+enum Found<'a> {
+    Nothing,
+    Dir(Sources<'a>),
+    Link(&'a str),
+    /// Its data, if anybody has it.
+    File(Option<&'a str>),
+}
+
+fn roots(layers: &[Dir]) -> Sources<'_> {
+    layers.iter().enumerate().rev().collect()
+}
+
+/// A path in the union of these layers.
+fn resolve<'a>(layers: &'a [Dir], path: &[&str]) -> Found<'a> {
+    let mut found = Found::Dir(roots(layers));
+    for name in path {
+        let Found::Dir(sources) = found else { return Found::Nothing };
+        found = step(layers, &sources, name);
+    }
+    found
+}
+
+/// A name in a merged directory.
+fn step<'a>(layers: &'a [Dir], sources: &[(usize, &'a Dir)], name: &str) -> Found<'a> {
+    let mut merged = Sources::new();
+    for (at, (layer, dir)) in sources.iter().enumerate() {
+        let Some(slot) = dir.entries.get(name) else { continue };
+        let below = |redirect: &Option<Vec<&'static str>>, relative: bool| match redirect {
+            Some(path) if relative => step(layers, &sources[at + 1..], path.last().unwrap()),
+            Some(path) => resolve(&layers[..*layer], path),
+            None => step(layers, &sources[at + 1..], name),
+        };
+        match &slot.node {
+            Some(Node::Dir(dir)) => {
+                merged.push((*layer, dir));
+                if dir.opaque.is_some() || slot.hidden.is_some() {
+                    break;
+                }
+                if dir.redirect.is_some() {
+                    if let Found::Dir(rest) = below(&dir.redirect, dir.relative) {
+                        merged.extend(rest);
+                    }
+                    break;
+                }
+            }
+            _ if !merged.is_empty() => break,
+            None => return Found::Nothing,
+            Some(Node::Link(target)) => return Found::Link(target),
+            Some(Node::File(file)) if !file.metacopy => return Found::File(Some(&file.content)),
+            Some(Node::File(_)) if slot.hidden.is_some() => return Found::File(None),
+            Some(Node::File(file)) => match below(&file.redirect, file.relative) {
+                Found::File(data) => return Found::File(data),
+                _ => return Found::File(None),
+            },
+        }
+    }
+    if merged.is_empty() { Found::Nothing } else { Found::Dir(merged) }
+}
+
+/// The union as text.
+fn show(layers: &[Dir], sources: &[(usize, &Dir)], path: &str, text: &mut String) {
+    let mut names: Vec<_> = sources.iter().flat_map(|(_, dir)| dir.entries.keys()).collect();
+    names.sort();
+    names.dedup();
+    for name in names {
+        match step(layers, sources, name) {
+            Found::Nothing => {}
+            Found::Link(target) => *text += &format!(" {path}{name}->{target}"),
+            Found::File(Some(content)) => *text += &format!(" {path}{name}={content}"),
+            Found::File(None) => *text += &format!(" {path}{name}!"),
+            Found::Dir(below) => {
+                *text += &format!(" {path}{name}/,0{:o}", below[0].1.mode);
+                show(layers, &below, &format!("{path}{name}/"), text);
+            }
+        }
+    }
+}
+
+/// A layer as text.
+fn print(dir: &Dir, path: &str, text: &mut String) {
+    let redirected = |redirect: &Option<Vec<&str>>, relative: bool| match redirect {
+        Some(path) if relative => format!(",@.redirect={}", path.last().unwrap()),
+        Some(path) => format!(",@.redirect=/{}", path.join("/")),
+        None => String::new(),
+    };
+    *text += &format!(" {}/,0{:o}{}", path.trim_end_matches('/'), dir.mode, redirected(&dir.redirect, dir.relative));
+    let marked = dir.entries.values().any(|slot| slot.hidden == Some(Hidden::Attribute));
+    if marked {
+        *text += ",@.opaque=x";
+    }
+    match dir.opaque {
+        Some(OPAQUE_FILE) => *text += &format!(" {path}{OPAQUE_FILE}="),
+        Some(attribute) => *text += &format!(",{attribute}=y"),
+        None => {}
+    }
+    for (name, slot) in &dir.entries {
+        match slot.hidden {
+            Some(Hidden::Device) => *text += &format!(" {path}{name},wh"),
+            Some(Hidden::Named) => *text += &format!(" {path}.wh.{name}="),
+            Some(Hidden::Attribute) => *text += &format!(" {path}{name}=,@.whiteout=y"),
+            None => {}
+        }
+        match &slot.node {
+            Some(Node::Dir(dir)) => print(dir, &format!("{path}{name}/"), text),
+            Some(Node::Link(target)) => *text += &format!(" {path}{name}->{target}"),
+            Some(Node::File(file)) if file.metacopy => {
+                let redirect = redirected(&file.redirect, file.relative);
+                *text += &format!(" {path}{name}=,size-4,@.metacopy={redirect}");
+            }
+            Some(Node::File(file)) => *text += &format!(" {path}{name}={}", file.content),
+            None => {}
+        }
+    }
+}
+
+/// Makes layers from a seed.
+struct Maker {
+    random: Random,
+    dialect: Dialect,
+    files: u32,
+}
+
+impl Maker {
+    fn stack(&mut self) -> Vec<Dir> {
+        let mut layers = Vec::new();
+        for _ in 0..2 + self.random.below(5) {
+            let below = roots(&layers);
+            let mut layer = self.dir(&layers, &below, 3);
+            (layer.opaque, layer.mode) = (None, 0o755);
+            if self.dialect.moved && self.random.percent(60) {
+                self.rename(&layers, &mut layer);
+            }
+            layers.push(layer);
+        }
+        layers
+    }
+
+    /// A directory over those below it.
+    fn dir(&mut self, layers: &[Dir], below: &[(usize, &Dir)], depth: u64) -> Dir {
+        let mut dir = Dir { mode: self.random.pick(&[0o700, 0o711, 0o755, 0o1777]), ..Dir::default() };
+        if self.random.percent(15) && !self.dialect.opaque.is_empty() {
+            dir.opaque = Some(self.random.pick(self.dialect.opaque));
+        }
+        // The root never is opaque, which its maker sees to.
+        let below = if dir.opaque.is_some() && depth < 3 { &[] } else { below };
+        for name in NAMES {
+            if self.random.percent(45) {
+                let slot = self.slot(layers, below, name, depth);
+                slot.into_iter().for_each(|slot| drop(dir.entries.insert(name, slot)));
+            }
+        }
+        if dir.opaque.is_some_and(|form| form != OPAQUE_FILE) {
+            // One attribute cannot say both.
+            dir.entries.retain(|_, slot| slot.hidden != Some(Hidden::Attribute));
+        }
+        dir
+    }
+
+    fn slot(&mut self, layers: &[Dir], below: &[(usize, &Dir)], name: &'static str, depth: u64) -> Option<Slot> {
+        let found = step(layers, below, name);
+        match self.random.below(100) {
+            0..25 => {
+                let something = !matches!(found, Found::Nothing);
+                let hidden = Some(self.hidden());
+                (something || self.dialect.needless).then_some(Slot { hidden, node: None })
+            }
+            25..60 if depth > 1 => {
+                let below = if let Found::Dir(below) = found { below } else { Sources::new() };
+                let hidden = self.beside();
+                let below = if hidden.is_some() { Sources::new() } else { below };
+                Some(Slot { hidden, node: Some(Node::Dir(self.dir(layers, &below, depth - 1))) })
+            }
+            60..67 => Some(Slot { hidden: None, node: Some(Node::Link(self.dialect.target)) }),
+            67..77 if self.dialect.moved && matches!(found, Found::File(Some(_))) => {
+                let file = File { content: String::new(), metacopy: true, redirect: None, relative: false };
+                Some(Slot { hidden: None, node: Some(Node::File(file)) })
+            }
+            _ => Some(Slot { hidden: self.beside(), node: Some(Node::File(self.file())) }),
+        }
+    }
+
+    fn file(&mut self) -> File {
+        self.files += 1;
+        File { content: format!("{:04}", self.files), metacopy: false, redirect: None, relative: false }
+    }
+
+    fn hidden(&mut self) -> Hidden {
+        match self.random.below(3) {
+            0 if self.dialect.named => Hidden::Named,
+            1 if self.dialect.attributes => Hidden::Attribute,
+            _ => Hidden::Device,
+        }
+    }
+
+    fn beside(&mut self) -> Option<Hidden> {
+        (self.dialect.beside && self.random.percent(10)).then_some(Hidden::Named)
+    }
+
+    /// Moves something of the layers below to a new name, as a union does it: with a whiteout where it was.
+    fn rename(&mut self, layers: &[Dir], layer: &mut Dir) {
+        let from: Vec<&'static str> = (0..=self.random.below(2)).map(|_| self.random.pick(&NAMES)).collect();
+        let found = resolve(layers, &from);
+        let (name, above) = from.split_last().unwrap();
+        let Some(old) = plain(layer, above) else { return };
+        if matches!(found, Found::Nothing | Found::Link(_) | Found::File(None)) {
+            return;
+        }
+        old.entries.insert(name, Slot { hidden: Some(Hidden::Device), node: None });
+        // Where there is a directory in this layer, if it is not the old one's own.
+        let into: Vec<&'static str> = (0..self.random.below(2)).map(|_| self.random.pick(&NAMES)).collect();
+        let relative = into == above && self.random.percent(50);
+        let redirect = Some(from);
+        let node = match found {
+            Found::Dir(below) => {
+                let made = self.dir(layers, &below, 2);
+                Node::Dir(Dir { redirect, relative, opaque: None, ..made })
+            }
+            _ => Node::File(File { content: String::new(), metacopy: true, redirect, relative }),
+        };
+        let dir = match into.first() {
+            None => Some(layer),
+            Some(into) => match layer.entries.get_mut(into) {
+                Some(Slot { node: Some(Node::Dir(dir)), .. }) => Some(dir),
+                _ => None,
+            },
+        };
+        // One that found no place was removed.
+        if let Some(dir) = dir.filter(|dir| !relative || dir.opaque.is_none()) {
+            dir.entries.insert(NEW, Slot { hidden: None, node: Some(node) });
+        }
+    }
+}
+
+/// A directory of a layer that is merged with the same path's below, made if there is none.
+fn plain<'a>(layer: &'a mut Dir, path: &[&'static str]) -> Option<&'a mut Dir> {
+    let mut dir = layer;
+    for name in path {
+        let new = || Slot { hidden: None, node: Some(Node::Dir(Dir { mode: 0o755, ..Dir::default() })) };
+        let slot = dir.entries.entry(name).or_insert_with(new);
+        match &mut slot.node {
+            Some(Node::Dir(below)) if slot.hidden.is_none() && below.opaque.is_none() && below.redirect.is_none() => {
+                dir = below;
+            }
+            _ => return None,
+        }
+    }
+    Some(dir)
+}
+
+fn number(name: &str) -> Option<u64> {
+    Some(std::env::var(name).ok()?.parse().unwrap_or_else(|_| panic!("{name}: no number")))
+}
+
+fn judge(driver: Driver, space: Space, ways: &[Way], dialect: Dialect, runs: u64) {
+    let seed = number("PLYFS_FORMS_SEED");
+    let runs = number("PLYFS_FORMS_RUNS").unwrap_or(runs);
+    let mut faults = Faults::default();
+    for seed in seed.map_or(0..runs, |seed| seed..seed + 1) {
+        let mut maker = Maker { random: Random::new(seed), dialect, files: 0 };
+        let layers = maker.stack();
+        let text = |layer: &Dir| {
+            let mut text = String::new();
+            print(layer, "", &mut text);
+            text
+        };
+        let texts: Vec<String> = layers.iter().map(text).collect();
+        let mut shows = String::new();
+        show(&layers, &roots(&layers), "", &mut shows);
+        let words = space.words("user.containers.override_stat");
+        let way = ways[seed as usize % ways.len()];
+        let name = format!("seed {seed}, {driver:?}, {space:?}, {way:?}: layers {texts:#?}, which are{shows}");
+        if number("PLYFS_FORMS_SEED").is_some() {
+            println!("{name}");
+        }
+        faults.case(&name, check(driver, space, way, &texts, expected(&shows, words), words));
+    }
+    faults.none();
+}
+
+const WAYS: [Way; 3] = [Way::Lower, Way::Below, Way::Upper];
+const KERNEL: Dialect = Dialect {
+    named: false,
+    attributes: false,
+    moved: true,
+    needless: false,
+    beside: false,
+    opaque: &["@.opaque"],
+    target: "a",
+};
+
+#[test]
+fn the_model_is_right_about_kernel_overlayfs() {
+    judge(Driver::Kernel, Space::Root, &WAYS, KERNEL, 60);
+    judge(Driver::Kernel, Space::User, &WAYS, Dialect { moved: false, ..KERNEL }, 20);
+    // It does not expect that form in an upper directory.
+    judge(Driver::Kernel, Space::Root, &WAYS[..2], Dialect { attributes: true, ..KERNEL }, 40);
+}
+
+#[test]
+fn the_model_is_right_about_fuse_overlayfs() {
+    let opaque = &["@.opaque", "user.fuseoverlayfs.opaque", OPAQUE_FILE];
+    // It follows the links of lower layers, and fails at one to itself.
+    let dialect = Dialect { named: true, moved: false, needless: true, opaque, target: "nowhere", ..KERNEL };
+    judge(Driver::FuseOverlayfs, Space::Root, &WAYS, dialect, 40);
+    judge(Driver::FuseOverlayfs, Space::User, &WAYS, dialect, 20);
+}
+
+#[test]
+fn plyfs_shows_what_the_model_says() {
+    let opaque = &["@.opaque", "user.overlay.opaque", "user.fuseoverlayfs.opaque", OPAQUE_FILE];
+    let dialect =
+        Dialect { named: true, attributes: true, moved: true, needless: true, beside: true, opaque, target: "a" };
+    judge(Driver::Plyfs, Space::Root, &WAYS, dialect, 120);
+    judge(Driver::Plyfs, Space::User, &WAYS, dialect, 60);
+}

@@ -29,7 +29,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("digest", &[]),
     ("name", &[]),
     ("meta", &[]),
-    ("whiteout", &["name"]),
+    ("whiteout", &["meta", "name"]),
     ("sys", &[]),
     ("template", &[]),
     ("reference", &["digest"]),

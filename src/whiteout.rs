@@ -8,6 +8,7 @@
 //! name, and extended attributes say the rest. The kernel hides every attribute under `overlay.` from those who use its
 //! mount, so what it has no form for lies there too, under `overlay.plyfs.`.
 
+use crate::meta::Kind;
 use std::borrow::Cow;
 use std::ffi::CStr;
 
@@ -215,6 +216,12 @@ pub const CONTAINERS_OVERRIDE: &CStr = c"user.containers.override_stat";
 pub const PRIVILEGED_OVERRIDE: &CStr = c"security.fuseoverlayfs.override_stat";
 /// Behind the namespace's prefix: attributes that cannot be kept under their own names.
 const FOREIGN: &[u8] = b"plyfs.x.";
+
+/// What tools write the markers of a layer as where it is unpacked, whatever they are in its tar. What else has such a name
+/// was given it by somebody.
+pub fn may_be_marker(kind: Option<Kind>) -> bool {
+    matches!(kind, None | Some(Kind::File | Kind::Char | Kind::Dir))
+}
 
 /// Whether a device of that number, as a character device, is a whiteout.
 pub fn is_whiteout_device(rdev: u32) -> bool {

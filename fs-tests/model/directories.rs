@@ -2,11 +2,13 @@
 //! fuse-overlayfs would mount it.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rustix::fs::{CWD, FileType, Mode, XattrFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -166,16 +168,22 @@ type Stamps = BTreeMap<PathBuf, [i64; 4]>;
 fn stamps(at: &Path, into: &mut Stamps) {
     let found = at.symlink_metadata().unwrap();
     into.insert(at.into(), [found.atime(), found.atime_nsec(), found.ctime(), found.ctime_nsec()]);
-    if found.is_dir() {
-        std::fs::read_dir(at).unwrap().for_each(|entry| stamps(&entry.unwrap().path(), into));
+    if !found.is_dir() {
+        return;
+    }
+    // Without a trace, which a directory from the future would keep of every look at it.
+    let dir = rustix::fs::open(at, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOATIME, Mode::empty()).unwrap();
+    for entry in rustix::fs::Dir::read_from(&dir).unwrap().map(Result::unwrap) {
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name != "." && name != ".." {
+            stamps(&at.join(name), into);
+        }
     }
 }
 
 fn look(layer: &Path) -> (Tree, Stamps) {
+    // Looking at them has changed some: what counts is from then on.
     let (tree, mut all) = (scan(layer, Contents::Hash), Stamps::new());
-    stamps(layer, &mut all);
-    // Looking at them has changed some: what counts is from now on.
-    all.clear();
     stamps(layer, &mut all);
     (tree, all)
 }

@@ -17,7 +17,7 @@ use super::small::Numbers;
 
 /// Who stands under test when `PLYFS_TEST_ENGINE` does not say: `plyfs`, `fuse-overlayfs`, or `overlayfs`, which is the
 /// kernel's own union without any mount program. What fails on the kernel's is a fault of the test or of fuse-overlayfs.
-const UNDER_TEST: &str = "fuse-overlayfs";
+const UNDER_TEST: &str = "plyfs";
 /// The program that all are compared with.
 const PEER: &str = "/usr/bin/fuse-overlayfs";
 /// Lists a tree.

@@ -91,7 +91,7 @@ impl DirLayer {
         let mixed = marks.opaque.as_deref() == Some(b"x");
         let mut hidden = Vec::new();
         for listed in Still.list(dir)? {
-            match marker(dir, &listed.name)? {
+            match marker(dir, &listed.name, listed.kind)? {
                 Some(Marker::Opaque) => contents.opaque = true,
                 Some(Marker::Whiteout(name)) => hidden.push(name.to_vec()),
                 Some(Marker::Reserved) => {}
@@ -181,10 +181,9 @@ impl DirLayer {
     }
 }
 
-/// What an entry means by its name, whatever it is. One that carries a number was made under that name by a mount of
-/// plyfs.
-fn marker<'a>(dir: BorrowedFd, name: &'a [u8]) -> io::Result<Option<Marker<'a>>> {
-    if whiteout::check_name(name).is_ok() || mark_at(dir, name, Mark::Id)?.is_some() {
+/// What an entry means by its name. One that carries a number was made under that name by a mount of plyfs.
+fn marker<'a>(dir: BorrowedFd, name: &'a [u8], kind: Option<Kind>) -> io::Result<Option<Marker<'a>>> {
+    if whiteout::check_name(name).is_ok() || !whiteout::may_be_marker(kind) || mark_at(dir, name, Mark::Id)?.is_some() {
         return Ok(None);
     }
     Ok(classify(name).ok())

@@ -32,7 +32,7 @@ pub use open::{Below, OpenError, Owners, Settings, User, View, most_descriptors}
 
 use crate::backing::{self, Backing, Handle, Handles, Listed, Object, Raw};
 use crate::meta::Kind;
-use crate::whiteout::{Dialect, Mark, Marker, Namespace, OPAQUE, check_name, classify, hiding};
+use crate::whiteout::{Dialect, Mark, Marker, Namespace, OPAQUE, check_name, classify, hiding, may_be_marker};
 use rustix::fs::{OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 use std::ffi::CStr;
@@ -211,7 +211,7 @@ impl Upper {
             return Ok(false);
         }
         match self.backing.stat_at(dir, path) {
-            Ok(found) => Ok(is_marker_kind(Kind::of(found.mode)) && self.mark_at(dir, path, Mark::Id)?.is_none()),
+            Ok(found) => Ok(may_be_marker(Kind::of(found.mode)) && self.mark_at(dir, path, Mark::Id)?.is_none()),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(e),
         }
@@ -221,7 +221,7 @@ impl Upper {
     /// nothing at all. `None` for one like any other, as whatever carries a number of this mount's is: it was made under
     /// that name.
     pub fn marker<'a>(&self, dir: BorrowedFd, entry: &'a Listed) -> io::Result<Option<Marker<'a>>> {
-        let is_one = self.dialect.shared && check_name(&entry.name).is_err() && is_marker_kind(entry.kind);
+        let is_one = self.dialect.shared && check_name(&entry.name).is_err() && may_be_marker(entry.kind);
         match classify(&entry.name) {
             Ok(marker) if is_one && self.mark_at(dir, &entry.name, Mark::Id)?.is_none() => Ok(Some(marker)),
             _ => Ok(None),
@@ -438,11 +438,6 @@ impl Upper {
     fn serial(&self) -> String {
         self.serial.fetch_add(1, Ordering::Relaxed).to_string()
     }
-}
-
-/// What other tools write deletions down as; whatever else has such a name was given it by somebody.
-fn is_marker_kind(kind: Option<Kind>) -> bool {
-    matches!(kind, None | Some(Kind::File | Kind::Char | Kind::Dir))
 }
 
 fn is_refusal(error: &io::Error) -> bool {

@@ -56,7 +56,7 @@ impl Union {
         let attr = Attr { kind: entry.kind, ..Attr::of(ino, object, nlink) };
         Ok(match entry.data {
             Data::Lower(origin, _) => Attr { blocks: self.lower.getattr(origin)?.blocks, ..attr },
-            Data::Upper => attr,
+            Data::Upper | Data::Missing => attr,
         })
     }
 

@@ -12,6 +12,7 @@ use std::borrow::Cow;
 use std::os::fd::AsFd;
 use std::sync::PoisonError;
 
+const MISSING: FsError = FsError::Damaged("a file's data is in no layer");
 /// How much one call copies.
 const CHUNK: u64 = 32 << 20;
 /// The most that one read gives.
@@ -27,6 +28,7 @@ impl Union {
                 let size = u64::from(size).min(end.saturating_sub(offset));
                 self.lower.read(origin, offset, size as u32)
             }
+            Some(Data::Missing) => Err(MISSING),
             Some(Data::Upper) => {
                 let handle = self.handle(ino)?;
                 let mut bytes = vec![0; size.min(MAX_READ) as usize];
@@ -101,7 +103,11 @@ impl Union {
     pub(super) fn copy_data(&self, ino: Ino, keep: u64) -> Result<bool, FsError> {
         let locks = self.locks_of(ino)?;
         let _copying = lock(&locks.change);
-        let Some(Data::Lower(origin, end)) = self.data_of(ino) else { return Ok(false) };
+        let (origin, end) = match self.data_of(ino) {
+            Some(Data::Lower(origin, end)) => (origin, end),
+            Some(Data::Missing) => return Err(MISSING),
+            Some(Data::Upper) | None => return Ok(false),
+        };
         let handle = self.handle(ino)?;
         let _alone = locks.privileges.write().unwrap_or_else(PoisonError::into_inner);
         let keep = keep.min(end);
@@ -211,6 +217,7 @@ impl Union {
         match self.data_of(ino) {
             None => self.lower.seek(ino, offset, hole),
             Some(Data::Lower(origin, _)) => self.lower.seek(origin, offset, hole),
+            Some(Data::Missing) => Err(MISSING),
             Some(Data::Upper) => Ok(self.upper.backing().seek(self.handle(ino)?.as_fd(), offset, hole)?),
         }
     }

@@ -173,7 +173,7 @@ impl Union {
             None => {
                 let shown = crate::name::show(name);
                 tracing::error!("the data of `{shown}` in the upper directory is that of a file that the image lacks");
-                Err(FsError::Damaged("a file's data is in no layer"))
+                Ok(Data::Missing)
             }
         }
     }

@@ -49,6 +49,8 @@ pub enum Data {
     Upper,
     /// In the lower layers, as that inode's, so many bytes of it.
     Lower(Ino, u64),
+    /// In no layer, though the upper directory has attributes only.
+    Missing,
 }
 
 /// Held over system calls, unlike the table's own lock. Lock order: the module's documentation.

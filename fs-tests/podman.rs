@@ -20,6 +20,18 @@ const WRONG: &[(&str, &str)] = &[
     ("+/opt/deep dir 755 5:6 1600000000.000", "as above"),
     ("-/opt/refilled dir 700 0:0 new", "its mode was changed, and that of a file in it"),
     ("+/opt/refilled dir 700 0:0 1600000000.000", "as above"),
+    ("-/srv/refilled/x/up symlink 777 0:0 new", "mv copied it, since a directory of the image cannot be renamed there"),
+    ("+/srv/refilled/x/up symlink 777 0:0 1600000000.000", "as above"),
+    ("-/opt/sticky/deep/x/up symlink", "as above, of whom it is in each container"),
+    ("+/opt/sticky/deep/x/up symlink", "as above"),
+    ("+D /opt/deep/x", "it shows what is deleted while podman compares: see `right`"),
+    ("+C /opt/gone", "as above"),
+    ("+D /opt/gone/again", "as above"),
+    (
+        "-/srv/three file 644 0:0 1600000000.000",
+        "a third name of its file was removed, and it is no less what the second is",
+    ),
+    ("+/srv/three file 644 0:0 1600000000.000 size=4 sha256=2c8b08da5ce60398 is=/opt/links/two", "as above"),
 ];
 
 /// The programs of the image; those of [`small::layer`] are there too.

@@ -43,6 +43,9 @@ pub struct Store {
     said: RefCell<Vec<String>>,
 }
 
+/// Finds the program for a new store.
+type Program = fn(&TestEnv, Who) -> Option<PathBuf>;
+
 /// The name of who is under test.
 fn engine() -> String {
     let chosen = std::env::var("PLYFS_TEST_ENGINE").ok().filter(|name| !name.is_empty());
@@ -54,15 +57,18 @@ pub fn kernels() -> bool {
     engine() == "overlayfs"
 }
 
-/// The program under test, in that folder. A plain user may not reach the build: cp takes it to where he can.
-fn under_test(env: &TestEnv) -> Option<PathBuf> {
+/// The program under test, by a link in that folder. A plain user may not reach the build: cp takes it to where he can.
+fn under_test(env: &TestEnv, who: Who) -> Option<PathBuf> {
     match engine().as_str() {
         "overlayfs" => None,
         "fuse-overlayfs" => Some(PEER.into()),
         "plyfs" => {
-            let (program, link) = (env.path("plyfs"), env.path("fuse-overlayfs"));
-            assert_eq!(run(Command::new("cp").arg(env!("CARGO_BIN_EXE_plyfs")).arg(&program)).code, 0);
-            std::os::unix::fs::symlink("plyfs", &link).unwrap();
+            let (mut program, link) = (PathBuf::from(env!("CARGO_BIN_EXE_plyfs")), env.path("fuse-overlayfs"));
+            if who != Who::Root {
+                assert_eq!(run(Command::new("cp").arg(&program).arg(env.path("plyfs"))).code, 0);
+                program = env.path("plyfs");
+            }
+            std::os::unix::fs::symlink(program, &link).unwrap();
             Some(link)
         }
         other => panic!("PLYFS_TEST_ENGINE={other}: wanted plyfs, overlayfs or fuse-overlayfs"),
@@ -77,14 +83,14 @@ pub fn compare(who: Who, allowed: &[(&str, &str)], scenario: impl Fn(&Store) + S
         Who::Root => None,
         Who::User(name, id) => Some(Numbers::give(name, 1_700_000_000 + id * 100_000)),
     };
-    let one = |program: fn(&TestEnv) -> Option<PathBuf>| {
+    let one = |program: Program| {
         let store = Store::new(who, program);
         scenario(&store);
         store.finish()
     };
     // Most of the time each waits for processes of its own.
     let (peer, tested) = std::thread::scope(|scope| {
-        let peer = scope.spawn(|| one(|_| Some(PEER.into())));
+        let peer = scope.spawn(|| one(|_, _| Some(PEER.into())));
         let tested = one(under_test);
         (peer.join(), tested)
     });
@@ -123,10 +129,10 @@ fn differences(peer: &[String], tested: &[String]) -> Vec<String> {
 }
 
 impl Store {
-    fn new(who: Who, program: fn(&TestEnv) -> Option<PathBuf>) -> Store {
+    fn new(who: Who, program: Program) -> Store {
         let env = TestEnv::new();
         fs::set_permissions(env.path(""), PermissionsExt::from_mode(0o755)).unwrap();
-        let program = program(&env);
+        let program = program(&env, who);
         let mount = program.as_ref().map_or(String::new(), |at| format!("mount_program = \"{}\"\n", at.display()));
         let folders = ["graph", "run", "home", "xdg", "tmp", "libpod", "work"];
         folders.iter().for_each(|name| fs::create_dir(env.path(name)).unwrap());

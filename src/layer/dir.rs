@@ -46,6 +46,8 @@ pub struct Entry {
     pub ino: u64,
     /// What it is; `None` for a whiteout.
     pub kind: Option<Kind>,
+    /// Whether a whiteout stands beside it: of a directory nothing that lower layers have in it is seen.
+    pub opaque: bool,
 }
 
 impl DirLayer {
@@ -97,17 +99,21 @@ impl DirLayer {
                 Some(Marker::Reserved) => {}
                 Some(Marker::Plain) | None => {
                     let kind = self.kind(dir, &listed.name, listed.kind, mixed)?;
-                    contents.entries.push(Entry { name: listed.name, ino: listed.ino, kind });
+                    contents.entries.push(Entry { name: listed.name, ino: listed.ino, kind, opaque: false });
                 }
             }
         }
-        // A whiteout acts on lower layers only: beside the name itself it says nothing.
+        // A whiteout acts on lower layers only: what stands beside it is seen.
         if !hidden.is_empty() {
             contents.entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
             hidden.sort_unstable();
             hidden.dedup();
-            hidden.retain(|name| contents.entries.binary_search_by(|entry| entry.name.cmp(name)).is_err());
-            contents.entries.extend(hidden.into_iter().map(|name| Entry { name, ino: 0, kind: None }));
+            for name in hidden {
+                match contents.entries.binary_search_by(|entry| entry.name.cmp(&name)) {
+                    Ok(at) => contents.entries[at].opaque = true,
+                    Err(at) => contents.entries.insert(at, Entry { name, ino: 0, kind: None, opaque: true }),
+                }
+            }
         }
         Ok(contents)
     }
@@ -186,7 +192,8 @@ fn marker<'a>(dir: BorrowedFd, name: &'a [u8], kind: Option<Kind>) -> io::Result
     if whiteout::check_name(name).is_ok() || !whiteout::may_be_marker(kind) || mark_at(dir, name, Mark::Id)?.is_some() {
         return Ok(None);
     }
-    Ok(classify(name).ok())
+    // One that names nothing which could be deleted is no part of the tree either.
+    Ok(Some(classify(name).unwrap_or(Marker::Reserved)))
 }
 
 /// An extended attribute that users see.

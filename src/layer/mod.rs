@@ -14,7 +14,7 @@ mod sparse;
 mod writer;
 
 pub use build::{Draft, index_tar};
-pub use dir::{Contents as DirContents, DirLayer, StoredName, shown_names};
+pub use dir::{Contents as DirContents, DirLayer, Entry as DirEntry, StoredName, shown_names};
 pub use index::{Dirent, Extent, FORMAT, Index, IndexError, Node, Of, WHITEOUT, Xattrs, index_flags, node_flags};
 pub use pack::{Meta, Packed, Packer};
 pub use pax::Xattr;

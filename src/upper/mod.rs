@@ -222,10 +222,11 @@ impl Upper {
     /// that name.
     pub fn marker<'a>(&self, dir: BorrowedFd, entry: &'a Listed) -> io::Result<Option<Marker<'a>>> {
         let is_one = self.dialect.shared && check_name(&entry.name).is_err() && may_be_marker(entry.kind);
-        match classify(&entry.name) {
-            Ok(marker) if is_one && self.mark_at(dir, &entry.name, Mark::Id)?.is_none() => Ok(Some(marker)),
-            _ => Ok(None),
+        if !is_one || self.mark_at(dir, &entry.name, Mark::Id)?.is_some() {
+            return Ok(None);
         }
+        // One that names nothing which could be deleted is no part of the tree either.
+        Ok(Some(classify(&entry.name).unwrap_or(Marker::Reserved)))
     }
 
     /// Before a whiteout makes place for something: sees to it that it is one of the kernel's form, under the name itself.

@@ -3,7 +3,7 @@
 use super::{Dir, Dirs, Entries, Entry, Leaf, Loaded, Node, Place, Source};
 use crate::fs::lower::Name;
 use crate::fs::{FsError, Ino};
-use crate::layer::DirContents;
+use crate::layer::{self, DirContents};
 use crate::meta::Kind;
 use crate::tree::rule::{self, Has, Seen};
 use std::collections::{HashMap, VecDeque};
@@ -19,6 +19,8 @@ struct Named {
     ino: u64,
     /// `None` for a whiteout.
     kind: Option<Kind>,
+    /// Whether what lower layers have under the name is hidden, though this is a directory.
+    opaque: bool,
 }
 
 /// What the sources of a directory have.
@@ -26,6 +28,25 @@ struct Read {
     sources: Vec<Source>,
     devices: Vec<u64>,
     names: Vec<Named>,
+}
+
+/// What is found under a name: its kind, and where. Of a directory that is where the layers have it, of anything else the
+/// directories that hold it, that one first which has what is seen; the topmost first.
+pub(super) type Found = (Kind, Vec<Source>);
+
+impl Read {
+    fn add(&mut self, source: Source, contents: DirContents) {
+        let rank = self.sources.len();
+        let named = |e: layer::DirEntry| Named { name: e.name, rank, ino: e.ino, kind: e.kind, opaque: e.opaque };
+        self.names.extend(contents.entries.into_iter().map(named));
+        self.devices.push(contents.dev);
+        self.sources.push(source);
+    }
+
+    fn sorted(mut self) -> Read {
+        self.names.sort_unstable_by(|a, b| (&a.name, a.rank).cmp(&(&b.name, b.rank)));
+        self
+    }
 }
 
 impl Dirs {
@@ -44,9 +65,15 @@ impl Dirs {
         if let Some(loaded) = dir.loaded.get() {
             return Ok(loaded);
         }
-        let read = self.read_sources(&dir.candidates)?;
+        let read = self.read_sources(&dir.candidates, &self.sources_of_parent(dir)?)?;
         let loaded = self.merge(dir, read)?;
         Ok(dir.loaded.get_or_init(|| loaded))
+    }
+
+    /// The layers' directories that the one is made of which holds a directory. It has been read: names are found so.
+    fn sources_of_parent(&self, dir: &Dir) -> Result<Vec<Source>, FsError> {
+        let parent = self.dir(dir.parent)?;
+        Ok(parent.loaded.get().map_or_else(Vec::new, |loaded| loaded.sources.clone()))
     }
 
     /// Reads everything below the root.
@@ -67,73 +94,82 @@ impl Dirs {
     }
 
     /// Reads directories of several layers, the topmost first, down to the first that is opaque. One that was moved says
-    /// where the layers below have it.
-    fn read_sources(&self, candidates: &[Source]) -> Result<Read, FsError> {
+    /// where the layers below have it; `parents` are the directories that hold them.
+    fn read_sources(&self, candidates: &[Source], parents: &[Source]) -> Result<Read, FsError> {
         let mut read = Read { sources: Vec::new(), devices: Vec::new(), names: Vec::new() };
         let mut left: VecDeque<Source> = candidates.iter().cloned().collect();
         while let Some(source) = left.pop_front() {
-            let DirContents { entries, opaque, redirect, dev } = self.contents(&source)?;
-            let rank = read.sources.len();
-            read.names.extend(entries.into_iter().map(|e| Named { name: e.name, rank, ino: e.ino, kind: e.kind }));
-            read.devices.push(dev);
-            if let Some(redirect) = redirect {
-                left = self.redirected(&source, &redirect)?.into();
+            let contents = self.contents(&source)?;
+            if let Some(redirect) = &contents.redirect {
+                left = match self.moved(source.layer, parents, redirect)? {
+                    Some((Kind::Dir, sources)) => sources.into(),
+                    _ => VecDeque::new(),
+                };
             }
-            read.sources.push(source);
+            let opaque = contents.opaque;
+            read.add(source, contents);
             if opaque {
                 break;
             }
         }
-        read.names.sort_unstable_by(|a, b| (&a.name, a.rank).cmp(&(&b.name, b.rank)));
-        Ok(read)
+        Ok(read.sorted())
     }
 
     fn contents(&self, source: &Source) -> Result<DirContents, FsError> {
         Ok(self.layers[source.layer].read_dir(self.handle(source)?.as_fd())?)
     }
 
-    /// The directories of the layers below one that was moved: at a path from the root, or beside it under another name.
-    pub(super) fn redirected(&self, source: &Source, redirect: &[u8]) -> Result<Vec<Source>, FsError> {
-        match self.below(source.layer, &target_of(&source.path, redirect))? {
-            Some((Kind::Dir, sources)) => Ok(sources),
-            _ => Ok(Vec::new()),
+    /// Where the layers below one have what was moved: at a path from the root, or under a name in the same directory, of
+    /// which `parents` are the layers' parts.
+    pub(super) fn moved(&self, layer: usize, parents: &[Source], redirect: &[u8]) -> Result<Option<Found>, FsError> {
+        if !redirect.starts_with(b"/") {
+            let below: Vec<Source> = parents.iter().filter(|source| source.layer < layer).cloned().collect();
+            return self.named(&below, redirect);
         }
-    }
-
-    /// What the layers below one have at a path: its kind, and where, the topmost first; of what is no directory the one
-    /// that is seen.
-    pub(super) fn below(&self, layer: usize, path: &[u8]) -> Result<Option<(Kind, Vec<Source>)>, FsError> {
         let roots: Vec<Source> = self.root.candidates.iter().filter(|source| source.layer < layer).cloned().collect();
-        let mut found = (Kind::Dir, roots);
-        for part in path.split(|b| *b == b'/').filter(|part| !part.is_empty()) {
+        let (mut parents, mut found) = (Vec::new(), (Kind::Dir, roots));
+        for part in redirect.split(|b| *b == b'/').filter(|part| !part.is_empty()) {
             if found.0 != Kind::Dir {
                 return Ok(None);
             }
-            let mut read = self.read_sources(&found.1)?;
-            read.names.retain(|named| named.name == part);
-            let Some((kind, sources)) = self.seen(&read, &read.names)? else { return Ok(None) };
-            found = (kind, sources);
+            let read = self.read_sources(&found.1, &parents)?;
+            let group: Vec<Named> = read.names.into_iter().filter(|named| named.name == part).collect();
+            let Some(next) = self.seen(&read.sources, &group)? else { return Ok(None) };
+            (parents, found) = (read.sources, next);
         }
         Ok(Some(found))
     }
 
-    /// What is seen of one name that the sources of a directory have, and where they have it.
-    fn seen(&self, read: &Read, group: &[Named]) -> Result<Option<(Kind, Vec<Source>)>, FsError> {
+    /// What is seen of one name in directories that make up one, the topmost first.
+    pub(super) fn named(&self, dirs: &[Source], name: &[u8]) -> Result<Option<Found>, FsError> {
+        let mut read = Read { sources: Vec::new(), devices: Vec::new(), names: Vec::new() };
+        for source in dirs {
+            let mut contents = self.contents(source)?;
+            contents.entries.retain(|entry| entry.name == name);
+            read.add(source.clone(), contents);
+        }
+        let read = read.sorted();
+        self.seen(&read.sources, &read.names)
+    }
+
+    /// What is seen of one name that the sources of a directory have.
+    fn seen(&self, sources: &[Source], group: &[Named]) -> Result<Option<Found>, FsError> {
         let has = |named: &Named| match named.kind {
             None => Has::Whiteout,
             Some(Kind::Dir) => Has::Dir { bare: false },
             Some(_) => Has::Other,
         };
-        let at = |named: &Named| self.source_in(&read.sources[named.rank], &named.name);
         match rule::seen::<FsError>(group.iter().map(|named| Ok(has(named))))? {
             Seen::Nothing => Ok(None),
             Seen::Other(which) => {
                 let named = &group[which];
-                Ok(named.kind.map(|kind| (kind, vec![read.sources[named.rank].clone()])))
+                Ok(named.kind.map(|kind| (kind, sources[named.rank..].to_vec())))
             }
             Seen::Dir => {
-                let dirs = group.iter().take_while(|named| named.kind == Some(Kind::Dir));
-                Ok(Some((Kind::Dir, dirs.map(at).collect())))
+                let dirs = group.iter().take_while(|named| named.kind == Some(Kind::Dir)).count();
+                let last = group[..dirs].iter().position(|named| named.opaque).map_or(dirs, |at| at + 1);
+                let at = |named: &Named| self.source_in(&sources[named.rank], &named.name);
+                Ok(Some((Kind::Dir, group[..last].iter().map(at).collect())))
             }
         }
     }
@@ -149,9 +185,9 @@ impl Dirs {
         let mut fresh: HashMap<Ino, Node> = HashMap::new();
         let mut more: Vec<(Ino, Place)> = Vec::new();
         for group in read.names.chunk_by(|a, b| a.name == b.name) {
-            let Some((kind, sources)) = self.seen(&read, group)? else { continue };
+            let Some((kind, sources)) = self.seen(&read.sources, group)? else { continue };
             let name: Name = Arc::from(&*group[0].name);
-            let named = group.iter().find(|named| named.kind.is_some()).unwrap_or(&group[0]);
+            let named = &group[0];
             let lasting = self.table_mut().lasting(read.devices[named.rank], named.ino);
             let ino = if kind == Kind::Dir {
                 subdirs += 1;
@@ -162,8 +198,7 @@ impl Dirs {
                 fresh.insert(ino, Node::Dir(Arc::new(child)));
                 ino
             } else {
-                let source = read.sources[named.rank].clone();
-                let place = Place { dir: dir.clone(), name: name.clone(), source };
+                let place = Place { dir: dir.clone(), name: name.clone(), source: sources[0].clone() };
                 let known = lasting.and_then(|ino| fresh.get(&ino).cloned().or_else(|| self.node(ino).ok()));
                 let (ino, linked) = match (lasting, known) {
                     (Some(ino), None) => (ino, false),
@@ -185,7 +220,7 @@ impl Dirs {
         for (ino, place) in more {
             table.more.entry(ino).or_default().push(place);
         }
-        Ok(Loaded { entries: Entries(entries), subdirs })
+        Ok(Loaded { sources: read.sources, entries: Entries(entries), subdirs })
     }
 
     /// Whether two names are of one file: the file system says so, whatever number it lists.
@@ -194,13 +229,4 @@ impl Dirs {
         let (a, b) = (self.object_at(&leaf.place)?, self.object_at(place)?);
         Ok(a.raw.nlink > 1 && a.kind == b.kind && (a.raw.dev, a.raw.ino) == (b.raw.dev, b.raw.ino))
     }
-}
-
-/// Where a redirect leads that something at a path has: from the root, or to another name in the same directory.
-pub(super) fn target_of(path: &[u8], redirect: &[u8]) -> Vec<u8> {
-    if redirect.starts_with(b"/") {
-        return redirect.to_vec();
-    }
-    let parent = path.iter().rposition(|b| *b == b'/').map_or(&b""[..], |slash| &path[..slash + 1]);
-    [parent, redirect].concat()
 }

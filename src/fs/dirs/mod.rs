@@ -81,6 +81,8 @@ pub struct Dir {
 
 /// What is in a directory.
 struct Loaded {
+    /// The layers' directories that make it up, the topmost first.
+    sources: Vec<Source>,
     entries: Entries,
     subdirs: u32,
 }

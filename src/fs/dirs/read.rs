@@ -1,6 +1,5 @@
 //! Reading files of plain directories.
 
-use super::load::target_of;
 use super::{Dirs, Leaf, Node, Place};
 use crate::backing::{Backing, Handle, Still};
 use crate::fs::lower::Piece;
@@ -38,23 +37,24 @@ impl Dirs {
 
     /// Opens a file where its data is: of one that has attributes only, that is in a layer below.
     fn open_data(&self, place: &Place) -> Result<Handle, FsError> {
-        let (mut source, mut name) = (place.source.clone(), place.name.to_vec());
+        let parts = &self.loaded(&place.dir)?.sources;
+        let first = parts.iter().position(|source| source.id == place.source.id).unwrap_or_default();
+        let (mut dirs, mut name) = (parts[first..].to_vec(), place.name.to_vec());
         loop {
+            let source = &dirs[0];
             let layer = &self.layers[source.layer];
-            let file = layer.open_file(self.handle(&source)?.as_fd(), &name)?;
+            let file = layer.open_file(self.handle(source)?.as_fd(), &name)?;
             if source.layer == 0 {
                 return Ok(file);
             }
             let Some(redirect) = layer.data_elsewhere(file.as_fd())? else { return Ok(file) };
-            let own = if source.path.is_empty() { name.clone() } else { [&source.path, &b"/"[..], &name].concat() };
-            let path = redirect.map_or(own.clone(), |redirect| target_of(&own, &redirect));
-            let found = self.below(source.layer, &path)?;
-            let Some((Kind::File, sources)) = found else {
-                tracing::error!("the data of `{}` is that of a file that no layer has", crate::name::show(&own));
+            let wanted = redirect.unwrap_or_else(|| name.clone());
+            let Some((Kind::File, found)) = self.moved(source.layer, &dirs, &wanted)? else {
+                tracing::error!("the data of `{}` is that of a file that no layer has", crate::name::show(&name));
                 return Err(FsError::Damaged("a file's data is in no layer"));
             };
-            name = path.rsplit(|b| *b == b'/').next().unwrap_or_default().to_vec();
-            source = sources[0].clone();
+            name = wanted.rsplit(|b| *b == b'/').next().unwrap_or_default().to_vec();
+            dirs = found;
         }
     }
 

@@ -53,7 +53,14 @@ impl Union {
                 seen => found.push((Name::from(listed.name), seen?)),
             }
         }
-        // A whiteout acts on lower layers only: whatever is beside it under the name itself comes after it and stands.
+        // A whiteout acts on lower layers only: what stands beside it is seen, a directory without what they have in it.
+        for (name, seen) in &mut found {
+            if let Seen::Inode { lower, .. } = seen
+                && hidden.iter().any(|(other, _)| other == name)
+            {
+                *lower = None;
+            }
+        }
         hidden.append(&mut found);
         let found = hidden;
         // An inode that has no number yet gets one, whichever of its names are read first, and at the same time.

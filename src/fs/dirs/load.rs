@@ -6,6 +6,7 @@ use crate::fs::{FsError, Ino};
 use crate::layer::{self, DirContents};
 use crate::meta::Kind;
 use crate::tree::rule::{self, Has, Seen};
+use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,9 +31,14 @@ struct Read {
     names: Vec<Named>,
 }
 
-/// What is found under a name: its kind, and where. Of a directory that is where the layers have it, of anything else the
-/// directories that hold it, that one first which has what is seen; the topmost first.
-pub(super) type Found = (Kind, Vec<Source>);
+/// What something that was moved was, in the layers below; the topmost first.
+pub(super) struct Moved {
+    pub kind: Kind,
+    /// Of a directory: where the layers have it.
+    sources: Vec<Source>,
+    /// The directories that hold it, without those above what is seen.
+    pub holders: Vec<Source>,
+}
 
 impl Read {
     fn add(&mut self, source: Source, contents: DirContents) {
@@ -94,17 +100,19 @@ impl Dirs {
     }
 
     /// Reads directories of several layers, the topmost first, down to the first that is opaque. One that was moved says
-    /// where the layers below have it; `parents` are the directories that hold them.
-    fn read_sources(&self, candidates: &[Source], parents: &[Source]) -> Result<Read, FsError> {
+    /// where the layers below have it; `holders` are the directories that hold them.
+    fn read_sources(&self, candidates: &[Source], holders: &[Source]) -> Result<Read, FsError> {
         let mut read = Read { sources: Vec::new(), devices: Vec::new(), names: Vec::new() };
         let mut left: VecDeque<Source> = candidates.iter().cloned().collect();
+        let mut holders = Cow::Borrowed(holders);
         while let Some(source) = left.pop_front() {
             let contents = self.contents(&source)?;
             if let Some(redirect) = &contents.redirect {
-                left = match self.moved(source.layer, parents, redirect)? {
-                    Some((Kind::Dir, sources)) => sources.into(),
-                    _ => VecDeque::new(),
-                };
+                let found = self.moved(source.layer, &holders, redirect)?.filter(|found| found.kind == Kind::Dir);
+                left = VecDeque::new();
+                if let Some(found) = found {
+                    (left, holders) = (found.sources.into(), Cow::Owned(found.holders));
+                }
             }
             let opaque = contents.opaque;
             read.add(source, contents);
@@ -119,41 +127,44 @@ impl Dirs {
         Ok(self.layers[source.layer].read_dir(self.handle(source)?.as_fd())?)
     }
 
-    /// Where the layers below one have what was moved: at a path from the root, or under a name in the same directory, of
-    /// which `parents` are the layers' parts.
-    pub(super) fn moved(&self, layer: usize, parents: &[Source], redirect: &[u8]) -> Result<Option<Found>, FsError> {
+    /// What the layers below one have where something was moved from: at a path from the root, or under a name in the same
+    /// directory, of which `holders` are the layers' parts.
+    pub(super) fn moved(&self, layer: usize, holders: &[Source], redirect: &[u8]) -> Result<Option<Moved>, FsError> {
+        let below = |all: &[Source]| all.iter().filter(|source| source.layer < layer).cloned().collect::<Vec<_>>();
         if !redirect.starts_with(b"/") {
-            let below: Vec<Source> = parents.iter().filter(|source| source.layer < layer).cloned().collect();
-            return self.named(&below, redirect);
+            return self.named(below(holders), redirect);
         }
-        let roots: Vec<Source> = self.root.candidates.iter().filter(|source| source.layer < layer).cloned().collect();
-        let (mut parents, mut found) = (Vec::new(), (Kind::Dir, roots));
+        let mut at = Moved { kind: Kind::Dir, sources: below(&self.root.candidates), holders: Vec::new() };
         for part in redirect.split(|b| *b == b'/').filter(|part| !part.is_empty()) {
-            if found.0 != Kind::Dir {
+            if at.kind != Kind::Dir {
                 return Ok(None);
             }
-            let read = self.read_sources(&found.1, &parents)?;
-            let group: Vec<Named> = read.names.into_iter().filter(|named| named.name == part).collect();
-            let Some(next) = self.seen(&read.sources, &group)? else { return Ok(None) };
-            (parents, found) = (read.sources, next);
+            let dirs = self.read_sources(&at.sources, &at.holders)?.sources;
+            let Some(next) = self.named(dirs, part)? else { return Ok(None) };
+            at = next;
         }
-        Ok(Some(found))
+        Ok(Some(at))
     }
 
     /// What is seen of one name in directories that make up one, the topmost first.
-    pub(super) fn named(&self, dirs: &[Source], name: &[u8]) -> Result<Option<Found>, FsError> {
+    fn named(&self, mut holders: Vec<Source>, name: &[u8]) -> Result<Option<Moved>, FsError> {
         let mut read = Read { sources: Vec::new(), devices: Vec::new(), names: Vec::new() };
-        for source in dirs {
+        for source in &holders {
             let mut contents = self.contents(source)?;
             contents.entries.retain(|entry| entry.name == name);
             read.add(source.clone(), contents);
         }
         let read = read.sorted();
-        self.seen(&read.sources, &read.names)
+        let Some((kind, sources)) = self.seen(&read.sources, &read.names)? else { return Ok(None) };
+        if kind != Kind::Dir {
+            holders.drain(..read.names[0].rank);
+        }
+        Ok(Some(Moved { kind, sources, holders }))
     }
 
-    /// What is seen of one name that the sources of a directory have.
-    fn seen(&self, sources: &[Source], group: &[Named]) -> Result<Option<Found>, FsError> {
+    /// What is seen of one name that the sources of a directory have: its kind, and of a directory where the layers have
+    /// it, of anything else the one that holds it.
+    fn seen(&self, sources: &[Source], group: &[Named]) -> Result<Option<(Kind, Vec<Source>)>, FsError> {
         let has = |named: &Named| match named.kind {
             None => Has::Whiteout,
             Some(Kind::Dir) => Has::Dir { bare: false },
@@ -163,7 +174,7 @@ impl Dirs {
             Seen::Nothing => Ok(None),
             Seen::Other(which) => {
                 let named = &group[which];
-                Ok(named.kind.map(|kind| (kind, sources[named.rank..].to_vec())))
+                Ok(named.kind.map(|kind| (kind, vec![sources[named.rank].clone()])))
             }
             Seen::Dir => {
                 let dirs = group.iter().take_while(|named| named.kind == Some(Kind::Dir)).count();

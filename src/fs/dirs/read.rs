@@ -49,12 +49,13 @@ impl Dirs {
             }
             let Some(redirect) = layer.data_elsewhere(file.as_fd())? else { return Ok(file) };
             let wanted = redirect.unwrap_or_else(|| name.clone());
-            let Some((Kind::File, found)) = self.moved(source.layer, &dirs, &wanted)? else {
+            let found = self.moved(source.layer, &dirs, &wanted)?.filter(|found| found.kind == Kind::File);
+            let Some(found) = found else {
                 tracing::error!("the data of `{}` is that of a file that no layer has", crate::name::show(&name));
                 return Err(FsError::Damaged("a file's data is in no layer"));
             };
             name = wanted.rsplit(|b| *b == b'/').next().unwrap_or_default().to_vec();
-            dirs = found;
+            dirs = found.holders;
         }
     }
 

@@ -5,6 +5,7 @@
 //! `writable_model`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use crate::model::by_inode::ByInode;
 use crate::model::check::Checks;
@@ -152,7 +153,8 @@ fn first_difference(wanted: &Tree, found: &Tree) -> Result<(), String> {
 
 /// Does the steps, and judges what comes of them.
 fn run(user: User, ops: &[Op]) -> Result<(), Failure> {
-    let mut harness = ByInode::new(Union::new(user), umask(), Checks::ALL);
+    let bed = Rc::new(Union::bed(user));
+    let mut harness = ByInode::new(Union::on(&bed), umask(), Checks::ALL);
     let mut model = Model::new(&image());
     for op in ops {
         // Whether it is done right is judged elsewhere; the model says which make no sense.
@@ -161,8 +163,7 @@ fn run(user: User, ops: &[Op]) -> Result<(), Failure> {
         }
     }
     let _held = harness.finish();
-    let union = harness.inodes();
-    let (bed, shown) = (union.bed(), whole(union.fs()));
+    let shown = whole(harness.inodes().fs());
     let failed = |what| Failure { at: ops.len().saturating_sub(1), what };
     // Beside the union, which has the directory.
     let view = bed.view();

@@ -61,24 +61,40 @@ const CANNOT_RUN: &[&str] = &["link::link_count_max"];
 /// mount(8) would ask a helper of the file system's to remount it; the kernel can do it alone.
 const MOUNT: &str = "#!/bin/sh\nPATH=${PATH#*:} exec mount -i \"$@\"\n";
 
-/// An image with a directory `work`, which has a file in it, and its upper directory.
-fn writable() -> Writable {
+/// What lies below: a directory `work`, which has a file in it.
+fn layer() -> Vec<u8> {
     let file = vec![b'x'; 300_000];
-    Writable::over(Tar::new().add(Entry::dir("work").mode(0o755)).file("work/from-below", file).finish())
+    Tar::new().add(Entry::dir("work").mode(0o755)).file("work/from-below", file).finish()
+}
+
+/// An image of that, and its upper directory.
+fn writable() -> Writable {
+    Writable::over(layer())
 }
 
 #[test]
 fn pjdfstest_passes() {
-    let union = writable();
+    pjdfstest_passes_on(&writable());
+}
+
+#[test]
+fn pjdfstest_passes_on_directories() {
+    for count in [1, 10] {
+        pjdfstest_passes_on(&Writable::over_directories(layer(), count));
+    }
+}
+
+#[track_caller]
+fn pjdfstest_passes_on(union: &Writable) {
     fs::create_dir(union.env.path("bin")).unwrap();
     fs::write(union.env.path("bin/mount"), MOUNT).unwrap();
     fs::set_permissions(union.env.path("bin/mount"), fs::Permissions::from_mode(0o755)).unwrap();
     let mount = union.mount();
     // The users that it acts as enter the directories above too.
     fs::set_permissions(mount.path().parent().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
-    pjdfstest(&union, &mount.path().join("work"), None);
+    pjdfstest(union, &mount.path().join("work"), None);
     // By themselves: a file left open by another case keeps the whole mount from becoming read-only.
-    pjdfstest(&union, &mount.path().join("work"), Some("erofs"));
+    pjdfstest(union, &mount.path().join("work"), Some("erofs"));
     union.unmount(mount);
     union.assert_lower_unchanged();
 }
@@ -126,18 +142,24 @@ const OTHERS: &str = "fsync = 0.2\nfdatasync = 0.2\npunch_hole = 2\nsendfile = 2
 
 #[test]
 fn fsx_finds_nothing_with_mmap() {
-    fsx(&[WITH_MMAP, RESIZING, OTHERS], 25_000);
+    fsx(&writable(), &[WITH_MMAP, RESIZING, OTHERS], 25_000);
 }
 
 #[test]
 fn fsx_finds_nothing_without_mmap() {
-    fsx(&[WITHOUT_MMAP, RESIZING, OTHERS], 25_000);
+    fsx(&writable(), &[WITHOUT_MMAP, RESIZING, OTHERS], 25_000);
+}
+
+#[test]
+fn fsx_finds_nothing_on_directories() {
+    for (count, weights) in [(1, WITH_MMAP), (10, WITH_MMAP), (10, WITHOUT_MMAP)] {
+        fsx(&Writable::over_directories(layer(), count), &[weights, RESIZING, OTHERS], 15_000);
+    }
 }
 
 /// Two runs: on a new file, and on one of the image, which it truncates first. What was written last outlives a remount.
 #[track_caller]
-fn fsx(weights: &[&str], operations: u32) {
-    let union = writable();
+fn fsx(union: &Writable, weights: &[&str], operations: u32) {
     let config = union.env.path("fsx.toml");
     fs::write(&config, format!("[weights]\n{}", weights.concat())).unwrap();
     let mount = union.mount();

@@ -25,6 +25,8 @@ mod merge_model;
 mod mirrors;
 mod model;
 mod mounting;
+mod overlay;
+mod podman;
 mod printed;
 mod progress;
 mod pushing;

@@ -10,6 +10,7 @@
 
 use crate::model::by_inode::ByInode;
 use crate::model::check::{Checker, Checks};
+use crate::model::directories::{DoorPlace, without_a_kernel};
 use crate::model::generate::{Menu, generate};
 use crate::model::harness::Harness;
 use crate::model::image::image;
@@ -68,6 +69,45 @@ fn a_plain_users_union_is_a_posix_tree() {
     soak("plain user", Effort { runs: 12, ops: 1000 }, PlyfsPlace::MENU, &fresh);
 }
 
+#[test]
+fn directories_without_a_kernel_are_a_posix_tree() {
+    for (count, effort) in [(1, Effort { runs: 10, ops: 1000 }), (10, Effort { runs: 10, ops: 1000 })] {
+        soak("directories", effort, DoorPlace::MENU, &|| without_a_kernel(count, User::own()));
+    }
+}
+
+#[test]
+fn a_plain_users_directories_are_a_posix_tree() {
+    let user = User { privileged: false, uid: 4321, gid: 4321 };
+    soak("a plain user's directories", Effort { runs: 6, ops: 1000 }, DoorPlace::MENU, &|| without_a_kernel(3, user));
+}
+
+#[test]
+fn a_mount_of_a_directory_is_a_posix_tree() {
+    soak("one directory", Effort { runs: 3, ops: 700 }, DoorPlace::MENU, &|| by_path(DoorPlace::new(1)));
+}
+
+#[test]
+fn a_mount_of_ten_directories_is_a_posix_tree() {
+    soak("ten directories", Effort { runs: 3, ops: 700 }, DoorPlace::MENU, &|| by_path(DoorPlace::new(10)));
+}
+
+#[test]
+fn a_mount_in_the_forms_that_every_tool_knows_is_a_posix_tree() {
+    soak("common forms", Effort { runs: 2, ops: 700 }, DoorPlace::MENU, &|| by_path(DoorPlace::in_common_forms()));
+}
+
+/// The same steps on both, answer by answer.
+#[test]
+fn a_mount_of_directories_answers_as_a_plain_directory_does() {
+    let menu = Menu { whiteouts: false, optional: false, ..DoorPlace::MENU };
+    for count in [1, 10] {
+        compare("plain and directories", Effort { runs: 1, ops: 700 }, menu, &|| by_path(PlainPlace::new()), &|| {
+            by_path(DoorPlace::new(count))
+        });
+    }
+}
+
 /// Whiteouts, opaque and moved directories, attributes without data, as the kernel's overlayfs writes them.
 #[test]
 fn what_the_kernel_wrote_is_read() {
@@ -107,6 +147,24 @@ fn regression_the_parent_of_an_exchanged_directory() {
         ],
         &|| by_path(PlyfsPlace::new(&[])),
     );
+}
+
+/// What a whiteout makes place for must not take along a file that only looks like the other form of that whiteout.
+#[test]
+fn regression_a_name_that_looks_like_a_whiteout_survives_a_real_one() {
+    let ops = [
+        Mkdir { at: "opaque/.wh.a", mode: 0o755 },
+        Create { at: "d/.wh.a", mode: 0o644, excl: true },
+        Rename { from: "opaque/a", to: "x", how: Allow },
+        Rename { from: "d/a", to: "y", how: Allow },
+        Create { at: "opaque/a", mode: 0o755, excl: true },
+        Mkdir { at: "d/a", mode: 0o755 },
+        Remount,
+        Check,
+    ];
+    for count in [1, 10] {
+        replay(&ops, &|| without_a_kernel(count, User::own()));
+    }
 }
 
 /// A file that is moved below loses its capabilities to a truncation that comes after them.

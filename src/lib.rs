@@ -11,6 +11,7 @@
 //!                                       └────► tree (merge) ──►
 //!   mount: store ─► image (open) ─► fs ─► fuse ─► kernel
 //!                          upper ────┘
+//!   overlay: directories ─► layer, tree (one by one) ─► fs ─► fuse ─► kernel
 //!   run: a mount for one container, and a runtime on it ─► container
 //!   commit: store, upper ─► fs (changes) ─► image ─► layer ─► store
 //! ```
@@ -30,12 +31,13 @@
 //! | [`mod@reference`] | names of images: `name`, `name:tag`, `name@digest` |
 //! | [`registry`] | the distribution protocol: credentials, tokens, mirrors, manifests, blob streams, uploads, search |
 //! | [`template`] | Go templates over plain data, as `--format` takes them |
-//! | [`layer`] | one immutable layer: reads its tar once, makes its index, reads it where it is mapped; writes tars |
-//! | [`tree`] | the one merge rule: finished indexes in, one merged index out; no I/O |
+//! | [`backing`] | the system calls on directories of layers and changes, narrow enough to be made to fail; owner and mode in an attribute |
+//! | [`layer`] | one immutable layer: reads its tar once, makes its index, reads it where it is mapped; or a plain directory; writes tars |
+//! | [`tree`] | the one merge rule: finished indexes in, one merged index out; for plain directories a directory at a time; no I/O |
 //! | [`store`] | what is on disk and how it changes: publishing, locks, sessions, mounts, collection; documents the format |
 //! | [`image`] | the glue: sources, pull, import, commit, signatures, push, save, open, remove, check |
 //! | [`upper`] | the writable directory: its form, its work directory, single objects made whole and put in place by one call; views of it |
-//! | [`fs`] | inodes and operations, without a kernel: tests call it directly; an image as it is, or its union with an upper; what differs between them |
+//! | [`fs`] | inodes and operations, without a kernel: tests call it directly; lower layers (an image, or plain directories) as they are, or their union with an upper; what differs between them |
 //! | [`fuse`] | the kernel's side: converts, calls `fs`, replies; the only module that names fuser |
 //! | [`container`] | an image as a running root: its users and paths, namespaces, chroot; containers: what keeps and runs one, how it is reached |
 //! | [`cli`] | the door: arguments, Docker's words, the mount helper, the daemon |
@@ -64,12 +66,13 @@
 //!
 //! Inside a process: what a session made and which layers wait for a worker are each behind a mutex that is held for a
 //! few instructions and under which no other lock is taken. A session's folder is removed under its own mutex, by the
-//! session or by the signal that ends it. An image in `fs` locks nothing; the union's locks and their order are in
-//! `fs/union/mod.rs`. No lock is held while a file's data is copied, but that file's own.
+//! session or by the signal that ends it. An image in `fs` locks nothing; plain directories' locks are in
+//! `fs/dirs/mod.rs`, the union's and their order in `fs/union/mod.rs`. No lock is held while a file's data is copied, but that file's own.
 
 // A test that cannot go on says so by panicking.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod backing;
 pub mod cli;
 pub mod container;
 pub mod digest;

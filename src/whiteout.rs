@@ -8,6 +8,7 @@
 //! name, and extended attributes say the rest. The kernel hides every attribute under `overlay.` from those who use its
 //! mount, so what it has no form for lies there too, under `overlay.plyfs.`.
 
+use crate::meta::Kind;
 use std::borrow::Cow;
 use std::ffi::CStr;
 
@@ -100,22 +101,11 @@ pub enum Mark {
 impl Namespace {
     /// The mark's name. The override is one that other tools know too, and has no namespace of its own.
     pub fn mark(self, mark: Mark) -> &'static CStr {
+        let names = all_names(mark);
         match (self, mark) {
-            (_, Mark::Override) => c"user.containers.override_stat",
-            (Namespace::Trusted, Mark::Opaque) => c"trusted.overlay.opaque",
-            (Namespace::Trusted, Mark::Redirect) => c"trusted.overlay.redirect",
-            (Namespace::Trusted, Mark::Metacopy) => c"trusted.overlay.metacopy",
-            (Namespace::Trusted, Mark::Whiteout) => c"trusted.overlay.whiteout",
-            (Namespace::Trusted, Mark::Id) => c"trusted.overlay.plyfs.id",
-            (Namespace::Trusted, Mark::Image) => c"trusted.overlay.plyfs.image",
-            (Namespace::Trusted, Mark::Next) => c"trusted.overlay.plyfs.next",
-            (Namespace::User, Mark::Opaque) => c"user.overlay.opaque",
-            (Namespace::User, Mark::Redirect) => c"user.overlay.redirect",
-            (Namespace::User, Mark::Metacopy) => c"user.overlay.metacopy",
-            (Namespace::User, Mark::Whiteout) => c"user.overlay.whiteout",
-            (Namespace::User, Mark::Id) => c"user.overlay.plyfs.id",
-            (Namespace::User, Mark::Image) => c"user.overlay.plyfs.image",
-            (Namespace::User, Mark::Next) => c"user.overlay.plyfs.next",
+            (_, Mark::Override) => CONTAINERS_OVERRIDE,
+            (Namespace::Trusted, _) => names[0],
+            (Namespace::User, _) => names[1],
         }
     }
 
@@ -125,35 +115,113 @@ impl Namespace {
             Namespace::User => b"user.overlay.",
         }
     }
+}
 
-    /// The name under which an attribute that a user of the mount sets is kept. One that looks like a mark gets a second
-    /// `overlay.`, as the kernel has it, so that it is neither obeyed nor lost. In an unprivileged user's upper directory
-    /// whatever he may not set on his own files (`security.`, `trusted.`, ACLs) is kept as his.
-    pub fn stored(self, name: &[u8]) -> Cow<'_, [u8]> {
-        match (self, name.strip_prefix(self.prefix())) {
-            (_, Some(rest)) => Cow::Owned([self.prefix(), b"overlay.", rest].concat()),
-            (Namespace::Trusted, None) => Cow::Borrowed(name),
-            (Namespace::User, None) if name.starts_with(b"user.") && name != OVERRIDE => Cow::Borrowed(name),
-            (Namespace::User, None) => Cow::Owned([FOREIGN, name].concat()),
+/// How a directory keeps what has no native form there: its own marks, and attributes that users of the mount set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Dialect {
+    /// Where its own marks are.
+    pub namespace: Namespace,
+    /// Whether other tools write marks of their own there, which are obeyed: what users of the mount set under such a
+    /// name must not be taken for one.
+    pub shared: bool,
+    /// Whether only `user.` attributes can be set: a plain user's directory, who may set no others on his own files.
+    pub plain: bool,
+}
+
+impl Dialect {
+    /// The mark's name.
+    pub fn mark(self, mark: Mark) -> &'static CStr {
+        self.namespace.mark(mark)
+    }
+
+    /// All names under which a mark is read.
+    pub fn read(self, mark: Mark) -> &'static [&'static CStr] {
+        match (self.shared, self.namespace, mark) {
+            (true, ..) => all_names(mark),
+            (false, _, Mark::Override) => &[CONTAINERS_OVERRIDE],
+            (false, Namespace::Trusted, mark) => &all_names(mark)[..1],
+            (false, Namespace::User, mark) => &all_names(mark)[1..2],
         }
     }
 
-    /// The reverse of [`Namespace::stored`]; `None` for what is bookkeeping.
-    pub fn shown(self, stored: &[u8]) -> Option<Vec<u8>> {
-        let own = stored.strip_prefix(self.prefix());
-        match (self, own.and_then(|rest| rest.strip_prefix(b"overlay."))) {
-            (_, Some(rest)) => Some([self.prefix(), rest].concat()),
-            (Namespace::Trusted, None) => own.is_none().then(|| stored.to_vec()),
-            (Namespace::User, None) => match stored.strip_prefix(FOREIGN) {
-                Some(name) => Some(name.to_vec()),
-                None => (own.is_none() && stored.starts_with(b"user.") && stored != OVERRIDE).then(|| stored.to_vec()),
-            },
+    /// The name under which an attribute that a user of the mount sets is kept. One that looks like a mark gets a second
+    /// `overlay.`, as the kernel has it, so that it is neither obeyed nor lost; what the kernel has no such form for
+    /// (other tools' marks, and in a plain user's directory whatever he may not set) is kept among plyfs's own.
+    pub fn stored(self, name: &[u8]) -> Cow<'_, [u8]> {
+        let prefix = self.namespace.prefix();
+        if let Some(rest) = name.strip_prefix(prefix) {
+            return Cow::Owned([prefix, b"overlay.", rest].concat());
         }
+        let foreign = self.shared && is_tools_own(name)
+            || self.plain && !(name.starts_with(b"user.") && name != CONTAINERS_OVERRIDE.to_bytes());
+        if foreign { Cow::Owned([prefix, FOREIGN, name].concat()) } else { Cow::Borrowed(name) }
+    }
+
+    /// The reverse of [`Dialect::stored`]; `None` for what is bookkeeping.
+    pub fn shown(self, stored: &[u8]) -> Option<Vec<u8>> {
+        let prefix = self.namespace.prefix();
+        if let Some(own) = stored.strip_prefix(prefix) {
+            let escaped = own.strip_prefix(b"overlay.").map(|rest| [prefix, rest].concat());
+            return escaped.or_else(|| own.strip_prefix(FOREIGN).map(<[u8]>::to_vec));
+        }
+        let hidden = self.shared && is_tools_own(stored)
+            || self.plain && !(stored.starts_with(b"user.") && stored != CONTAINERS_OVERRIDE.to_bytes());
+        (!hidden).then(|| stored.to_vec())
     }
 }
 
-const OVERRIDE: &[u8] = b"user.containers.override_stat";
-const FOREIGN: &[u8] = b"user.overlay.plyfs.x.";
+/// Under which name a lower directory's attribute is seen; `None` for what any tool keeps there for itself.
+pub fn shown_in_layer(stored: &[u8]) -> Option<Vec<u8>> {
+    let namespaces = [Namespace::Trusted, Namespace::User];
+    let own = namespaces.into_iter().find(|namespace| stored.starts_with(namespace.prefix()));
+    let namespace = own.unwrap_or(Namespace::Trusted);
+    Dialect { namespace, shared: true, plain: false }.shown(stored)
+}
+
+/// The names under which directories that any tool wrote carry a mark: root's, and those of users.
+pub fn all_names(mark: Mark) -> &'static [&'static CStr] {
+    match mark {
+        Mark::Opaque => &[c"trusted.overlay.opaque", c"user.overlay.opaque", c"user.fuseoverlayfs.opaque"],
+        Mark::Redirect => &[c"trusted.overlay.redirect", c"user.overlay.redirect"],
+        Mark::Metacopy => &[c"trusted.overlay.metacopy", c"user.overlay.metacopy"],
+        Mark::Whiteout => &[c"trusted.overlay.whiteout", c"user.overlay.whiteout"],
+        Mark::Id => &[c"trusted.overlay.plyfs.id", c"user.overlay.plyfs.id"],
+        Mark::Image => &[c"trusted.overlay.plyfs.image", c"user.overlay.plyfs.image"],
+        Mark::Next => &[c"trusted.overlay.plyfs.next", c"user.overlay.plyfs.next"],
+        Mark::Override => &[PRIVILEGED_OVERRIDE, CONTAINERS_OVERRIDE, c"user.fuseoverlayfs.override_stat"],
+    }
+}
+
+/// In which attribute owner and mode of a directory's objects are, if in any: the directory itself has it then.
+pub fn override_of<E>(read: impl Fn(&CStr) -> Result<Option<Vec<u8>>, E>) -> Result<Option<&'static CStr>, E> {
+    for name in all_names(Mark::Override) {
+        if read(name)?.is_some() {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether an attribute is one that tools keep in layers for themselves.
+fn is_tools_own(name: &[u8]) -> bool {
+    let prefixes = [Namespace::Trusted.prefix(), Namespace::User.prefix(), b"user.fuseoverlayfs."];
+    prefixes.iter().any(|prefix| name.starts_with(prefix))
+        || all_names(Mark::Override).iter().any(|own| own.to_bytes() == name)
+}
+
+/// The attribute for owner and mode that container tools share.
+pub const CONTAINERS_OVERRIDE: &CStr = c"user.containers.override_stat";
+/// The same, where only root may write it.
+pub const PRIVILEGED_OVERRIDE: &CStr = c"security.fuseoverlayfs.override_stat";
+/// Behind the namespace's prefix: attributes that cannot be kept under their own names.
+const FOREIGN: &[u8] = b"plyfs.x.";
+
+/// What tools write the markers of a layer as where it is unpacked, whatever they are in its tar. What else has such a name
+/// was given it by somebody.
+pub fn may_be_marker(kind: Option<Kind>) -> bool {
+    matches!(kind, None | Some(Kind::File | Kind::Char | Kind::Dir))
+}
 
 /// Whether a device of that number, as a character device, is a whiteout.
 pub fn is_whiteout_device(rdev: u32) -> bool {
@@ -190,30 +258,79 @@ mod tests {
         assert_eq!(line, "is a whiteout of `..`, which cannot be deleted");
     }
 
+    fn dialects() -> impl Iterator<Item = Dialect> {
+        let all = [(Namespace::Trusted, false), (Namespace::User, false), (Namespace::User, true)];
+        all.into_iter().flat_map(|(namespace, plain)| {
+            [false, true].map(|shared| Dialect {
+                namespace,
+                shared: shared || namespace == Namespace::User && !plain,
+                plain,
+            })
+        })
+    }
+
     #[test]
     fn what_looks_like_a_mark_is_kept_apart_and_comes_back() {
-        for namespace in [Namespace::Trusted, Namespace::User] {
+        for dialect in dialects() {
             for name in [
                 &b"trusted.overlay.opaque"[..],
                 b"trusted.overlay.overlay.opaque",
                 b"user.overlay.plyfs.id",
                 b"user.overlay.plyfs.x.security.capability",
+                b"user.fuseoverlayfs.opaque",
+                b"security.fuseoverlayfs.override_stat",
                 b"user.containers.override_stat",
                 b"user.a",
                 b"security.capability",
                 b"trusted.t",
                 b"system.posix_acl_access",
             ] {
-                let stored = namespace.stored(name);
-                assert_eq!(namespace.shown(&stored).as_deref(), Some(name), "{namespace:?} {stored:?}");
-                assert!(namespace == Namespace::Trusted || stored.starts_with(b"user."));
+                if name.starts_with(b"user.containers") && dialect.namespace == Namespace::Trusted && !dialect.shared {
+                    // Nobody reads it there.
+                    continue;
+                }
+                let stored = dialect.stored(name);
+                assert_eq!(dialect.shown(&stored).as_deref(), Some(name), "{dialect:?} {stored:?}");
+                assert!(!dialect.plain || stored.starts_with(b"user."));
+                for mark in MARKS {
+                    assert!(
+                        dialect.read(mark).iter().all(|read| read.to_bytes() != &*stored),
+                        "{dialect:?} {stored:?}"
+                    );
+                }
             }
-            for mark in [Mark::Opaque, Mark::Redirect, Mark::Metacopy, Mark::Whiteout, Mark::Id, Mark::Next] {
-                let name = namespace.mark(mark).to_bytes();
-                assert_eq!(namespace.shown(name), None);
-                assert_ne!(&*namespace.stored(name), name);
+            for mark in MARKS.into_iter().filter(|mark| dialect.plain || dialect.shared || *mark != Mark::Override) {
+                for name in dialect.read(mark) {
+                    assert_eq!(dialect.shown(name.to_bytes()), None, "{dialect:?} {name:?}");
+                }
+                assert!(dialect.read(mark).contains(&dialect.mark(mark)));
             }
         }
-        assert_eq!(Namespace::User.shown(Namespace::User.mark(Mark::Override).to_bytes()), None);
     }
+
+    #[test]
+    fn a_layers_own_attributes_are_seen_and_tools_marks_are_not() {
+        for mark in MARKS {
+            assert!(all_names(mark).iter().all(|name| shown_in_layer(name.to_bytes()).is_none()));
+        }
+        for name in [&b"user.a"[..], b"security.capability", b"trusted.t", b"system.posix_acl_access"] {
+            assert_eq!(shown_in_layer(name).as_deref(), Some(name));
+        }
+        let shown = |stored: &[u8]| shown_in_layer(stored).map(|name| String::from_utf8(name).unwrap());
+        assert_eq!(shown(b"trusted.overlay.overlay.opaque").unwrap(), "trusted.overlay.opaque");
+        assert_eq!(shown(b"user.overlay.overlay.opaque").unwrap(), "user.overlay.opaque");
+        assert_eq!(shown(b"user.overlay.plyfs.x.security.capability").unwrap(), "security.capability");
+        assert_eq!(shown(b"trusted.overlay.plyfs.x.user.fuseoverlayfs.opaque").unwrap(), "user.fuseoverlayfs.opaque");
+    }
+
+    const MARKS: [Mark; 8] = [
+        Mark::Opaque,
+        Mark::Redirect,
+        Mark::Metacopy,
+        Mark::Whiteout,
+        Mark::Id,
+        Mark::Image,
+        Mark::Next,
+        Mark::Override,
+    ];
 }

@@ -11,6 +11,8 @@ use crate::support::tree::{Record, Tree};
 pub struct Checks {
     /// An inode keeps its number through the run, and no other ever has it.
     pub numbers: bool,
+    /// A number may be another inode's once its own is gone.
+    pub numbers_return: bool,
     /// Names of one inode share a number, and others do not; `st_nlink` counts them.
     pub links: bool,
     /// A directory's `st_nlink` is 2 and its subdirectories.
@@ -24,8 +26,15 @@ pub struct Checks {
 }
 
 impl Checks {
-    pub const ALL: Checks =
-        Checks { numbers: true, links: true, dir_nlink: true, file_times: true, dir_times: true, hidden_xattrs: &[] };
+    pub const ALL: Checks = Checks {
+        numbers: true,
+        numbers_return: false,
+        links: true,
+        dir_nlink: true,
+        file_times: true,
+        dir_times: true,
+        hidden_xattrs: &[],
+    };
 }
 
 /// Which inode of the model has which number.
@@ -37,10 +46,13 @@ pub struct Numbers {
 
 impl Numbers {
     /// Notes a pair; says what is wrong with it.
-    fn note(&mut self, id: Id, number: u64) -> Option<String> {
+    fn note(&mut self, id: Id, number: u64, returns: bool) -> Option<String> {
         let known = *self.by_id.entry(id).or_insert(number);
         if known != number {
             return Some(format!("inode number: was {known}, is {number}"));
+        }
+        if returns {
+            return None;
         }
         let owner = *self.by_number.entry(number).or_insert(id);
         (owner != id).then(|| format!("inode number {number}: is or was another file's"))
@@ -71,7 +83,7 @@ impl Checker {
         let expected = model.record(id);
         let mut wrong = self.attributes(model, id, &expected, actual);
         if self.checks.numbers {
-            wrong.extend(self.numbers.note(id, actual.ino));
+            wrong.extend(self.numbers.note(id, actual.ino, self.checks.numbers_return));
         }
         wrong
     }
@@ -124,7 +136,7 @@ impl Checker {
             }
             faults.extend(self.xattrs(&expected, actual));
             if self.checks.numbers {
-                faults.extend(self.numbers.note(*id, actual.ino));
+                faults.extend(self.numbers.note(*id, actual.ino, self.checks.numbers_return));
             }
             wrong.extend(faults.into_iter().map(|fault| format!("{}: {fault}", show(path))));
         }
@@ -157,7 +169,7 @@ fn link_groups(paths: &BTreeMap<Vec<u8>, Id>, tree: &Tree) -> Vec<String> {
     let pairs = paths.iter().filter_map(|(path, id)| Some((path, *id, tree.records.get(path)?.ino)));
     pairs
         .filter_map(|(path, id, number)| {
-            numbers.note(id, number).map(|wrong| format!("{}: among its names: {wrong}", show(path)))
+            numbers.note(id, number, false).map(|wrong| format!("{}: among its names: {wrong}", show(path)))
         })
         .collect()
 }

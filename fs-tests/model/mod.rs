@@ -15,6 +15,7 @@
 //! | [`by_inode`], [`inodes`] | without a kernel, on a file system's own operations |
 //! | [`in_memory`] | the model as such a file system, which shows that `by_inode` is right |
 //! | [`place`], [`mounted`] | the directory: a plain one, kernel overlayfs, plyfs |
+//! | [`directories`] | the image as plain directories, merged by plyfs: without a kernel, and mounted |
 //! | [`check`] | what makes a tree equal to the model |
 //! | [`run`] | runs, shrinking, reports |
 
@@ -22,6 +23,7 @@ pub mod by_inode;
 pub mod by_path;
 pub mod check;
 pub mod data;
+pub mod directories;
 pub mod generate;
 pub mod harness;
 pub mod image;

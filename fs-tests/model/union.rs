@@ -3,6 +3,8 @@
 use super::image::{image, layers};
 use super::inodes::{Change, Inodes, Listed, New};
 use super::op::{Replace, Stamp};
+use std::rc::Rc;
+
 use crate::support::bed::{Bed, disk};
 use crate::support::tree::Record;
 use plyfs::fs::{self, Attr, Fs, FsError, SetTime};
@@ -11,22 +13,34 @@ use plyfs::upper::User;
 
 /// The image of the model with an upper directory in a temporary one.
 pub struct Union {
-    bed: Bed,
+    /// Opens it, again and again.
+    open: Box<dyn Fn() -> Fs>,
     fs: Option<Fs>,
 }
 
 impl Union {
     /// Nothing has been changed yet.
     pub fn new(user: User) -> Union {
-        let mut bed = Bed::new(layers(&image()));
-        bed.user = user;
-        let fs = Some(bed.open(disk));
-        Union { bed, fs }
+        Union::on(&Rc::new(Union::bed(user)))
     }
 
-    /// What it stands on.
-    pub fn bed(&self) -> &Bed {
-        &self.bed
+    /// The image, and a place for an upper directory.
+    pub fn bed(user: User) -> Bed {
+        let mut bed = Bed::new(layers(&image()));
+        bed.user = user;
+        bed
+    }
+
+    /// On such a bed.
+    pub fn on(bed: &Rc<Bed>) -> Union {
+        let bed = bed.clone();
+        Union::by(move || bed.open(disk))
+    }
+
+    /// What something opens.
+    pub fn by(open: impl Fn() -> Fs + 'static) -> Union {
+        let fs = Some(open());
+        Union { open: Box::new(open), fs }
     }
 
     /// What it is.
@@ -192,6 +206,6 @@ impl Inodes for Union {
     /// A killed process and one that ends leave the same: what it knew is on disk already.
     fn reopen(&mut self, _killed: bool) {
         self.fs = None;
-        self.fs = Some(self.bed.open(disk));
+        self.fs = Some((self.open)());
     }
 }

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 
+use plyfs::backing::{Backing, Disk};
 use plyfs::digest::Digest;
 use plyfs::fs::{Attr, Data, Fs, FsError, Ino, ROOT};
 use plyfs::layer::{Index, Limits, index_tar};
 use plyfs::meta::Kind;
 use plyfs::sys::Bytes;
 use plyfs::tree;
-use plyfs::upper::{Backing, Disk, OpenError, Settings, Upper, User, View};
+use plyfs::upper::{Below, OpenError, Settings, Upper, User, View};
 use tempfile::TempDir;
 
 /// Layers, and a place for an upper directory on top of them.
@@ -76,7 +77,7 @@ impl Bed {
         let settings = Settings {
             upper: self.upper(),
             work: self.work(),
-            image: Digest::of(&self.tars.concat()),
+            below: Below::Image(Digest::of(&self.tars.concat())),
             volatile: self.volatile,
             user: self.user,
             descriptors: 4,

@@ -6,6 +6,7 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -141,6 +142,17 @@ impl Drop for Mount {
         if self.is_live() {
             run(Command::new("fusermount3").arg("-uz").arg(&self.at));
         }
+    }
+}
+
+/// Wait until no mount has an upper directory any more: another test's namespace may hold a copy of one for a while after
+/// it was unmounted here.
+#[track_caller]
+pub fn wait_until_unused(upper: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while plyfs::upper::Upper::is_in_use(upper).unwrap() {
+        assert!(Instant::now() < deadline, "{} stays in use", upper.display());
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
-use plyfs::upper::{Backing, Disk, Listed, Raw, Space};
+use plyfs::backing::{Backing, Disk, Listed, Raw, Space};
 use rustix::fs::{OFlags, RenameFlags, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
@@ -155,6 +155,7 @@ impl Backing for Faulty {
         set_xattr(fd: BorrowedFd, name: &[u8], value: &[u8], flags: XattrFlags) -> ();
         remove_xattr(fd: BorrowedFd, name: &[u8]) -> ();
         list_xattrs(fd: BorrowedFd) -> Vec<u8>;
+        list_xattrs_at(dir: BorrowedFd, entry: &[u8]) -> Vec<u8>;
         read(fd: BorrowedFd, into: &mut [u8], offset: u64) -> usize;
         seek(fd: BorrowedFd, offset: u64, hole: bool) -> u64;
         lock(fd: BorrowedFd) -> ();

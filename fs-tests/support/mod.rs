@@ -8,6 +8,7 @@ pub mod chroot;
 pub mod env;
 pub mod faulty;
 pub mod oci;
+pub mod podman;
 pub mod proxy;
 pub mod registry;
 pub mod small;

@@ -7,7 +7,7 @@ use std::process::Command;
 use sha2::{Digest, Sha256};
 
 use super::big_image;
-use super::env::{Mount, TestEnv, run};
+use super::env::{Mount, TestEnv, run, wait_until_unused};
 use super::oci::{Compression, Image};
 
 /// Who serves the union. The environment variable `PLYFS_TEST_ENGINE` puts a peer in plyfs's place: what fails on kernel
@@ -15,6 +15,8 @@ use super::oci::{Compression, Image};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Engine {
     Plyfs,
+    /// plyfs over plain directories, called as fuse-overlayfs would be.
+    Directories,
     Overlayfs,
     FuseOverlayfs,
 }
@@ -34,9 +36,10 @@ impl Engine {
     fn chosen() -> Self {
         match std::env::var("PLYFS_TEST_ENGINE").as_deref() {
             Err(_) | Ok("" | "plyfs") => Self::Plyfs,
+            Ok("directories") => Self::Directories,
             Ok("overlayfs") => Self::Overlayfs,
             Ok("fuse-overlayfs") => Self::FuseOverlayfs,
-            Ok(other) => panic!("PLYFS_TEST_ENGINE={other}: wanted plyfs, overlayfs or fuse-overlayfs"),
+            Ok(other) => panic!("PLYFS_TEST_ENGINE={other}: wanted plyfs, directories, overlayfs or fuse-overlayfs"),
         }
     }
 }
@@ -48,7 +51,7 @@ impl Writable {
         let mut new = Self::empty("oci:latest");
         match new.engine {
             Engine::Plyfs => drop(new.env.ok(["pull", &format!("oci:{}:latest", cache.join("oci").display())])),
-            Engine::Overlayfs | Engine::FuseOverlayfs => {
+            Engine::Directories | Engine::Overlayfs | Engine::FuseOverlayfs => {
                 let count = fs::read_dir(cache.join("layers")).unwrap().count();
                 new.lower = (0..count).rev().map(|n| cache.join(format!("layers/{n}"))).collect();
             }
@@ -56,16 +59,36 @@ impl Writable {
         new
     }
 
+    /// Over a directory with what is in the tar, and so many others above it that have its directories too.
+    pub fn over_directories(tar: Vec<u8>, count: usize) -> Self {
+        let mut new = Self::empty("small:latest");
+        if new.engine == Engine::Plyfs {
+            new.engine = Engine::Directories;
+        }
+        new = new.with_tar(tar);
+        let bottom = new.env.path("lower");
+        for number in 1..count {
+            let dir = new.env.path(format!("lower{number}"));
+            copy_directories(&bottom, &dir);
+            new.lower.insert(0, dir);
+        }
+        new
+    }
+
     /// Over an image of one layer.
     pub fn over(tar: Vec<u8>) -> Self {
-        let mut new = Self::empty("small:latest");
+        Self::empty("small:latest").with_tar(tar)
+    }
+
+    fn with_tar(self, tar: Vec<u8>) -> Self {
+        let mut new = self;
         let (layout, dir) = (new.env.path("small"), new.env.path("lower"));
         match new.engine {
             Engine::Plyfs => {
                 Image::new().compressed(tar, Compression::None).write_layout(&layout);
                 new.env.ok(["pull", &format!("oci:{}:latest", layout.display())]);
             }
-            Engine::Overlayfs | Engine::FuseOverlayfs => {
+            Engine::Directories | Engine::Overlayfs | Engine::FuseOverlayfs => {
                 fs::create_dir(&dir).unwrap();
                 fs::write(new.env.path("layer.tar"), tar).unwrap();
                 let output = run(Command::new("tar").arg("-xpf").arg(new.env.path("layer.tar")).arg("-C").arg(&dir));
@@ -98,6 +121,7 @@ impl Writable {
         let all = [&[dirs], self.options.as_slice()].concat().join(",");
         let mut command = match self.engine {
             Engine::Plyfs => self.env.command(["mount", "--upper"]),
+            Engine::Directories => self.env.command(["overlay"]),
             Engine::Overlayfs => Command::new("mount"),
             Engine::FuseOverlayfs => Command::new("fuse-overlayfs"),
         };
@@ -110,7 +134,7 @@ impl Writable {
                 command.arg(&self.image);
             }
             Engine::Overlayfs => drop(command.args(["-t", "overlay", "overlay", "-o", &all])),
-            Engine::FuseOverlayfs => drop(command.args(["-o", &all])),
+            Engine::Directories | Engine::FuseOverlayfs => drop(command.args(["-o", &all])),
         }
         Mount::by(&self.env, &mut command)
     }
@@ -123,6 +147,9 @@ impl Writable {
         }
         let output = run(Command::new("umount").arg(mount.path()));
         assert_eq!(output.code, 0, "{output:#?}");
+        if self.engine == Engine::Directories {
+            wait_until_unused(&self.env.path("upper"));
+        }
     }
 
     /// Require that every layer in the store has the bytes that its name is the digest of. Nothing of plyfs judges this.
@@ -139,6 +166,15 @@ impl Writable {
         }
         assert!(seen > 0, "the store has no layers");
     }
+}
+
+/// The directories without what else is in them.
+fn copy_directories(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap).filter(|entry| entry.path().is_dir()) {
+        copy_directories(&entry.path(), &to.join(entry.file_name()));
+    }
+    fs::set_permissions(to, fs::metadata(from).unwrap().permissions()).unwrap();
 }
 
 fn digest_of(file: &Path) -> String {

@@ -2,11 +2,10 @@
 //! ends it; and one that ends something which nobody needs to wait for.
 
 use super::log;
+use crate::fs::Fs;
 use crate::fuse::{self, Options};
-use crate::image::OpenTree;
 use crate::store::mounts::Guard;
 use crate::sys::{self, Fork, Signals};
-use crate::upper::Upper;
 use std::fs::File;
 use std::io::{BufRead, BufReader, PipeWriter, Write};
 use std::path::{Path, PathBuf};
@@ -15,11 +14,12 @@ use std::time::Duration;
 
 /// What is to be served.
 pub(super) struct Job {
-    pub opened: OpenTree,
-    /// Where changes go, if any are to be made.
-    pub upper: Option<Upper>,
-    /// The mount's registration: it keeps the image from being removed.
-    pub guard: Guard,
+    /// Makes what is mounted, in the process that serves it.
+    pub make: Box<dyn FnOnce() -> anyhow::Result<Fs>>,
+    /// The registration of an image's mount: it keeps the image from being removed.
+    pub guard: Option<Guard>,
+    /// Where a process in the background logs to.
+    pub log: PathBuf,
     pub mountpoint: PathBuf,
     pub options: Options,
 }
@@ -34,8 +34,10 @@ pub(super) fn serve(job: Job, foreground: bool) -> anyhow::Result<()> {
     if foreground {
         return run(job, || Ok(()));
     }
-    let log_path = job.guard.log_path();
-    let log_file = File::options().create(true).append(true).open(&log_path)?;
+    let log_path = job.log.clone();
+    let opened = File::options().create(true).append(true).open(&log_path);
+    let log_file =
+        opened.map_err(|e| anyhow::anyhow!("cannot log to {}: {}", log_path.display(), sys::describe(&e)))?;
     let (from_child, to_parent) = std::io::pipe()?;
     match sys::fork()? {
         Fork::Child => {
@@ -88,28 +90,28 @@ fn detach_and_run(mut job: Job, log_file: &File, mut to_parent: &PipeWriter) -> 
     sys::close_inherited()?;
     sys::detach_from_terminal(log_file)?;
     log::become_daemons()?;
-    job.guard.set_pid(std::process::id())?;
+    if let Some(guard) = &mut job.guard {
+        guard.set_pid(std::process::id())?;
+    }
     run(job, move || Ok(writeln!(to_parent, "{LIVE}")?))
 }
 
 fn run(job: Job, live: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let Job { opened, upper, guard, mountpoint, options } = job;
-    let served = mount_and_wait(opened, upper, &mountpoint, &options, live);
-    let released = guard.release();
+    let Job { make, guard, mountpoint, options, .. } = job;
+    let served = mount_and_wait(make, &mountpoint, &options, live);
+    let released = guard.map(Guard::release);
     served?;
-    Ok(released?)
+    Ok(released.transpose().map(drop)?)
 }
 
 fn mount_and_wait(
-    opened: OpenTree,
-    upper: Option<Upper>,
+    make: impl FnOnce() -> anyhow::Result<Fs>,
     mountpoint: &Path,
     options: &Options,
     live: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let signals = Signals::block()?;
-    let fs = opened.into_fs(upper)?;
-    let session = fuse::mount(Arc::new(fs), mountpoint, options)?;
+    let session = fuse::mount(Arc::new(make()?), mountpoint, options)?;
     let detach = session.detacher();
     std::thread::Builder::new().name("plyfs-signals".into()).spawn(move || end_on_signals(&signals, detach))?;
     tracing::info!("serving {} at {}", options.source, mountpoint.display());

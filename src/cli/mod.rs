@@ -33,6 +33,7 @@ mod manifest;
 mod mount;
 mod mount_options;
 mod output;
+mod overlay;
 mod pattern;
 mod progress;
 mod prune;
@@ -173,6 +174,8 @@ enum Command {
     Umount(mount::UmountArgs),
     /// List mounts
     Mounts(mount::MountsArgs),
+    /// Merge directories at a mountpoint, as fuse-overlayfs does
+    Overlay(overlay::OverlayArgs),
     /// Run a command in an image, without a runtime
     Chroot(chroot::ChrootArgs),
     /// Look after the store
@@ -263,7 +266,11 @@ enum Exit {
 /// Runs the program with these arguments, the first being the name it was called under.
 pub fn main(args: Vec<OsString>) -> ExitCode {
     let called = args.first().map(Path::new).and_then(Path::file_name).unwrap_or_default();
-    let done = if called == "mount.plyfs" { helper(&args[1..]) } else { dispatch(&args) };
+    let done = match called.to_str() {
+        Some("mount.plyfs") => helper(&args[1..]),
+        Some("fuse-overlayfs") => overlay::as_fuse_overlayfs(&args[1..], std::env::var(LOG_VARIABLE).ok().as_deref()),
+        _ => dispatch(&args),
+    };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => ExitCode::from(complain(&error)),
@@ -341,6 +348,7 @@ fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
         Command::Mount(a) => mount::mount(global, &a),
         Command::Umount(a) => mount::umount(global, &a),
         Command::Mounts(a) => mount::mounts(global, &a),
+        Command::Overlay(a) => overlay::overlay(&a),
         Command::Chroot(a) => chroot::chroot(global, &a),
         Command::System(a) => system::system(global, &a),
         Command::Version(a) => system::version(&a),

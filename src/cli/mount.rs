@@ -210,7 +210,13 @@ fn start(store: &Store, image: &str, at: At<'_>, parsed: Parsed, kept: bool, for
             return Err(error);
         }
     };
-    let job = daemon::Job { opened, upper, guard, mountpoint: mountpoint.clone(), options: parsed.options };
+    let job = daemon::Job {
+        make: Box::new(move || Ok(opened.into_fs(upper)?)),
+        log: guard.log_path(),
+        guard: Some(guard),
+        mountpoint: mountpoint.clone(),
+        options: parsed.options,
+    };
     daemon::serve(job, foreground)?;
     match given {
         Some(_) => Ok(()),

@@ -76,23 +76,33 @@ fn apply(option: &str, parsed: &mut Parsed) -> anyhow::Result<bool> {
             "ro" => parsed.writable = Some(false),
             "rw" => parsed.writable = Some(true),
             "volatile" => parsed.volatile = true,
-            "suid" => options.suid = true,
-            "nosuid" => options.suid = false,
-            "dev" => options.dev = true,
-            "nodev" => options.dev = false,
-            "exec" => options.exec = true,
-            "noexec" => options.exec = false,
-            "allow_other" => options.allow_other = true,
-            "noallow_other" => options.allow_other = false,
-            "default_permissions" => options.default_permissions = true,
-            "nodefault_permissions" => options.default_permissions = false,
+            other if apply_flag(other, options) => {}
             other => return Ok(WITHOUT_EFFECT.contains(&other) || other.starts_with("x-")),
         },
     }
     Ok(true)
 }
 
-fn waking(value: &str) -> anyhow::Result<Waking> {
+/// Applies an option that is the kernel's; whether it is one.
+pub(super) fn apply_flag(option: &str, options: &mut Options) -> bool {
+    match option {
+        "suid" => options.suid = true,
+        "nosuid" => options.suid = false,
+        "dev" => options.dev = true,
+        "nodev" => options.dev = false,
+        "exec" => options.exec = true,
+        "noexec" => options.exec = false,
+        "allow_other" => options.allow_other = true,
+        "noallow_other" => options.allow_other = false,
+        "default_permissions" => options.default_permissions = true,
+        "nodefault_permissions" => options.default_permissions = false,
+        _ => return false,
+    }
+    true
+}
+
+/// What `wake=` says.
+pub(super) fn waking(value: &str) -> anyhow::Result<Waking> {
     Ok(match value {
         "auto" => Waking::Auto,
         "latency" => Waking::Latency,

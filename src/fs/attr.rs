@@ -1,6 +1,7 @@
 //! What `stat` and `statfs` tell, and what `setattr` is told.
 
 use super::Ino;
+use crate::backing::Object;
 use crate::meta::{Kind, Time};
 
 /// An inode's attributes.
@@ -30,6 +31,31 @@ pub struct Attr {
     pub mtime: Time,
     /// Change time.
     pub ctime: Time,
+}
+
+impl Attr {
+    /// Those of an object on disk. Directories have the size of one block, and what has no data has none.
+    pub(super) fn of(ino: Ino, object: &Object, nlink: u32) -> Attr {
+        let (size, blocks) = match object.kind {
+            Kind::Dir => (BLOCK_SIZE.into(), 8),
+            Kind::File | Kind::Symlink => (object.raw.size, object.raw.blocks),
+            _ => (0, 0),
+        };
+        Attr {
+            ino,
+            kind: object.kind,
+            mode: object.mode as u16,
+            nlink,
+            uid: object.uid,
+            gid: object.gid,
+            rdev: object.rdev,
+            size,
+            blocks,
+            atime: object.raw.atime,
+            mtime: object.raw.mtime,
+            ctime: object.raw.ctime,
+        }
+    }
 }
 
 /// The block size that files and the file system report.

@@ -37,6 +37,9 @@ pub enum FsError {
     /// The operation cannot be done here.
     #[error("the operation is not supported")]
     Unsupported,
+    /// What is to be moved would have to be copied.
+    #[error("a directory of the lower layers cannot be moved")]
+    OtherDevice,
     /// No such device control.
     #[error("no such control")]
     NoControl,
@@ -80,6 +83,7 @@ impl FsError {
             FsError::Invalid => libc::EINVAL,
             FsError::NotPermitted => libc::EPERM,
             FsError::Unsupported => libc::EOPNOTSUPP,
+            FsError::OtherDevice => libc::EXDEV,
             FsError::NoControl => libc::ENOTTY,
             FsError::NoAttribute => libc::ENODATA,
             FsError::Range => libc::ERANGE,

@@ -6,26 +6,30 @@
 
 mod attr;
 mod changes;
+mod dirs;
 mod entries;
 mod error;
 mod export;
 mod image;
+mod lower;
 mod new_layer;
 mod readdir;
 mod union;
 
 pub use attr::{Attr, BLOCK_SIZE, Change, New, Replace, SetTime, Statfs};
 pub use changes::{Changed, Changes, How};
+pub use dirs::{Dirs, Options as DirsOptions};
 pub use error::FsError;
 pub use export::{ExportError, export};
 pub use image::Data;
 pub use new_layer::NewLayer;
 pub use readdir::DirEntry;
 
-use crate::layer::{Index, index_flags};
+use crate::layer::Index;
 use crate::name::NAME_MAX;
 use crate::upper::Upper;
 use image::Image;
+use lower::Lower;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use union::Union;
@@ -39,20 +43,43 @@ pub const ROOT: Ino = 1;
 /// What is mounted. All methods may be called from many threads.
 pub struct Fs(Shown);
 
+/// Which forms may be written into an upper directory that not every tool knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forms {
+    /// A directory of the lower layers is moved by writing down where it came from; else that is EXDEV.
+    pub redirects: bool,
+    /// Attributes are copied up without the data; else both are.
+    pub metacopies: bool,
+}
+
+impl Default for Forms {
+    fn default() -> Forms {
+        Forms { redirects: true, metacopies: true }
+    }
+}
+
 enum Shown {
-    Image(Box<Image>),
+    Lower(Box<Lower>),
     Union(Box<Union>),
 }
 
 impl Fs {
     /// Serves `tree`, the merge of the layers whose tars are `layers`, the bottom one first. Nothing can be changed.
     pub fn new(tree: Index, layers: Vec<Data>) -> Fs {
-        Fs(Shown::Image(Box::new(Image::new(tree, layers))))
+        Fs(Shown::Lower(Box::new(Lower::Image(Image::new(tree, layers)))))
     }
 
     /// Serves the same with an upper directory on top, which takes all changes; a view of one takes none.
     pub fn writable(tree: Index, layers: Vec<Data>, upper: Upper) -> Result<Fs, FsError> {
-        Ok(Fs(Shown::Union(Box::new(Union::new(Image::new(tree, layers), upper)?))))
+        Ok(Fs(Shown::Union(Box::new(Union::new(Lower::Image(Image::new(tree, layers)), upper, Forms::default())?))))
+    }
+
+    /// Serves plain directories, with an upper directory on top if there is one.
+    pub fn of_dirs(dirs: Dirs, upper: Option<Upper>, forms: Forms) -> Result<Fs, FsError> {
+        Ok(Fs(match upper {
+            None => Shown::Lower(Box::new(Lower::Dirs(dirs))),
+            Some(upper) => Shown::Union(Box::new(Union::new(Lower::Dirs(dirs), upper, forms)?)),
+        }))
     }
 
     /// Whether there is an upper directory that takes changes.
@@ -63,7 +90,7 @@ impl Fs {
     /// Whether any inode has a POSIX ACL, or may get one, so that the kernel must be asked to heed them.
     pub fn has_acls(&self) -> bool {
         match &self.0 {
-            Shown::Image(image) => image.tree.flags() & index_flags::ACLS != 0,
+            Shown::Lower(lower) => lower.has_acls(),
             Shown::Union(_) => true,
         }
     }
@@ -82,7 +109,7 @@ impl Fs {
             return Err(FsError::NameTooLong);
         }
         match &self.0 {
-            Shown::Image(image) => image.getattr(image.find(parent, name)?.ok_or(FsError::NotFound)?),
+            Shown::Lower(lower) => lower.getattr(lower.find(parent, name)?.ok_or(FsError::NotFound)?),
             Shown::Union(union) => union.getattr(union.lookup(parent, name)?),
         }
     }
@@ -90,7 +117,7 @@ impl Fs {
     /// The directory that holds the directory `ino`; the root holds itself.
     pub fn parent(&self, ino: Ino) -> Result<Ino, FsError> {
         match &self.0 {
-            Shown::Image(image) => image.parent(ino),
+            Shown::Lower(lower) => lower.parent(ino),
             Shown::Union(union) => union.parent(ino),
         }
     }
@@ -113,7 +140,7 @@ impl Fs {
     /// An inode's attributes.
     pub fn getattr(&self, ino: Ino) -> Result<Attr, FsError> {
         match &self.0 {
-            Shown::Image(image) => image.getattr(ino),
+            Shown::Lower(lower) => lower.getattr(ino),
             Shown::Union(union) => union.getattr(ino),
         }
     }
@@ -126,7 +153,7 @@ impl Fs {
     /// A symbolic link's target.
     pub fn readlink(&self, ino: Ino) -> Result<Cow<'_, [u8]>, FsError> {
         match &self.0 {
-            Shown::Image(image) => image.readlink(ino).map(Cow::Borrowed),
+            Shown::Lower(lower) => lower.readlink(ino),
             Shown::Union(union) => union.readlink(ino).map(Cow::Owned),
         }
     }
@@ -168,7 +195,7 @@ impl Fs {
     /// a piece of the mapping, untouched, so a fault of the disk shows where it is handed on.
     pub fn read(&self, ino: Ino, offset: u64, size: u32) -> Result<Cow<'_, [u8]>, FsError> {
         match &self.0 {
-            Shown::Image(image) => image.read(ino, offset, size),
+            Shown::Lower(lower) => lower.read(ino, offset, size),
             Shown::Union(union) => union.read(ino, offset, size),
         }
     }
@@ -201,7 +228,7 @@ impl Fs {
     /// Where the next data (or the next hole) at or behind `offset` begins; the end of the file counts as a hole.
     pub fn seek(&self, ino: Ino, offset: u64, hole: bool) -> Result<u64, FsError> {
         match &self.0 {
-            Shown::Image(image) => image.seek(ino, offset, hole),
+            Shown::Lower(lower) => lower.seek(ino, offset, hole),
             Shown::Union(union) => union.seek(ino, offset, hole),
         }
     }
@@ -214,7 +241,7 @@ impl Fs {
     /// The value of an inode's extended attribute.
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Cow<'_, [u8]>, FsError> {
         match &self.0 {
-            Shown::Image(image) => image.getxattr(ino, name).map(Cow::Borrowed),
+            Shown::Lower(lower) => lower.getxattr(ino, name),
             Shown::Union(union) => union.getxattr(ino, name),
         }
     }
@@ -223,7 +250,7 @@ impl Fs {
     /// `privileged` caller only (xattr(7)).
     pub fn listxattr(&self, ino: Ino, privileged: bool) -> Result<Vec<u8>, FsError> {
         let names = match &self.0 {
-            Shown::Image(image) => image.xattrs(ino)?.into_iter().map(|(name, _)| name.to_vec()).collect(),
+            Shown::Lower(lower) => lower.xattr_names(ino)?,
             Shown::Union(union) => union.xattr_names(ino)?,
         };
         let listed = names.into_iter().filter(|name| privileged || !name.starts_with(b"trusted."));
@@ -243,7 +270,7 @@ impl Fs {
     /// A file's flags, as `lsattr` shows them (FS_IOC_GETFLAGS).
     pub fn get_flags(&self, ino: Ino) -> Result<u32, FsError> {
         match &self.0 {
-            Shown::Image(_) => Ok(0),
+            Shown::Lower(_) => Ok(0),
             Shown::Union(union) => union.get_flags(ino),
         }
     }
@@ -256,7 +283,7 @@ impl Fs {
     /// A file's `struct fsxattr`, as bytes (FS_IOC_FSGETXATTR).
     pub fn get_attributes(&self, ino: Ino) -> Result<[u8; 28], FsError> {
         match &self.0 {
-            Shown::Image(_) => Ok([0; 28]),
+            Shown::Lower(_) => Ok([0; 28]),
             Shown::Union(union) => union.get_attributes(ino),
         }
     }
@@ -271,7 +298,7 @@ impl Fs {
     /// an empty directory or file at one of them that the image does not have is no change.
     pub fn changes(&self, left_out: &BTreeSet<Vec<u8>>) -> Result<Changes, FsError> {
         match &self.0 {
-            Shown::Image(_) => Ok(Changes::new()),
+            Shown::Lower(_) => Ok(Changes::new()),
             Shown::Union(union) => Ok(union.changes()?.settle(left_out)),
         }
     }
@@ -279,7 +306,7 @@ impl Fs {
     /// All paths by which an inode that is no directory can be seen. In an image alone it is not asked.
     fn paths_of(&self, ino: Ino) -> Result<Vec<Vec<u8>>, FsError> {
         match &self.0 {
-            Shown::Image(_) => Ok(Vec::new()),
+            Shown::Lower(_) => Ok(Vec::new()),
             Shown::Union(union) => union.paths_of(ino),
         }
     }
@@ -287,10 +314,7 @@ impl Fs {
     /// The size of the image, or what is left where the upper directory lies.
     pub fn statfs(&self) -> Result<Statfs, FsError> {
         match &self.0 {
-            Shown::Image(image) => {
-                let (blocks, files) = (image.tree.blocks(), image.tree.nodes().len() as u64);
-                Ok(Statfs { block: BLOCK_SIZE, blocks, free: 0, available: 0, files, files_free: 0 })
-            }
+            Shown::Lower(lower) => lower.statfs(),
             Shown::Union(union) => union.statfs(),
         }
     }
@@ -299,7 +323,7 @@ impl Fs {
     /// take.
     pub fn readdir(&self, ino: Ino, from: u64, full: impl FnMut(&DirEntry) -> bool) -> Result<(), FsError> {
         match &self.0 {
-            Shown::Image(image) => image.readdir(ino, from, full),
+            Shown::Lower(lower) => lower.readdir(ino, from, full),
             Shown::Union(union) => union.readdir(ino, from, full),
         }
     }

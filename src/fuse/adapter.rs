@@ -1,8 +1,9 @@
 //! The kernel's requests: convert, call [`Fs`], reply.
 
-use super::convert;
+use super::ids::Ids;
 use super::pool::Pool;
 use super::wake::Wake;
+use super::{Options, convert};
 use crate::fs::{Attr, Change, Fs, FsError, New, Replace};
 use crate::meta::Kind;
 use fuser::{
@@ -41,12 +42,27 @@ pub struct Adapter {
     /// Whether the kernel is to heed POSIX ACLs. That makes it check all permissions, so it is for mounts that want
     /// that only; and it costs a request per inode that a caller's group decides about, so for images with ACLs only.
     heed_acls: bool,
+    xattrs: bool,
+    ids: Ids,
 }
 
 impl Adapter {
-    pub fn new(fs: Arc<Fs>, wake: Arc<Wake>, notifier: Arc<OnceLock<Notifier>>, check_permissions: bool) -> Adapter {
-        let heed_acls = check_permissions && fs.has_acls();
-        Adapter { fs, wake, pool: Pool::default(), syncing: AtomicBool::new(false), notifier, heed_acls }
+    pub fn new(fs: Arc<Fs>, wake: Arc<Wake>, notifier: Arc<OnceLock<Notifier>>, options: &Options) -> Adapter {
+        let heed_acls = options.default_permissions && options.acls && options.xattrs && fs.has_acls();
+        let ids = Ids { users: options.users.clone(), groups: options.groups.clone() };
+        let (pool, syncing, xattrs) = (Pool::default(), AtomicBool::new(false), options.xattrs);
+        Adapter { fs, wake, pool, syncing, notifier, heed_acls, xattrs, ids }
+    }
+
+    /// Attributes as callers see them.
+    fn show(&self, attr: &Attr) -> FileAttr {
+        convert::attr(&self.ids.show(attr))
+    }
+
+    /// What a caller makes.
+    fn new_of<'a>(&self, request: &Request, kind: Kind, mode: u32, umask: u32) -> New<'a> {
+        let (uid, gid) = (self.ids.users.stored(request.uid()), self.ids.groups.stored(request.gid()));
+        New { kind, mode, umask, rdev: 0, uid, gid, target: b"" }
     }
 
     /// Answers with an inode. The kernel holds a reference to it from then on.
@@ -54,7 +70,7 @@ impl Adapter {
         match made {
             Ok(attr) => {
                 self.fs.remember(attr.ino);
-                reply.entry(&FOREVER, &convert::attr(&attr), GENERATION);
+                reply.entry(&FOREVER, &self.show(&attr), GENERATION);
             }
             Err(e) => reply.error(failed(operation, parent, &e)),
         }
@@ -180,7 +196,7 @@ impl Filesystem for Adapter {
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         self.wake.touch();
         match self.fs.getattr(ino.0) {
-            Ok(attr) => reply.attr(&FOREVER, &convert::attr(&attr)),
+            Ok(attr) => reply.attr(&FOREVER, &self.show(&attr)),
             Err(e) => reply.error(failed("getattr", ino, &e)),
         }
     }
@@ -238,7 +254,7 @@ impl Filesystem for Adapter {
         self.wake.touch();
         let listed = self.fs.readdirplus(ino.0, offset, |entry, attr| {
             let name = OsStr::from_bytes(entry.name);
-            let full = reply.add(INodeNo(entry.ino), entry.next, name, &FOREVER, &convert::attr(attr), GENERATION);
+            let full = reply.add(INodeNo(entry.ino), entry.next, name, &FOREVER, &self.show(attr), GENERATION);
             // The kernel takes no reference of these two.
             if !full && entry.name != b"." && entry.name != b".." {
                 self.fs.remember(entry.ino);
@@ -271,7 +287,13 @@ impl Filesystem for Adapter {
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         self.wake.touch();
+        if !self.xattrs {
+            return reply.error(Errno::ENOSYS);
+        }
         match self.fs.getxattr(ino.0, name.as_bytes()) {
+            Ok(value) if self.ids.concerns(name.as_bytes()) => {
+                xattr_reply(reply, size, &self.ids.show_value(name.as_bytes(), value.into_owned()));
+            }
             Ok(value) => xattr_reply(reply, size, &value),
             Err(e) => reply.error(failed("getxattr", ino, &e)),
         }
@@ -279,6 +301,9 @@ impl Filesystem for Adapter {
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         self.wake.touch();
+        if !self.xattrs {
+            return reply.error(Errno::ENOSYS);
+        }
         match self.fs.listxattr(ino.0, request.uid() == 0) {
             Ok(names) => xattr_reply(reply, size, &names),
             Err(e) => reply.error(failed("listxattr", ino, &e)),
@@ -330,13 +355,20 @@ impl Filesystem for Adapter {
     ) {
         self.wake.touch();
         let (atime, mtime) = (atime.map(convert::set_time), mtime.map(convert::set_time));
+        let (uid, gid) = (uid.map(|id| self.ids.users.stored(id)), gid.map(|id| self.ids.groups.stored(id)));
         let change = Change { mode, uid, gid, size, atime, mtime };
         let slow = size.is_some_and(|size| size > 0) && self.fs.is_slow_to_write(ino.0);
+        let ids = self.ids.clone();
+        let squashes = ids.squashes() && (uid.is_some() || gid.is_some());
         self.slowly(
             slow,
-            move |fs| fs.setattr(ino.0, &change),
+            move |fs| match fs.setattr(ino.0, &change) {
+                // Nobody sees owners as they are, so it is no fault that this one cannot be set.
+                Err(FsError::Io(_)) if squashes => fs.setattr(ino.0, &Change { uid: None, gid: None, ..change }),
+                done => done,
+            },
             move |done| match done {
-                Ok(attr) => reply.attr(&FOREVER, &convert::attr(&attr)),
+                Ok(attr) => reply.attr(&FOREVER, &convert::attr(&ids.show(&attr))),
                 Err(e) => reply.error(failed("setattr", ino, &e)),
             },
         );
@@ -353,19 +385,20 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         self.wake.touch();
-        let new = Kind::of(mode).map(|kind| New { rdev, ..new(request, kind, mode, umask) }).ok_or(FsError::Invalid);
+        let new =
+            Kind::of(mode).map(|kind| New { rdev, ..self.new_of(request, kind, mode, umask) }).ok_or(FsError::Invalid);
         self.entry(reply, "mknod", parent, new.and_then(|new| self.fs.make(parent.0, name.as_bytes(), &new)));
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         self.wake.touch();
-        let new = new(request, Kind::Dir, mode, umask);
+        let new = self.new_of(request, Kind::Dir, mode, umask);
         self.entry(reply, "mkdir", parent, self.fs.make(parent.0, name.as_bytes(), &new));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         self.wake.touch();
-        let new = New { target: target.as_os_str().as_bytes(), ..new(request, Kind::Symlink, 0o777, 0) };
+        let new = New { target: target.as_os_str().as_bytes(), ..self.new_of(request, Kind::Symlink, 0o777, 0) };
         self.entry(reply, "symlink", parent, self.fs.make(parent.0, name.as_bytes(), &new));
     }
 
@@ -380,12 +413,12 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         self.wake.touch();
-        let new = new(request, Kind::File, mode, umask);
+        let new = self.new_of(request, Kind::File, mode, umask);
         match self.fs.make(parent.0, name.as_bytes(), &new) {
             Ok(attr) => {
                 self.fs.remember(attr.ino);
                 // No handle: the file is read and written by its number, as one that the kernel opened by itself.
-                reply.created(&FOREVER, &convert::attr(&attr), GENERATION, FileHandle(0), FopenFlags::empty());
+                reply.created(&FOREVER, &self.show(&attr), GENERATION, FileHandle(0), FopenFlags::empty());
             }
             Err(e) => reply.error(failed("create", parent, &e)),
         }
@@ -490,11 +523,18 @@ impl Filesystem for Adapter {
 
     fn setxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _: u32, reply: ReplyEmpty) {
         self.wake.touch();
-        empty(reply, "setxattr", ino, self.fs.setxattr(ino.0, name.as_bytes(), value, flags));
+        if !self.xattrs {
+            return reply.error(Errno::ENOSYS);
+        }
+        let value = self.ids.store_value(name.as_bytes(), value.to_vec());
+        empty(reply, "setxattr", ino, self.fs.setxattr(ino.0, name.as_bytes(), &value, flags));
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.wake.touch();
+        if !self.xattrs {
+            return reply.error(Errno::ENOSYS);
+        }
         empty(reply, "removexattr", ino, self.fs.removexattr(ino.0, name.as_bytes()));
     }
 
@@ -556,11 +596,6 @@ impl Drop for Syncing<'_> {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Relaxed);
     }
-}
-
-/// What a caller makes.
-fn new<'a>(request: &Request, kind: Kind, mode: u32, umask: u32) -> New<'a> {
-    New { kind, mode, umask, rdev: 0, uid: request.uid(), gid: request.gid(), target: b"" }
 }
 
 // linux/fs.h.

@@ -3,9 +3,11 @@
 
 mod adapter;
 mod convert;
+mod ids;
 mod pool;
 mod wake;
 
+pub use ids::{IdMap, IdRange};
 pub use wake::Waking;
 
 use crate::fs::Fs;
@@ -26,6 +28,20 @@ pub struct Options {
     pub source: String,
     /// Whether others than the user who mounts may enter (`allow_other`).
     pub allow_other: bool,
+    /// Whether root may, if others may not (`allow_root`).
+    pub allow_root: bool,
+    /// Whether nothing may be changed, whatever is mounted.
+    pub read_only: bool,
+    /// Whether POSIX ACLs are heeded, where there are any.
+    pub acls: bool,
+    /// Whether there are extended attributes.
+    pub xattrs: bool,
+    /// Further options for the kernel, as `context=...`.
+    pub kernel_options: Vec<String>,
+    /// Which owners are shown as which.
+    pub users: IdMap,
+    /// Which groups are shown as which.
+    pub groups: IdMap,
     /// Whether the kernel checks permissions by mode, owner and ACL (`default_permissions`).
     pub default_permissions: bool,
     /// Whether set-id bits and file capabilities work.
@@ -46,6 +62,13 @@ impl Options {
         Options {
             source: source.into(),
             allow_other: root,
+            allow_root: false,
+            read_only: false,
+            acls: true,
+            xattrs: true,
+            kernel_options: Vec::new(),
+            users: IdMap::default(),
+            groups: IdMap::default(),
             default_permissions: root,
             suid: root,
             dev: root,
@@ -69,6 +92,7 @@ impl Options {
         if self.default_permissions {
             config.mount_options.push(MountOption::DefaultPermissions);
         }
+        config.mount_options.extend(self.kernel_options.iter().cloned().map(MountOption::CUSTOM));
         config.acl = self.acl();
         // With wake-ups cheap, a second worker lets one request wait for the disk and the others go on. Where the
         // worker polls, a second would poll against the caller for a processor.
@@ -77,7 +101,11 @@ impl Options {
     }
 
     fn acl(&self) -> SessionACL {
-        if self.allow_other { SessionACL::All } else { SessionACL::Owner }
+        match (self.allow_other, self.allow_root) {
+            (true, _) => SessionACL::All,
+            (false, true) => SessionACL::RootAndOwner,
+            (false, false) => SessionACL::Owner,
+        }
     }
 
     /// Mounts by the system call where that is allowed, which knows the subtype that fuser would leave out, and through
@@ -89,8 +117,10 @@ impl Options {
         waking: Waking,
         writable: bool,
     ) -> io::Result<fuser::Session<Adapter>> {
-        let wanted = [(self.allow_other, "allow_other"), (self.default_permissions, "default_permissions")];
-        let options: Vec<&str> = wanted.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
+        let entered = self.allow_other || self.allow_root;
+        let wanted = [(entered, "allow_other"), (self.default_permissions, "default_permissions")];
+        let switches = wanted.iter().filter(|(on, _)| *on).map(|(_, name)| *name);
+        let options: Vec<&str> = switches.chain(self.kernel_options.iter().map(String::as_str)).collect();
         let flags = MountFlags { write: writable, suid: self.suid, dev: self.dev, exec: self.exec };
         match sys::mount_fuse(&self.source, SUBTYPE, at, flags, &options) {
             Ok(connection) => fuser::Session::from_fd(adapter, connection, self.acl(), self.config(waking, writable))
@@ -148,9 +178,9 @@ pub fn mount(fs: Arc<Fs>, at: &Path, options: &Options) -> Result<Session, Mount
     }
     let wake = Arc::new(Wake::default());
     let waking = options.waking.settle();
-    let writable = fs.is_writable();
+    let writable = fs.is_writable() && !options.read_only;
     let notifier = Arc::new(OnceLock::new());
-    let adapter = Adapter::new(fs, wake.clone(), notifier.clone(), options.default_permissions);
+    let adapter = Adapter::new(fs, wake.clone(), notifier.clone(), options);
     let session = options.connect(adapter, &mountpoint, waking, writable).map_err(refused)?;
     notifier.get_or_init(|| session.notifier());
     // From here on the mount is there, and must not stay if nobody is to answer for it.

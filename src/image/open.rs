@@ -2,11 +2,12 @@
 //! missing, damaged or of another version of the format, as both follow from the tars.
 
 use super::{Error, Result};
+use crate::backing;
 use crate::digest::Digest;
 use crate::fs::{Data, Fs};
 use crate::layer::{self, Index};
 use crate::store::{self, Image, Session, Store, chain_ids};
-use crate::upper::{self, Upper, User};
+use crate::upper::{self, Below, Upper, User};
 use crate::{sys, tree};
 use std::fs::File;
 use std::io::{self, BufReader};
@@ -36,19 +37,19 @@ impl OpenTree {
     }
 }
 
-/// Descriptors for everything but the upper directory's objects: layers, connections, the log.
-const OTHER_DESCRIPTORS: u64 = 512;
-/// More than this many objects are never kept open: what is asked for again soon is among the last few.
-const MOST_DESCRIPTORS: u64 = 4096;
-
 /// Opens an upper directory and its work directory for a mount of the image with that tree, for this process's user.
 pub fn open_upper(upper: PathBuf, work: PathBuf, tree: &Index, volatile: bool) -> Result<Upper> {
-    let limit = sys::raise_descriptor_limit()
+    let descriptors = upper::most_descriptors()
         .map_err(|e| Error::Usage(format!("cannot raise the limit of open files: {}", sys::describe(&e))))?;
-    let descriptors = (limit / 2).saturating_sub(OTHER_DESCRIPTORS).clamp(64, MOST_DESCRIPTORS) as usize;
-    let settings =
-        upper::Settings { upper, work, image: tree.source().clone(), volatile, user: User::own(), descriptors };
-    Ok(Upper::open(&settings, Box::new(upper::Disk))?)
+    let settings = upper::Settings {
+        upper,
+        work,
+        below: Below::Image(tree.source().clone()),
+        volatile,
+        user: User::own(),
+        descriptors,
+    };
+    Ok(Upper::open(&settings, Box::new(backing::Disk))?)
 }
 
 /// Opens an image for mounting. A tree that was made before is mapped and not read.

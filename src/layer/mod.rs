@@ -1,10 +1,11 @@
-//! One immutable layer: its tar, and the index that says what is where in it.
+//! One immutable layer: its tar, and the index that says what is where in it; or a plain directory.
 //!
 //! [`index_tar`] reads a tar once, as it streams by, and makes the index; [`Index`] reads one where it lies.
-//! [`Packer`] writes a tar, entry by entry, and [`Reader`] reads one.
+//! [`Packer`] writes a tar, entry by entry, and [`Reader`] reads one. [`DirLayer`] is a layer that was unpacked.
 
 mod build;
 mod check;
+mod dir;
 mod index;
 mod pack;
 mod pax;
@@ -13,6 +14,7 @@ mod sparse;
 mod writer;
 
 pub use build::{Draft, index_tar};
+pub use dir::{Contents as DirContents, DirLayer, Entry as DirEntry, StoredName, shown_names};
 pub use index::{Dirent, Extent, FORMAT, Index, IndexError, Node, Of, WHITEOUT, Xattrs, index_flags, node_flags};
 pub use pack::{Meta, Packed, Packer};
 pub use pax::Xattr;

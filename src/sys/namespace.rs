@@ -105,6 +105,21 @@ pub fn copy_mount(source: &impl AsFd) -> io::Result<OwnedFd> {
     Ok(copy)
 }
 
+/// Copies the one mount that a directory is on, from that directory down, as a mount that is nowhere yet: read-only, without
+/// access times, and without what is mounted over it.
+pub fn quiet_copy(source: &impl AsFd) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let copy = rustix::mount::open_tree(source, "", flags)?;
+    let quiet = Attributes {
+        set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOATIME,
+        clear: libc::MOUNT_ATTR__ATIME,
+        propagation: libc::MS_PRIVATE,
+        ..Attributes::default()
+    };
+    set_attributes(&copy, &quiet)?;
+    Ok(copy)
+}
+
 /// Makes a copied mount and all below it read-only. Everything else stays: in a user namespace what a mount forbids
 /// already may not be allowed again, so a remount would have to know it.
 pub fn make_read_only(mount: &impl AsFd) -> io::Result<()> {

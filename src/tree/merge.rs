@@ -1,5 +1,6 @@
 //! Merging indexes.
 
+use super::rule::{self, Has};
 use crate::digest::Digest;
 use crate::layer::{Dirent, Index, IndexError, Node, Of, TooMany, WHITEOUT, Writer, index_flags, node_flags};
 use crate::meta::Kind;
@@ -176,22 +177,21 @@ impl<'a> Merge<'a> {
         Ok(Dir { number, sources: stack.sources })
     }
 
-    /// What is seen of all that layers have under one name, the topmost first. Directories that hold markers only do not
-    /// count, unless they lie over a directory: they hide, but do not make.
+    /// What is seen of all that layers have under one name, the topmost first.
     fn seen(&self, found: &[Key]) -> Result<Option<Seen>, MergeError> {
-        for key in found {
-            if key.1 == WHITEOUT {
-                return Ok(None);
-            }
-            let node = self.node(*key)?;
-            if !node.is_dir() {
-                return Ok(Some(Seen::Inode(*key)));
-            }
-            if !node.has(node_flags::BARE) {
-                return Ok(Some(Seen::Dir(self.stack(found)?)));
-            }
+        Ok(match rule::seen(found.iter().map(|key| self.has(*key)))? {
+            rule::Seen::Nothing => None,
+            rule::Seen::Other(at) => Some(Seen::Inode(found[at])),
+            rule::Seen::Dir => Some(Seen::Dir(self.stack(found)?)),
+        })
+    }
+
+    fn has(&self, key: Key) -> Result<Has, MergeError> {
+        if key.1 == WHITEOUT {
+            return Ok(Has::Whiteout);
         }
-        Ok(None)
+        let node = self.node(key)?;
+        Ok(if node.is_dir() { Has::Dir { bare: node.has(node_flags::BARE) } } else { Has::Other })
     }
 
     /// Takes directories from the top down to the first that is opaque or the first thing that is none. The attributes

@@ -24,31 +24,41 @@
 //! keeps the order of changes to directories, as journals do, so only a file's data can be missing, and data is synced
 //! before anything depends on it.
 
-mod backing;
-mod handles;
 mod object;
 mod open;
-mod owner;
-mod still;
 
-pub use backing::{Backing, Disk, Listed, Raw, Space};
-pub use handles::{Handle, Handles};
 pub use object::{Draft, Made, Place, timestamps};
-pub use open::{OpenError, Settings, User, View};
-pub use owner::Object;
+pub use open::{Below, OpenError, Owners, Settings, User, View, most_descriptors};
 
-use crate::whiteout::{Mark, Namespace};
+use crate::backing::{self, Backing, Handle, Handles, Listed, Object, Raw};
+use crate::meta::Kind;
+use crate::whiteout::{Dialect, Mark, Marker, Namespace, OPAQUE, check_name, classify, hiding, may_be_marker};
 use rustix::fs::{OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 /// The first inode number of what the image does not have.
 pub const FIRST_OWN: u64 = 1 << 40;
-/// Added to the file system's own number where an object cannot carry one: a plain user's symbolic links.
+/// Added to the file system's own number where an object carries none: a plain user's symbolic links cannot, and where
+/// other tools make objects too, only what was copied up does.
 const DERIVED: u64 = 1 << 62;
+/// Where the numbers end that upper directories give away.
+const END_OWN: u64 = 1 << 48;
+
+/// Whether an inode number is one that an upper directory gave away.
+pub fn is_own(number: u64) -> bool {
+    (FIRST_OWN..END_OWN).contains(&number) || number >= DERIVED
+}
+
+/// The number of an object that carries none, by that of the file system below.
+pub fn derived(raw_ino: u64) -> u64 {
+    DERIVED | raw_ino
+}
+
 /// How many numbers are reserved at once: the root's mark is written once for so many.
 const RESERVED: u64 = 1 << 20;
 
@@ -62,9 +72,9 @@ pub struct Upper {
     /// Held for their flocks.
     _locked: Vec<OwnedFd>,
     is_view: bool,
-    namespace: Namespace,
-    /// Whether owner and mode may have to be kept in an attribute: for a plain user.
-    overrides: bool,
+    dialect: Dialect,
+    /// The attribute in which owner and mode are kept if they may have to be: for a plain user.
+    overrides: Option<&'static CStr>,
     /// Who makes objects here, natively.
     own: (u32, u32),
     umask: u32,
@@ -109,12 +119,12 @@ impl Upper {
 
     /// Whether owner, mode and kind may be other than the file system below has them.
     pub fn overrides(&self) -> bool {
-        self.overrides
+        self.overrides.is_some()
     }
 
-    /// Where marks are kept.
-    pub fn namespace(&self) -> Namespace {
-        self.namespace
+    /// How attributes are kept.
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
     }
 
     /// The calls, for what needs no rule.
@@ -127,8 +137,12 @@ impl Upper {
         &self.handles
     }
 
-    /// A number that no inode of this upper directory ever had.
-    pub fn new_number(&self) -> io::Result<u64> {
+    /// A number that no inode of this upper directory ever had; `None` where other tools make objects too, whose numbers
+    /// follow from those of the file system below.
+    pub fn new_number(&self) -> io::Result<Option<u64>> {
+        if self.dialect.shared {
+            return Ok(None);
+        }
         let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
         if numbers.next == numbers.limit {
             let limit = numbers.limit + RESERVED;
@@ -138,22 +152,113 @@ impl Upper {
             numbers.limit = limit;
         }
         numbers.next += 1;
-        Ok(numbers.next - 1)
+        Ok(Some(numbers.next - 1))
     }
 
     /// Reads a mark.
     pub fn mark(&self, fd: BorrowedFd, mark: Mark) -> io::Result<Option<Vec<u8>>> {
-        self.backing.get_xattr(fd, self.namespace.mark(mark).to_bytes())
+        self.read_mark(mark, |name| self.backing.get_xattr(fd, name.to_bytes()))
     }
 
     /// Reads a mark of a directory's entry.
     pub fn mark_at(&self, dir: BorrowedFd, name: &[u8], mark: Mark) -> io::Result<Option<Vec<u8>>> {
-        self.backing.get_xattr_at(dir, name, self.namespace.mark(mark))
+        self.read_mark(mark, |mark| self.backing.get_xattr_at(dir, name, mark))
+    }
+
+    fn read_mark(
+        &self,
+        mark: Mark,
+        read: impl Fn(&CStr) -> io::Result<Option<Vec<u8>>>,
+    ) -> io::Result<Option<Vec<u8>>> {
+        // The own one decides where there are several.
+        let own = self.name_of(mark);
+        if let Some(value) = read(own)? {
+            return Ok(Some(value));
+        }
+        for name in self.dialect.read(mark).iter().filter(|name| **name != own) {
+            if let Some(value) = read(name)? {
+                return Ok(Some(value));
+            }
+        }
+        Ok(None)
+    }
+
+    fn name_of(&self, mark: Mark) -> &'static CStr {
+        match (mark, self.overrides) {
+            (Mark::Override, Some(name)) => name,
+            _ => self.dialect.mark(mark),
+        }
+    }
+
+    /// Whether a directory hides what lower layers have in it.
+    pub fn is_opaque(&self, dir: BorrowedFd) -> io::Result<bool> {
+        if self.mark(dir, Mark::Opaque)?.as_deref() == Some(b"y") {
+            return Ok(true);
+        }
+        self.has_opaque_marker(dir, OPAQUE)
+    }
+
+    /// The same of a directory's entry.
+    pub fn is_opaque_at(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<bool> {
+        if self.mark_at(dir, name, Mark::Opaque)?.as_deref() == Some(b"y") {
+            return Ok(true);
+        }
+        self.has_opaque_marker(dir, &[name, b"/", OPAQUE].concat())
+    }
+
+    fn has_opaque_marker(&self, dir: BorrowedFd, path: &[u8]) -> io::Result<bool> {
+        if !self.dialect.shared {
+            return Ok(false);
+        }
+        match self.backing.stat_at(dir, path) {
+            Ok(found) => Ok(may_be_marker(Kind::of(found.mode)) && self.mark_at(dir, path, Mark::Id)?.is_none()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// What an entry stands for by its name, where other tools write deletions down as names: the name that it hides, or
+    /// nothing at all. `None` for one like any other, as whatever carries a number of this mount's is: it was made under
+    /// that name.
+    pub fn marker<'a>(&self, dir: BorrowedFd, entry: &'a Listed) -> io::Result<Option<Marker<'a>>> {
+        let is_one = self.dialect.shared && check_name(&entry.name).is_err() && may_be_marker(entry.kind);
+        if !is_one || self.mark_at(dir, &entry.name, Mark::Id)?.is_some() {
+            return Ok(None);
+        }
+        // One that names nothing which could be deleted is no part of the tree either.
+        Ok(Some(classify(&entry.name).unwrap_or(Marker::Reserved)))
+    }
+
+    /// Before a whiteout makes place for something: sees to it that it is one of the kernel's form, under the name itself.
+    /// Changes nothing that can be seen.
+    pub fn settle_whiteout(&self, at: Place) -> io::Result<()> {
+        if !self.dialect.shared {
+            return Ok(());
+        }
+        match self.backing.stat_at(at.dir, at.name) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => self.make_whiteout(at)?,
+            found => drop(found?),
+        }
+        // From here on the other form says nothing. A directory of such a name may stay.
+        let marker = hiding(at.name);
+        match self.backing.stat_at(at.dir, &marker) {
+            Ok(found)
+                if Kind::of(found.mode) != Some(Kind::Dir) && self.mark_at(at.dir, &marker, Mark::Id)?.is_none() =>
+            {
+                self.backing.unlink(at.dir, &marker)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a name could be taken for a mark of other tools, so that what is made under it must carry a number.
+    pub fn is_ambiguous(&self, name: &[u8]) -> bool {
+        self.dialect.shared && check_name(name).is_err()
     }
 
     /// Writes a mark.
     pub fn set_mark(&self, fd: BorrowedFd, mark: Mark, value: &[u8]) -> io::Result<()> {
-        self.backing.set_xattr(fd, self.namespace.mark(mark).to_bytes(), value, XattrFlags::empty())
+        self.backing.set_xattr(fd, self.name_of(mark).to_bytes(), value, XattrFlags::empty())
     }
 
     /// Removes ACLs that an object has from the directory it was made in, which is none of the union's.
@@ -163,29 +268,57 @@ impl Upper {
 
     /// Removes a mark; one that is not there is gone already.
     pub fn clear_mark(&self, fd: BorrowedFd, mark: Mark) -> io::Result<()> {
-        match self.backing.remove_xattr(fd, self.namespace.mark(mark).to_bytes()) {
-            Err(e) if Errno::from_io_error(&e) == Some(Errno::NODATA) => Ok(()),
-            done => done,
+        for name in self.dialect.read(mark) {
+            match self.backing.remove_xattr(fd, name.to_bytes()) {
+                Err(e) if Errno::from_io_error(&e) == Some(Errno::NODATA) => {}
+                // Of a class that this user may not touch, and so does not see either.
+                Err(e) if *name != self.dialect.mark(mark) && Errno::from_io_error(&e) == Some(Errno::PERM) => {}
+                done => done?,
+            }
         }
+        Ok(())
     }
 
-    /// The number that an entry carries, if it does.
+    /// The number that an entry carries, if it does. One that followed from the file system's is made out anew: the object
+    /// may have been copied.
     pub fn number_at(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<Option<u64>> {
-        Ok(self.mark_at(dir, name, Mark::Id)?.and_then(|value| str::from_utf8(&value).ok()?.parse().ok()))
+        let value = self.backing.get_xattr_at(dir, name, self.dialect.mark(Mark::Id))?;
+        let number = value.and_then(|value| str::from_utf8(&value).ok()?.parse().ok());
+        Ok(number.filter(|number| *number < DERIVED))
     }
 
-    /// Gives an object its number for ever, or in a view for as long as that lives; where it can carry none, the number that follows from the file system's.
-    pub fn give_number(&self, fd: BorrowedFd, raw_ino: u64, number: u64) -> io::Result<u64> {
+    /// Gives an object its number for ever, or in a view for as long as that lives; where it can carry none or needs
+    /// none, the number that follows from the file system's.
+    pub fn give_number(&self, fd: BorrowedFd, raw_ino: u64, number: Option<u64>) -> io::Result<u64> {
+        let Some(number) = number else { return Ok(derived(raw_ino)) };
         if self.is_view {
             return Ok(number);
         }
         match self.set_mark(fd, Mark::Id, number.to_string().as_bytes()) {
             Ok(()) => Ok(number),
-            Err(e) if self.overrides && matches!(Errno::from_io_error(&e), Some(Errno::PERM | Errno::OPNOTSUPP)) => {
-                Ok(DERIVED | raw_ino)
+            Err(e)
+                if self.has_user_marks()
+                    && matches!(Errno::from_io_error(&e), Some(Errno::PERM | Errno::OPNOTSUPP)) =>
+            {
+                Ok(derived(raw_ino))
             }
             Err(e) => Err(e),
         }
+    }
+
+    /// Makes an object known as one of this mount's that is about to get a name which other tools take for a mark. What
+    /// cannot carry an attribute is of a kind that they do not take for one.
+    pub fn claim_name(&self, fd: BorrowedFd, name: &[u8]) -> io::Result<()> {
+        if !self.is_ambiguous(name) || self.mark(fd, Mark::Id)?.is_some() {
+            return Ok(());
+        }
+        let raw_ino = self.backing.stat(fd)?.ino;
+        self.give_number(fd, raw_ino, Some(derived(raw_ino))).map(drop)
+    }
+
+    /// Whether marks are attributes that only files and directories can carry.
+    fn has_user_marks(&self) -> bool {
+        self.dialect.namespace == Namespace::User
     }
 
     /// What a descriptor stands for.
@@ -201,8 +334,7 @@ impl Upper {
     }
 
     fn see(&self, raw: Raw, said: impl FnOnce() -> io::Result<Option<Vec<u8>>>) -> io::Result<Object> {
-        use crate::meta::Kind;
-        let can_be = self.overrides && matches!(Kind::of(raw.mode), Some(Kind::File | Kind::Dir));
+        let can_be = self.overrides.is_some() && matches!(Kind::of(raw.mode), Some(Kind::File | Kind::Dir));
         let object = match if can_be { said()? } else { None } {
             Some(value) => Object::overridden(raw, &value),
             None => Object::native(raw),
@@ -214,7 +346,6 @@ impl Upper {
     /// anything else by its path only. Also says whether that is for good: a file that somebody made immutable, or is
     /// running, can only be read for now, and must be opened again for the next use.
     pub fn open_entry(&self, dir: BorrowedFd, name: &[u8], raw_mode: u32) -> io::Result<(OwnedFd, bool)> {
-        use crate::meta::Kind;
         let open = |flags| self.backing.open(dir, name, flags, 0);
         match Kind::of(raw_mode) {
             Some(Kind::Dir) => Ok((open(OFlags::RDONLY | OFlags::DIRECTORY)?, true)),
@@ -256,17 +387,17 @@ impl Upper {
         owner: (Option<u32>, Option<u32>),
         mode: Option<u32>,
     ) -> io::Result<()> {
-        if self.overrides && object.kind == crate::meta::Kind::Symlink && !object.overridden {
+        if self.overrides.is_some() && object.kind == Kind::Symlink && !object.overridden {
             // It can carry no attribute, and has no mode. Root of a user namespace may give it to others there.
             return self.backing.chown(fd, owner.0, owner.1);
         }
-        if self.overrides {
+        if self.overrides.is_some() {
             let (uid, gid) = (owner.0.unwrap_or(object.uid), owner.1.unwrap_or(object.gid));
             let mode = mode.unwrap_or(object.mode);
             if !object.overridden && self.is_native(object.kind, mode, uid, gid) {
                 return self.backing.chmod(fd, mode);
             }
-            let value = owner::print(object.kind, mode, uid, gid, object.rdev);
+            let value = backing::print(object.kind, mode, uid, gid, object.rdev);
             return self.set_mark(fd, Mark::Override, value.as_bytes());
         }
         if owner != (None, None) {
@@ -284,8 +415,7 @@ impl Upper {
     }
 
     /// Whether owner and mode can be kept as they are, in a form that the user can still read and write himself.
-    fn is_native(&self, kind: crate::meta::Kind, mode: u32, uid: u32, gid: u32) -> bool {
-        use crate::meta::Kind;
+    fn is_native(&self, kind: Kind, mode: u32, uid: u32, gid: u32) -> bool {
         let needed = match kind {
             Kind::Dir => 0o700,
             Kind::File => 0o600,
@@ -313,9 +443,4 @@ impl Upper {
 
 fn is_refusal(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::TXTBSY))
-}
-
-/// A descriptor to share.
-pub fn share(fd: OwnedFd) -> Handle {
-    Arc::new(fd)
 }

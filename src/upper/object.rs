@@ -1,10 +1,12 @@
 //! Making objects: whole in the work directory first, then put in place by one call.
 
-use super::{Handle, Object, Upper, owner, share};
+use super::Upper;
+use crate::backing::{self, Handle, Object, share};
 use crate::meta::{Kind, Time};
 use crate::whiteout::Mark;
 use rustix::fs::{OFlags, RenameFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
+use std::borrow::Cow;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -19,8 +21,8 @@ pub struct Place<'a> {
 
 /// An object that is to be made.
 pub struct Draft<'a> {
-    /// Its inode number.
-    pub number: u64,
+    /// Its inode number; `None` if that follows from the file system's ([`Upper::new_number`]).
+    pub number: Option<u64>,
     /// Kind.
     pub kind: Kind,
     /// Permission, set-id and sticky bits.
@@ -32,7 +34,7 @@ pub struct Draft<'a> {
     /// Device number of a device.
     pub rdev: u32,
     /// A symbolic link's target.
-    pub target: &'a [u8],
+    pub target: Cow<'a, [u8]>,
     /// Extended attributes, by the names that users know.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// Access and modification time; now, if not given.
@@ -92,8 +94,8 @@ impl Made<'_> {
     }
 
     /// Makes it one that a crash does not lose: a file that is about to get several names ([`Upper::unfinished`]).
-    pub fn keep_for_links(mut self) -> io::Result<Handle> {
-        let number = self.number.to_string();
+    pub fn keep_for_links(mut self, number: u64) -> io::Result<Handle> {
+        let number = number.to_string();
         let to = Place { dir: self.upper.links.as_fd(), name: number.as_bytes() };
         self.upper.rename(self.here(), to, RenameFlags::NOREPLACE)?;
         self.placed = true;
@@ -121,15 +123,18 @@ impl Upper {
         let native = match draft.kind {
             Kind::File | Kind::Dir => true,
             // One that the image has must keep its number, and so needs a form that can carry it.
-            Kind::Symlink => draft.number >= super::FIRST_OWN && self.is_native(draft.kind, 0, draft.uid, draft.gid),
+            Kind::Symlink => {
+                draft.number.is_none_or(|number| number >= super::FIRST_OWN)
+                    && self.is_native(draft.kind, 0, draft.uid, draft.gid)
+            }
             _ => false,
         };
-        if !self.overrides || native { draft.kind } else { Kind::File }
+        if self.overrides.is_none() || native { draft.kind } else { Kind::File }
     }
 
     /// The mode that an object is made with: for a plain user one that lets himself in.
     fn stored_mode(&self, draft: &Draft) -> u32 {
-        if !self.overrides || self.is_native(draft.kind, draft.mode, draft.uid, draft.gid) {
+        if self.overrides.is_none() || self.is_native(draft.kind, draft.mode, draft.uid, draft.gid) {
             return draft.mode;
         }
         draft.mode & 0o777 | if draft.kind == Kind::Dir { 0o700 } else { 0o600 }
@@ -140,7 +145,7 @@ impl Upper {
         match stored {
             Kind::Dir => self.backing.mkdir(dir, name, 0o700),
             Kind::File => self.backing.open(dir, name, OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY, 0o600).map(drop),
-            Kind::Symlink => self.backing.symlink(draft.target, dir, name),
+            Kind::Symlink => self.backing.symlink(&draft.target, dir, name),
             other => self.backing.mknod(dir, name, other.bits() | 0o600, draft.rdev),
         }
     }
@@ -149,16 +154,16 @@ impl Upper {
         let handle = share(self.open_entry(self.tmp.as_fd(), name.as_bytes(), stored.bits())?.0);
         let fd = handle.as_fd();
         let raw_ino = self.backing.stat(fd)?.ino;
-        if !self.overrides && (draft.uid, draft.gid) != self.own {
+        if self.overrides.is_none() && (draft.uid, draft.gid) != self.own {
             self.backing.chown(fd, Some(draft.uid), Some(draft.gid))?;
         }
         if stored != Kind::Symlink {
             self.backing.chmod(fd, self.stored_mode(draft))?;
         }
-        if self.overrides && stored != Kind::Symlink {
+        if self.overrides.is_some() && stored != Kind::Symlink {
             self.override_stat(draft, fd)?;
             if draft.kind == Kind::Symlink {
-                self.write_all(fd, draft.target, 0)?;
+                self.write_all(fd, &draft.target, 0)?;
             }
         }
         // Before the attributes: it would take capabilities away.
@@ -187,29 +192,29 @@ impl Upper {
         if self.is_native(draft.kind, draft.mode, draft.uid, draft.gid) {
             return Ok(());
         }
-        let value = owner::print(draft.kind, draft.mode, draft.uid, draft.gid, draft.rdev);
+        let value = backing::print(draft.kind, draft.mode, draft.uid, draft.gid, draft.rdev);
         self.set_mark(fd, Mark::Override, value.as_bytes())
     }
 
     /// Makes a new file where nothing is, without the work directory, if one call does it whole but for its number: a
     /// file that a crash leaves without one gets one when it is found. `None` if it takes more than that.
-    pub fn make_in_place(&self, draft: &Draft, at: Place) -> io::Result<Option<(Handle, Object)>> {
+    pub fn make_in_place(&self, draft: &Draft, at: Place) -> io::Result<Option<(Handle, Object, u64)>> {
         let plain = draft.kind == Kind::File
             && (draft.uid, draft.gid) == self.own
             && draft.mode & (0o7000 | self.umask) == 0
             && draft.xattrs.is_empty()
-            && (!self.overrides || self.is_native(draft.kind, draft.mode, draft.uid, draft.gid));
+            && !self.is_ambiguous(at.name)
+            && (self.overrides.is_none() || self.is_native(draft.kind, draft.mode, draft.uid, draft.gid));
         if !plain {
             return Ok(None);
         }
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         let handle = share(self.backing.open(at.dir, at.name, flags, draft.mode)?);
-        let numbered = self.object(handle.as_fd()).and_then(|object| {
-            self.give_number(handle.as_fd(), object.raw.ino, draft.number)?;
-            Ok(object)
-        });
+        let numbered = self
+            .object(handle.as_fd())
+            .and_then(|object| Ok((object, self.give_number(handle.as_fd(), object.raw.ino, draft.number)?)));
         match numbered {
-            Ok(object) => Ok(Some((handle, object))),
+            Ok((object, number)) => Ok(Some((handle, object, number))),
             Err(e) => {
                 self.backing.unlink(at.dir, at.name)?;
                 Err(e)
@@ -281,7 +286,7 @@ impl Upper {
 
     /// Sets an attribute under the name that users know.
     pub fn set_xattr(&self, fd: BorrowedFd, name: &[u8], value: &[u8], flags: XattrFlags) -> io::Result<()> {
-        self.backing.set_xattr(fd, &self.namespace.stored(name), value, flags)
+        self.backing.set_xattr(fd, &self.dialect.stored(name), value, flags)
     }
 
     /// Writes all of it.

@@ -1,14 +1,14 @@
 //! Opening an upper directory: locks, what the file system below can do, whose it is, and clearing up.
 
-use super::backing::Backing;
-use super::still::Still;
-use super::{FIRST_OWN, Handles, Numbers, Place, Upper, share};
+use super::{FIRST_OWN, Numbers, Place, Upper};
+use crate::backing::{Backing, Handles, Still, print, share};
 use crate::digest::Digest;
 use crate::meta::Kind;
 use crate::sys;
-use crate::whiteout::{Mark, Namespace};
+use crate::whiteout::{CONTAINERS_OVERRIDE, Dialect, Mark, Namespace, override_of};
 use rustix::fs::{FlockOperation, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -23,8 +23,8 @@ pub struct Settings {
     pub upper: PathBuf,
     /// The work directory, on the same file system; made if it is not there.
     pub work: PathBuf,
-    /// The ChainID of the image below.
-    pub image: Digest,
+    /// What it lies on.
+    pub below: Below,
     /// Whether nothing is ever synced.
     pub volatile: bool,
     /// For whom.
@@ -32,6 +32,38 @@ pub struct Settings {
     /// How many descriptors may be kept open.
     pub descriptors: usize,
 }
+
+/// What an upper directory lies on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Below {
+    /// The image with that ChainID, and no other.
+    Image(Digest),
+    /// Directories that whoever mounts answers for. Other tools use the upper directory too: their marks are read, and
+    /// the root's attributes are its own.
+    Directories(Owners),
+}
+
+/// How owner and mode are kept where other tools use the directory too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owners {
+    /// As the file system below has them.
+    Native,
+    /// In the attribute of that name.
+    Attribute(&'static CStr),
+}
+
+impl Below {
+    /// What stands on the root of an upper directory of it.
+    fn mark(&self) -> String {
+        match self {
+            Below::Image(chain_id) => chain_id.to_string(),
+            Below::Directories(_) => DIRECTORIES.into(),
+        }
+    }
+}
+
+/// In place of a ChainID: inode numbers there are those of directories, and mean nothing on an image.
+const DIRECTORIES: &str = "directories";
 
 /// What to look at.
 pub struct View {
@@ -62,6 +94,17 @@ impl User {
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         User { privileged: uid == 0, uid, gid }
     }
+}
+
+/// Descriptors for everything but objects of directories: layers, connections, the log.
+const OTHER_DESCRIPTORS: u64 = 512;
+/// More than this many objects are never kept open: what is asked for again soon is among the last few.
+const MOST_DESCRIPTORS: u64 = 4096;
+
+/// How many descriptors of objects a mount keeps open, after this process has been allowed as many as it may have.
+pub fn most_descriptors() -> io::Result<usize> {
+    let limit = sys::raise_descriptor_limit()?;
+    Ok((limit / 2).saturating_sub(OTHER_DESCRIPTORS).clamp(64, MOST_DESCRIPTORS) as usize)
 }
 
 /// Why an upper directory cannot be used. Each is one whole line.
@@ -130,7 +173,7 @@ impl Upper {
         check_places(upper, work)?;
         let locked = [lock(&*backing, &root, upper)?, lock(&*backing, &top, work)?];
         let mark = work.join(VOLATILE);
-        if mark.exists() {
+        if mark.exists() && !is_of_this_boot(work) {
             return Err(OpenError::WasVolatile { upper: upper.clone(), mark });
         }
         let [tmp, links] = [work.join("plyfs/tmp"), work.join("plyfs/links")].map(|path| open_dir(&path));
@@ -142,7 +185,7 @@ impl Upper {
             wipe(&*backing, tmp.as_fd(), &left.name).map_err(failed("clear", work))?;
         }
         // What was found good before is not tried again: a file system that is full can still be cleared.
-        let (namespace, fresh) = match bound(&*backing, root.as_fd(), upper, &settings.image)? {
+        let (namespace, fresh) = match bound(&*backing, root.as_fd(), upper, &settings.below.mark())? {
             Some(namespace) => (namespace, false),
             None => {
                 let namespace = namespace(&*backing, tmp.as_fd(), settings)?;
@@ -151,23 +194,22 @@ impl Upper {
             }
         };
         let numbers = numbers(&*backing, root.as_fd(), namespace).map_err(failed("read marks on", upper))?;
-        if settings.volatile {
-            std::fs::create_dir_all(&mark).map_err(failed("make", &mark))?;
-        }
+        let overrides =
+            overrides(&*backing, root.as_fd(), namespace, settings).map_err(failed("read marks on", upper))?;
+        settle_volatile(settings, &root, &mark)?;
         Ok(Upper {
             root: share(root),
             tmp,
             links,
             _locked: locked.into(),
             is_view: false,
-            namespace,
-            // Who can only write marks of his own is not the owner of all files either.
-            overrides: !settings.user.privileged || namespace == Namespace::User,
+            dialect: dialect(namespace, &settings.below, &settings.user),
+            overrides,
             own: (settings.user.uid, settings.user.gid),
             umask: umask(),
             volatile: settings.volatile,
             failed: AtomicBool::new(false),
-            unclaimed: fresh.then(|| settings.image.to_string()),
+            unclaimed: fresh.then(|| settings.below.mark()),
             numbers: Mutex::new(numbers),
             serial: AtomicU64::new(0),
             handles: Handles::new(settings.descriptors),
@@ -183,7 +225,7 @@ impl Upper {
         let (root, held) = (open_existing(upper)?, open_existing(upper)?);
         // If it cannot be had, a mount has it, and goes on.
         let _free = try_lock_shared(&held, upper)?;
-        let (namespace, fresh) = match bound(&Still, root.as_fd(), upper, &settings.image)? {
+        let (namespace, fresh) = match bound(&Still, root.as_fd(), upper, &settings.image.to_string())? {
             Some(namespace) => (namespace, false),
             None => {
                 let namespace = if settings.user.privileged { Namespace::Trusted } else { Namespace::User };
@@ -198,8 +240,8 @@ impl Upper {
             root: share(root),
             _locked: vec![held],
             is_view: true,
-            namespace,
-            overrides: !settings.user.privileged || namespace == Namespace::User,
+            dialect: Dialect { namespace, shared: false, plain: namespace == Namespace::User },
+            overrides: (!settings.user.privileged || namespace == Namespace::User).then_some(CONTAINERS_OVERRIDE),
             own: (settings.user.uid, settings.user.gid),
             umask: 0,
             volatile: false,
@@ -257,6 +299,36 @@ fn check_places(upper: &Path, work: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
+/// Which run of the machine a volatile mount was in, in the work directory. As long as that goes on nothing that was
+/// written is lost, whether it has reached the disk or not.
+const BOOT: &str = "plyfs/volatile";
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+fn is_of_this_boot(work: &Path) -> bool {
+    match (std::fs::read(work.join(BOOT)), std::fs::read(BOOT_ID)) {
+        (Ok(noted), Ok(now)) => noted == now,
+        _ => false,
+    }
+}
+
+/// Writes down that nothing will be synced; or, after a mount in which nothing was, syncs all of it.
+fn settle_volatile(settings: &Settings, root: &OwnedFd, mark: &Path) -> Result<(), OpenError> {
+    let boot = settings.work.join(BOOT);
+    if settings.volatile {
+        // Before the mark: without it the mark means that all may be lost.
+        match std::fs::read(BOOT_ID) {
+            Ok(id) => std::fs::write(&boot, id).map_err(failed("write", &boot))?,
+            Err(e) => tracing::debug!("{BOOT_ID}: {e}"),
+        }
+        return std::fs::create_dir_all(mark).map_err(failed("make", mark));
+    }
+    if mark.exists() {
+        rustix::fs::syncfs(root).map_err(|e| failed("sync", &settings.upper)(e.into()))?;
+        std::fs::remove_dir(mark).map_err(failed("remove", mark))?;
+    }
+    Ok(())
+}
+
 /// The lock belongs to the open file, so a process that is forked holds it too.
 fn lock(backing: &dyn Backing, dir: &OwnedFd, path: &Path) -> Result<OwnedFd, OpenError> {
     let own = backing.open(dir.as_fd(), b".", OFlags::RDONLY | OFlags::DIRECTORY, 0).map_err(failed("open", path))?;
@@ -271,8 +343,9 @@ fn lock(backing: &dyn Backing, dir: &OwnedFd, path: &Path) -> Result<OwnedFd, Op
     }
 }
 
-/// How long the last mount of the same directory may take to let go of it: its process may be about to end.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long the last mount of the same directory may take to let go of it: its process may be about to end, or the mount
+/// be held for a moment by a container that is being started, whose namespace began as a copy of this one.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The kernel's namespace where the user may write it, his own otherwise.
 fn namespace(backing: &dyn Backing, tmp: BorrowedFd, settings: &Settings) -> Result<Namespace, OpenError> {
@@ -319,19 +392,50 @@ fn image_mark(backing: &dyn Backing, root: BorrowedFd) -> io::Result<Option<(Nam
 }
 
 /// Where the marks of a directory that was mounted before are. It must be the image's.
-fn bound(
-    backing: &dyn Backing,
-    root: BorrowedFd,
-    upper: &Path,
-    wanted: &Digest,
-) -> Result<Option<Namespace>, OpenError> {
+fn bound(backing: &dyn Backing, root: BorrowedFd, upper: &Path, wanted: &str) -> Result<Option<Namespace>, OpenError> {
     match image_mark(backing, root).map_err(failed("read", upper))? {
-        Some((_, image)) if image != wanted.to_string() => Err(OpenError::OtherImage { path: upper.into(), image }),
+        Some((_, image)) if image != wanted => Err(OpenError::OtherImage { path: upper.into(), image }),
         found => Ok(found.map(|(namespace, _)| namespace)),
     }
 }
 
-/// Takes a directory for the first time: one that is empty is fresh, one that another tool filled becomes the image's.
+fn dialect(namespace: Namespace, below: &Below, user: &User) -> Dialect {
+    let shared = matches!(below, Below::Directories(_));
+    Dialect { namespace, shared, plain: namespace == Namespace::User && !(shared && user.privileged) }
+}
+
+/// In which attribute owner and mode are kept, if in any. One that the root of a shared directory carries goes on to be
+/// used.
+fn overrides(
+    backing: &dyn Backing,
+    root: BorrowedFd,
+    namespace: Namespace,
+    settings: &Settings,
+) -> io::Result<Option<&'static CStr>> {
+    match settings.below {
+        // Who can only write marks of his own is not the owner of all files either.
+        Below::Image(_) => {
+            Ok((!settings.user.privileged || namespace == Namespace::User).then_some(CONTAINERS_OVERRIDE))
+        }
+        Below::Directories(owners) => {
+            let used = override_of(|name| backing.get_xattr(root, name.to_bytes()))?;
+            let wanted = match owners {
+                Owners::Attribute(name) => Some(name),
+                Owners::Native => (!settings.user.privileged).then_some(CONTAINERS_OVERRIDE),
+            };
+            if let (None, Some(name)) = (used, wanted) {
+                // So that whoever has the directory next knows too.
+                let raw = backing.stat(root)?;
+                let value = print(Kind::Dir, raw.mode, raw.uid, raw.gid, 0);
+                backing.set_xattr(root, name.to_bytes(), value.as_bytes(), XattrFlags::empty())?;
+            }
+            Ok(used.or(wanted))
+        }
+    }
+}
+
+/// Takes a directory for the first time: one that is empty is fresh, one that another tool filled becomes the image's. The
+/// root of a shared one has its attributes already.
 fn adopt(
     backing: &dyn Backing,
     root: BorrowedFd,
@@ -339,14 +443,15 @@ fn adopt(
     settings: &Settings,
 ) -> Result<bool, OpenError> {
     let upper = &settings.upper;
-    let empty = backing.list(root).map_err(failed("read", upper))?.is_empty();
-    if !empty {
-        let image = settings.image.to_string();
+    let fresh =
+        matches!(settings.below, Below::Image(_)) && backing.list(root).map_err(failed("read", upper))?.is_empty();
+    if !fresh {
+        let image = settings.below.mark();
         backing
             .set_xattr(root, namespace.mark(Mark::Image).to_bytes(), image.as_bytes(), XattrFlags::empty())
             .map_err(failed("write marks on", upper))?;
     }
-    Ok(empty)
+    Ok(fresh)
 }
 
 /// Begins where no mount has ever been. Numbers are reserved on disk before the first is given away.

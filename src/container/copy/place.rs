@@ -3,9 +3,9 @@
 use super::super::inside::Inside;
 use super::walk::is_copied;
 use super::{Content, CopyError, LOOK, Owner, Result, Sink, What, failed};
+use crate::backing::{Backing, Disk};
 use crate::layer::Meta;
 use crate::meta::{Kind, Time};
-use crate::upper::{Backing, Disk};
 use rustix::fs::{OFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags};
 use rustix::io::Errno;
 use std::ffi::OsStr;

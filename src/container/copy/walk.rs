@@ -2,9 +2,9 @@
 
 use super::super::inside::reopen;
 use super::{Content, LOOK, Result, Sink, What, failed};
+use crate::backing::{Backing, Disk};
 use crate::layer::Meta;
 use crate::meta::{Kind, PERMISSION_BITS, Time, device};
-use crate::upper::{Backing, Disk};
 use rustix::fs::{Stat, major, minor};
 use rustix::io::Errno;
 use std::collections::HashMap;

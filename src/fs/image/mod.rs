@@ -3,20 +3,24 @@
 //! An inode's number is one more than its place in the image's index, which is the same at every mount.
 
 mod lookup;
+mod origin;
 mod read;
-mod readdir;
 mod xattr;
 
-use super::attr::{Attr, BLOCK_SIZE};
+use super::attr::{Attr, BLOCK_SIZE, Statfs};
 use super::{FsError, Ino};
-use crate::layer::{Index, IndexError, Node};
+use crate::backing::{Handle, share};
+use crate::layer::{Index, IndexError, Node, index_flags};
 use crate::meta::{Kind, PERMISSION_BITS};
 use crate::sys::Bytes;
+use origin::Origins;
 use std::fs::File;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
 
 /// One layer's tar: mapped for replies that lie in one piece, and as a file for those that do not.
 pub struct Data {
-    file: File,
+    file: Handle,
     bytes: Bytes,
 }
 
@@ -24,7 +28,7 @@ impl Data {
     /// Maps a layer's tar; the file must be one of the store's ([`crate::sys::map`]).
     pub fn open(file: File) -> std::io::Result<Data> {
         let bytes = crate::sys::map(&file)?;
-        Ok(Data { file, bytes })
+        Ok(Data { file: share(file.into()), bytes })
     }
 }
 
@@ -32,21 +36,14 @@ impl Data {
 pub(super) struct Image {
     pub tree: Index,
     layers: Vec<Data>,
-}
-
-/// A stretch of a file's data in a layer's tar.
-pub(super) struct Piece<'a> {
-    pub tar: &'a File,
-    /// Where it begins in the tar.
-    pub offset: u64,
-    /// Where it begins in the file.
-    pub logical: u64,
-    pub len: u64,
+    origins: OnceLock<Origins>,
+    /// How many references the kernel holds, where that counts.
+    references: OnceLock<Box<[AtomicU64]>>,
 }
 
 impl Image {
     pub fn new(tree: Index, layers: Vec<Data>) -> Image {
-        Image { tree, layers }
+        Image { tree, layers, origins: OnceLock::new(), references: OnceLock::new() }
     }
 
     /// Whether the number is one of the image's.
@@ -62,6 +59,28 @@ impl Image {
     pub fn dir(&self, ino: Ino) -> Result<&Node, FsError> {
         let node = self.node(ino)?;
         if node.is_dir() { Ok(node) } else { Err(FsError::NotDir) }
+    }
+
+    /// An inode's kind.
+    pub fn kind(&self, ino: Ino) -> Result<Kind, FsError> {
+        Ok(self.node(ino)?.kind().ok_or(IndexError::Damaged("an inode has no kind"))?)
+    }
+
+    /// How many references the kernel holds to an inode.
+    pub fn references(&self, ino: Ino) -> Option<&AtomicU64> {
+        let all = self.references.get_or_init(|| self.tree.nodes().iter().map(|_| AtomicU64::new(0)).collect());
+        all.get(ino.wrapping_sub(1) as usize)
+    }
+
+    /// Whether any inode has a POSIX ACL.
+    pub fn has_acls(&self) -> bool {
+        self.tree.flags() & index_flags::ACLS != 0
+    }
+
+    /// The size of the image: everything is used and nothing is free.
+    pub fn statfs(&self) -> Statfs {
+        let (blocks, files) = (self.tree.blocks(), self.tree.nodes().len() as u64);
+        Statfs { block: BLOCK_SIZE, blocks, free: 0, available: 0, files, files_free: 0 }
     }
 
     /// An inode's attributes.

@@ -1,11 +1,13 @@
 //! Reading files of an image.
 
-use super::{Image, Piece};
+use super::Image;
+use crate::backing::read_exact;
+use crate::fs::lower::Piece;
 use crate::fs::{FsError, Ino};
 use crate::layer::{Extent, IndexError, Node, node_flags};
 use crate::meta::Kind;
 use std::borrow::Cow;
-use std::os::unix::fs::FileExt;
+use std::os::fd::AsFd;
 
 /// The most that one read gives; FUSE never asks for more than 1 MiB (256 pages), and a holey file's answer is put
 /// together in memory.
@@ -32,7 +34,7 @@ impl Image {
             let within = (from - offset) as usize..to.saturating_sub(offset) as usize;
             let target = bytes.get_mut(within).ok_or(IndexError::Damaged("extents overlap"))?;
             let at = extent.offset.get().saturating_add(from - extent.logical.get());
-            self.layer(node)?.file.read_exact_at(target, at)?;
+            read_exact(self.layer(node)?.file.as_fd(), target, at)?;
         }
         Ok(Cow::Owned(bytes))
     }
@@ -57,13 +59,18 @@ impl Image {
     }
 
     /// Where a file's data lies, holes left out, ascending.
-    pub fn pieces(&self, ino: Ino) -> Result<Vec<Piece<'_>>, FsError> {
+    pub fn pieces(&self, ino: Ino) -> Result<Vec<Piece>, FsError> {
         let node = self.file(ino)?;
         let tar = &self.layer(node)?.file;
         if !node.has(node_flags::SPARSE) {
-            return Ok(vec![Piece { tar, offset: node.data.get(), logical: 0, len: node.size.get() }]);
+            return Ok(vec![Piece { file: tar.clone(), offset: node.data.get(), logical: 0, len: node.size.get() }]);
         }
-        let piece = |e: &Extent| Piece { tar, offset: e.offset.get(), logical: e.logical.get(), len: e.len.get() };
+        let piece = |e: &Extent| Piece {
+            file: tar.clone(),
+            offset: e.offset.get(),
+            logical: e.logical.get(),
+            len: e.len.get(),
+        };
         Ok(self.tree.extents(node)?.iter().map(piece).collect())
     }
 
@@ -74,11 +81,6 @@ impl Image {
             Some(Kind::Dir) => Err(FsError::IsDir),
             _ => Err(FsError::WrongType),
         }
-    }
-
-    /// That an inode is a file.
-    pub fn file_check(&self, ino: Ino) -> Result<(), FsError> {
-        self.file(ino).map(drop)
     }
 
     fn piece(&self, node: &Node, offset: u64, size: u64) -> Result<&[u8], FsError> {

@@ -2,10 +2,10 @@
 
 use super::table::Data;
 use super::{TRIES, Union};
+use crate::backing::{Handle, Object};
 use crate::fs::attr::{Attr, BLOCK_SIZE, Change, SetTime, Statfs};
 use crate::fs::{FsError, Ino, ROOT};
 use crate::meta::{Kind, PERMISSION_BITS, Time};
-use crate::upper::{Handle, Object};
 use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use std::os::fd::AsFd;
 
@@ -24,9 +24,9 @@ impl Union {
     fn try_getattr(&self, ino: Ino) -> Result<Option<Attr>, FsError> {
         let (place, raw) = {
             let table = self.table();
-            let Some(entry) = table.get(ino) else { return self.image.getattr(ino).map(Some) };
+            let Some(entry) = table.get(ino) else { return self.lower.getattr(ino).map(Some) };
             let Some(raw) = entry.raw else {
-                return self.image.getattr(ino).map(|attr| Some(Attr { nlink: 0, ..attr }));
+                return self.lower.getattr(ino).map(|attr| Some(Attr { nlink: 0, ..attr }));
             };
             (entry.names.first().filter(|_| entry.held.is_none() && ino != ROOT).cloned(), raw)
         };
@@ -48,31 +48,15 @@ impl Union {
         let entry = table.get(ino).ok_or(FsError::Stale(ino))?;
         let nlink = match &entry.dir {
             Some(_) if entry.is_removed() => 0,
+            Some(_) if self.static_nlink => 1,
             Some(dir) => 2 + dir.subdirs,
             None if entry.is_removed() && !entry.linking => 0,
             None => object.raw.nlink.saturating_sub(entry.spare),
         };
-        let (size, mut blocks) = match entry.kind {
-            Kind::Dir => (BLOCK_SIZE.into(), 8),
-            Kind::File | Kind::Symlink => (object.raw.size, object.raw.blocks),
-            _ => (0, 0),
-        };
-        if let Data::Image(origin, _) = entry.data {
-            blocks = self.image.getattr(origin)?.blocks;
-        }
-        Ok(Attr {
-            ino,
-            kind: entry.kind,
-            mode: object.mode as u16,
-            nlink,
-            uid: object.uid,
-            gid: object.gid,
-            rdev: object.rdev,
-            size,
-            blocks,
-            atime: object.raw.atime,
-            mtime: object.raw.mtime,
-            ctime: object.raw.ctime,
+        let attr = Attr { kind: entry.kind, ..Attr::of(ino, object, nlink) };
+        Ok(match entry.data {
+            Data::Lower(origin, _) => Attr { blocks: self.lower.getattr(origin)?.blocks, ..attr },
+            Data::Upper | Data::Missing => attr,
         })
     }
 
@@ -81,7 +65,10 @@ impl Union {
         if change.size.is_some() {
             self.is_file(ino)?;
         }
-        self.copy_up(ino)?;
+        match change.size {
+            Some(_) => self.copy_up_attributes(ino)?,
+            None => self.copy_up(ino)?,
+        }
         let handle = self.handle(ino)?;
         let owner = (change.uid, change.gid);
         let before = self.upper.object(handle.as_fd())?;
@@ -139,7 +126,7 @@ impl Union {
         }
         let up = self.table().get(ino).is_some_and(|entry| entry.raw.is_some());
         if !up {
-            return Ok(self.image.readlink(ino)?.to_vec());
+            return Ok(self.lower.readlink(ino)?.into_owned());
         }
         let handle = self.handle(ino)?;
         let object = self.upper.object(handle.as_fd())?;

@@ -4,6 +4,7 @@
 use super::table::{Data, Name, What};
 use super::{Union, lock};
 use crate::fs::changes::{Changed, Changes, Found, How, is_label, join};
+use crate::fs::lower::Item;
 use crate::fs::{Attr, FsError, Ino, ROOT};
 use crate::meta::Kind;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -50,7 +51,7 @@ impl Union {
     pub fn paths_of(&self, ino: Ino) -> Result<Vec<Vec<u8>>, FsError> {
         let mut names: BTreeSet<(Ino, Name)> =
             self.table().get(ino).map(|entry| entry.names.iter().cloned().collect()).unwrap_or_default();
-        if self.image.has(ino) {
+        if self.lower.has(ino) {
             names.extend(self.visible_names(ino)?);
         }
         names.iter().map(|(dir, name)| Ok(join(&self.path_of_dir(*dir)?, name))).collect()
@@ -63,7 +64,7 @@ impl Union {
             let known = self.table().get(at).map(|entry| entry.names.first().cloned());
             let (parent, name) = match known {
                 Some(place) => place.ok_or(FsError::Stale(at))?,
-                None => (self.image.parent(at)?, self.image_name(at)?),
+                None => (self.lower.parent(at)?, self.lower.dir_name(at)?),
             };
             parts.push(name);
             at = parent;
@@ -87,7 +88,7 @@ impl Union {
             return Ok((false, false));
         }
         let told = |a: &Attr| (a.kind, a.mode, a.uid, a.gid, a.rdev, a.size);
-        let (new, before) = (self.getattr(ino)?, self.image.getattr(old)?);
+        let (new, before) = (self.getattr(ino)?, self.lower.getattr(old)?);
         let other = told(&new) != told(&before) || self.xattrs_of(ino)? != self.image_xattrs(old)?;
         Ok((other, new.mtime != before.mtime))
     }
@@ -98,8 +99,7 @@ impl Union {
     }
 
     fn image_xattrs(&self, old: Ino) -> Result<Xattrs, FsError> {
-        let all = self.image.xattrs(old)?.into_iter().filter(|(name, _)| !is_label(name));
-        Ok(all.map(|(name, value)| (name.to_vec(), value.to_vec())).collect())
+        Ok(self.lower.xattrs(old)?.into_iter().filter(|(name, _)| !is_label(name)).collect())
     }
 }
 
@@ -107,7 +107,7 @@ impl Walk<'_> {
     /// What lies at a path now, and what the image has there.
     fn compare(&mut self, path: Vec<u8>, new: Option<Ino>, old: Option<Ino>) -> Result<(), FsError> {
         let union = self.union;
-        let old_kind = |old: Ino| Ok::<Kind, FsError>(union.image.getattr(old)?.kind);
+        let old_kind = |old: Ino| Ok::<Kind, FsError>(union.lower.getattr(old)?.kind);
         let (new, old) = match (new, old) {
             (None, None) => return Ok(()),
             (None, Some(old)) => {
@@ -169,16 +169,17 @@ impl Walk<'_> {
                     What::Inode(ino) => Some(ino),
                     What::Whiteout => None,
                 };
-                self.compare_gently(join(path, &name), new, union.image.find(base, &name)?)
+                self.compare_gently(join(path, &name), new, union.lower.find(base, &name)?)
             });
         }
         for (name, ino) in self.names(dir)? {
-            self.compare_gently(join(path, &name), Some(ino), union.image.find(base, &name)?)?;
+            self.compare_gently(join(path, &name), Some(ino), union.lower.find(base, &name)?)?;
         }
-        for entry in union.image.children(base)? {
-            let name = union.image.tree.name(entry)?;
+        let listing = union.lower.listing(base)?;
+        for item in listing.from(0) {
+            let (_, Item { name, ino, .. }) = item?;
             if union.find(dir, name)?.is_none() {
-                self.compare(join(path, name), None, union.image.find(base, name)?)?;
+                self.compare(join(path, name), None, Some(ino))?;
             }
         }
         Ok(())

@@ -3,21 +3,31 @@
 
 use super::table::{Data, Dir, Entry, Name, Names, What};
 use super::{STRIPES, TRIES, Union, lock};
+use crate::backing::Handle;
 use crate::fs::{FsError, Ino};
 use crate::meta::{Kind, PERMISSION_BITS};
-use crate::upper::{Draft, Handle, Made, Place, timestamps};
+use crate::upper::{Draft, Made, Place, timestamps};
 use crate::whiteout::is_whiteout_device;
+use std::borrow::Cow;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 
 impl Union {
     /// Sees to it that an inode is in the upper directory, under all its names. What no longer has a name and is open
     /// still gets there without one.
     pub(super) fn copy_up(&self, ino: Ino) -> Result<(), FsError> {
+        self.copy_up_attributes(ino)?;
+        if self.forms.metacopies || matches!(self.data_of(ino), None | Some(Data::Upper)) {
+            return Ok(());
+        }
+        self.copy_data(ino, u64::MAX).map(drop)
+    }
+
+    /// The same where the data will be written, or goes, anyway.
+    pub(super) fn copy_up_attributes(&self, ino: Ino) -> Result<(), FsError> {
         for _ in 1..TRIES {
             match self.try_copy_up(ino) {
                 // A name went while it was on its way: perhaps the last one.
-                Err(FsError::NotFound | FsError::Stale(_)) if self.image.has(ino) => {}
+                Err(FsError::NotFound | FsError::Stale(_)) if self.lower.has(ino) => {}
                 done => return done,
             }
         }
@@ -28,10 +38,10 @@ impl Union {
         if self.is_up(ino) {
             return Ok(());
         }
-        if !self.image.has(ino) {
+        if !self.lower.has(ino) {
             return Err(FsError::Stale(ino));
         }
-        if self.image.node(ino)?.is_dir() {
+        if self.lower.kind(ino)? == Kind::Dir {
             return self.copy_up_dir(ino);
         }
         let _copying = lock(&self.copying[ino as usize % STRIPES]);
@@ -64,31 +74,29 @@ impl Union {
 
     /// What an inode of the image is made of in the upper directory.
     pub(super) fn draft_of(&self, ino: Ino) -> Result<Draft<'_>, FsError> {
-        let node = self.image.node(ino)?;
-        let attr = self.image.getattr(ino)?;
+        let attr = self.lower.getattr(ino)?;
         let has_data = attr.kind == Kind::File && attr.size > 0;
-        let xattrs = self.image.xattrs(ino)?;
         Ok(Draft {
-            number: ino,
+            number: Some(ino),
             kind: attr.kind,
             mode: u32::from(attr.mode) & PERMISSION_BITS,
             uid: attr.uid,
             gid: attr.gid,
             rdev: attr.rdev,
-            target: if attr.kind == Kind::Symlink { self.image.tree.target(node)? } else { b"" },
-            xattrs: xattrs.into_iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect(),
-            times: Some((attr.mtime, attr.mtime)),
+            target: if attr.kind == Kind::Symlink { self.lower.readlink(ino)? } else { Cow::Borrowed(b"") },
+            xattrs: self.lower.xattrs(ino)?,
+            times: Some((attr.atime, attr.mtime)),
             size: if has_data { attr.size } else { 0 },
             opaque: false,
             metacopy: has_data,
-            redirect: if has_data { Some(self.image_path(ino)?) } else { None },
+            redirect: if has_data { Some(self.lower.path(ino)?) } else { None },
         })
     }
 
-    fn entry_of(&self, draft: &Draft, raw: u64) -> Entry {
+    fn entry_of(&self, ino: Ino, draft: &Draft, raw: u64) -> Entry {
         let mut entry = Entry::new(draft.kind, Some(raw));
         if draft.metacopy {
-            entry.data = Data::Image(draft.number, draft.size);
+            entry.data = Data::Lower(ino, draft.size);
         }
         entry
     }
@@ -102,9 +110,9 @@ impl Union {
                 None => Err(FsError::NotDir),
             };
         }
-        let parent = self.image.parent(ino)?;
+        let parent = self.lower.parent(ino)?;
         self.copy_up_dir(parent)?;
-        let name = self.image_name(ino)?;
+        let name = self.lower.dir_name(ino)?;
         let draft = self.draft_of(ino)?;
         let made = self.upper.make(&draft)?;
         let raw = made.raw_ino;
@@ -117,20 +125,14 @@ impl Union {
         if self.table().names(parent).is_some_and(|names| names.get(&name).is_some()) {
             return Err(FsError::NotFound);
         }
-        let subdirs = self.image.node(ino)?.nlink.get().saturating_sub(2);
+        let subdirs = self.lower.subdirs(ino)?;
         self.put_quietly(parent, |dir| Ok(made.put(Place { dir: dir.as_fd(), name: &name })?))?;
-        let mut entry = self.entry_of(&draft, raw);
+        let mut entry = self.entry_of(ino, &draft, raw);
         entry.dir = Some(Dir { lower: Some(ino), names: Some(Names::default()), subdirs, default_acl: None });
         let mut table = self.table_mut();
         table.insert(ino, entry);
         table.add_name(parent, &name, ino);
         Ok(())
-    }
-
-    /// The name that the image has for a directory.
-    pub(super) fn image_name(&self, dir: Ino) -> Result<Name, FsError> {
-        let path = self.image_path(dir)?;
-        Ok(Arc::from(path.rsplit(|b| *b == b'/').next().unwrap_or_default()))
     }
 
     /// Does what is no change to those who look at a directory, and so must not show in its times.
@@ -152,7 +154,7 @@ impl Union {
         self.still_shows(dir, name)?;
         let handle = self.put_quietly(dir, |handle| Ok(made.put(Place { dir: handle.as_fd(), name })?))?;
         let mut table = self.table_mut();
-        table.insert(ino, self.entry_of(draft, raw));
+        table.insert(ino, self.entry_of(ino, draft, raw));
         table.add_name(dir, name, ino);
         drop(table);
         self.upper.handles().put(ino, handle);
@@ -171,8 +173,8 @@ impl Union {
 
     /// Puts a file in place under several names. Nobody may change it before it has all of them.
     fn put_links(&self, ino: Ino, made: Made, draft: &Draft, names: &[(Ino, Name)]) -> Result<(), FsError> {
-        let mut entry = self.entry_of(draft, made.raw_ino);
-        let handle = made.keep_for_links()?;
+        let mut entry = self.entry_of(ino, draft, made.raw_ino);
+        let handle = made.keep_for_links(ino)?;
         (entry.linking, entry.spare, entry.held) = (true, 1, Some(handle.clone()));
         self.table_mut().insert(ino, entry);
         let linked = names.iter().try_for_each(|(dir, name)| self.link_up(ino, &handle, *dir, name));
@@ -223,7 +225,7 @@ impl Union {
         let made = self.upper.make(&draft)?;
         let mut table = self.table_mut();
         let locks = table.get(ino).map(|entry| entry.locks.clone()).unwrap_or_default();
-        let mut entry = self.entry_of(&draft, made.raw_ino);
+        let mut entry = self.entry_of(ino, &draft, made.raw_ino);
         (entry.locks, entry.held) = (locks, Some(made.handle.clone()));
         table.insert(ino, entry);
         Ok(())
@@ -234,7 +236,12 @@ impl Union {
         self.ensure_loaded(dir)?;
         let table = self.table();
         match table.names(dir).and_then(|names| names.get(name)) {
-            Some(What::Whiteout) => Ok(true),
+            Some(What::Whiteout) => {
+                drop(table);
+                let parent = self.handle(dir)?;
+                self.upper.settle_whiteout(Place { dir: parent.as_fd(), name })?;
+                Ok(true)
+            }
             Some(What::Inode(_)) => Err(FsError::Exists),
             None => {
                 drop(table);

@@ -2,16 +2,17 @@
 
 use super::table::Data;
 use super::{Union, lock};
-use crate::fs::image::Piece;
+use crate::backing::{Handle, read_exact};
+use crate::fs::lower::Piece;
 use crate::fs::{FsError, Ino};
-use crate::upper::{Handle, timestamps};
+use crate::upper::timestamps;
 use crate::whiteout::Mark;
 use rustix::io::Errno;
 use std::borrow::Cow;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
 use std::sync::PoisonError;
 
+const MISSING: FsError = FsError::Damaged("a file's data is in no layer");
 /// How much one call copies.
 const CHUNK: u64 = 32 << 20;
 /// The most that one read gives.
@@ -22,11 +23,12 @@ impl Union {
     pub fn read(&self, ino: Ino, offset: u64, size: u32) -> Result<Cow<'_, [u8]>, FsError> {
         self.is_file(ino)?;
         match self.data_of(ino) {
-            None => self.image.read(ino, offset, size),
-            Some(Data::Image(origin, end)) => {
+            None => self.lower.read(ino, offset, size),
+            Some(Data::Lower(origin, end)) => {
                 let size = u64::from(size).min(end.saturating_sub(offset));
-                self.image.read(origin, offset, size as u32)
+                self.lower.read(origin, offset, size as u32)
             }
+            Some(Data::Missing) => Err(MISSING),
             Some(Data::Upper) => {
                 let handle = self.handle(ino)?;
                 let mut bytes = vec![0; size.min(MAX_READ) as usize];
@@ -82,14 +84,14 @@ impl Union {
     /// Whether a change of this file's data would first copy much of it.
     pub fn is_slow_to_write(&self, ino: Ino) -> bool {
         match self.data_of(ino) {
-            None => self.image.getattr(ino).is_ok_and(|attr| attr.size > 0),
+            None => self.lower.getattr(ino).is_ok_and(|attr| attr.size > 0),
             Some(data) => data != Data::Upper,
         }
     }
 
     /// Sees to it that a file's data is in the upper directory, and gives its descriptor.
     fn own_data(&self, ino: Ino) -> Result<Handle, FsError> {
-        self.copy_up(ino)?;
+        self.copy_up_attributes(ino)?;
         if self.data_of(ino) != Some(Data::Upper) {
             self.copy_data(ino, u64::MAX)?;
         }
@@ -98,10 +100,14 @@ impl Union {
 
     /// Copies a file's data, up to `keep` bytes of it: whether that cut the file. Until all of it is there, and on disk,
     /// the image's is used.
-    fn copy_data(&self, ino: Ino, keep: u64) -> Result<bool, FsError> {
+    pub(super) fn copy_data(&self, ino: Ino, keep: u64) -> Result<bool, FsError> {
         let locks = self.locks_of(ino)?;
         let _copying = lock(&locks.change);
-        let Some(Data::Image(origin, end)) = self.data_of(ino) else { return Ok(false) };
+        let (origin, end) = match self.data_of(ino) {
+            Some(Data::Lower(origin, end)) => (origin, end),
+            Some(Data::Missing) => return Err(MISSING),
+            Some(Data::Upper) | None => return Ok(false),
+        };
         let handle = self.handle(ino)?;
         let _alone = locks.privileges.write().unwrap_or_else(PoisonError::into_inner);
         let keep = keep.min(end);
@@ -138,7 +144,7 @@ impl Union {
     }
 
     fn copy_pieces(&self, origin: Ino, keep: u64, to: &Handle) -> Result<(), FsError> {
-        for piece in self.image.pieces(origin)? {
+        for piece in self.lower.pieces(origin)? {
             let len = piece.len.min(keep.saturating_sub(piece.logical));
             self.copy_piece(&piece, len, to)?;
         }
@@ -151,7 +157,7 @@ impl Union {
         while done < len {
             let chunk = (len - done).min(CHUNK) as usize;
             let (from, at) = (piece.offset + done, piece.logical + done);
-            let copied = self.upper.backing().copy(piece.tar.as_fd(), from, to.as_fd(), at, chunk);
+            let copied = self.upper.backing().copy(piece.file.as_fd(), from, to.as_fd(), at, chunk);
             match copied {
                 Ok(0) => return Err(FsError::Damaged("a file's data lies outside of its layer")),
                 Ok(more) => done += more as u64,
@@ -166,7 +172,7 @@ impl Union {
         let mut buffer = vec![0; (len - done).min(1 << 20) as usize];
         while done < len {
             let part = (len - done).min(buffer.len() as u64) as usize;
-            piece.tar.read_exact_at(&mut buffer[..part], piece.offset + done)?;
+            read_exact(piece.file.as_fd(), &mut buffer[..part], piece.offset + done)?;
             self.upper.write_all(to.as_fd(), &buffer[..part], piece.logical + done)?;
             done += part as u64;
         }
@@ -209,8 +215,9 @@ impl Union {
     pub fn seek(&self, ino: Ino, offset: u64, hole: bool) -> Result<u64, FsError> {
         self.is_file(ino)?;
         match self.data_of(ino) {
-            None => self.image.seek(ino, offset, hole),
-            Some(Data::Image(origin, _)) => self.image.seek(origin, offset, hole),
+            None => self.lower.seek(ino, offset, hole),
+            Some(Data::Lower(origin, _)) => self.lower.seek(origin, offset, hole),
+            Some(Data::Missing) => Err(MISSING),
             Some(Data::Upper) => Ok(self.upper.backing().seek(self.handle(ino)?.as_fd(), offset, hole)?),
         }
     }

@@ -2,10 +2,12 @@
 
 use super::table::{Data, Dir, Entry, Name, Names, What};
 use super::{Union, lock};
+use crate::backing::{Handle, Listed, Object};
+use crate::fs::lower::Item;
 use crate::fs::{FsError, Ino, ROOT};
 use crate::meta::Kind;
-use crate::upper::{FIRST_OWN, Handle, Listed, Object};
-use crate::whiteout::{Mark, is_whiteout_device};
+use crate::upper::{derived, is_own};
+use crate::whiteout::{Mark, Marker, is_whiteout_device};
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -36,13 +38,31 @@ impl Union {
         }
         let handle = self.handle(dir)?;
         let mixed = self.upper.mark(handle.as_fd(), Mark::Opaque)?.as_deref() == Some(b"x");
-        let mut found = Vec::new();
+        let (mut found, mut hidden) = (Vec::new(), Vec::new());
         for listed in self.upper.backing().list(handle.as_fd())? {
+            match self.upper.marker(handle.as_fd(), &listed)? {
+                None | Some(Marker::Plain) => {}
+                Some(Marker::Whiteout(name)) => {
+                    hidden.push((Name::from(name), Seen::Whiteout));
+                    continue;
+                }
+                Some(Marker::Opaque | Marker::Reserved) => continue,
+            }
             match self.inspect(&handle, lower, mixed, &listed) {
                 Err(e) if self.went_meanwhile(&e) => {}
                 seen => found.push((Name::from(listed.name), seen?)),
             }
         }
+        // A whiteout acts on lower layers only: what stands beside it is seen, a directory without what they have in it.
+        for (name, seen) in &mut found {
+            if let Seen::Inode { lower, .. } = seen
+                && hidden.iter().any(|(other, _)| other == name)
+            {
+                *lower = None;
+            }
+        }
+        hidden.append(&mut found);
+        let found = hidden;
         // An inode that has no number yet gets one, whichever of its names are read first, and at the same time.
         let _numbering = lock(&self.numbering);
         let (mut given, mut settled) = (HashMap::new(), Vec::with_capacity(found.len()));
@@ -95,11 +115,13 @@ impl Union {
                 object.kind
             }
         };
-        let number = self.upper.number_at(fd, name)?;
+        // Where other tools make objects too, most of them carry nothing.
+        let bare = self.upper.dialect().shared && self.upper.backing().list_xattrs_at(fd, name)?.is_empty();
+        let number = if bare { None } else { self.upper.number_at(fd, name)? };
         let mut seen = (None, Data::Upper);
         match kind {
             Kind::Dir => seen.0 = self.lower_of(dir, lower, name)?,
-            Kind::File if number.is_none_or(|number| number < FIRST_OWN) => {
+            Kind::File if !bare && number.is_none_or(|number| !is_own(number)) => {
                 seen.1 = self.data_at(dir, lower, name, number)?;
             }
             _ => {}
@@ -120,20 +142,20 @@ impl Union {
     /// Which directory of the image shows through one of the upper: the one that was moved there, else the one of the
     /// same name, unless it is hidden.
     fn lower_of(&self, dir: &Handle, parent: Option<Ino>, name: &[u8]) -> Result<Option<Ino>, FsError> {
-        if self.upper.mark_at(dir.as_fd(), name, Mark::Opaque)?.as_deref() == Some(b"y") {
-            return Ok(None);
-        }
         let redirect = self.upper.mark_at(dir.as_fd(), name, Mark::Redirect)?;
-        let found = self.redirected(parent, redirect.as_deref(), name)?;
-        Ok(found.filter(|ino| self.image.node(*ino).is_ok_and(|node| node.is_dir())))
+        let found = self.redirected(parent, redirect.as_deref(), name)?.filter(|ino| self.lower.is_dir(*ino));
+        match found {
+            Some(_) if self.upper.is_opaque_at(dir.as_fd(), name)? => Ok(None),
+            found => Ok(found),
+        }
     }
 
     /// Where a redirect leads, as the kernel has it: from the root, or to a name in the same directory.
     fn redirected(&self, parent: Option<Ino>, redirect: Option<&[u8]>, name: &[u8]) -> Result<Option<Ino>, FsError> {
         match redirect {
-            Some(path) if path.starts_with(b"/") => self.at_image_path(path),
+            Some(path) if path.starts_with(b"/") => self.lower.at_path(path),
             other => match parent {
-                Some(parent) => self.image.find(parent, other.unwrap_or(name)),
+                Some(parent) => self.lower.find(parent, other.unwrap_or(name)),
                 None => Ok(None),
             },
         }
@@ -144,8 +166,8 @@ impl Union {
         if self.upper.mark_at(dir.as_fd(), name, Mark::Metacopy)?.is_none() {
             return Ok(Data::Upper);
         }
-        let is_file = |ino: &Ino| self.image.node(*ino).is_ok_and(|node| node.kind() == Some(Kind::File));
-        let origin = match number.filter(|number| self.image.has(*number)) {
+        let is_file = |ino: &Ino| self.lower.kind(*ino).is_ok_and(|kind| kind == Kind::File);
+        let origin = match number.filter(|number| self.lower.is_certain() && self.lower.has(*number)) {
             Some(number) => Some(number),
             None => {
                 let redirect = self.upper.mark_at(dir.as_fd(), name, Mark::Redirect)?;
@@ -154,11 +176,11 @@ impl Union {
         };
         let size = self.upper.object_at(dir.as_fd(), name)?.raw.size;
         match origin.filter(is_file) {
-            Some(ino) => Ok(Data::Image(ino, size)),
+            Some(ino) => Ok(Data::Lower(ino, size)),
             None => {
                 let shown = crate::name::show(name);
                 tracing::error!("the data of `{shown}` in the upper directory is that of a file that the image lacks");
-                Err(FsError::Damaged("a file's data is in no layer"))
+                Ok(Data::Missing)
             }
         }
     }
@@ -187,32 +209,30 @@ impl Union {
         }
         let meant = match (&lower, &data, *number) {
             (Some(lower), ..) => Some(*lower),
-            (None, Data::Image(origin, _), None) => Some(*origin),
-            (None, _, number) => number.filter(|ino| *ino >= FIRST_OWN || self.image_kind(*ino) == Some(*kind)),
+            (None, Data::Lower(origin, _), None) => Some(*origin),
+            (None, _, number) => number.filter(|ino| is_own(*ino) || self.lower.accepts(*ino, *kind)),
         };
         if let Some(ino) = meant.filter(|ino| !taken(*ino)) {
             *number = Some(ino);
             return Ok(());
         }
-        let object = self.upper.backing().stat_at(dir.as_fd(), name)?;
-        let (opened, _) = self.upper.open_entry(dir.as_fd(), name, object.mode)?;
-        let new = self.upper.give_number(opened.as_fd(), *raw, self.upper.new_number()?)?;
+        let new = match self.upper.new_number()? {
+            None => derived(*raw),
+            Some(new) => {
+                let object = self.upper.backing().stat_at(dir.as_fd(), name)?;
+                let (opened, _) = self.upper.open_entry(dir.as_fd(), name, object.mode)?;
+                self.upper.give_number(opened.as_fd(), *raw, Some(new))?
+            }
+        };
         given.insert(*raw, new);
         *number = Some(new);
         Ok(())
     }
 
-    fn image_kind(&self, ino: Ino) -> Option<Kind> {
-        self.image.node(ino).ok()?.kind()
-    }
-
     /// Puts what was read into the table.
     fn enter(&self, dir: Ino, lower: Option<Ino>, found: Vec<(Name, Seen)>) -> Result<(), FsError> {
         let mut subdirs = 0;
-        let below = match lower {
-            Some(lower) => self.image.children(lower)?,
-            None => &[],
-        };
+        let below = lower.map(|lower| self.lower.listing(lower)).transpose()?;
         let mut table = self.table_mut();
         let mut names = Names::default();
         for (name, seen) in found {
@@ -234,8 +254,9 @@ impl Union {
             entry.dir = (kind == Kind::Dir).then_some(Dir { lower, names: None, subdirs: 0, default_acl: None });
             table.insert(ino, entry);
         }
-        for entry in below.iter().filter(|entry| entry.kind() == Some(Kind::Dir)) {
-            subdirs += u32::from(names.get(self.image.tree.name(entry)?).is_none());
+        for item in below.iter().flat_map(|listing| listing.from(0)) {
+            let (_, Item { name, kind, .. }) = item?;
+            subdirs += u32::from(kind == Kind::Dir && names.get(name).is_none());
         }
         if let Some(here) = table.dir_mut(dir) {
             here.names = Some(names);
@@ -251,9 +272,10 @@ impl Union {
             return Ok(());
         }
         self.load_all()?;
+        self.lower.load_all()?;
         for ino in unfinished {
             let (handle, object) = self.upper.open_unfinished(ino)?;
-            if !self.image.has(ino) {
+            if !self.lower.has(ino) {
                 self.upper.finished(ino)?;
                 continue;
             }
@@ -261,7 +283,7 @@ impl Union {
             if known.is_none() {
                 let mut entry = Entry::new(object.kind, Some(object.raw.ino));
                 let metacopy = self.upper.mark(handle.as_fd(), Mark::Metacopy)?.is_some();
-                entry.data = if metacopy { Data::Image(ino, object.raw.size) } else { Data::Upper };
+                entry.data = if metacopy { Data::Lower(ino, object.raw.size) } else { Data::Upper };
                 entry.held = Some(handle.clone());
                 self.table_mut().insert(ino, entry);
             }

@@ -3,11 +3,13 @@
 use super::load::name as owned;
 use super::table::{Dir, Entry, Name, Names};
 use super::{Union, acl, lock};
+use crate::backing::{Handle, Object};
 use crate::fs::{Attr, FsError, Ino, New};
 use crate::meta::{Kind, PERMISSION_BITS};
 use crate::name::NAME_MAX;
-use crate::upper::{Draft, Handle, Object, Place};
+use crate::upper::{Draft, Place};
 use crate::whiteout::is_whiteout_device;
+use std::borrow::Cow;
 use std::os::fd::AsFd;
 
 const SET_GROUP: u32 = 0o2000;
@@ -56,10 +58,11 @@ impl Union {
 
     /// Puts a new object in place: its descriptor, what it is, its number.
     fn put_new(&self, draft: &Draft, at: Place, whiteout: bool) -> Result<(Handle, Object, Ino), FsError> {
-        if !whiteout && let Some((handle, object)) = self.upper.make_in_place(draft, at)? {
-            return Ok((handle, object, draft.number));
+        if !whiteout && let Some((handle, object, number)) = self.upper.make_in_place(draft, at)? {
+            return Ok((handle, object, number));
         }
         let made = self.upper.make(draft)?;
+        self.upper.claim_name(made.handle.as_fd(), at.name)?;
         // Asked for now: once it is in place nothing may fail.
         let (object, number) = (self.upper.object(made.handle.as_fd())?, made.number);
         let handle = if whiteout { made.put_over_whiteout(at)? } else { made.put(at)? };
@@ -108,7 +111,7 @@ impl Union {
             uid: new.uid,
             gid,
             rdev: new.rdev,
-            target: new.target,
+            target: Cow::Borrowed(new.target),
             xattrs,
             times: None,
             size: 0,
@@ -138,6 +141,7 @@ impl Union {
         let whiteout = self.vacant(dir, name)?;
         let (handle, parent) = (self.handle(ino)?, self.handle(dir)?);
         let before = self.getattr(ino)?;
+        self.upper.claim_name(handle.as_fd(), name)?;
         self.upper.link(handle.as_fd(), Place { dir: parent.as_fd(), name }, whiteout)?;
         self.table_mut().add_name(dir, &owned(name), ino);
         // It has happened, so it must not fail any more.

@@ -39,15 +39,14 @@ mod rename;
 mod table;
 mod xattr;
 
-use super::image::Image;
-use super::{FsError, Ino, ROOT};
+use super::lower::Lower;
+use super::{Forms, FsError, Ino, ROOT};
+use crate::backing::{Handle, share};
 use crate::meta::Kind;
-use crate::upper::{Handle, Upper, share};
-use crate::whiteout::Mark;
-use origin::Origins;
+use crate::upper::Upper;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use table::{Data, Dir, Entry, Locks, Table, What};
 
 /// How often something that others keep moving is looked for again.
@@ -56,18 +55,18 @@ const STRIPES: usize = 64;
 
 /// An image with an upper directory on top.
 pub struct Union {
-    image: Image,
+    lower: Lower,
     upper: Upper,
     table: RwLock<Table>,
     renames: Mutex<()>,
     copying: [Mutex<()>; STRIPES],
     /// Held while numbers are given to what an upper directory that others wrote has.
     numbering: Mutex<()>,
-    origins: OnceLock<Origins>,
     /// Whether every directory of the upper has been read.
     all_loaded: AtomicBool,
-    /// How many references the kernel holds of the image's inodes.
-    references: Box<[AtomicU64]>,
+    /// Whether every directory has one link.
+    static_nlink: bool,
+    forms: Forms,
 }
 
 /// What a name is in the union.
@@ -75,14 +74,14 @@ pub struct Union {
 enum Found {
     /// In the upper directory.
     Upper(Ino),
-    /// In the image only.
-    Image(Ino),
+    /// In the lower layers only.
+    Lower(Ino),
 }
 
 impl Found {
     fn ino(self) -> Ino {
         match self {
-            Found::Upper(ino) | Found::Image(ino) => ino,
+            Found::Upper(ino) | Found::Lower(ino) => ino,
         }
     }
 }
@@ -94,18 +93,18 @@ fn lock(mutex: &Mutex<()>) -> MutexGuard<'_, ()> {
 
 impl Union {
     /// Puts an upper directory on an image, and finishes what a crash left undone; a view of one only shows it.
-    pub fn new(image: Image, upper: Upper) -> Result<Union, FsError> {
-        let references = image.tree.nodes().iter().map(|_| AtomicU64::new(0)).collect();
+    pub fn new(lower: Lower, upper: Upper, forms: Forms) -> Result<Union, FsError> {
+        let static_nlink = lower.has_static_nlink();
         let union = Union {
-            image,
+            lower,
             upper,
             table: RwLock::default(),
             renames: Mutex::default(),
             copying: std::array::from_fn(|_| Mutex::default()),
             numbering: Mutex::default(),
-            origins: OnceLock::new(),
             all_loaded: AtomicBool::new(false),
-            references,
+            static_nlink,
+            forms,
         };
         union.adopt_root()?;
         if !union.is_view() {
@@ -137,7 +136,7 @@ impl Union {
             self.upper.claim()?;
         }
         let raw = self.upper.backing().stat(root.as_fd())?;
-        let opaque = self.upper.mark(root.as_fd(), Mark::Opaque)?.as_deref() == Some(b"y");
+        let opaque = self.upper.is_opaque(root.as_fd())?;
         let mut entry = Entry::new(Kind::Dir, Some(raw.ino));
         // The root is its own name's directory, so that it counts as one that has not been removed.
         entry.names.push((ROOT, Arc::from(&b"/"[..])));
@@ -166,7 +165,8 @@ impl Union {
         let lower = {
             let table = self.table();
             let Some(entry) = table.get(dir) else {
-                return Ok(self.image.find(dir, name)?.map(Found::Image));
+                drop(table);
+                return self.find_lower(dir, dir, name);
             };
             let here = entry.dir.as_ref().ok_or(FsError::NotDir)?;
             match here.names.as_ref().and_then(|names| names.get(name)) {
@@ -176,10 +176,32 @@ impl Union {
                 None => here.lower,
             }
         };
-        Ok(match lower {
-            Some(lower) => self.image.find(lower, name)?.map(Found::Image),
-            None => None,
-        })
+        match lower {
+            Some(lower) => self.find_lower(dir, lower, name),
+            None => Ok(None),
+        }
+    }
+
+    /// What a name of a directory is that shows through from one of the lower layers.
+    fn find_lower(&self, dir: Ino, lower: Ino, name: &[u8]) -> Result<Option<Found>, FsError> {
+        let Some(ino) = self.lower.find(lower, name)? else { return Ok(None) };
+        let table = self.table();
+        if !self.is_others(&table, ino) {
+            return Ok(Some(Found::Lower(ino)));
+        }
+        // It may just have been copied up, and then has its name there.
+        match table.names(dir).and_then(|names| names.get(name)) {
+            Some(What::Inode(ino)) => Ok(Some(Found::Upper(ino))),
+            Some(What::Whiteout) => Ok(None),
+            None => Ok(Some(Found::Lower(self.lower.renumber(lower, name)?))),
+        }
+    }
+
+    /// Whether a number of something that shows through is that of an object of the upper directory, which carries it from
+    /// a time when the directories below were other ones. What was copied up hides what it was copied from.
+    fn is_others(&self, table: &Table, ino: Ino) -> bool {
+        let known = |entry: &Entry| entry.raw.is_some() && !entry.linking && !entry.is_removed();
+        !self.lower.is_certain() && table.get(ino).is_some_and(known)
     }
 
     /// The inode that `name` is in the directory `dir`.
@@ -192,7 +214,7 @@ impl Union {
         match self.table().get(ino) {
             Some(entry) if entry.dir.is_none() => Err(FsError::NotDir),
             Some(entry) => Ok(entry.names.first().map_or(ino, |(dir, _)| *dir)),
-            None => self.image.parent(ino),
+            None => self.lower.parent(ino),
         }
     }
 
@@ -204,7 +226,7 @@ impl Union {
             None => Some(dir),
         };
         match lower {
-            Some(lower) => Ok(self.image.find(lower, name)?.is_some()),
+            Some(lower) => Ok(self.lower.find(lower, name)?.is_some()),
             None => Ok(false),
         }
     }
@@ -267,9 +289,10 @@ impl Union {
 
     /// The kernel holds one more reference to an inode.
     pub fn remember(&self, ino: Ino) {
-        if let Some(count) = self.references.get(ino.wrapping_sub(1) as usize) {
-            count.fetch_add(1, Ordering::Relaxed);
-        } else if let Some(entry) = self.table().get(ino) {
+        let counted = self.lower.references(ino, |count| count.fetch_add(1, Ordering::Relaxed));
+        if counted.is_none()
+            && let Some(entry) = self.table().get(ino)
+        {
             entry.locks.references.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -277,15 +300,16 @@ impl Union {
     /// The kernel lets go of references. What has no name either is gone for good.
     pub fn forget(&self, ino: Ino, count: u64) {
         let left = {
-            let table = self.table();
-            let counter = match self.references.get(ino.wrapping_sub(1) as usize) {
-                Some(counter) => Some(counter),
-                None => table.get(ino).map(|entry| &entry.locks.references),
-            };
-            let Some(counter) = counter else { return };
             let fewer = |held: u64| Some(held.saturating_sub(count));
-            let before = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).unwrap_or_default();
-            before.saturating_sub(count)
+            let take = |counter: &AtomicU64| {
+                let before = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).unwrap_or_default();
+                before.saturating_sub(count)
+            };
+            let own = || self.table().get(ino).map(|entry| take(&entry.locks.references));
+            match self.lower.references(ino, take).or_else(own) {
+                Some(left) => left,
+                None => return,
+            }
         };
         if left == 0 {
             self.drop_removed(ino);
@@ -293,10 +317,9 @@ impl Union {
     }
 
     fn is_referenced(&self, ino: Ino) -> bool {
-        match self.references.get(ino.wrapping_sub(1) as usize) {
-            Some(count) => count.load(Ordering::Relaxed) > 0,
-            None => self.table().get(ino).is_some_and(|entry| entry.locks.references.load(Ordering::Relaxed) > 0),
-        }
+        let is_held = |count: &AtomicU64| count.load(Ordering::Relaxed) > 0;
+        let own = || self.table().get(ino).is_some_and(|entry| is_held(&entry.locks.references));
+        self.lower.references(ino, is_held).unwrap_or_else(own)
     }
 
     /// Forgets an inode that has no names, if the kernel knows it no more.
@@ -318,7 +341,7 @@ impl Union {
     fn is_file(&self, ino: Ino) -> Result<(), FsError> {
         let kind = match self.table().get(ino) {
             Some(entry) => entry.kind,
-            None => return self.image.file_check(ino),
+            None => return self.lower.file_check(ino),
         };
         match kind {
             Kind::File => Ok(()),
@@ -330,7 +353,7 @@ impl Union {
     fn data_of(&self, ino: Ino) -> Option<Data> {
         self.table().get(ino).map(|entry| match entry.raw {
             Some(_) => entry.data,
-            None => Data::Image(ino, u64::MAX),
+            None => Data::Lower(ino, u64::MAX),
         })
     }
 }

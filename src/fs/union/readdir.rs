@@ -6,9 +6,9 @@
 
 use super::Union;
 use super::table::{Name, What};
+use crate::fs::lower;
 use crate::fs::readdir::{DirEntry, FIRST, dots};
 use crate::fs::{FsError, Ino};
-use crate::layer::IndexError;
 use crate::meta::Kind;
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ impl Union {
     /// [`crate::fs::Fs::readdir`].
     pub fn readdir(&self, ino: Ino, from: u64, mut full: impl FnMut(&DirEntry) -> bool) -> Result<(), FsError> {
         if self.table().get(ino).is_none() {
-            return self.image.readdir(ino, from, full);
+            return self.lower.readdir(ino, from, full);
         }
         self.ensure_loaded(ino)?;
         if dots(ino, self.parent(ino)?, from, &mut full) {
@@ -59,6 +59,12 @@ impl Union {
 
     fn batch(&self, dir: Ino, from: u64) -> Result<Vec<Item>, FsError> {
         let mut batch = Vec::new();
+        // Read first: the table's lock is for memory only.
+        let shown = match self.table().get(dir) {
+            Some(entry) => entry.dir.as_ref().and_then(|here| here.lower),
+            None => Some(dir),
+        };
+        let listing = shown.map(|lower| self.lower.listing(lower)).transpose()?;
         let table = self.table();
         let (lower, names) = match table.get(dir) {
             Some(entry) => {
@@ -69,23 +75,20 @@ impl Union {
         };
         let kind_of = |ino: Ino| match table.get(ino) {
             Some(entry) => Ok(entry.kind),
-            None => self.image.getattr(ino).map(|attr| attr.kind),
+            None => self.lower.getattr(ino).map(|attr| attr.kind),
         };
-        if let Some(lower) = lower.filter(|_| from < OWN) {
-            let entries = self.image.children(lower)?;
-            let start = ((from - FIRST) as usize).min(entries.len());
-            for (at, entry) in entries.iter().enumerate().skip(start) {
+        if let (Some(lower), Some(listing)) = (lower.filter(|_| from < OWN), &listing) {
+            for item in listing.from((from - FIRST) as usize) {
                 if batch.len() >= BATCH {
                     return Ok(batch);
                 }
-                let (name, next) = (self.image.tree.name(entry)?, FIRST + at as u64 + 1);
+                let (at, lower::Item { name, ino, kind }) = item?;
+                let next = FIRST + at as u64 + 1;
                 let (ino, kind) = match names.and_then(|names| names.get(name)) {
                     Some(What::Whiteout) => continue,
                     Some(What::Inode(ino)) => (ino, kind_of(ino)?),
-                    None => {
-                        let kind = entry.kind().ok_or(IndexError::Damaged("an entry has no kind"))?;
-                        (Ino::from(entry.node.get()) + 1, kind)
-                    }
+                    None if self.is_others(&table, ino) => (self.lower.renumber(lower, name)?, kind),
+                    None => (ino, kind),
                 };
                 batch.push(Item { name: Arc::from(name), ino, kind, next });
             }
@@ -97,7 +100,7 @@ impl Union {
             }
             let What::Inode(ino) = what else { continue };
             if let Some(lower) = lower
-                && self.image.find(lower, name)?.is_some()
+                && self.lower.find(lower, name)?.is_some()
             {
                 continue;
             }

@@ -21,7 +21,7 @@ impl Union {
         let _changing = lock(&locks.change);
         let name = owned(name);
         match self.removable(dir, &name)? {
-            Found::Image(ino) => self.hide(dir, &name, ino),
+            Found::Lower(ino) => self.hide(dir, &name, ino),
             Found::Upper(ino) => {
                 self.hold_if_last(ino)?;
                 let whiteout = self.covers(dir, &name)?;
@@ -50,7 +50,7 @@ impl Union {
     pub(super) fn bring_up_if_linked(&self, found: Found) -> Result<(), FsError> {
         let ino = found.ino();
         let waits = self.table().get(ino).is_some_and(|entry| entry.linking);
-        if waits || matches!(found, Found::Image(_)) && self.image.node(ino)?.nlink.get() > 1 {
+        if waits || matches!(found, Found::Lower(_)) && self.lower.getattr(ino)?.nlink > 1 {
             self.copy_up(ino)?;
         }
         Ok(())
@@ -126,7 +126,7 @@ impl Union {
         }
         let ino = found.ino();
         self.check_empty(ino)?;
-        if found == Found::Image(ino) {
+        if found == Found::Lower(ino) {
             return self.hide(dir, &name, ino);
         }
         self.clear(ino)?;
@@ -180,7 +180,7 @@ impl Union {
     pub(super) fn kind(&self, ino: Ino) -> Result<Kind, FsError> {
         match self.table().get(ino) {
             Some(entry) => Ok(entry.kind),
-            None => Ok(self.image.getattr(ino)?.kind),
+            None => Ok(self.lower.getattr(ino)?.kind),
         }
     }
 

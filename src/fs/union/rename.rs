@@ -156,9 +156,11 @@ impl Union {
         let left = if needs { Left::Whiteout } else { Left::Nothing };
         let leaving = if needs { RenameFlags::WHITEOUT } else { RenameFlags::empty() };
         self.mark_moved(ino, to)?;
+        self.upper.claim_name(self.handle(ino)?.as_fd(), &to.name)?;
         if replace == Replace::Exchange {
             let other = target.map(Found::ino).ok_or(FsError::NotFound)?;
             self.mark_moved(other, from)?;
+            self.upper.claim_name(self.handle(other)?.as_fd(), &from.name)?;
             let exchanged = Some(other);
             return Ok(Plan {
                 flags: RenameFlags::EXCHANGE,
@@ -174,6 +176,10 @@ impl Union {
             && target == Some(Found::Upper(old))
         {
             self.clear(old)?;
+        }
+        if slot == Some(What::Whiteout) {
+            let parent = self.handle(to.dir)?;
+            self.upper.settle_whiteout(Place { dir: parent.as_fd(), name: &to.name })?;
         }
         // No rename puts a directory over a device, but an exchange does; what comes back is a whiteout.
         if slot == Some(What::Whiteout) && is_dir {
@@ -193,7 +199,8 @@ impl Union {
         };
         let handle = self.handle(ino)?;
         match lower {
-            Some(lower) => self.upper.set_mark(handle.as_fd(), Mark::Redirect, &self.image_path(lower)?)?,
+            Some(_) if !self.forms.redirects => return Err(FsError::OtherDevice),
+            Some(lower) => self.upper.set_mark(handle.as_fd(), Mark::Redirect, &self.lower.path(lower)?)?,
             None if self.covers(to.dir, &to.name)? => self.upper.set_mark(handle.as_fd(), Mark::Opaque, b"y")?,
             None => {}
         }
@@ -221,7 +228,7 @@ impl Union {
 
     fn enter_rename(&self, plan: &Plan, from: &Side, to: &Side, ino: Ino) -> Result<(), FsError> {
         let is_dir = |table: &super::Table, ino: Ino| {
-            table.get(ino).map_or_else(|| self.image.node(ino).is_ok_and(|n| n.is_dir()), |e| e.kind == Kind::Dir)
+            table.get(ino).map_or_else(|| self.lower.is_dir(ino), |e| e.kind == Kind::Dir)
         };
         let mut table = self.table_mut();
         let count = |table: &mut super::Table, ino: Ino, away: Ino, there: Ino| {
@@ -241,7 +248,7 @@ impl Union {
         }
         if let Some(replaced) = plan.replaced {
             if table.get(replaced).is_none() {
-                let kind = self.image.getattr(replaced)?.kind;
+                let kind = self.lower.getattr(replaced)?.kind;
                 table.insert(replaced, removed(kind));
             }
             if is_dir(&table, replaced) {

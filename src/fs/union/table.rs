@@ -2,14 +2,14 @@
 //! what has been looked at is here. Nothing in this file does I/O; whoever changes something on disk tells the table
 //! afterwards, so that a call that failed has changed nothing.
 
+use crate::backing::Handle;
 use crate::fs::Ino;
 use crate::meta::{Kind, Time};
-use crate::upper::Handle;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
 
-pub type Name = Arc<[u8]>;
+pub use crate::fs::lower::Name;
 
 /// All that is known.
 #[derive(Default)]
@@ -47,8 +47,10 @@ pub struct Entry {
 pub enum Data {
     /// In the upper directory.
     Upper,
-    /// In the image, as that inode's, so many bytes of it.
-    Image(Ino, u64),
+    /// In the lower layers, as that inode's, so many bytes of it.
+    Lower(Ino, u64),
+    /// In no layer, though the upper directory has attributes only.
+    Missing,
 }
 
 /// Held over system calls, unlike the table's own lock. Lock order: the module's documentation.

@@ -1,8 +1,8 @@
 //! Extended attributes of the union's inodes.
 
 use super::{Union, acl};
+use crate::backing::Handle;
 use crate::fs::{FsError, Ino};
-use crate::upper::Handle;
 use rustix::fs::XattrFlags;
 use std::borrow::Cow;
 use std::os::fd::AsFd;
@@ -23,8 +23,8 @@ impl Union {
 
     /// The value of an inode's extended attribute.
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Cow<'_, [u8]>, FsError> {
-        let Some(handle) = self.up(ino)? else { return self.image.getxattr(ino, name).map(Cow::Borrowed) };
-        let stored = self.upper.namespace().stored(name);
+        let Some(handle) = self.up(ino)? else { return self.lower.getxattr(ino, name) };
+        let stored = self.upper.dialect().stored(name);
         let value = self.upper.backing().get_xattr(handle.as_fd(), &stored)?;
         value.map(Cow::Owned).ok_or(FsError::NoAttribute)
     }
@@ -32,11 +32,11 @@ impl Union {
     /// The names of an inode's extended attributes.
     pub fn xattr_names(&self, ino: Ino) -> Result<Vec<Vec<u8>>, FsError> {
         let Some(handle) = self.up(ino)? else {
-            return Ok(self.image.xattrs(ino)?.into_iter().map(|(name, _)| name.to_vec()).collect());
+            return self.lower.xattr_names(ino);
         };
         let stored = self.upper.backing().list_xattrs(handle.as_fd())?;
         let names = stored.split(|b| *b == 0).filter(|name| !name.is_empty());
-        Ok(names.filter_map(|name| self.upper.namespace().shown(name)).collect())
+        Ok(names.filter_map(|name| self.upper.dialect().shown(name)).collect())
     }
 
     /// Sets an extended attribute; `flags` are setxattr(2)'s.
@@ -70,7 +70,7 @@ impl Union {
         self.getxattr(ino, name)?;
         self.copy_up(ino)?;
         let handle = self.handle(ino)?;
-        self.upper.backing().remove_xattr(handle.as_fd(), &self.upper.namespace().stored(name))?;
+        self.upper.backing().remove_xattr(handle.as_fd(), &self.upper.dialect().stored(name))?;
         self.forget_default_acl(ino, name);
         Ok(())
     }
@@ -86,7 +86,7 @@ impl Union {
         if !self.may_be_capable(ino) {
             return Ok(None);
         }
-        let found = self.upper.backing().get_xattr(handle.as_fd(), &self.upper.namespace().stored(CAPABILITY))?;
+        let found = self.upper.backing().get_xattr(handle.as_fd(), &self.upper.dialect().stored(CAPABILITY))?;
         if found.is_none()
             && let Some(entry) = self.table_mut().get_mut(ino)
         {

@@ -1,7 +1,7 @@
-//! Owner, mode and kind, as an upper directory keeps them: natively where the user may, and else in an attribute that
-//! other container tools know too (`user.containers.override_stat`).
+//! Owner, mode and kind of an object: native ones, or those that an attribute says instead, in the form that container
+//! tools share (`user.containers.override_stat` and its kin): `uid:gid:mode[:kind]`.
 
-use super::backing::Raw;
+use super::Raw;
 use crate::meta::{Kind, PERMISSION_BITS};
 
 /// Attributes of an object as it is to be seen.

@@ -1,4 +1,4 @@
-//! Open descriptors of the upper's objects, by inode number: bounded, the one used least recently goes first. A
+//! Open descriptors of objects, by number: bounded, the one used least recently goes first. A
 //! descriptor has one owner, which whoever is using it shares.
 
 use lru::LruCache;
@@ -39,4 +39,9 @@ impl Handles {
     fn lock(&self) -> std::sync::MutexGuard<'_, LruCache<u64, Handle>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A descriptor to share.
+pub fn share(fd: OwnedFd) -> Handle {
+    Arc::new(fd)
 }

@@ -1,7 +1,7 @@
-//! The calls of a view: those that read are made so that not even an access time changes where that can be had (a
+//! The calls on what must not change: those that read are made so that not even an access time changes where that can be had (a
 //! symbolic link's cannot), and all others are refused.
 
-use super::backing::{self, Backing, Disk, Listed, Raw, Space};
+use super::{Backing, Disk, Listed, Raw, Space, disk};
 use rustix::fs::{OFlags, RenameFlags, Timestamps, XattrFlags};
 use rustix::io::Errno;
 use std::ffi::CStr;
@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// The real thing, but nothing is ever changed.
-pub(super) struct Still;
+pub struct Still;
 
 fn refused<T>() -> io::Result<T> {
     Err(Errno::ROFS.into())
@@ -39,7 +39,7 @@ impl Backing for Still {
     }
 
     fn list(&self, dir: BorrowedFd) -> io::Result<Vec<Listed>> {
-        backing::list(self.open(dir, b".", OFlags::RDONLY | OFlags::DIRECTORY, 0)?)
+        disk::list(self.open(dir, b".", OFlags::RDONLY | OFlags::DIRECTORY, 0)?)
     }
 
     fn readlink(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<Vec<u8>> {
@@ -56,6 +56,10 @@ impl Backing for Still {
 
     fn list_xattrs(&self, fd: BorrowedFd) -> io::Result<Vec<u8>> {
         Disk.list_xattrs(fd)
+    }
+
+    fn list_xattrs_at(&self, dir: BorrowedFd, entry: &[u8]) -> io::Result<Vec<u8>> {
+        Disk.list_xattrs_at(dir, entry)
     }
 
     fn read(&self, fd: BorrowedFd, into: &mut [u8], offset: u64) -> io::Result<usize> {

@@ -1,6 +1,6 @@
-//! The system calls that an upper directory is kept with, as a trait so narrow that a test can count them, fail any of
-//! them and forget what was not synced. It decides nothing.
+//! The calls as the system has them.
 
+use super::{Backing, Listed, Raw, Space};
 use crate::meta::{Kind, Time};
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, FlockOperation, Gid, IFlags, Mode, OFlags, RawDir, RenameFlags, Stat,
@@ -12,100 +12,6 @@ use std::fmt::Write as _;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-
-/// Attributes of an object as the file system below has them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Raw {
-    /// Inode number there.
-    pub ino: u64,
-    /// Type and permission bits.
-    pub mode: u32,
-    /// Links there.
-    pub nlink: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Device number, in the kernel's 32-bit form.
-    pub rdev: u32,
-    /// Bytes.
-    pub size: u64,
-    /// 512-byte blocks.
-    pub blocks: u64,
-    /// Access time.
-    pub atime: Time,
-    /// Modification time.
-    pub mtime: Time,
-    /// Change time.
-    pub ctime: Time,
-}
-
-/// One entry of a directory.
-#[derive(Clone, Debug)]
-pub struct Listed {
-    /// Its name, never `.` or `..`.
-    pub name: Vec<u8>,
-    /// The inode number there.
-    pub ino: u64,
-    /// What the directory says that it is, if it does.
-    pub kind: Option<Kind>,
-}
-
-/// Space of the file system below, in units of `block` bytes.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Space {
-    /// Bytes of a block.
-    pub block: u64,
-    /// All blocks.
-    pub blocks: u64,
-    /// Free ones.
-    pub free: u64,
-    /// Those free for anybody.
-    pub available: u64,
-    /// All inodes.
-    pub files: u64,
-    /// Free ones.
-    pub files_free: u64,
-}
-
-/// The calls. Descriptors may be `O_PATH` ones wherever the object and not its data is meant. All errors are the
-/// system's own.
-#[allow(missing_docs, reason = "each is the system call of its name, on the object that the descriptor stands for")]
-pub trait Backing: Send + Sync {
-    fn open(&self, dir: BorrowedFd, name: &[u8], flags: OFlags, mode: u32) -> io::Result<OwnedFd>;
-    fn stat(&self, fd: BorrowedFd) -> io::Result<Raw>;
-    fn stat_at(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<Raw>;
-    fn list(&self, dir: BorrowedFd) -> io::Result<Vec<Listed>>;
-    fn mkdir(&self, dir: BorrowedFd, name: &[u8], mode: u32) -> io::Result<()>;
-    fn mknod(&self, dir: BorrowedFd, name: &[u8], mode: u32, rdev: u32) -> io::Result<()>;
-    fn symlink(&self, target: &[u8], dir: BorrowedFd, name: &[u8]) -> io::Result<()>;
-    fn readlink(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<Vec<u8>>;
-    fn link(&self, fd: BorrowedFd, dir: BorrowedFd, name: &[u8]) -> io::Result<()>;
-    fn unlink(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<()>;
-    fn rmdir(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<()>;
-    fn rename(&self, from: BorrowedFd, name: &[u8], to: BorrowedFd, new: &[u8], flags: RenameFlags) -> io::Result<()>;
-    fn chmod(&self, fd: BorrowedFd, mode: u32) -> io::Result<()>;
-    fn chown(&self, fd: BorrowedFd, uid: Option<u32>, gid: Option<u32>) -> io::Result<()>;
-    fn utimens(&self, fd: BorrowedFd, times: &Timestamps) -> io::Result<()>;
-    fn get_xattr(&self, fd: BorrowedFd, name: &[u8]) -> io::Result<Option<Vec<u8>>>;
-    fn get_xattr_at(&self, dir: BorrowedFd, entry: &[u8], name: &CStr) -> io::Result<Option<Vec<u8>>>;
-    fn set_xattr(&self, fd: BorrowedFd, name: &[u8], value: &[u8], flags: XattrFlags) -> io::Result<()>;
-    fn remove_xattr(&self, fd: BorrowedFd, name: &[u8]) -> io::Result<()>;
-    fn list_xattrs(&self, fd: BorrowedFd) -> io::Result<Vec<u8>>;
-    fn read(&self, fd: BorrowedFd, into: &mut [u8], offset: u64) -> io::Result<usize>;
-    fn write(&self, fd: BorrowedFd, bytes: &[u8], offset: u64) -> io::Result<usize>;
-    fn copy(&self, from: BorrowedFd, at: u64, to: BorrowedFd, to_at: u64, len: usize) -> io::Result<usize>;
-    fn truncate(&self, fd: BorrowedFd, size: u64) -> io::Result<()>;
-    fn allocate(&self, fd: BorrowedFd, mode: u32, offset: u64, len: u64) -> io::Result<()>;
-    fn seek(&self, fd: BorrowedFd, offset: u64, hole: bool) -> io::Result<u64>;
-    fn sync(&self, fd: BorrowedFd, data_only: bool) -> io::Result<()>;
-    fn lock(&self, fd: BorrowedFd) -> io::Result<()>;
-    fn space(&self, fd: BorrowedFd) -> io::Result<Space>;
-    fn get_flags(&self, fd: BorrowedFd) -> io::Result<u32>;
-    fn set_flags(&self, fd: BorrowedFd, flags: u32) -> io::Result<()>;
-    fn get_attributes(&self, fd: BorrowedFd) -> io::Result<[u8; 28]>;
-    fn set_attributes(&self, fd: BorrowedFd, attributes: &[u8; 28]) -> io::Result<()>;
-}
 
 /// The real thing.
 pub struct Disk;
@@ -160,6 +66,7 @@ fn present(found: io::Result<Vec<u8>>) -> io::Result<Option<Vec<u8>>> {
 fn raw(stat: &Stat) -> Raw {
     let time = |sec: i64, nsec: u64| Time { sec, nsec: nsec as u32 };
     Raw {
+        dev: stat.st_dev,
         ino: stat.st_ino,
         mode: stat.st_mode,
         nlink: stat.st_nlink as u32,
@@ -196,6 +103,20 @@ pub(super) fn list(dir: OwnedFd) -> io::Result<Vec<Listed>> {
         }
     }
     Ok(all)
+}
+
+/// Reads all of it.
+pub fn read_exact(fd: BorrowedFd, mut into: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !into.is_empty() {
+        match Disk.read(fd, into, offset)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            done => {
+                into = &mut into[done..];
+                offset += done as u64;
+            }
+        }
+    }
+    Ok(())
 }
 
 impl Backing for Disk {
@@ -285,6 +206,12 @@ impl Backing for Disk {
     fn list_xattrs(&self, fd: BorrowedFd) -> io::Result<Vec<u8>> {
         let direct = grow(|buffer| rustix::fs::flistxattr(fd, buffer));
         let listed = or_by_path(direct, || grow(|buffer| rustix::fs::listxattr(by_number(fd), buffer)));
+        Ok(present(listed)?.unwrap_or_default())
+    }
+
+    fn list_xattrs_at(&self, dir: BorrowedFd, entry: &[u8]) -> io::Result<Vec<u8>> {
+        let path = below(dir, entry);
+        let listed = grow(|buffer| rustix::fs::llistxattr(&*path, buffer)).map_err(io::Error::from);
         Ok(present(listed)?.unwrap_or_default())
     }
 

@@ -1,0 +1,332 @@
+//! podman and buildah over a mount program, each in a store of its own, as root or as a plain user; and the comparison
+//! of what they say over two programs.
+
+use std::cell::RefCell;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use regex_lite::Regex;
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::env::{Output, TestEnv, run};
+use super::eventually;
+use super::small::Numbers;
+
+/// Who stands under test when `PLYFS_TEST_ENGINE` does not say: `plyfs`, `fuse-overlayfs`, or `overlayfs`, which is the
+/// kernel's own union without any mount program. What fails on the kernel's is a fault of the test or of fuse-overlayfs.
+const UNDER_TEST: &str = "plyfs";
+/// The program that all are compared with.
+const PEER: &str = "/usr/bin/fuse-overlayfs";
+/// Lists a tree.
+pub const LIST_TREE: &str = include_str!("../../scripts/lib/list-tree.py");
+
+/// Who runs podman.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    /// Root, with runc and without a user namespace.
+    Root,
+    /// A plain user that every Debian has. Each test takes another: podman maps all that `/etc/subuid` gives a user, and
+    /// would see the lines that other tests add.
+    User(&'static str, u32),
+}
+
+/// A store of podman's, with the folders, the configuration and the processes that belong to it.
+pub struct Store {
+    /// Its folder; files in it can be reached by the user.
+    pub env: TestEnv,
+    /// Who uses it.
+    pub who: Who,
+    program: Option<PathBuf>,
+    said: RefCell<Vec<String>>,
+}
+
+/// Finds the program for a new store.
+type Program = fn(&TestEnv, Who) -> Option<PathBuf>;
+
+/// The name of who is under test.
+fn engine() -> String {
+    let chosen = std::env::var("PLYFS_TEST_ENGINE").ok().filter(|name| !name.is_empty());
+    chosen.unwrap_or_else(|| UNDER_TEST.to_owned())
+}
+
+/// Whether the kernel's union is compared: podman then looks for changes in another way, and maps users in another.
+pub fn kernels() -> bool {
+    engine() == "overlayfs"
+}
+
+/// The program under test, by a link in that folder. A plain user may not reach the build: cp takes it to where he can.
+fn under_test(env: &TestEnv, who: Who) -> Option<PathBuf> {
+    match engine().as_str() {
+        "overlayfs" => None,
+        "fuse-overlayfs" => Some(PEER.into()),
+        "plyfs" => {
+            let (mut program, link) = (PathBuf::from(env!("CARGO_BIN_EXE_plyfs")), env.path("fuse-overlayfs"));
+            if who != Who::Root {
+                assert_eq!(run(Command::new("cp").arg(&program).arg(env.path("plyfs"))).code, 0);
+                program = env.path("plyfs");
+            }
+            std::os::unix::fs::symlink(program, &link).unwrap();
+            Some(link)
+        }
+        other => panic!("PLYFS_TEST_ENGINE={other}: wanted plyfs, overlayfs or fuse-overlayfs"),
+    }
+}
+
+/// Does the same in a store over fuse-overlayfs and in one over the program under test, and requires that both say the
+/// same. `allowed` are what lines may begin with that differ: with a `-` those of fuse-overlayfs, with a `+` the others'.
+#[track_caller]
+pub fn compare(who: Who, allowed: &[(&str, &str)], scenario: impl Fn(&Store) + Sync) {
+    let _numbers = match who {
+        Who::Root => None,
+        Who::User(name, id) => Some(Numbers::give(name, 1_700_000_000 + id * 100_000)),
+    };
+    let one = |program: Program| {
+        let store = Store::new(who, program);
+        scenario(&store);
+        store.finish()
+    };
+    // Most of the time each waits for processes of its own.
+    let (peer, tested) = std::thread::scope(|scope| {
+        let peer = scope.spawn(|| one(|_, _| Some(PEER.into())));
+        let tested = one(under_test);
+        (peer.join(), tested)
+    });
+    let peer = peer.expect("the scenario failed over fuse-overlayfs");
+    let mut found = differences(&peer, &tested);
+    found.retain(|line| !allowed.iter().any(|(begins, _)| line.starts_with(begins)));
+    assert!(found.is_empty(), "- over fuse-overlayfs, + over the program under test:\n{}", found.join("\n"));
+}
+
+/// Requires that two trees of one store are the same.
+#[track_caller]
+pub fn assert_same(what: &str, one: &str, other: &str) {
+    let found = differences(&[one.to_owned()], &[other.to_owned()]);
+    assert!(found.is_empty(), "{what}:\n{}", found.join("\n"));
+}
+
+/// Lines of one that the other has not, each with the step that it belongs to; steps that differ in number end it.
+fn differences(peer: &[String], tested: &[String]) -> Vec<String> {
+    let mut found = Vec::new();
+    for (one, other) in peer.iter().zip(tested).filter(|(one, other)| one != other) {
+        let only = |text: &str, other: &str, sign: char| {
+            let others: Vec<&str> = other.lines().collect();
+            let lines = text.lines().filter(|line| !others.contains(line));
+            lines.map(|line| format!("{sign}{line}")).collect::<Vec<_>>()
+        };
+        let (less, more) = (only(one, other, '-'), only(other, one, '+'));
+        let step = one.lines().next().unwrap_or_default();
+        // The same lines in another order are a difference too.
+        let order = if less.is_empty() && more.is_empty() { vec![format!("order: {step}")] } else { Vec::new() };
+        found.extend([less, more, order].concat());
+    }
+    if peer.len() != tested.len() {
+        found.push(format!("{} steps and {}", peer.len(), tested.len()));
+    }
+    found
+}
+
+impl Store {
+    fn new(who: Who, program: Program) -> Store {
+        let env = TestEnv::new();
+        fs::set_permissions(env.path(""), PermissionsExt::from_mode(0o755)).unwrap();
+        let program = program(&env, who);
+        let mount = program.as_ref().map_or(String::new(), |at| format!("mount_program = \"{}\"\n", at.display()));
+        let folders = ["graph", "run", "home", "xdg", "tmp", "libpod", "work"];
+        folders.iter().for_each(|name| fs::create_dir(env.path(name)).unwrap());
+        let path = |name: &str| env.path(name).display().to_string();
+        let storage = format!(
+            "[storage]\ndriver = \"overlay\"\ngraphroot = \"{}\"\nrunroot = \"{}\"\n[storage.options.overlay]\n{mount}",
+            path("graph"),
+            path("run"),
+        );
+        fs::write(env.path("storage.conf"), storage).unwrap();
+        // Its own limits are more than a root without CAP_SYS_RESOURCE may set. Locks in files, because those in memory
+        // belong to all stores of a user.
+        let engine = format!(
+            "[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\nlock_type = \"file\"\nruntime = \
+             \"runc\"\ntmp_dir = \"{}\"\n[network]\nnetwork_config_dir = \"{}\"\n[containers]\nlog_driver = \
+             \"k8s-file\"\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n",
+            path("libpod"),
+            path("home/cni"),
+        );
+        fs::write(env.path("containers.conf"), engine).unwrap();
+        if let Who::User(_, id) = who {
+            let mut command = Command::new("chown");
+            command.arg(format!("{id}:{id}")).args(folders.iter().map(|name| env.path(name)));
+            assert_eq!(run(&mut command).code, 0);
+        }
+        Store { env, who, program, said: RefCell::default() }
+    }
+
+    /// Whether this is fuse-overlayfs, which gets some things wrong: they are asked of the others only.
+    pub fn is_peer(&self) -> bool {
+        self.program.as_deref() == Some(Path::new(PEER))
+    }
+
+    /// A command of the store's user, in its folder `work`.
+    pub fn command(&self, program: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command.args(args).current_dir(self.env.path("work"));
+        command.env("CONTAINERS_STORAGE_CONF", self.env.path("storage.conf"));
+        command.env("CONTAINERS_CONF", self.env.path("containers.conf"));
+        command.env("HOME", self.env.path("home")).env("XDG_RUNTIME_DIR", self.env.path("xdg"));
+        // A plain user's chroot looks for a folder in `/tmp`, where it would leave one and which may not be his to write in.
+        let isolation = match (program, self.who) {
+            ("buildah", Who::Root) => "chroot",
+            ("buildah", Who::User(..)) => "rootless",
+            _ => "oci",
+        };
+        command.env("TMPDIR", self.env.path("tmp")).env("BUILDAH_ISOLATION", isolation);
+        for name in ["XDG_CONFIG_HOME", "XDG_DATA_HOME", "REGISTRY_AUTH_FILE", "DBUS_SESSION_BUS_ADDRESS"] {
+            command.env_remove(name);
+        }
+        if let Who::User(_, id) = self.who {
+            command.uid(id).gid(id);
+        }
+        command
+    }
+
+    /// Run podman and require success; returns its standard output.
+    #[track_caller]
+    pub fn ok(&self, args: &[&str]) -> String {
+        self.done("podman", args)
+    }
+
+    /// Run buildah, without a runtime where it can, and require success; writes down its standard output.
+    #[track_caller]
+    pub fn buildah(&self, args: &[&str]) {
+        let said = self.done("buildah", args);
+        self.note(&format!("buildah {}", args.join(" ")), &said);
+    }
+
+    /// Run a program of the user's, and require success; returns its standard output.
+    #[track_caller]
+    pub fn done(&self, program: &str, args: &[&str]) -> String {
+        let output = run(&mut self.command(program, args));
+        assert_eq!(output.code, 0, "{program} {args:?}: {output:#?}");
+        output.stdout
+    }
+
+    /// Run podman, however it ends, and write down what it said.
+    pub fn says(&self, args: &[&str]) -> Output {
+        let output = run(&mut self.command("podman", args));
+        self.note(
+            &format!("podman {}", args.join(" ")),
+            &format!("{}\n{}{}", output.code, output.stdout, output.stderr),
+        );
+        output
+    }
+
+    /// Write down what is to be compared.
+    pub fn note(&self, step: &str, text: &str) {
+        self.said.borrow_mut().push(self.plain(&format!("{step}\n{text}")));
+    }
+
+    /// Without what is another one each time: IDs, times, and where the store is.
+    fn plain(&self, text: &str) -> String {
+        let at = self.env.path("").display().to_string();
+        let text = text.replace(at.trim_end_matches('/'), "STORE");
+        let id = Regex::new(r"\b([0-9a-f]{64}|[0-9a-f]{12})\b").unwrap();
+        let time = Regex::new(r#"time="[^"]*" "#).unwrap();
+        time.replace_all(&id.replace_all(&text, "ID"), "").into_owned()
+    }
+
+    /// A shell script on this machine where the store's mounts are seen: a plain user's are in a namespace.
+    #[track_caller]
+    pub fn outside(&self, script: &str, args: &[&str]) -> String {
+        self.outside_by("podman", script, args)
+    }
+
+    /// The same where buildah's are seen.
+    #[track_caller]
+    pub fn outside_by(&self, program: &str, script: &str, args: &[&str]) -> String {
+        let shell = [&["sh", "-euc", script, "sh"], args].concat();
+        match self.who {
+            Who::Root => self.done(shell[0], &shell[1..]),
+            Who::User(..) => self.done(program, &[&["unshare"], &shell[..]].concat()),
+        }
+    }
+
+    /// The tree of a container (`&[]`) or of an image (`&["image"]`), as the mount program shows it.
+    #[track_caller]
+    pub fn tree(&self, kind: &[&str], name: &str) -> String {
+        let script = "at=$(podman $1 mount $2) && python3 -c \"$3\" \"$at\" && podman $1 umount $2 >/dev/null";
+        self.outside(script, &[&kind.join(" "), name, LIST_TREE])
+    }
+
+    /// The tree of a folder on this machine.
+    #[track_caller]
+    pub fn folder(&self, path: &Path) -> String {
+        self.outside("python3 -c \"$1\" \"$2\"", &[LIST_TREE, path.to_str().unwrap()])
+    }
+
+    /// Removes all containers and images, and requires that no process and no mount is left of them.
+    #[track_caller]
+    fn finish(self) -> Vec<String> {
+        self.ok(&["rm", "-f", "-a", "-t", "0"]);
+        self.ok(&["rmi", "-f", "-a"]);
+        assert_eq!(self.ok(&["ps", "-a", "-q"]) + &self.ok(&["images", "-a", "-q"]), "");
+        if self.who != Who::Root {
+            // It ends the process that keeps the user's namespaces.
+            self.ok(&["system", "migrate"]);
+        }
+        eventually("all processes end", || self.processes().is_empty());
+        let own = self.env.path("graph/overlay");
+        let left: Vec<PathBuf> = self.mounts().into_iter().filter(|at| *at != own).collect();
+        assert!(left.is_empty(), "still mounted: {left:?}");
+        self.said.take()
+    }
+
+    /// Processes that were started for this store, and what those started: the store is in their environment.
+    fn processes(&self) -> Vec<Pid> {
+        let (at, mut found) = (self.env.path("").display().to_string(), Vec::new());
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            // One that ends meanwhile has neither.
+            let has = |name: &str| {
+                fs::read(entry.path().join(name))
+                    .is_ok_and(|bytes| bytes.windows(at.len()).any(|part| part == at.as_bytes()))
+            };
+            if let Some(pid) = number.and_then(Pid::from_raw)
+                && (has("environ") || has("cmdline"))
+            {
+                found.push(pid);
+            }
+        }
+        found
+    }
+
+    /// What is mounted in the store's folder, where root sees it, the last one first.
+    fn mounts(&self) -> Vec<PathBuf> {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let points = table.lines().filter_map(|line| line.split(' ').nth(4).map(PathBuf::from));
+        let mut found: Vec<PathBuf> = points.filter(|at| at.starts_with(self.env.path(""))).collect();
+        found.reverse();
+        found
+    }
+}
+
+impl Drop for Store {
+    /// All that is left goes, in a panic too: first the containers as podman would, then whatever remains.
+    fn drop(&mut self) {
+        if !self.processes().is_empty() {
+            let _ = self.command("podman", &["rm", "-f", "-a", "-t", "0"]).output();
+        }
+        for _ in 0..100 {
+            let left = self.processes();
+            if left.is_empty() {
+                break;
+            }
+            left.into_iter().for_each(|pid| {
+                let _gone = kill_process(pid, Signal::KILL);
+            });
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        for at in self.mounts() {
+            let _ = Command::new("umount").arg("-l").arg(at).status();
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Reading a directory of the layers: what is seen of it, by the one merge rule.
+
+use super::{Dir, Dirs, Entries, Entry, Leaf, Loaded, Node, Place, Source};
+use crate::fs::lower::Name;
+use crate::fs::{FsError, Ino};
+use crate::layer::{self, DirContents};
+use crate::meta::Kind;
+use crate::tree::rule::{self, Has, Seen};
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError};
+
+/// A name as one of a directory's sources has it.
+struct Named {
+    name: Vec<u8>,
+    /// The source's place among the sources: the lower, the higher the layer.
+    rank: usize,
+    ino: u64,
+    /// `None` for a whiteout.
+    kind: Option<Kind>,
+    /// Whether what lower layers have under the name is hidden, though this is a directory.
+    opaque: bool,
+}
+
+/// What the sources of a directory have.
+struct Read {
+    sources: Vec<Source>,
+    devices: Vec<u64>,
+    names: Vec<Named>,
+}
+
+/// What is found under a name: its kind, and where. Of a directory that is where the layers have it, of anything else the
+/// directories that hold it, that one first which has what is seen; the topmost first.
+pub(super) type Found = (Kind, Vec<Source>);
+
+impl Read {
+    fn add(&mut self, source: Source, contents: DirContents) {
+        let rank = self.sources.len();
+        let named = |e: layer::DirEntry| Named { name: e.name, rank, ino: e.ino, kind: e.kind, opaque: e.opaque };
+        self.names.extend(contents.entries.into_iter().map(named));
+        self.devices.push(contents.dev);
+        self.sources.push(source);
+    }
+
+    fn sorted(mut self) -> Read {
+        self.names.sort_unstable_by(|a, b| (&a.name, a.rank).cmp(&(&b.name, b.rank)));
+        self
+    }
+}
+
+impl Dirs {
+    /// A directory that has been read.
+    pub fn listing(&self, ino: Ino) -> Result<Arc<Dir>, FsError> {
+        let dir = self.dir(ino)?;
+        self.loaded(&dir)?;
+        Ok(dir)
+    }
+
+    pub(super) fn loaded<'a>(&self, dir: &'a Arc<Dir>) -> Result<&'a Loaded, FsError> {
+        if let Some(loaded) = dir.loaded.get() {
+            return Ok(loaded);
+        }
+        let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(loaded) = dir.loaded.get() {
+            return Ok(loaded);
+        }
+        let read = self.read_sources(&dir.candidates, &self.sources_of_parent(dir)?)?;
+        let loaded = self.merge(dir, read)?;
+        Ok(dir.loaded.get_or_init(|| loaded))
+    }
+
+    /// The layers' directories that the one is made of which holds a directory. It has been read: names are found so.
+    fn sources_of_parent(&self, dir: &Dir) -> Result<Vec<Source>, FsError> {
+        let parent = self.dir(dir.parent)?;
+        Ok(parent.loaded.get().map_or_else(Vec::new, |loaded| loaded.sources.clone()))
+    }
+
+    /// Reads everything below the root.
+    pub fn load_all(&self) -> Result<(), FsError> {
+        if self.all_loaded.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut left = VecDeque::from([self.root.clone()]);
+        while let Some(dir) = left.pop_front() {
+            self.loaded(&dir)?;
+            let entries = dir.entries();
+            for item in (0..entries.len()).map(|at| entries.get(at)).filter(|item| item.kind == Kind::Dir) {
+                left.push_back(self.dir(item.ino)?);
+            }
+        }
+        self.all_loaded.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Reads directories of several layers, the topmost first, down to the first that is opaque. One that was moved says
+    /// where the layers below have it; `parents` are the directories that hold them.
+    fn read_sources(&self, candidates: &[Source], parents: &[Source]) -> Result<Read, FsError> {
+        let mut read = Read { sources: Vec::new(), devices: Vec::new(), names: Vec::new() };
+        let mut left: VecDeque<Source> = candidates.iter().cloned().collect();
+        while let Some(source) = left.pop_front() {
+            let contents = self.contents(&source)?;
+            if let Some(redirect) = &contents.redirect {
+                left = match self.moved(source.layer, parents, redirect)? {
+                    Some((Kind::Dir, sources)) => sources.into(),
+                    _ => VecDeque::new(),
+                };
+            }
+            let opaque = contents.opaque;
+            read.add(source, contents);
+            if opaque {
+                break;
+            }
+        }
+        Ok(read.sorted())
+    }
+
+    fn contents(&self, source: &Source) -> Result<DirContents, FsError> {
+        Ok(self.layers[source.layer].read_dir(self.handle(source)?.as_fd())?)
+    }
+
+    /// Where the layers below one have what was moved: at a path from the root, or under a name in the same directory, of
+    /// which `parents` are the layers' parts.
+    pub(super) fn moved(&self, layer: usize, parents: &[Source], redirect: &[u8]) -> Result<Option<Found>, FsError> {
+        if !redirect.starts_with(b"/") {
+            let below: Vec<Source> = parents.iter().filter(|source| source.layer < layer).cloned().collect();
+            return self.named(&below, redirect);
+        }
+        let roots: Vec<Source> = self.root.candidates.iter().filter(|source| source.layer < layer).cloned().collect();
+        let (mut parents, mut found) = (Vec::new(), (Kind::Dir, roots));
+        for part in redirect.split(|b| *b == b'/').filter(|part| !part.is_empty()) {
+            if found.0 != Kind::Dir {
+                return Ok(None);
+            }
+            let read = self.read_sources(&found.1, &parents)?;
+            let group: Vec<Named> = read.names.into_iter().filter(|named| named.name == part).collect();
+            let Some(next) = self.seen(&read.sources, &group)? else { return Ok(None) };
+            (parents, found) = (read.sources, next);
+        }
+        Ok(Some(found))
+    }
+
+    /// What is seen of one name in directories that make up one, the topmost first.
+    pub(super) fn named(&self, dirs: &[Source], name: &[u8]) -> Result<Option<Found>, FsError> {
+        let mut read = Read { sources: Vec::new(), devices: Vec::new(), names: Vec::new() };
+        for source in dirs {
+            let mut contents = self.contents(source)?;
+            contents.entries.retain(|entry| entry.name == name);
+            read.add(source.clone(), contents);
+        }
+        let read = read.sorted();
+        self.seen(&read.sources, &read.names)
+    }
+
+    /// What is seen of one name that the sources of a directory have.
+    fn seen(&self, sources: &[Source], group: &[Named]) -> Result<Option<Found>, FsError> {
+        let has = |named: &Named| match named.kind {
+            None => Has::Whiteout,
+            Some(Kind::Dir) => Has::Dir { bare: false },
+            Some(_) => Has::Other,
+        };
+        match rule::seen::<FsError>(group.iter().map(|named| Ok(has(named))))? {
+            Seen::Nothing => Ok(None),
+            Seen::Other(which) => {
+                let named = &group[which];
+                Ok(named.kind.map(|kind| (kind, sources[named.rank..].to_vec())))
+            }
+            Seen::Dir => {
+                let dirs = group.iter().take_while(|named| named.kind == Some(Kind::Dir)).count();
+                let last = group[..dirs].iter().position(|named| named.opaque).map_or(dirs, |at| at + 1);
+                let at = |named: &Named| self.source_in(&sources[named.rank], &named.name);
+                Ok(Some((Kind::Dir, group[..last].iter().map(at).collect())))
+            }
+        }
+    }
+
+    fn source_in(&self, parent: &Source, name: &[u8]) -> Source {
+        let path = if parent.path.is_empty() { name.to_vec() } else { [&parent.path, &b"/"[..], name].concat() };
+        Source { layer: parent.layer, path: path.into(), id: self.next_source.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    /// Makes out what is seen of what was read, and gives each inode its number. The caller holds `loading`.
+    fn merge(&self, dir: &Arc<Dir>, read: Read) -> Result<Loaded, FsError> {
+        let (mut entries, mut subdirs) = (Vec::new(), 0);
+        let mut fresh: HashMap<Ino, Node> = HashMap::new();
+        let mut more: Vec<(Ino, Place)> = Vec::new();
+        for group in read.names.chunk_by(|a, b| a.name == b.name) {
+            let Some((kind, sources)) = self.seen(&read.sources, group)? else { continue };
+            let name: Name = Arc::from(&*group[0].name);
+            let named = &group[0];
+            let lasting = self.table_mut().lasting(read.devices[named.rank], named.ino);
+            let ino = if kind == Kind::Dir {
+                subdirs += 1;
+                let taken = |ino: &Ino| fresh.contains_key(ino) || self.has(*ino);
+                let ino = lasting.filter(|ino| !taken(ino)).unwrap_or_else(|| self.table_mut().passing());
+                let (loaded, references) = (OnceLock::new(), AtomicU64::new(0));
+                let child = Dir { ino, parent: dir.ino, name: name.clone(), candidates: sources, loaded, references };
+                fresh.insert(ino, Node::Dir(Arc::new(child)));
+                ino
+            } else {
+                let place = Place { dir: dir.clone(), name: name.clone(), source: sources[0].clone() };
+                let known = lasting.and_then(|ino| fresh.get(&ino).cloned().or_else(|| self.node(ino).ok()));
+                let (ino, linked) = match (lasting, known) {
+                    (Some(ino), None) => (ino, false),
+                    (Some(ino), Some(node)) if self.is_same(&node, &place)? => (ino, true),
+                    _ => (self.table_mut().passing(), false),
+                };
+                if linked {
+                    more.push((ino, place));
+                } else {
+                    let leaf = Leaf { kind, place, references: AtomicU64::new(0) };
+                    fresh.insert(ino, Node::Leaf(Arc::new(leaf)));
+                }
+                ino
+            };
+            entries.push(Entry { name, ino: AtomicU64::new(ino), kind });
+        }
+        let mut table = self.table_mut();
+        table.nodes.extend(fresh);
+        for (ino, place) in more {
+            table.more.entry(ino).or_default().push(place);
+        }
+        Ok(Loaded { sources: read.sources, entries: Entries(entries), subdirs })
+    }
+
+    /// Whether two names are of one file: the file system says so, whatever number it lists.
+    fn is_same(&self, node: &Node, place: &Place) -> Result<bool, FsError> {
+        let Node::Leaf(leaf) = node else { return Ok(false) };
+        let (a, b) = (self.object_at(&leaf.place)?, self.object_at(place)?);
+        Ok(a.raw.nlink > 1 && a.kind == b.kind && (a.raw.dev, a.raw.ino) == (b.raw.dev, b.raw.ino))
+    }
+}

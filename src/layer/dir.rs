@@ -1,0 +1,266 @@
+//! A plain directory as a layer (`lowerdir=`): read when it is looked at, and never written.
+//!
+//! Nothing outside of the directory is ever reached, whatever symbolic links a layer plants: directories are opened
+//! below the root without following any (openat2(2), RESOLVE_BENEATH), and everything else as one component of an open
+//! directory. Where that can be had the layer is seen through a mount of its own, which is read-only, changes no access
+//! times and shows nothing that is mounted over the layer.
+
+use crate::backing::{Backing, Handle, Object, Raw, Still, share};
+use crate::meta::Kind;
+use crate::sys;
+use crate::whiteout::{self, Mark, Marker, all_names, classify};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+/// The longest path that one call takes, with its end.
+const PATH_MAX: usize = 4096;
+
+/// One layer.
+pub struct DirLayer {
+    root: OwnedFd,
+    /// The attribute that owner, mode and kind are in, if the root says so by having it.
+    overrides: Option<&'static CStr>,
+}
+
+/// What a directory of a layer has.
+pub struct Contents {
+    /// Its entries, each name once, markers taken for what they mean.
+    pub entries: Vec<Entry>,
+    /// Whether it hides what lower layers have.
+    pub opaque: bool,
+    /// Where lower layers have it, if elsewhere: a path from the root, or a name in the same directory.
+    pub redirect: Option<Vec<u8>>,
+    /// The device number of the file system that it is in.
+    pub dev: u64,
+}
+
+/// One of them.
+pub struct Entry {
+    /// The name.
+    pub name: Vec<u8>,
+    /// The inode number below.
+    pub ino: u64,
+    /// What it is; `None` for a whiteout.
+    pub kind: Option<Kind>,
+    /// Whether a whiteout stands beside it: of a directory nothing that lower layers have in it is seen.
+    pub opaque: bool,
+}
+
+impl DirLayer {
+    /// Opens a layer.
+    pub fn open(path: &Path) -> io::Result<DirLayer> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let given = rustix::fs::open(path, flags, Mode::empty())?;
+        let root = sys::quiet_copy(&given).unwrap_or(given);
+        let top = open_here(root.as_fd())?;
+        let overrides = whiteout::override_of(|name| Still.get_xattr(top.as_fd(), name.to_bytes()))?;
+        Ok(DirLayer { root, overrides })
+    }
+
+    /// The root, for what is asked of its file system.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// Opens a directory, given by its path from the root, which is the empty one.
+    pub fn open_dir(&self, path: &[u8]) -> io::Result<Handle> {
+        if path.is_empty() {
+            return open_here(self.root.as_fd()).map(share);
+        }
+        if path.len() < PATH_MAX {
+            return open_beneath(self.root.as_fd(), path).map(share);
+        }
+        let mut at = self.root.try_clone()?;
+        for part in path.split(|b| *b == b'/') {
+            at = open_beneath(at.as_fd(), part)?;
+        }
+        Ok(share(at))
+    }
+
+    /// Reads a directory that [`DirLayer::open_dir`] opened.
+    pub fn read_dir(&self, dir: BorrowedFd) -> io::Result<Contents> {
+        let marks = Marks::of(dir)?;
+        let mut contents = Contents {
+            entries: Vec::new(),
+            opaque: marks.opaque.as_deref() == Some(b"y"),
+            redirect: marks.redirect,
+            dev: Still.stat(dir)?.dev,
+        };
+        let mixed = marks.opaque.as_deref() == Some(b"x");
+        let mut hidden = Vec::new();
+        for listed in Still.list(dir)? {
+            match marker(dir, &listed.name, listed.kind)? {
+                Some(Marker::Opaque) => contents.opaque = true,
+                Some(Marker::Whiteout(name)) => hidden.push(name.to_vec()),
+                Some(Marker::Reserved) => {}
+                Some(Marker::Plain) | None => {
+                    let kind = self.kind(dir, &listed.name, listed.kind, mixed)?;
+                    contents.entries.push(Entry { name: listed.name, ino: listed.ino, kind, opaque: false });
+                }
+            }
+        }
+        // A whiteout acts on lower layers only: what stands beside it is seen.
+        if !hidden.is_empty() {
+            contents.entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+            hidden.sort_unstable();
+            hidden.dedup();
+            for name in hidden {
+                match contents.entries.binary_search_by(|entry| entry.name.cmp(&name)) {
+                    Ok(at) => contents.entries[at].opaque = true,
+                    Err(at) => contents.entries.insert(at, Entry { name, ino: 0, kind: None, opaque: true }),
+                }
+            }
+        }
+        Ok(contents)
+    }
+
+    /// What an entry is; `None` for a whiteout.
+    fn kind(&self, dir: BorrowedFd, name: &[u8], listed: Option<Kind>, mixed: bool) -> io::Result<Option<Kind>> {
+        let sure = match listed {
+            Some(Kind::Char) | None => false,
+            Some(Kind::File) => self.overrides.is_none() && !mixed,
+            Some(_) => true,
+        };
+        if sure {
+            return Ok(listed);
+        }
+        let object = self.object_at(dir, name)?;
+        let whiteout = match object.kind {
+            Kind::Char => !object.overridden && whiteout::is_whiteout_device(object.rdev),
+            Kind::File if mixed && object.raw.size == 0 => mark_at(dir, name, Mark::Whiteout)?.is_some(),
+            _ => false,
+        };
+        Ok((!whiteout).then_some(object.kind))
+    }
+
+    /// What a directory's entry is.
+    pub fn object_at(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<Object> {
+        self.see(Still.stat_at(dir, name)?, |said| Still.get_xattr_at(dir, name, said))
+    }
+
+    /// What an open directory is.
+    pub fn object(&self, dir: BorrowedFd) -> io::Result<Object> {
+        self.see(Still.stat(dir)?, |said| Still.get_xattr(dir, said.to_bytes()))
+    }
+
+    fn see(&self, raw: Raw, read: impl FnOnce(&CStr) -> io::Result<Option<Vec<u8>>>) -> io::Result<Object> {
+        let said = match self.overrides {
+            Some(name) => read(name)?,
+            None => None,
+        };
+        let object = match said {
+            Some(value) => Object::overridden(raw, &value),
+            None => Object::native(raw),
+        };
+        object.ok_or_else(|| io::Error::other("an object of an unknown type"))
+    }
+
+    /// Opens a file for reading. What is none by now is refused, not waited for.
+    pub fn open_file(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<Handle> {
+        Still.open(dir, name, OFlags::RDONLY | OFlags::NONBLOCK, 0).map(share)
+    }
+
+    /// Where the data of an open file of this layer is, if lower layers have it: `Some(None)` under the same name, else
+    /// where a redirect says.
+    pub fn data_elsewhere(&self, file: BorrowedFd) -> io::Result<Option<Option<Vec<u8>>>> {
+        let listed = Still.list_xattrs(file)?;
+        if !has_any(&listed, Mark::Metacopy) {
+            return Ok(None);
+        }
+        mark(Mark::Redirect, |name| Still.get_xattr(file, name.to_bytes())).map(Some)
+    }
+
+    /// The target of a symbolic link, whichever form it has.
+    pub fn readlink_at(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<Vec<u8>> {
+        let object = self.object_at(dir, name)?;
+        if !object.overridden {
+            return Still.readlink(dir, name);
+        }
+        let mut target = vec![0; object.raw.size.min(PATH_MAX as u64) as usize];
+        let len = Still.read(self.open_file(dir, name)?.as_fd(), &mut target, 0)?;
+        target.truncate(len);
+        Ok(target)
+    }
+}
+
+/// What an entry means by its name. One that carries a number was made under that name by a mount of plyfs.
+fn marker<'a>(dir: BorrowedFd, name: &'a [u8], kind: Option<Kind>) -> io::Result<Option<Marker<'a>>> {
+    if whiteout::check_name(name).is_ok() || !whiteout::may_be_marker(kind) || mark_at(dir, name, Mark::Id)?.is_some() {
+        return Ok(None);
+    }
+    // One that names nothing which could be deleted is no part of the tree either.
+    Ok(Some(classify(name).unwrap_or(Marker::Reserved)))
+}
+
+/// An extended attribute that users see.
+pub struct StoredName {
+    /// Its name there.
+    pub stored: Vec<u8>,
+    /// Its name as it is seen.
+    pub shown: Vec<u8>,
+}
+
+/// Those that are seen of what a layer's object has, each of which has a NUL behind it.
+pub fn shown_names(stored: &[u8]) -> Vec<StoredName> {
+    let names = stored.split(|b| *b == 0).filter(|name| !name.is_empty());
+    names
+        .filter_map(|name| Some(StoredName { stored: name.to_vec(), shown: whiteout::shown_in_layer(name)? }))
+        .collect()
+}
+
+/// The marks of a directory.
+struct Marks {
+    opaque: Option<Vec<u8>>,
+    redirect: Option<Vec<u8>>,
+}
+
+impl Marks {
+    /// Most directories have no attributes, which one call tells.
+    fn of(dir: BorrowedFd) -> io::Result<Marks> {
+        let listed = Still.list_xattrs(dir)?;
+        let one = |wanted: Mark| match has_any(&listed, wanted) {
+            true => mark(wanted, |name| Still.get_xattr(dir, name.to_bytes())),
+            false => Ok(None),
+        };
+        Ok(Marks { opaque: one(Mark::Opaque)?, redirect: one(Mark::Redirect)? })
+    }
+}
+
+fn has_any(listed: &[u8], mark: Mark) -> bool {
+    !listed.is_empty() && listed.split(|b| *b == 0).any(|name| all_names(mark).iter().any(|one| one.to_bytes() == name))
+}
+
+fn mark_at(dir: BorrowedFd, entry: &[u8], wanted: Mark) -> io::Result<Option<Vec<u8>>> {
+    mark(wanted, |name| Still.get_xattr_at(dir, entry, name))
+}
+
+fn mark(mark: Mark, read: impl Fn(&CStr) -> io::Result<Option<Vec<u8>>>) -> io::Result<Option<Vec<u8>>> {
+    for name in all_names(mark) {
+        if let Some(value) = read(name)? {
+            return Ok(Some(value));
+        }
+    }
+    Ok(None)
+}
+
+/// Opens a directory that is open by its path only.
+fn open_here(dir: BorrowedFd) -> io::Result<OwnedFd> {
+    open_beneath(dir, b".")
+}
+
+fn open_beneath(dir: BorrowedFd, path: &[u8]) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let open = |flags| rustix::fs::openat2(dir, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve);
+    let directory = OFlags::RDONLY | OFlags::DIRECTORY;
+    match open(directory | OFlags::NOATIME) {
+        // Only its owner may leave no trace.
+        Err(Errno::PERM) => Ok(open(directory)?),
+        // Its entries cannot be listed, but may still be reached by name.
+        Err(Errno::ACCESS) => Ok(open(OFlags::PATH | OFlags::DIRECTORY)?),
+        opened => Ok(opened?),
+    }
+}

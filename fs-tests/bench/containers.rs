@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::below::unmount_below;
 use crate::engine::run;
 use crate::whole::whole_layers;
 
@@ -169,11 +170,6 @@ impl Drop for Setting {
         quietly(self.runc(&["delete", "-f", "true"]));
         quietly(self.podman(&["rm", "-af"]));
         quietly(self.podman(&["rmi", "-af"]));
-        let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let points = table.lines().filter_map(|line| line.split(' ').nth(4));
-        let ours: Vec<&str> = points.filter(|point| Path::new(point).starts_with(self.scratch.path())).collect();
-        for point in ours.iter().rev() {
-            quietly(["umount", "--lazy", point].map(str::to_owned).to_vec());
-        }
+        unmount_below(self.scratch.path());
     }
 }

@@ -21,10 +21,10 @@ pub const SMALL: usize = 20_000;
 pub struct Lower {
     /// The layer as an overlay lower directory.
     pub dir: PathBuf,
-    /// The Debian image with the layer on top, as an OCI layout, tag `latest`.
-    pub oci: PathBuf,
     /// The tar of small files.
     pub small: PathBuf,
+    /// The layer's tar.
+    pub tar: PathBuf,
 }
 
 /// Bytes without end that no hole can stand for, but which compress well: the layout's layer must not cost minutes.
@@ -42,23 +42,36 @@ impl Read for Noise {
 
 type Builder = tar::Builder<BufWriter<File>>;
 
-/// Make all of it below `scratch`. `debian` is the image that the layer is put on.
-pub fn make(scratch: &Path, debian: &Path) -> Result<Lower, String> {
-    let lower = Lower { dir: scratch.join("lower"), oci: scratch.join("oci"), small: scratch.join("small.tar") };
-    let layer = scratch.join("layer.tar");
-    write_tar(&layer, layer_entries).map_err(|e| format!("{}: {e}", layer.display()))?;
+/// Make all of it below `scratch`.
+pub fn make(scratch: &Path) -> Result<Lower, String> {
+    let lower = Lower { dir: scratch.join("lower"), small: scratch.join("small.tar"), tar: scratch.join("layer.tar") };
+    write_tar(&lower.tar, layer_entries).map_err(|e| format!("{}: {e}", lower.tar.display()))?;
     write_tar(&lower.small, small_entries).map_err(|e| format!("{}: {e}", lower.small.display()))?;
     fs::create_dir(&lower.dir).map_err(|e| e.to_string())?;
-    let text = |path: &Path| path.display().to_string();
-    let words = |words: &[&str]| run(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>()).map(drop);
-    words(&["tar", "-xf", &text(&layer), "-C", &text(&lower.dir)])?;
-    // A layout's blobs are never written to, so the copy shares them; its index is, and must not be the cache's own.
-    words(&["cp", "-a", "--link", &text(&debian.join("oci")), &text(&lower.oci)])?;
-    words(&["cp", "-a", "--remove-destination", &text(&debian.join("oci/index.json")), &text(&lower.oci)])?;
-    let image = format!("{}:latest", text(&lower.oci));
-    words(&["umoci", "raw", "add-layer", "--image", &image, &text(&layer)])?;
-    fs::remove_file(&layer).map_err(|e| e.to_string())?;
+    words(&["tar", "-xf", &text(&lower.tar), "-C", &text(&lower.dir)])?;
     Ok(lower)
+}
+
+impl Lower {
+    /// The image `debian` with the layer on top, as an OCI layout below `scratch`, tag `latest`. The layer's tar is gone then.
+    pub fn add_to(&self, debian: &Path, scratch: &Path) -> Result<PathBuf, String> {
+        let oci = scratch.join("oci");
+        // A layout's blobs are never written to, so the copy shares them; its index is, and must not be the cache's own.
+        words(&["cp", "-a", "--link", &text(&debian.join("oci")), &text(&oci)])?;
+        words(&["cp", "-a", "--remove-destination", &text(&debian.join("oci/index.json")), &text(&oci)])?;
+        let image = format!("{}:latest", text(&oci));
+        words(&["umoci", "raw", "add-layer", "--image", &image, &text(&self.tar)])?;
+        fs::remove_file(&self.tar).map_err(|e| e.to_string())?;
+        Ok(oci)
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn words(words: &[&str]) -> Result<(), String> {
+    run(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>()).map(drop)
 }
 
 fn write_tar(at: &Path, entries: fn(&mut Builder) -> io::Result<()>) -> io::Result<()> {

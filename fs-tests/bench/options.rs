@@ -19,7 +19,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// Read the command line. `variant` is the one taken if none is named.
+    /// Read the command line. `variant` is the one taken if none is named; none if it is empty.
     pub fn read(variant: &str) -> Result<Self, String> {
         let plyfs = PathBuf::from(env!("CARGO_BIN_EXE_plyfs"));
         let mut options = Self { rounds: 5, variants: Vec::new(), plyfs, only: None, workload: None };
@@ -37,7 +37,7 @@ impl Options {
                 other => return Err(format!("unknown argument '{other}'")),
             }
         }
-        if options.variants.is_empty() {
+        if options.variants.is_empty() && !variant.is_empty() {
             options.variants.push(variant.to_owned());
         }
         Ok(options)
@@ -58,7 +58,7 @@ impl Options {
         all.push(engine("plyfs", plyfs));
         for options in &self.variants {
             let mut variant = engine(&format!("plyfs {options}"), plyfs);
-            let at = variant.mount.iter().position(|word| word == "mount").map_or(0, |at| at + 1);
+            let at = variant.mount.iter().position(|word| word == "mount" || word == "overlay").map_or(0, |at| at + 1);
             variant.mount.splice(at..at, ["-o".to_owned(), options.clone()]);
             all.push(variant);
         }

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![cfg_attr(test, allow(unused_imports))]
 
+mod below;
 mod containers;
 #[expect(dead_code, reason = "what mounting needs")]
 mod engine;

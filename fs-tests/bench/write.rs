@@ -13,17 +13,18 @@ mod options;
 mod paths;
 #[expect(dead_code, reason = "what reading needs")]
 mod report;
+mod upper;
 mod writing;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use engine::{Engine, Setting, lower as lower_dirs, milliseconds};
+use engine::{Engine, Setting, lower as lower_dirs};
 use options::{Options, cache};
 use paths::Paths;
-use report::{Goal, Samples, Unit};
-use writing::{Scene, WRITINGS, Writing};
+use report::{Goal, Samples};
+use upper::{Failures, fresh_upper, measure};
+use writing::{Scene, WRITINGS};
 
 /// The engines besides plyfs.
 const ENGINES: &[(&str, &[&str])] = &[
@@ -52,8 +53,6 @@ const GOALS: &[(&str, Goal)] = &[
 ];
 
 type Outcome<T> = Result<T, String>;
-/// Why an engine has no figure in a row.
-type Failures = BTreeMap<(String, String), String>;
 
 fn main() -> std::process::ExitCode {
     match Options::read("volatile").and_then(|options| bench(&options)) {
@@ -76,7 +75,8 @@ fn bench(options: &Options) -> Outcome<bool> {
     // On one disk with the image: uppers in memory would measure nothing.
     let scratch = tempfile::Builder::new().prefix("bench-").tempdir_in(&cache).map_err(|e| e.to_string())?;
     eprintln!("making the lower layer");
-    let made = lower::make(scratch.path(), &cache.join("debian"))?;
+    let made = lower::make(scratch.path())?;
+    let oci = made.add_to(&cache.join("debian"), scratch.path())?;
     let mut setting = Setting {
         plyfs: options.plyfs.clone(),
         root: scratch.path().join("root"),
@@ -91,7 +91,7 @@ fn bench(options: &Options) -> Outcome<bool> {
     fs::create_dir(&setting.at).map_err(|e| e.to_string())?;
     let mut all = options.chosen(ENGINES, PLYFS);
     let wanted = all.len();
-    setting.pull(&format!("oci:{}:latest", made.oci.display()), &mut all);
+    setting.pull(&format!("oci:{}:latest", oci.display()), &mut all);
     all.retain(|engine| fresh_upper(&setting).is_ok() && setting.works(engine));
     let paths = Paths::of(&setting.cache.join("unpacked/rootfs")).map_err(|e| format!("unpacked/rootfs: {e}"))?;
     let scene = Scene { at: &setting.at, small: &made.small, debs: &debs, paths: &paths };
@@ -113,84 +113,16 @@ fn bench(options: &Options) -> Outcome<bool> {
     Ok(all.len() == wanted)
 }
 
-/// One workload on one engine.
-fn measure(
-    setting: &Setting,
-    engine: &Engine,
-    workload: &Writing,
-    scene: &Scene<'_>,
-    (samples, failures): (&mut Samples, &mut Failures),
-) -> Outcome<()> {
-    fresh_upper(setting)?;
-    let mounted = setting.mount(engine)?;
-    samples.add("mount", Unit::Milliseconds, &engine.name, milliseconds(mounted.took));
-    // What comes first on a fresh mount is not what is measured.
-    let _ = fs::read_dir(setting.at.join(lower::PLACE)).map(Iterator::count);
-    let before = mounted.processor_time();
-    for (row, unit, value) in (workload.run)(scene) {
-        match value {
-            Ok(value) => samples.add(row, unit, &engine.name, value),
-            Err(error) => {
-                samples.row(row, unit);
-                failures.insert((row.to_owned(), engine.name.clone()), error);
-            }
-        }
-    }
-    if workload.daemon {
-        let burnt = mounted.processor_time().saturating_sub(before);
-        samples.add(&format!("{} cpu", workload.name), Unit::Milliseconds, &engine.name, milliseconds(burnt));
-        let memory = mounted.memory() as f64 / f64::from(1 << 20);
-        samples.add(&format!("{} mem", workload.name), Unit::Mebibytes, &engine.name, memory);
-    }
-    Ok(())
-}
-
-/// Empty upper and work directories, with all that was written before on the disk: the next engine must not wait for it.
-///
-/// The old ones are put aside, and only their big files are removed: ext4 without a journal takes seconds of processor
-/// time to make files soon after as many were removed, which would be the greater part of every figure.
-fn fresh_upper(setting: &Setting) -> Outcome<()> {
-    let failed = |dir: &Path, e: std::io::Error| format!("{}: {e}", dir.display());
-    for dir in [&setting.upper, &setting.work] {
-        if dir.exists() {
-            remove_big_files(dir).map_err(|e| failed(dir, e))?;
-            let used = dir.with_file_name("used");
-            fs::create_dir_all(&used).map_err(|e| failed(&used, e))?;
-            let aside = tempfile::Builder::new().prefix("").tempdir_in(&used).map_err(|e| failed(&used, e))?.keep();
-            fs::rename(dir, aside.join("old")).map_err(|e| failed(dir, e))?;
-        }
-        fs::create_dir(dir).map_err(|e| failed(dir, e))?;
-    }
-    rustix::fs::sync();
-    Ok(())
-}
-
-fn remove_big_files(dir: &Path) -> std::io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            remove_big_files(&entry.path())?;
-        } else if kind.is_file() && entry.metadata()?.len() > 1 << 20 {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
-}
-
 fn finish(samples: &Samples, failures: &Failures, all: &[Engine]) -> Outcome<()> {
     let names: Vec<_> = all.iter().map(|engine| engine.name.clone()).collect();
     samples.print(&names, report::BASE);
     println!(
         "cpu, mem: the daemon's processor time and private memory. Every sample has a fresh mount over an empty upper directory."
     );
-    for ((row, engine), error) in failures {
-        println!("failed: {row}, {engine}: {error}");
-    }
+    upper::print(failures);
     samples.print_goals("plyfs", GOALS);
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench-write.json");
-    let failed: Vec<_> = failures.iter().map(|((row, engine), error)| [row, engine, error]).collect();
-    let result = serde_json::json!({ "rows": samples.json(), "failures": failed });
+    let result = serde_json::json!({ "rows": samples.json(), "failures": upper::json(failures) });
     fs::write(&target, format!("{result:#}\n")).map_err(|e| format!("{}: {e}", target.display()))?;
     println!("{}", target.display());
     Ok(())

@@ -51,13 +51,14 @@ pub const WRITINGS: &[Writing] = &[
 ];
 
 impl Scene<'_> {
-    fn place(&self, name: &str) -> PathBuf {
+    /// A path in the layer's directory.
+    pub fn place(&self, name: &str) -> PathBuf {
         self.at.join(PLACE).join(name)
     }
 }
 
 /// The time that something takes, in milliseconds.
-fn timed<E: std::fmt::Display>(what: impl FnOnce() -> Result<(), E>) -> Result<f64, String> {
+pub fn timed<E: std::fmt::Display>(what: impl FnOnce() -> Result<(), E>) -> Result<f64, String> {
     let start = Instant::now();
     what().map_err(|error| error.to_string())?;
     Ok(milliseconds(start.elapsed()))
@@ -95,7 +96,8 @@ fn write_and_fsync(scene: &Scene<'_>) -> Vec<Figure> {
     vec![("write+fsync 4 KiB", Unit::Microseconds, runtime.map(|ms| ms * 1000.0 / COUNT as f64))]
 }
 
-fn append_to(file: &Path) -> io::Result<()> {
+/// Add a byte to a file.
+pub fn append_to(file: &Path) -> io::Result<()> {
     OpenOptions::new().append(true).open(file)?.write_all(b"x")
 }
 

@@ -1,9 +1,12 @@
 //! The door for container tools: `plyfs overlay`, also called as `fuse-overlayfs`.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use rustix::fs::{Mode, OFlags};
 
 use crate::support::env::{Mount, Output, TestEnv, run, wait_until_unused};
 
@@ -324,6 +327,46 @@ fn planted_links_lead_nowhere() {
     for dir in ["dir", "up"] {
         assert_eq!(fs::read_dir(mount.path().join(dir)).unwrap().count(), 0, "{dir} shows what is outside");
     }
+}
+
+/// Where the way to a file is longer than an attribute can be, its data cannot be found by the way that is written down.
+#[test]
+fn what_lies_deeper_than_an_attribute_is_long_is_changed_and_moved() {
+    let door = Door::new();
+    let go_down = |from: &Path, make: bool| {
+        let mut at = rustix::fs::open(from, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        for level in 0..30 {
+            let name = format!("{level:0200}");
+            if make {
+                rustix::fs::mkdirat(&at, &*name, Mode::from_raw_mode(0o755)).unwrap();
+            }
+            at = rustix::fs::openat(&at, &*name, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        }
+        let path = PathBuf::from(format!("/proc/self/fd/{}", at.as_raw_fd()));
+        (at, path)
+    };
+    let (_below, below) = go_down(&door.env.path("b"), true);
+    for (name, content) in [("changed", "old"), ("moved", "moved"), ("linked", "linked"), ("chmodded", "kept")] {
+        fs::write(below.join(name), content).unwrap();
+    }
+    // What another file of the new name would be taken for.
+    fs::write(below.join("dir-x"), "another").unwrap();
+    fs::create_dir(below.join("dir")).unwrap();
+    let mount = door.mount(ALL);
+    let (held, at) = go_down(mount.path(), false);
+    fs::write(at.join("changed"), "new").unwrap();
+    fs::set_permissions(at.join("chmodded"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::remove_file(at.join("dir-x")).unwrap();
+    fs::rename(at.join("moved"), at.join("dir-x")).unwrap();
+    fs::hard_link(at.join("linked"), at.join("dir/link")).unwrap();
+    assert_eq!(fs::rename(at.join("dir"), at.join("other")).unwrap_err().raw_os_error(), Some(libc::EXDEV));
+    drop(held);
+    mount.unmount();
+    let mount = door.mount(ALL);
+    let (_held, at) = go_down(mount.path(), false);
+    let read = |name: &str| fs::read_to_string(at.join(name)).unwrap();
+    let found = ["changed", "dir-x", "linked", "dir/link", "chmodded"].map(read);
+    assert_eq!(found, ["new", "moved", "linked", "linked", "kept"]);
 }
 
 /// More files open than the process may have descriptors.

@@ -11,6 +11,9 @@ use crate::whiteout::is_whiteout_device;
 use std::borrow::Cow;
 use std::os::fd::AsFd;
 
+/// File systems keep longer attributes in room that may not be there, or not at all (ext4: a block for all of them).
+const LONGEST_REDIRECT: usize = 2048;
+
 impl Union {
     /// Sees to it that an inode is in the upper directory, under all its names. What no longer has a name and is open
     /// still gets there without one.
@@ -68,6 +71,20 @@ impl Union {
         }
     }
 
+    /// Where a directory came from that is about to move; an error if that is too long to be written down.
+    pub(super) fn redirect_of(&self, lower: Ino) -> Result<Vec<u8>, FsError> {
+        let path = self.lower.path(lower)?;
+        if path.len() <= LONGEST_REDIRECT { Ok(path) } else { Err(FsError::OtherDevice) }
+    }
+
+    /// Before a file gets another name: where its data is must not follow from its place, as it does where the way there
+    /// is too long to be written down and numbers are not certain either.
+    pub(super) fn settle_data(&self, ino: Ino) -> Result<(), FsError> {
+        let Some(Data::Lower(origin, _)) = self.data_of(ino) else { return Ok(()) };
+        let is_known = !self.is_up(ino) || self.lower.is_certain() || self.redirect_of(origin).is_ok();
+        if is_known { Ok(()) } else { self.copy_data(ino, u64::MAX).map(drop) }
+    }
+
     pub(super) fn is_up(&self, ino: Ino) -> bool {
         self.table().get(ino).is_some_and(|entry| entry.raw.is_some() && !entry.linking)
     }
@@ -89,7 +106,11 @@ impl Union {
             size: if has_data { attr.size } else { 0 },
             opaque: false,
             metacopy: has_data,
-            redirect: if has_data { Some(self.lower.path(ino)?) } else { None },
+            redirect: if has_data {
+                Some(self.lower.path(ino)?).filter(|path| path.len() <= LONGEST_REDIRECT)
+            } else {
+                None
+            },
         })
     }
 

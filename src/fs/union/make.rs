@@ -134,6 +134,7 @@ impl Union {
             return Err(FsError::NotFound);
         }
         self.copy_up(ino)?;
+        self.settle_data(ino)?;
         self.copy_up_dir(dir)?;
         let locks = self.locks_of(dir)?;
         let _changing = lock(&locks.change);

@@ -146,7 +146,11 @@ impl Union {
 
     /// Brings into the upper what must be there; what is only replaced, if it has other names.
     fn raise(&self, found: Found, moves: bool) -> Result<(), FsError> {
-        if moves { self.copy_up(found.ino()) } else { self.bring_up_if_linked(found) }
+        if !moves {
+            return self.bring_up_if_linked(found);
+        }
+        self.copy_up(found.ino())?;
+        self.settle_data(found.ino())
     }
 
     fn plan(&self, from: &Side, to: &Side, ino: Ino, target: Option<Found>, replace: Replace) -> Result<Plan, FsError> {
@@ -200,7 +204,7 @@ impl Union {
         let handle = self.handle(ino)?;
         match lower {
             Some(_) if !self.forms.redirects => return Err(FsError::OtherDevice),
-            Some(lower) => self.upper.set_mark(handle.as_fd(), Mark::Redirect, &self.lower.path(lower)?)?,
+            Some(lower) => self.upper.set_mark(handle.as_fd(), Mark::Redirect, &self.redirect_of(lower)?)?,
             None if self.covers(to.dir, &to.name)? => self.upper.set_mark(handle.as_fd(), Mark::Opaque, b"y")?,
             None => {}
         }

@@ -234,7 +234,7 @@ impl Dirs {
         self.table().nodes.contains_key(&ino)
     }
 
-    /// [`super::lower::Lower::accepts`].
+    /// Whether an object that carries the number can be what was copied up from here: nothing that is seen has it.
     pub fn accepts(&self, ino: Ino, kind: Kind) -> bool {
         let could_be = ino < FIRST_OWN || (1 << DEVICE_SHIFT..FIRST_PASSING).contains(&ino);
         could_be
@@ -243,7 +243,7 @@ impl Dirs {
             })
     }
 
-    /// [`super::lower::Lower::renumber`].
+    /// Gives what has that name a number of its own.
     pub fn renumber(&self, dir: Ino, name: &[u8]) -> Result<Ino, FsError> {
         let listing = self.listing(dir)?;
         let entry = listing.entries().find(name).ok_or(FsError::NotFound)?;

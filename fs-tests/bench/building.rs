@@ -5,6 +5,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use tempfile::TempDir;
+
 use crate::below::unmount_below;
 use crate::engine::{milliseconds, run};
 
@@ -27,9 +29,11 @@ RUN rm -rf /work/moved /work/share.tar && ln -s work /w
 /// Podman raises these unless told otherwise, which not every machine lets it.
 const LIMITS: [&str; 4] = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"];
 
-/// The stores. All of it is gone when this is dropped, but for the directory.
+/// The stores. All of it is gone when this is dropped, but for its directory.
 pub struct Building {
     dir: PathBuf,
+    /// Podman takes no long path for what is running.
+    running: TempDir,
 }
 
 impl Building {
@@ -37,12 +41,14 @@ impl Building {
     pub fn make(dir: PathBuf, plyfs: &Path, base: &Path, engines: &[String]) -> Outcome<(Self, Vec<(String, String)>)> {
         let failed = |e: std::io::Error| format!("{}: {e}", dir.display());
         fs::create_dir_all(dir.join("context")).map_err(failed)?;
+        fs::create_dir(dir.join("program")).map_err(failed)?;
         fs::write(dir.join("context/Containerfile"), STEPS).map_err(failed)?;
         // Containers' tools look at the name of what they mount with.
-        symlink(plyfs, dir.join("fuse-overlayfs")).map_err(failed)?;
+        symlink(plyfs, dir.join("program/fuse-overlayfs")).map_err(failed)?;
+        let running = tempfile::Builder::new().prefix("bench-").tempdir().map_err(failed)?;
         let tar = dir.join("base.tar").display().to_string();
         run(&["tar", "-cf", &tar, "-C", &base.display().to_string(), "."].map(str::to_owned))?;
-        let building = Self { dir };
+        let building = Self { dir, running };
         let imported = |engine: &String| {
             let error = run(&building.podman(engine, &["import", "-q", &tar, "localhost/base:1"])).err()?;
             Some((engine.clone(), error))
@@ -53,12 +59,13 @@ impl Building {
 
     fn podman(&self, engine: &str, words: &[&str]) -> Vec<String> {
         let place = |name: &str| self.dir.join(engine).join(name).display().to_string();
-        let (root, run_root, tmp) = (place("root"), place("run"), place("tmp"));
+        let run_root = self.running.path().join(engine).display().to_string();
+        let (root, tmp) = (place("root"), place("tmp"));
         let base = ["podman", "--root", &root, "--runroot", &run_root, "--tmpdir", &tmp, "--storage-driver", "overlay"];
         let program = match engine {
             "overlayfs" => None,
             "fuse-overlayfs" => Some("/usr/bin/fuse-overlayfs".to_owned()),
-            _ => Some(self.dir.join("fuse-overlayfs").display().to_string()),
+            _ => Some(self.dir.join("program/fuse-overlayfs").display().to_string()),
         };
         let option = program.map(|program| format!("overlay.mount_program={program}"));
         let storage: Vec<&str> = option.iter().flat_map(|option| ["--storage-opt", option.as_str()]).collect();
@@ -81,5 +88,6 @@ impl Building {
 impl Drop for Building {
     fn drop(&mut self) {
         unmount_below(&self.dir);
+        unmount_below(self.running.path());
     }
 }

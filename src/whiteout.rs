@@ -7,6 +7,9 @@
 //! In an upper directory the marks are those of the kernel's overlayfs (overlayfs.rst): a character device 0:0 hides a
 //! name, and extended attributes say the rest. The kernel hides every attribute under `overlay.` from those who use its
 //! mount, so what it has no form for lies there too, under `overlay.plyfs.`.
+//!
+//! Directories that other tools use too may have all of these, and marks of those tools' own; then every form is read and
+//! the kernel's written ([`Dialect`]). A name `.wh.NAME` is judged by [`marker`] there.
 
 use crate::meta::Kind;
 use std::borrow::Cow;
@@ -193,14 +196,22 @@ pub fn all_names(mark: Mark) -> &'static [&'static CStr] {
     }
 }
 
-/// In which attribute owner and mode of a directory's objects are, if in any: the directory itself has it then.
-pub fn override_of<E>(read: impl Fn(&CStr) -> Result<Option<Vec<u8>>, E>) -> Result<Option<&'static CStr>, E> {
-    for name in all_names(Mark::Override) {
-        if read(name)?.is_some() {
-            return Ok(Some(name));
+/// The first of several attributes that there is, and its value.
+pub fn first_of<E>(
+    names: impl IntoIterator<Item = &'static CStr>,
+    read: impl Fn(&CStr) -> Result<Option<Vec<u8>>, E>,
+) -> Result<Option<(&'static CStr, Vec<u8>)>, E> {
+    for name in names {
+        if let Some(value) = read(name)? {
+            return Ok(Some((name, value)));
         }
     }
     Ok(None)
+}
+
+/// In which attribute owner and mode of a directory's objects are, if in any: the directory itself has it then.
+pub fn override_of<E>(read: impl Fn(&CStr) -> Result<Option<Vec<u8>>, E>) -> Result<Option<&'static CStr>, E> {
+    Ok(first_of(all_names(Mark::Override).iter().copied(), read)?.map(|(name, _)| name))
 }
 
 /// Whether an attribute is one that tools keep in layers for themselves.
@@ -216,6 +227,20 @@ pub const CONTAINERS_OVERRIDE: &CStr = c"user.containers.override_stat";
 pub const PRIVILEGED_OVERRIDE: &CStr = c"security.fuseoverlayfs.override_stat";
 /// Behind the namespace's prefix: attributes that cannot be kept under their own names.
 const FOREIGN: &[u8] = b"plyfs.x.";
+
+/// What an entry of a directory stands for by its name: the name that it hides, or nothing at all. `None` for one like any
+/// other, as whatever carries a number of a mount of plyfs is (`is_numbered`): it was made under that name.
+pub fn marker<E>(
+    name: &[u8],
+    kind: Option<Kind>,
+    is_numbered: impl FnOnce() -> Result<bool, E>,
+) -> Result<Option<Marker<'_>>, E> {
+    if check_name(name).is_ok() || !may_be_marker(kind) || is_numbered()? {
+        return Ok(None);
+    }
+    // One that names nothing which could be deleted is no part of the tree either.
+    Ok(Some(classify(name).unwrap_or(Marker::Reserved)))
+}
 
 /// What tools write the markers of a layer as where it is unpacked, whatever they are in its tar. What else has such a name
 /// was given it by somebody.

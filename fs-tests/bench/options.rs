@@ -1,6 +1,7 @@
 //! What the benchmarks are told, and where the test image is.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use crate::engine::Engine;
 
@@ -16,6 +17,19 @@ pub struct Options {
     only: Option<String>,
     /// Run only workloads whose name contains this.
     workload: Option<String>,
+}
+
+/// A benchmark from its beginning to its exit code: it says whether every engine could be measured. `variant` as
+/// [`Options::read`] takes it.
+pub fn run(variant: &str, bench: impl FnOnce(&Options) -> Result<bool, String>) -> ExitCode {
+    match Options::read(variant).and_then(|options| bench(&options)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(message) => {
+            eprintln!("bench: {message}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 impl Options {

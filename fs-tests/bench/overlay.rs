@@ -91,14 +91,7 @@ const GOALS: &[(&str, Goal)] = &[
 type Outcome<T> = Result<T, String>;
 
 fn main() -> std::process::ExitCode {
-    match Options::read("").and_then(|options| bench(&options)) {
-        Ok(true) => std::process::ExitCode::SUCCESS,
-        Ok(false) => std::process::ExitCode::FAILURE,
-        Err(message) => {
-            eprintln!("bench: {message}");
-            std::process::ExitCode::FAILURE
-        }
-    }
+    options::run("", bench)
 }
 
 /// Returns whether every engine could be mounted.

@@ -65,13 +65,7 @@ const GOALS: &[(&str, Goal)] = &[
 ];
 
 fn main() -> std::process::ExitCode {
-    match Options::read("").and_then(|options| bench(&options)) {
-        Ok(()) => std::process::ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("bench: {message}");
-            std::process::ExitCode::FAILURE
-        }
-    }
+    options::run("", |options| bench(options).map(|()| true))
 }
 
 /// Where everything is, all of it on one disk.

@@ -31,14 +31,7 @@ const PLYFS: &[&str] = &["{plyfs}", "--root", "{root}", "mount", "{image}", "{at
 type Outcome<T> = Result<T, String>;
 
 fn main() -> std::process::ExitCode {
-    match Options::read("wake=off").and_then(|options| bench(&options)) {
-        Ok(true) => std::process::ExitCode::SUCCESS,
-        Ok(false) => std::process::ExitCode::FAILURE,
-        Err(message) => {
-            eprintln!("bench: {message}");
-            std::process::ExitCode::FAILURE
-        }
-    }
+    options::run("wake=off", bench)
 }
 
 /// Returns whether every engine could be measured.

@@ -52,13 +52,7 @@ const GOALS: &[(&str, Goal)] = &[
 ];
 
 fn main() -> std::process::ExitCode {
-    match Options::read("").and_then(|options| bench(&options)) {
-        Ok(()) => std::process::ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("bench: {message}");
-            std::process::ExitCode::FAILURE
-        }
-    }
+    options::run("", |options| bench(options).map(|()| true))
 }
 
 fn bench(options: &Options) -> Outcome<()> {

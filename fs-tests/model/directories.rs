@@ -17,8 +17,8 @@ use super::check::Checks;
 use super::generate::Menu;
 use super::harness::Harness;
 use super::image::{Initial, Start, image, unpack};
-use super::mounted::PlyfsPlace;
-use super::place::{Overlay, Place, View, kernel_view, make_dir};
+use super::mounted::{PlyfsPlace, overlay};
+use super::place::{Place, View, kernel_view, make_dir};
 use super::state::umask;
 use super::union::Union;
 use crate::support::bed::disk;
@@ -281,10 +281,6 @@ impl Place for DoorPlace {
                 return Err(format!("{} was changed: {}", layer.display(), wrong.join("\n")));
             }
         }
-        let [lower, work, at] = ["kernel-lower", "kernel-work", "kernel"].map(|name| self.env.path(name));
-        [&lower, &work, &at].into_iter().for_each(|path| make_dir(path));
-        unpack(&lower, &image());
-        let overlay = Overlay { lower, upper: self.env.path("upper"), work, at, options: "metacopy=on,index=off,ro" };
         let checks = Checks {
             numbers: false,
             links: false,
@@ -292,6 +288,6 @@ impl Place for DoorPlace {
             hidden_xattrs: &["trusted.overlay."],
             ..self.checks
         };
-        Ok(vec![kernel_view(&overlay, checks)])
+        Ok(vec![kernel_view(&overlay(&self.env), checks)])
     }
 }

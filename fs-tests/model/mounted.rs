@@ -66,14 +66,6 @@ impl PlyfsPlace {
         }
     }
 
-    /// The image unpacked, and the upper directory that plyfs wrote.
-    fn overlay(&self) -> Overlay {
-        let [lower, work, at] = ["lower", "kernel-work", "kernel"].map(|name| self.env.path(name));
-        [&lower, &work, &at].into_iter().for_each(|path| make_dir(path));
-        unpack(&lower, &image());
-        Overlay { lower, upper: self.env.path("upper"), work, at, options: "metacopy=on,index=off,ro" }
-    }
-
     fn daemon(&self) -> Pid {
         let table = self.env.ok(["mounts"]);
         let pid = table.lines().nth(1).and_then(|line| line.split_whitespace().nth(3)?.parse().ok());
@@ -123,7 +115,7 @@ impl Place for PlyfsPlace {
         // Numbers and hard links over copies are what overlayfs has no form for.
         let checks =
             Checks { numbers: false, links: false, dir_nlink: false, hidden_xattrs: OWN_XATTRS, ..Checks::ALL };
-        Ok(vec![kernel_view(&self.overlay(), checks)])
+        Ok(vec![kernel_view(&overlay(&self.env), checks)])
     }
 }
 
@@ -164,6 +156,14 @@ impl Place for KernelsUpper {
             .collect();
         if wrong.is_empty() { Ok(Vec::new()) } else { Err(wrong.join("\n")) }
     }
+}
+
+/// The image unpacked, and the upper directory that plyfs wrote there.
+pub fn overlay(env: &TestEnv) -> Overlay {
+    let [lower, work, at] = ["lower", "kernel-work", "kernel"].map(|name| env.path(name));
+    [&lower, &work, &at].into_iter().for_each(|path| make_dir(path));
+    unpack(&lower, &image());
+    Overlay { lower, upper: env.path("upper"), work, at, options: "metacopy=on,index=off,ro" }
 }
 
 /// Puts the image into the environment's store, in three layers, as `model:1`.

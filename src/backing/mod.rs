@@ -113,4 +113,17 @@ pub trait Backing: Send + Sync {
     fn set_flags(&self, fd: BorrowedFd, flags: u32) -> io::Result<()>;
     fn get_attributes(&self, fd: BorrowedFd) -> io::Result<[u8; 28]>;
     fn set_attributes(&self, fd: BorrowedFd, attributes: &[u8; 28]) -> io::Result<()>;
+
+    /// Up to `most` bytes from `offset` on, fewer only at the file's end.
+    fn read_most(&self, fd: BorrowedFd, offset: u64, most: usize) -> io::Result<Vec<u8>> {
+        let (mut bytes, mut done) = (vec![0; most], 0);
+        while done < most {
+            match self.read(fd, &mut bytes[done..], offset + done as u64)? {
+                0 => break,
+                more => done += more,
+            }
+        }
+        bytes.truncate(done);
+        Ok(bytes)
+    }
 }

@@ -3,6 +3,7 @@
 
 use super::Raw;
 use crate::meta::{Kind, PERMISSION_BITS};
+use std::io;
 
 /// Attributes of an object as it is to be seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,15 @@ pub struct Object {
 }
 
 impl Object {
+    /// With what the attribute says, if the object has it; an error if its type is unknown.
+    pub fn seen(raw: Raw, said: Option<Vec<u8>>) -> io::Result<Object> {
+        let object = match said {
+            Some(value) => Object::overridden(raw, &value),
+            None => Object::native(raw),
+        };
+        object.ok_or_else(|| io::Error::other("an object of an unknown type"))
+    }
+
     /// As the file system below has it; `None` if its type is unknown.
     pub fn native(raw: Raw) -> Option<Object> {
         let kind = Kind::of(raw.mode)?;

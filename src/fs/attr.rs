@@ -1,7 +1,7 @@
 //! What `stat` and `statfs` tell, and what `setattr` is told.
 
 use super::Ino;
-use crate::backing::Object;
+use crate::backing::{Object, Space};
 use crate::meta::{Kind, Time};
 
 /// An inode's attributes.
@@ -76,6 +76,19 @@ pub struct Statfs {
     pub files: u64,
     /// Free ones.
     pub files_free: u64,
+}
+
+impl From<Space> for Statfs {
+    fn from(space: Space) -> Statfs {
+        Statfs {
+            block: space.block.try_into().unwrap_or(BLOCK_SIZE),
+            blocks: space.blocks,
+            free: space.free,
+            available: space.available,
+            files: space.files,
+            files_free: space.files_free,
+        }
+    }
 }
 
 /// A time to set.

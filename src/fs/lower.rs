@@ -284,11 +284,12 @@ impl Lower {
 
     /// All of an inode's extended attributes.
     pub fn xattrs(&self, ino: Ino) -> Result<Attributes, FsError> {
-        let names = self.xattr_names(ino)?;
-        names
-            .into_iter()
-            .map(|name| self.getxattr(ino, &name).map(|value| (name.clone(), value.into_owned())))
-            .collect()
+        match self {
+            Lower::Image(image) => {
+                Ok(image.xattrs(ino)?.into_iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect())
+            }
+            Lower::Dirs(dirs) => dirs.xattrs(ino),
+        }
     }
 
     /// Whether any inode may have a POSIX ACL.

@@ -1,8 +1,8 @@
 //! The file system: inodes and the operations on them, without a kernel.
 //!
 //! Every operation takes inode numbers and gives plain data or an [`FsError`]; `fuse` only converts. Numbers are stable
-//! across remounts, and the root is 1, as FUSE wants it. A mount shows either an image as it is (`image`) or the union of
-//! an image and an upper directory (`union`), where everything can be changed.
+//! across remounts, and the root is 1, as FUSE wants it. A mount shows either lower layers as they are (`lower`: an image,
+//! or plain directories) or the union of them and an upper directory (`union`), where everything can be changed.
 
 mod attr;
 mod changes;

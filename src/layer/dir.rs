@@ -8,9 +8,10 @@
 use crate::backing::{Backing, Handle, Object, Raw, Still, share};
 use crate::meta::Kind;
 use crate::sys;
-use crate::whiteout::{self, Mark, Marker, all_names, classify};
+use crate::whiteout::{self, Mark, Marker, all_names, first_of};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
+use std::collections::HashSet;
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -91,11 +92,12 @@ impl DirLayer {
             dev: Still.stat(dir)?.dev,
         };
         let mixed = marks.opaque.as_deref() == Some(b"x");
-        let mut hidden = Vec::new();
+        let mut hidden = HashSet::new();
         for listed in Still.list(dir)? {
-            match marker(dir, &listed.name, listed.kind)? {
+            let is_numbered = || Ok::<_, io::Error>(mark_at(dir, &listed.name, Mark::Id)?.is_some());
+            match whiteout::marker(&listed.name, listed.kind, is_numbered)? {
                 Some(Marker::Opaque) => contents.opaque = true,
-                Some(Marker::Whiteout(name)) => hidden.push(name.to_vec()),
+                Some(Marker::Whiteout(name)) => drop(hidden.insert(name.to_vec())),
                 Some(Marker::Reserved) => {}
                 Some(Marker::Plain) | None => {
                     let kind = self.kind(dir, &listed.name, listed.kind, mixed)?;
@@ -105,16 +107,9 @@ impl DirLayer {
         }
         // A whiteout acts on lower layers only: what stands beside it is seen.
         if !hidden.is_empty() {
-            contents.entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-            hidden.sort_unstable();
-            hidden.dedup();
-            for name in hidden {
-                match contents.entries.binary_search_by(|entry| entry.name.cmp(&name)) {
-                    Ok(at) => contents.entries[at].opaque = true,
-                    Err(at) => contents.entries.insert(at, Entry { name, ino: 0, kind: None, opaque: true }),
-                }
-            }
+            contents.entries.iter_mut().for_each(|entry| entry.opaque = hidden.remove(&entry.name));
         }
+        contents.entries.extend(hidden.into_iter().map(|name| Entry { name, ino: 0, kind: None, opaque: true }));
         Ok(contents)
     }
 
@@ -148,15 +143,8 @@ impl DirLayer {
     }
 
     fn see(&self, raw: Raw, read: impl FnOnce(&CStr) -> io::Result<Option<Vec<u8>>>) -> io::Result<Object> {
-        let said = match self.overrides {
-            Some(name) => read(name)?,
-            None => None,
-        };
-        let object = match said {
-            Some(value) => Object::overridden(raw, &value),
-            None => Object::native(raw),
-        };
-        object.ok_or_else(|| io::Error::other("an object of an unknown type"))
+        let said = self.overrides.map_or(Ok(None), read)?;
+        Object::seen(raw, said)
     }
 
     /// Opens a file for reading. What is none by now is refused, not waited for.
@@ -180,20 +168,9 @@ impl DirLayer {
         if !object.overridden {
             return Still.readlink(dir, name);
         }
-        let mut target = vec![0; object.raw.size.min(PATH_MAX as u64) as usize];
-        let len = Still.read(self.open_file(dir, name)?.as_fd(), &mut target, 0)?;
-        target.truncate(len);
-        Ok(target)
+        let file = self.open_file(dir, name)?;
+        Still.read_most(file.as_fd(), 0, object.raw.size.min(PATH_MAX as u64) as usize)
     }
-}
-
-/// What an entry means by its name. One that carries a number was made under that name by a mount of plyfs.
-fn marker<'a>(dir: BorrowedFd, name: &'a [u8], kind: Option<Kind>) -> io::Result<Option<Marker<'a>>> {
-    if whiteout::check_name(name).is_ok() || !whiteout::may_be_marker(kind) || mark_at(dir, name, Mark::Id)?.is_some() {
-        return Ok(None);
-    }
-    // One that names nothing which could be deleted is no part of the tree either.
-    Ok(Some(classify(name).unwrap_or(Marker::Reserved)))
 }
 
 /// An extended attribute that users see.
@@ -239,12 +216,7 @@ fn mark_at(dir: BorrowedFd, entry: &[u8], wanted: Mark) -> io::Result<Option<Vec
 }
 
 fn mark(mark: Mark, read: impl Fn(&CStr) -> io::Result<Option<Vec<u8>>>) -> io::Result<Option<Vec<u8>>> {
-    for name in all_names(mark) {
-        if let Some(value) = read(name)? {
-            return Ok(Some(value));
-        }
-    }
-    Ok(None)
+    Ok(first_of(all_names(mark).iter().copied(), read)?.map(|(_, value)| value))
 }
 
 /// Opens a directory that is open by its path only.

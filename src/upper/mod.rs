@@ -10,10 +10,14 @@
 //! the kernel has no form for lies in extended attributes that it ignores and hides: an object's inode number
 //! (`overlay.plyfs.id`), and on the root the image's ChainID and the first inode number that was never given away.
 //!
+//! One that lies on plain directories is shared with other tools ([`Below::Directories`]): all their marks are read, only
+//! what was copied up carries a number, and in the ChainID's place stands a word that no image has.
+//!
 //! ```text
 //! WORK/plyfs/tmp/       objects being made, and removed ones on their way out; wiped at every mount
 //! WORK/plyfs/links/<n>  a file of the image with several names that is being copied up: all its names are made before it
 //!                       is changed. What a crash leaves here is finished at the next mount.
+//! WORK/plyfs/volatile   in which run of the machine that mount was
 //! WORK/work/incompat/volatile   the kernel's mark of a mount that never synced
 //! ```
 //!
@@ -32,11 +36,12 @@ pub use open::{Below, OpenError, Owners, Settings, User, View, most_descriptors}
 
 use crate::backing::{self, Backing, Handle, Handles, Listed, Object, Raw};
 use crate::meta::Kind;
-use crate::whiteout::{Dialect, Mark, Marker, Namespace, OPAQUE, check_name, classify, hiding, may_be_marker};
+use crate::whiteout::{self, Dialect, Mark, Marker, Namespace, OPAQUE, check_name, first_of, hiding, may_be_marker};
 use rustix::fs::{OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 use std::ffi::CStr;
 use std::io;
+use std::iter;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -59,6 +64,8 @@ pub fn derived(raw_ino: u64) -> u64 {
     DERIVED | raw_ino
 }
 
+/// The longest target of a symbolic link.
+const PATH_MAX: u64 = 4096;
 /// How many numbers are reserved at once: the root's mark is written once for so many.
 const RESERVED: u64 = 1 << 20;
 
@@ -172,15 +179,8 @@ impl Upper {
     ) -> io::Result<Option<Vec<u8>>> {
         // The own one decides where there are several.
         let own = self.name_of(mark);
-        if let Some(value) = read(own)? {
-            return Ok(Some(value));
-        }
-        for name in self.dialect.read(mark).iter().filter(|name| **name != own) {
-            if let Some(value) = read(name)? {
-                return Ok(Some(value));
-            }
-        }
-        Ok(None)
+        let others = self.dialect.read(mark).iter().copied().filter(|name| *name != own);
+        Ok(first_of(iter::once(own).chain(others), read)?.map(|(_, value)| value))
     }
 
     fn name_of(&self, mark: Mark) -> &'static CStr {
@@ -217,16 +217,12 @@ impl Upper {
         }
     }
 
-    /// What an entry stands for by its name, where other tools write deletions down as names: the name that it hides, or
-    /// nothing at all. `None` for one like any other, as whatever carries a number of this mount's is: it was made under
-    /// that name.
+    /// What an entry stands for by its name, where other tools write deletions down as names.
     pub fn marker<'a>(&self, dir: BorrowedFd, entry: &'a Listed) -> io::Result<Option<Marker<'a>>> {
-        let is_one = self.dialect.shared && check_name(&entry.name).is_err() && may_be_marker(entry.kind);
-        if !is_one || self.mark_at(dir, &entry.name, Mark::Id)?.is_some() {
+        if !self.dialect.shared {
             return Ok(None);
         }
-        // One that names nothing which could be deleted is no part of the tree either.
-        Ok(Some(classify(&entry.name).unwrap_or(Marker::Reserved)))
+        whiteout::marker(&entry.name, entry.kind, || Ok(self.mark_at(dir, &entry.name, Mark::Id)?.is_some()))
     }
 
     /// Before a whiteout makes place for something: sees to it that it is one of the kernel's form, under the name itself.
@@ -335,11 +331,7 @@ impl Upper {
 
     fn see(&self, raw: Raw, said: impl FnOnce() -> io::Result<Option<Vec<u8>>>) -> io::Result<Object> {
         let can_be = self.overrides.is_some() && matches!(Kind::of(raw.mode), Some(Kind::File | Kind::Dir));
-        let object = match if can_be { said()? } else { None } {
-            Some(value) => Object::overridden(raw, &value),
-            None => Object::native(raw),
-        };
-        object.ok_or_else(|| io::Error::other("an object of an unknown type"))
+        Object::seen(raw, if can_be { said()? } else { None })
     }
 
     /// Opens a directory's entry as its kind needs it: a file for reading and writing, a directory for its entries,
@@ -430,10 +422,7 @@ impl Upper {
         if !object.overridden {
             return self.backing.readlink(link, b"");
         }
-        let mut target = vec![0; object.raw.size.min(4096) as usize];
-        let len = self.backing.read(link, &mut target, 0)?;
-        target.truncate(len);
-        Ok(target)
+        self.backing.read_most(link, 0, object.raw.size.min(PATH_MAX) as usize)
     }
 
     fn serial(&self) -> String {

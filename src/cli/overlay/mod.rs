@@ -15,7 +15,7 @@ use std::io::Write;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 #[command(override_usage = "plyfs overlay [OPTIONS] -o lowerdir=DIR[:DIR...] MOUNTPOINT")]
 #[command(after_help = "\
 Mount options, as fuse-overlayfs has them (what it ignores is ignored here too,
@@ -66,22 +66,9 @@ pub(super) struct OverlayArgs {
     args: Vec<OsString>,
 }
 
-pub(super) fn overlay(a: &OverlayArgs) -> anyhow::Result<()> {
-    mount(&Called { options: a.options.clone(), foreground: a.foreground, debug: a.debug, words: a.args.clone() })
-}
-
-/// What a command line says.
-#[derive(Default, Debug, PartialEq, Eq)]
-struct Called {
-    options: Vec<OsString>,
-    foreground: bool,
-    debug: bool,
-    words: Vec<OsString>,
-}
-
 /// The program as `fuse-overlayfs`, with that one's arguments: unknown ones are warned about and passed over.
 pub(super) fn as_fuse_overlayfs(args: &[OsString], wanted: Option<&str>) -> anyhow::Result<()> {
-    let mut called = Called::default();
+    let mut called = OverlayArgs::default();
     let mut rest = args.iter();
     while let Some(argument) = rest.next() {
         match argument.as_bytes() {
@@ -97,11 +84,11 @@ pub(super) fn as_fuse_overlayfs(args: &[OsString], wanted: Option<&str>) -> anyh
                 return super::output::line(format_args!("fuse-overlayfs: plyfs {}", env!("CARGO_PKG_VERSION")));
             }
             [b'-', b'-', ..] | [b'-', _, ..] => options::warn_unknown(argument.as_bytes()),
-            _ => called.words.push(argument.clone()),
+            _ => called.args.push(argument.clone()),
         }
     }
     log::begin(wanted)?;
-    mount(&called)
+    overlay(&called)
 }
 
 fn help() -> anyhow::Result<()> {
@@ -111,12 +98,13 @@ fn help() -> anyhow::Result<()> {
     Ok(std::io::stdout().lock().write_all(overlay.unwrap_or_default().as_bytes())?)
 }
 
-fn mount(called: &Called) -> anyhow::Result<()> {
-    let parsed = options::parse(&called.options)?;
+/// Mounts, and serves in the background unless told otherwise.
+pub(super) fn overlay(a: &OverlayArgs) -> anyhow::Result<()> {
+    let parsed = options::parse(&a.options)?;
     for unknown in &parsed.unknown {
         options::warn_unknown(unknown);
     }
-    let Some(mountpoint) = called.words.last() else { anyhow::bail!("no mountpoint given") };
+    let Some(mountpoint) = a.args.last() else { anyhow::bail!("no mountpoint given") };
     let mountpoint = existing(Path::new(mountpoint), "the mountpoint")?;
     let places = Places::check(&parsed)?;
     let layers = DirsOptions {
@@ -142,7 +130,7 @@ fn mount(called: &Called) -> anyhow::Result<()> {
         mountpoint,
         options: parsed.options,
     };
-    daemon::serve(job, called.foreground || called.debug)
+    daemon::serve(job, a.foreground || a.debug)
 }
 
 /// A directory that must be there.

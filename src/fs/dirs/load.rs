@@ -1,6 +1,6 @@
 //! Reading a directory of the layers: what is seen of it, by the one merge rule.
 
-use super::{Dir, Dirs, Entries, Entry, Leaf, Loaded, Node, Place, Source};
+use super::{Dir, Dirs, Entries, Entry, Leaf, Loaded, Node, Place, Source, lasting};
 use crate::fs::lower::Name;
 use crate::fs::{FsError, Ino};
 use crate::layer::{self, DirContents};
@@ -192,6 +192,10 @@ impl Dirs {
 
     /// Makes out what is seen of what was read, and gives each inode its number. The caller holds `loading`.
     fn merge(&self, dir: &Arc<Dir>, read: Read) -> Result<Loaded, FsError> {
+        let devices: Vec<usize> = {
+            let mut table = self.table_mut();
+            read.devices.iter().map(|dev| table.device(*dev)).collect()
+        };
         let (mut entries, mut subdirs) = (Vec::new(), 0);
         let mut fresh: HashMap<Ino, Node> = HashMap::new();
         let mut more: Vec<(Ino, Place)> = Vec::new();
@@ -199,7 +203,7 @@ impl Dirs {
             let Some((kind, sources)) = self.seen(&read.sources, group)? else { continue };
             let name: Name = Arc::from(&*group[0].name);
             let named = &group[0];
-            let lasting = self.table_mut().lasting(read.devices[named.rank], named.ino);
+            let lasting = lasting(devices[named.rank], named.ino);
             let ino = if kind == Kind::Dir {
                 subdirs += 1;
                 let taken = |ino: &Ino| fresh.contains_key(ino) || self.has(*ino);

@@ -16,10 +16,10 @@ mod load;
 mod read;
 mod xattr;
 
-use super::attr::{Attr, BLOCK_SIZE, Statfs};
+use super::attr::{Attr, Statfs};
 use super::lower::{Item, Name};
 use super::{FsError, Ino, ROOT};
-use crate::backing::{Backing, Handle, Handles, Object, Still};
+use crate::backing::{Backing, Handle, Handles, Object, Space, Still};
 use crate::layer::DirLayer;
 use crate::meta::Kind;
 use crate::upper::FIRST_OWN;
@@ -360,18 +360,11 @@ impl Dirs {
 
     /// The size of the file system that the topmost layer is on; nothing of it is free.
     pub fn statfs(&self) -> Result<Statfs, FsError> {
-        let space = match self.layers.last() {
+        Ok(match self.layers.last() {
             Some(top) => Still.space(top.root())?,
-            None => Default::default(),
-        };
-        Ok(Statfs {
-            block: space.block.try_into().unwrap_or(BLOCK_SIZE),
-            blocks: space.blocks,
-            free: space.free,
-            available: space.available,
-            files: space.files,
-            files_free: space.files_free,
-        })
+            None => Space::default(),
+        }
+        .into())
     }
 }
 
@@ -387,17 +380,17 @@ impl Table {
         }
     }
 
-    /// The lasting number of an inode below, if it can have one.
-    fn lasting(&mut self, dev: u64, ino: u64) -> Option<Ino> {
-        match self.device(dev) {
-            0 => (ino > ROOT && ino < FIRST_OWN).then_some(ino),
-            at => (at < MOST_DEVICES && ino < 1 << DEVICE_SHIFT).then_some((at as u64) << DEVICE_SHIFT | ino),
-        }
-    }
-
     /// A number for this mount only.
     fn passing(&mut self) -> Ino {
         self.passing += 1;
         FIRST_PASSING + self.passing
+    }
+}
+
+/// The lasting number of an inode of a file system, which is known by its place, if it can have one.
+fn lasting(device: usize, ino: u64) -> Option<Ino> {
+    match device {
+        0 => (ino > ROOT && ino < FIRST_OWN).then_some(ino),
+        at => (at < MOST_DEVICES && ino < 1 << DEVICE_SHIFT).then_some((at as u64) << DEVICE_SHIFT | ino),
     }
 }

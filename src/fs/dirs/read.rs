@@ -62,16 +62,7 @@ impl Dirs {
     /// [`crate::fs::Fs::read`].
     pub fn read(&self, ino: Ino, offset: u64, size: u32) -> Result<Vec<u8>, FsError> {
         let file = self.file(ino)?;
-        let mut bytes = vec![0; size.min(MAX_READ) as usize];
-        let mut done = 0;
-        while done < bytes.len() {
-            match Still.read(file.as_fd(), &mut bytes[done..], offset + done as u64)? {
-                0 => break,
-                more => done += more,
-            }
-        }
-        bytes.truncate(done);
-        Ok(bytes)
+        Ok(Still.read_most(file.as_fd(), offset, size.min(MAX_READ) as usize)?)
     }
 
     /// Where the next data (or the next hole) at or behind `offset` begins.

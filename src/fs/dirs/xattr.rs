@@ -2,36 +2,48 @@
 
 use super::{Dirs, Node};
 use crate::backing::{Backing, Still};
+use crate::fs::lower::Attributes;
 use crate::fs::{FsError, Ino};
-use crate::layer;
+use crate::layer::{self, StoredName};
 use std::ffi::CString;
 use std::os::fd::AsFd;
 
 impl Dirs {
     /// The value of an inode's extended attribute.
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, FsError> {
-        let stored = self.names_of(ino)?.into_iter().find(|found| found.shown == name);
-        let stored = stored.map(|found| found.stored).ok_or(FsError::NoAttribute)?;
-        let value = match self.node(ino)? {
-            Node::Dir(dir) => Still.get_xattr(self.handle(&dir.candidates[0])?.as_fd(), &stored)?,
+        let node = self.node(ino)?;
+        let found = self.names_of(&node)?.into_iter().find(|found| found.shown == name);
+        self.value(&node, &found.ok_or(FsError::NoAttribute)?)
+    }
+
+    /// The names of an inode's extended attributes.
+    pub fn xattr_names(&self, ino: Ino) -> Result<Vec<Vec<u8>>, FsError> {
+        Ok(self.names_of(&self.node(ino)?)?.into_iter().map(|found| found.shown).collect())
+    }
+
+    /// All of an inode's extended attributes.
+    pub fn xattrs(&self, ino: Ino) -> Result<Attributes, FsError> {
+        let node = self.node(ino)?;
+        let names = self.names_of(&node)?.into_iter();
+        names.map(|found| self.value(&node, &found).map(|value| (found.shown, value))).collect()
+    }
+
+    fn value(&self, node: &Node, name: &StoredName) -> Result<Vec<u8>, FsError> {
+        let value = match node {
+            Node::Dir(dir) => Still.get_xattr(self.handle(&dir.candidates[0])?.as_fd(), &name.stored)?,
             Node::Leaf(leaf) => {
                 let dir = self.handle(&leaf.place.source)?;
-                let stored = CString::new(stored).map_err(|_| FsError::NoAttribute)?;
+                let stored = CString::new(&*name.stored).map_err(|_| FsError::NoAttribute)?;
                 Still.get_xattr_at(dir.as_fd(), &leaf.place.name, &stored)?
             }
         };
         value.ok_or(FsError::NoAttribute)
     }
 
-    /// The names of an inode's extended attributes.
-    pub fn xattr_names(&self, ino: Ino) -> Result<Vec<Vec<u8>>, FsError> {
-        Ok(self.names_of(ino)?.into_iter().map(|found| found.shown).collect())
-    }
-
     /// The names that an inode's extended attributes have there, and those under which they are seen. Most inodes have
     /// none, which one call tells.
-    fn names_of(&self, ino: Ino) -> Result<Vec<layer::StoredName>, FsError> {
-        let stored = match self.node(ino)? {
+    fn names_of(&self, node: &Node) -> Result<Vec<StoredName>, FsError> {
+        let stored = match node {
             Node::Dir(dir) => Still.list_xattrs(self.handle(&dir.candidates[0])?.as_fd())?,
             Node::Leaf(leaf) => Still.list_xattrs_at(self.handle(&leaf.place.source)?.as_fd(), &leaf.place.name)?,
         };

@@ -3,7 +3,7 @@
 use super::table::Data;
 use super::{TRIES, Union};
 use crate::backing::{Handle, Object};
-use crate::fs::attr::{Attr, BLOCK_SIZE, Change, SetTime, Statfs};
+use crate::fs::attr::{Attr, Change, SetTime, Statfs};
 use crate::fs::{FsError, Ino, ROOT};
 use crate::meta::{Kind, PERMISSION_BITS, Time};
 use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
@@ -24,8 +24,12 @@ impl Union {
     fn try_getattr(&self, ino: Ino) -> Result<Option<Attr>, FsError> {
         let (place, raw) = {
             let table = self.table();
-            let Some(entry) = table.get(ino) else { return self.lower.getattr(ino).map(Some) };
+            let Some(entry) = table.get(ino) else {
+                drop(table);
+                return self.lower.getattr(ino).map(Some);
+            };
             let Some(raw) = entry.raw else {
+                drop(table);
                 return self.lower.getattr(ino).map(|attr| Some(Attr { nlink: 0, ..attr }));
             };
             (entry.names.first().filter(|_| entry.held.is_none() && ino != ROOT).cloned(), raw)
@@ -53,8 +57,9 @@ impl Union {
             None if entry.is_removed() && !entry.linking => 0,
             None => object.raw.nlink.saturating_sub(entry.spare),
         };
-        let attr = Attr { kind: entry.kind, ..Attr::of(ino, object, nlink) };
-        Ok(match entry.data {
+        let (attr, data) = (Attr { kind: entry.kind, ..Attr::of(ino, object, nlink) }, entry.data);
+        drop(table);
+        Ok(match data {
             Data::Lower(origin, _) => Attr { blocks: self.lower.getattr(origin)?.blocks, ..attr },
             Data::Upper | Data::Missing => attr,
         })
@@ -135,15 +140,7 @@ impl Union {
 
     /// The space that the upper directory's file system has.
     pub fn statfs(&self) -> Result<Statfs, FsError> {
-        let space = self.upper.backing().space(self.upper.root().as_fd())?;
-        Ok(Statfs {
-            block: space.block.try_into().unwrap_or(BLOCK_SIZE),
-            blocks: space.blocks,
-            free: space.free,
-            available: space.available,
-            files: space.files,
-            files_free: space.files_free,
-        })
+        Ok(self.upper.backing().space(self.upper.root().as_fd())?.into())
     }
 }
 

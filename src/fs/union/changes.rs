@@ -107,11 +107,10 @@ impl Walk<'_> {
     /// What lies at a path now, and what the image has there.
     fn compare(&mut self, path: Vec<u8>, new: Option<Ino>, old: Option<Ino>) -> Result<(), FsError> {
         let union = self.union;
-        let old_kind = |old: Ino| Ok::<Kind, FsError>(union.lower.getattr(old)?.kind);
         let (new, old) = match (new, old) {
             (None, None) => return Ok(()),
             (None, Some(old)) => {
-                self.found.changes.insert(path, Changed::new(How::Deleted, old, old_kind(old)?));
+                self.found.changes.insert(path, Changed::new(How::Deleted, old, union.lower.kind(old)?));
                 return Ok(());
             }
             (Some(new), None) => return self.add(path, new),
@@ -119,7 +118,7 @@ impl Walk<'_> {
         };
         let kind = union.kind(new)?;
         let mut changed = Changed::new(How::Changed, new, kind);
-        if kind == Kind::Dir && old_kind(old)? == Kind::Dir {
+        if kind == Kind::Dir && union.lower.kind(old)? == Kind::Dir {
             let (other, time) = union.attributes_differ(new, old)?;
             changed.by_time = time && !other;
             changed.replaces = !self.shows_through(new, old);

@@ -71,17 +71,16 @@ impl Union {
         }
     }
 
-    /// Where a directory came from that is about to move; an error if that is too long to be written down.
-    pub(super) fn redirect_of(&self, lower: Ino) -> Result<Vec<u8>, FsError> {
-        let path = self.lower.path(lower)?;
-        if path.len() <= LONGEST_REDIRECT { Ok(path) } else { Err(FsError::OtherDevice) }
+    /// Where the lower layers have an inode, unless that is too long to be written down.
+    pub(super) fn redirect_of(&self, lower: Ino) -> Result<Option<Vec<u8>>, FsError> {
+        Ok(Some(self.lower.path(lower)?).filter(|path| path.len() <= LONGEST_REDIRECT))
     }
 
     /// Before a file gets another name: where its data is must not follow from its place, as it does where the way there
     /// is too long to be written down and numbers are not certain either.
     pub(super) fn settle_data(&self, ino: Ino) -> Result<(), FsError> {
         let Some(Data::Lower(origin, _)) = self.data_of(ino) else { return Ok(()) };
-        let is_known = !self.is_up(ino) || self.lower.is_certain() || self.redirect_of(origin).is_ok();
+        let is_known = !self.is_up(ino) || self.lower.is_certain() || self.redirect_of(origin)?.is_some();
         if is_known { Ok(()) } else { self.copy_data(ino, u64::MAX).map(drop) }
     }
 
@@ -106,11 +105,7 @@ impl Union {
             size: if has_data { attr.size } else { 0 },
             opaque: false,
             metacopy: has_data,
-            redirect: if has_data {
-                Some(self.lower.path(ino)?).filter(|path| path.len() <= LONGEST_REDIRECT)
-            } else {
-                None
-            },
+            redirect: if has_data { self.redirect_of(ino)? } else { None },
         })
     }
 

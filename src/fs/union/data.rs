@@ -31,16 +31,8 @@ impl Union {
             Some(Data::Missing) => Err(MISSING),
             Some(Data::Upper) => {
                 let handle = self.handle(ino)?;
-                let mut bytes = vec![0; size.min(MAX_READ) as usize];
-                let mut done = 0;
-                while done < bytes.len() {
-                    match self.upper.backing().read(handle.as_fd(), &mut bytes[done..], offset + done as u64)? {
-                        0 => break,
-                        more => done += more,
-                    }
-                }
-                bytes.truncate(done);
-                Ok(Cow::Owned(bytes))
+                let most = size.min(MAX_READ) as usize;
+                Ok(Cow::Owned(self.upper.backing().read_most(handle.as_fd(), offset, most)?))
             }
         }
     }

@@ -8,7 +8,7 @@ use crate::fs::{FsError, Ino, ROOT};
 use crate::meta::Kind;
 use crate::upper::{derived, is_own};
 use crate::whiteout::{Mark, Marker, is_whiteout_device};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -38,12 +38,12 @@ impl Union {
         }
         let handle = self.handle(dir)?;
         let mixed = self.upper.mark(handle.as_fd(), Mark::Opaque)?.as_deref() == Some(b"x");
-        let (mut found, mut hidden) = (Vec::new(), Vec::new());
+        let (mut found, mut hidden) = (Vec::new(), HashSet::new());
         for listed in self.upper.backing().list(handle.as_fd())? {
             match self.upper.marker(handle.as_fd(), &listed)? {
                 None | Some(Marker::Plain) => {}
                 Some(Marker::Whiteout(name)) => {
-                    hidden.push((Name::from(name), Seen::Whiteout));
+                    hidden.insert(Name::from(name));
                     continue;
                 }
                 Some(Marker::Opaque | Marker::Reserved) => continue,
@@ -56,13 +56,13 @@ impl Union {
         // A whiteout acts on lower layers only: what stands beside it is seen, a directory without what they have in it.
         for (name, seen) in &mut found {
             if let Seen::Inode { lower, .. } = seen
-                && hidden.iter().any(|(other, _)| other == name)
+                && hidden.contains(name)
             {
                 *lower = None;
             }
         }
-        hidden.append(&mut found);
-        let found = hidden;
+        let hidden = hidden.into_iter().map(|name| (name, Seen::Whiteout));
+        let found: Vec<(Name, Seen)> = hidden.chain(found).collect();
         // An inode that has no number yet gets one, whichever of its names are read first, and at the same time.
         let _numbering = lock(&self.numbering);
         let (mut given, mut settled) = (HashMap::new(), Vec::with_capacity(found.len()));

@@ -1,4 +1,5 @@
-//! The union of an image and an upper directory.
+//! The union of lower layers and an upper directory. What is said here and in the files beside of the image holds for plain
+//! directories below too; what they cannot promise is asked of [`Lower`].
 //!
 //! Identity is the inode number. An inode of the image has its number for ever, copied up or not, moved or not; new ones
 //! get numbers that were never used. So everything hangs on the number, and a path is needed only to find an object in

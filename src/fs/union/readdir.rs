@@ -75,7 +75,7 @@ impl Union {
         };
         let kind_of = |ino: Ino| match table.get(ino) {
             Some(entry) => Ok(entry.kind),
-            None => self.lower.getattr(ino).map(|attr| attr.kind),
+            None => self.lower.kind(ino),
         };
         if let (Some(lower), Some(listing)) = (lower.filter(|_| from < OWN), &listing) {
             for item in listing.from((from - FIRST) as usize) {

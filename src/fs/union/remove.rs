@@ -180,7 +180,7 @@ impl Union {
     pub(super) fn kind(&self, ino: Ino) -> Result<Kind, FsError> {
         match self.table().get(ino) {
             Some(entry) => Ok(entry.kind),
-            None => Ok(self.lower.getattr(ino)?.kind),
+            None => self.lower.kind(ino),
         }
     }
 

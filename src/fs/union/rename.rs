@@ -204,7 +204,11 @@ impl Union {
         let handle = self.handle(ino)?;
         match lower {
             Some(_) if !self.forms.redirects => return Err(FsError::OtherDevice),
-            Some(lower) => self.upper.set_mark(handle.as_fd(), Mark::Redirect, &self.redirect_of(lower)?)?,
+            Some(lower) => self.upper.set_mark(
+                handle.as_fd(),
+                Mark::Redirect,
+                &self.redirect_of(lower)?.ok_or(FsError::OtherDevice)?,
+            )?,
             None if self.covers(to.dir, &to.name)? => self.upper.set_mark(handle.as_fd(), Mark::Opaque, b"y")?,
             None => {}
         }
@@ -252,7 +256,7 @@ impl Union {
         }
         if let Some(replaced) = plan.replaced {
             if table.get(replaced).is_none() {
-                let kind = self.lower.getattr(replaced)?.kind;
+                let kind = self.lower.kind(replaced)?;
                 table.insert(replaced, removed(kind));
             }
             if is_dir(&table, replaced) {

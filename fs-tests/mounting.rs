@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::support::env::{Mount, TestEnv, run};
+use super::support::env::{Mount, TestEnv, run, unmount};
 use super::support::eventually;
 use super::support::oci::Image;
 use super::support::tar::{Entry, Tar};
@@ -66,7 +66,7 @@ fn a_mount_ends_by_every_signal_and_by_an_outside_umount() {
         let pid = daemon(&env);
         match end {
             Some(signal) => kill_process(pid, signal).unwrap(),
-            None => assert_eq!(run(Command::new("umount").arg(mount.path())).code, 0),
+            None => unmount(mount.path()),
         }
         eventually("the daemon ends", || is_gone(pid));
         assert!(!mount.is_live(), "{end:?} left a dead mount");
@@ -347,7 +347,7 @@ fn mount_8_and_an_fstab_line_work() {
     let mounted = run(Command::new("mount").args(["-t", "plyfs", "box:1"]).arg(&at).args(["-o", &options]));
     assert_eq!(mounted.code, 0, "{mounted:?}");
     assert_eq!(fs::read_to_string(at.join("open")).unwrap(), "for all");
-    assert_eq!(run(Command::new("umount").arg(&at)).code, 0);
+    unmount(&at);
 
     let fstab = env.path("fstab");
     fs::write(

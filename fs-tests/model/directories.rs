@@ -22,7 +22,7 @@ use super::place::{Place, View, kernel_view, make_dir};
 use super::state::umask;
 use super::union::Union;
 use crate::support::bed::disk;
-use crate::support::env::{Mount, TestEnv, wait_until_unused};
+use crate::support::env::{Mount, TestEnv, unmount, wait_until_unused};
 use crate::support::tree::{Contents, Tree, diff, scan};
 use plyfs::fs::{Dirs, DirsOptions, Forms, Fs};
 use plyfs::upper::{Below, Owners, Settings, Upper, User};
@@ -221,7 +221,7 @@ impl DoorPlace {
 
     fn unmount(&mut self) {
         if let Some(mount) = self.mount.take() {
-            super::place::unmount(mount.path());
+            unmount(mount.path());
             wait_until_unused(&self.env.path("upper"));
         }
     }

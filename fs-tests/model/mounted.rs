@@ -49,20 +49,10 @@ impl PlyfsPlace {
         self.mount = Some(Mount::by(&self.env, &mut command));
     }
 
-    /// Unmounts through plyfs, which waits for its daemon. Busy for a while is no fault, see
-    /// [`super::place::unmount`].
+    /// Unmounts through plyfs, which waits for its daemon.
     fn unmount(&mut self) {
-        let Some(mount) = self.mount.take() else { return };
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            let ended = run(self.env.command(["umount"]).arg(mount.path()));
-            match ended.code {
-                0 => return,
-                _ if ended.stderr.contains("in use") && Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                _ => panic!("plyfs umount failed: {ended:?}"),
-            }
+        if let Some(mount) = self.mount.take() {
+            mount.unmount();
         }
     }
 

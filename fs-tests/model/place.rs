@@ -1,10 +1,8 @@
 //! Directories to run on.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use rustix::fs::Mode;
-use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use tempfile::TempDir;
 
@@ -12,6 +10,7 @@ use super::check::Checks;
 use super::generate::Menu;
 use super::image::{image, unpack};
 use super::op::Op;
+use crate::support::env::{patiently, unmount};
 use crate::support::tree::{Contents, Tree, scan};
 
 /// A directory that holds the image when a run begins, and what can happen to it from outside.
@@ -208,24 +207,6 @@ impl Overlay {
         let options = format!("lowerdir={lower},upperdir={upper},workdir={work},redirect_dir=on,{}", self.options);
         let options = std::ffi::CString::new(options).unwrap();
         let flags = MountFlags::empty();
-        patiently(&self.at, || rustix::mount::mount("overlay", &self.at, "overlay", flags, options.as_c_str()));
-    }
-}
-
-/// Unmounts.
-pub fn unmount(at: &Path) {
-    patiently(at, || rustix::mount::unmount(at, UnmountFlags::empty()));
-}
-
-/// Mounts or unmounts. Both can be refused for a moment: another test's child has our descriptors between its fork and
-/// its exec, and whoever looks a path up or reads the table of mounts holds what he looks at.
-fn patiently(at: &Path, call: impl Fn() -> rustix::io::Result<()>) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
-        match call() {
-            Ok(()) => return,
-            Err(Errno::BUSY) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
-            Err(error) => panic!("{}: {error}", at.display()),
-        }
+        patiently(|| rustix::mount::mount("overlay", &self.at, "overlay", flags, options.as_c_str()));
     }
 }

@@ -36,6 +36,7 @@ pub use open::{Below, OpenError, Owners, Settings, User, View, most_descriptors}
 
 use crate::backing::{self, Backing, Handle, Handles, Listed, Object, Raw};
 use crate::meta::Kind;
+use crate::sys;
 use crate::whiteout::{self, Dialect, Mark, Marker, Namespace, OPAQUE, check_name, first_of, hiding, may_be_marker};
 use rustix::fs::{OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
@@ -92,6 +93,8 @@ pub struct Upper {
     unclaimed: Option<String>,
     numbers: Mutex<Numbers>,
     serial: AtomicU64,
+    /// The last whiteout that was made as a new inode.
+    whiteout: Mutex<Option<Handle>>,
     handles: Handles,
 }
 
@@ -363,6 +366,14 @@ impl Upper {
             return Err(Errno::IO.into());
         }
         Ok(())
+    }
+
+    /// Has the disk begin with a part of a file that is going to be synced: it writes while more is copied.
+    pub fn begin_sync(&self, fd: BorrowedFd, offset: u64, len: u64) {
+        if !self.volatile {
+            // What fails here fails again when it is synced, and is told then.
+            let _begun = sys::begin_write_back(&fd, offset, len);
+        }
     }
 
     /// Remembers that data did not reach the disk ([`Upper::sync`]).

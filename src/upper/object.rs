@@ -3,12 +3,13 @@
 use super::Upper;
 use crate::backing::{self, Handle, Object, share};
 use crate::meta::{Kind, Time};
-use crate::whiteout::Mark;
+use crate::whiteout::{Mark, is_whiteout_device};
 use rustix::fs::{OFlags, RenameFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 use std::borrow::Cow;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::PoisonError;
 
 /// A name in a directory of the upper.
 #[derive(Clone, Copy)]
@@ -112,8 +113,8 @@ impl Upper {
     pub fn make(&self, draft: &Draft) -> io::Result<Made<'_>> {
         let name = self.serial();
         let stored = self.stored_kind(draft);
-        self.make_bare(draft, stored, Place { dir: self.tmp.as_fd(), name: name.as_bytes() })?;
-        self.finish(draft, stored, name.clone()).inspect_err(|_| {
+        let opened = self.make_bare(draft, stored, Place { dir: self.tmp.as_fd(), name: name.as_bytes() })?;
+        self.finish(draft, stored, name.clone(), opened).inspect_err(|_| {
             self.discard(&name, stored == Kind::Dir);
         })
     }
@@ -140,18 +141,25 @@ impl Upper {
         draft.mode & 0o777 | if draft.kind == Kind::Dir { 0o700 } else { 0o600 }
     }
 
-    fn make_bare(&self, draft: &Draft, stored: Kind, at: Place) -> io::Result<()> {
+    /// A file is open then.
+    fn make_bare(&self, draft: &Draft, stored: Kind, at: Place) -> io::Result<Option<OwnedFd>> {
         let Place { dir, name } = at;
         match stored {
-            Kind::Dir => self.backing.mkdir(dir, name, 0o700),
-            Kind::File => self.backing.open(dir, name, OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY, 0o600).map(drop),
-            Kind::Symlink => self.backing.symlink(&draft.target, dir, name),
-            other => self.backing.mknod(dir, name, other.bits() | 0o600, draft.rdev),
+            Kind::Dir => self.backing.mkdir(dir, name, 0o700)?,
+            Kind::File => {
+                return self.backing.open(dir, name, OFlags::CREATE | OFlags::EXCL | OFlags::RDWR, 0o600).map(Some);
+            }
+            Kind::Symlink => self.backing.symlink(&draft.target, dir, name)?,
+            other => self.backing.mknod(dir, name, other.bits() | 0o600, draft.rdev)?,
         }
+        Ok(None)
     }
 
-    fn finish(&self, draft: &Draft, stored: Kind, name: String) -> io::Result<Made<'_>> {
-        let handle = share(self.open_entry(self.tmp.as_fd(), name.as_bytes(), stored.bits())?.0);
+    fn finish(&self, draft: &Draft, stored: Kind, name: String, opened: Option<OwnedFd>) -> io::Result<Made<'_>> {
+        let handle = share(match opened {
+            Some(file) => file,
+            None => self.open_entry(self.tmp.as_fd(), name.as_bytes(), stored.bits())?.0,
+        });
         let fd = handle.as_fd();
         let raw_ino = self.backing.stat(fd)?.ino;
         if self.overrides.is_none() && (draft.uid, draft.gid) != self.own {
@@ -222,9 +230,24 @@ impl Upper {
         }
     }
 
-    /// Puts a whiteout where nothing is.
+    /// Puts a whiteout where nothing is: as one more name of the last that was made here, for as long as that has a name
+    /// and can take more. A new inode costs the file system below much more than a name (ext4 passes over those that
+    /// were freed lately one by one).
     pub fn make_whiteout(&self, at: Place) -> io::Result<()> {
-        self.backing.mknod(at.dir, at.name, Kind::Char.bits(), 0)
+        let shared = self.whiteout.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(whiteout) = shared {
+            match self.backing.link(whiteout.as_fd(), at.dir, at.name) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {}
+                done => return done,
+            }
+        }
+        self.backing.mknod(at.dir, at.name, Kind::Char.bits(), 0)?;
+        let made = self.backing.open(at.dir, at.name, OFlags::PATH, 0).and_then(|fd| {
+            let raw = self.backing.stat(fd.as_fd())?;
+            Ok((Kind::of(raw.mode) == Some(Kind::Char) && is_whiteout_device(raw.rdev)).then(|| share(fd)))
+        });
+        *self.whiteout.lock().unwrap_or_else(PoisonError::into_inner) = made.ok().flatten();
+        Ok(())
     }
 
     /// Takes an object away, leaving a whiteout if wanted. Directories must hold whiteouts at most. The view changes in
@@ -232,9 +255,14 @@ impl Upper {
     pub fn take_away(&self, at: Place, is_dir: bool, leave_whiteout: bool) -> io::Result<bool> {
         if leave_whiteout {
             let name = self.serial();
-            let out = Place { dir: self.tmp.as_fd(), name: name.as_bytes() };
-            self.rename(at, out, RenameFlags::WHITEOUT)?;
-            return Ok(!self.discard(&name, is_dir));
+            let here = Place { dir: self.tmp.as_fd(), name: name.as_bytes() };
+            self.make_whiteout(here)?;
+            // What is no directory is replaced; a directory changes places with the whiteout.
+            let flags = if is_dir { RenameFlags::EXCHANGE } else { RenameFlags::empty() };
+            self.rename(here, at, flags).inspect_err(|_| {
+                self.discard(&name, false);
+            })?;
+            return Ok(is_dir && !self.discard(&name, true));
         }
         if is_dir { self.backing.rmdir(at.dir, at.name) } else { self.backing.unlink(at.dir, at.name) }.map(|()| false)
     }

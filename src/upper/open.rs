@@ -212,6 +212,7 @@ impl Upper {
             unclaimed: fresh.then(|| settings.below.mark()),
             numbers: Mutex::new(numbers),
             serial: AtomicU64::new(0),
+            whiteout: Mutex::default(),
             handles: Handles::new(settings.descriptors),
             backing,
         })
@@ -249,6 +250,7 @@ impl Upper {
             unclaimed: fresh.then(|| settings.image.to_string()),
             numbers: Mutex::new(Numbers { next: first, limit: u64::MAX }),
             serial: AtomicU64::new(0),
+            whiteout: Mutex::default(),
             handles: Handles::new(settings.descriptors),
             backing: Box::new(Still),
         })

@@ -1,7 +1,8 @@
 //! Bringing what the image has into the upper directory: attributes only. The data of a file stays where it is until it
-//! is written.
+//! is written; what is small and about to be written comes along at once.
 
 use super::table::{Data, Dir, Entry, Name, Names, What};
+use super::xattr::CAPABILITY;
 use super::{STRIPES, TRIES, Union, lock};
 use crate::backing::Handle;
 use crate::fs::{FsError, Ino};
@@ -13,31 +14,50 @@ use std::os::fd::AsFd;
 
 /// File systems keep longer attributes in room that may not be there, or not at all (ext4: a block for all of them).
 const LONGEST_REDIRECT: usize = 2048;
+/// Data up to this many bytes is copied while the file is made: marks that say where it is, and go at once, cost more.
+const SMALL: u64 = 1 << 20;
+
+/// What of a file is brought up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Attributes,
+    /// Its data too, if it is small.
+    Small,
+}
 
 impl Union {
     /// Sees to it that an inode is in the upper directory, under all its names. What no longer has a name and is open
     /// still gets there without one.
     pub(super) fn copy_up(&self, ino: Ino) -> Result<(), FsError> {
-        self.copy_up_attributes(ino)?;
-        if self.forms.metacopies || matches!(self.data_of(ino), None | Some(Data::Upper)) {
+        if self.forms.metacopies { self.copy_up_attributes(ino) } else { self.copy_up_whole(ino) }
+    }
+
+    /// The same where the data will be written, or goes, anyway.
+    pub(super) fn copy_up_attributes(&self, ino: Ino) -> Result<(), FsError> {
+        self.copy_up_part(ino, Part::Attributes)
+    }
+
+    /// The same with a file's data.
+    pub(super) fn copy_up_whole(&self, ino: Ino) -> Result<(), FsError> {
+        self.copy_up_part(ino, Part::Small)?;
+        if matches!(self.data_of(ino), None | Some(Data::Upper)) {
             return Ok(());
         }
         self.copy_data(ino, u64::MAX).map(drop)
     }
 
-    /// The same where the data will be written, or goes, anyway.
-    pub(super) fn copy_up_attributes(&self, ino: Ino) -> Result<(), FsError> {
+    fn copy_up_part(&self, ino: Ino, part: Part) -> Result<(), FsError> {
         for _ in 1..TRIES {
-            match self.try_copy_up(ino) {
+            match self.try_copy_up(ino, part) {
                 // A name went while it was on its way: perhaps the last one.
                 Err(FsError::NotFound | FsError::Stale(_)) if self.lower.has(ino) => {}
                 done => return done,
             }
         }
-        self.try_copy_up(ino)
+        self.try_copy_up(ino, part)
     }
 
-    fn try_copy_up(&self, ino: Ino) -> Result<(), FsError> {
+    fn try_copy_up(&self, ino: Ino, part: Part) -> Result<(), FsError> {
         if self.is_up(ino) {
             return Ok(());
         }
@@ -58,17 +78,32 @@ impl Union {
         for (dir, _) in &names {
             self.copy_up_dir(*dir)?;
         }
-        let draft = self.draft_of(ino)?;
+        let mut draft = self.draft_of(ino)?;
         if draft.kind == Kind::Char && is_whiteout_device(draft.rdev) {
             // An image may hold such a device, but in the upper directory it would be a whiteout.
             return Err(FsError::NotPermitted);
         }
+        let with_data = part == Part::Small && draft.metacopy && draft.size <= SMALL && !loses_by_writing(&draft);
+        if with_data {
+            (draft.metacopy, draft.redirect) = (false, None);
+        }
         let made = self.upper.make(&draft)?;
+        if with_data {
+            self.fill(ino, &made, &draft)?;
+        }
         match &names[..] {
             [] => Err(FsError::Stale(ino)),
             [(dir, name)] => self.put_file(ino, made, &draft, *dir, name),
             names => self.put_links(ino, made, &draft, names),
         }
+    }
+
+    /// Gives what has just been made its data, on disk before anybody sees it.
+    fn fill(&self, ino: Ino, made: &Made, draft: &Draft) -> Result<(), FsError> {
+        self.copy_pieces(ino, draft.size, &made.handle)?;
+        self.upper.sync(made.handle.as_fd(), true)?;
+        let mtime = draft.times.map(|(_, mtime)| mtime);
+        Ok(self.upper.backing().utimens(made.handle.as_fd(), &timestamps(None, mtime))?)
     }
 
     /// Where the lower layers have an inode, unless that is too long to be written down.
@@ -265,4 +300,9 @@ impl Union {
             }
         }
     }
+}
+
+/// Whether a file has what the system below takes away when data is written.
+fn loses_by_writing(draft: &Draft) -> bool {
+    draft.mode & 0o6000 != 0 || draft.xattrs.iter().any(|(name, _)| name == CAPABILITY)
 }

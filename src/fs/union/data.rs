@@ -14,7 +14,7 @@ use std::sync::PoisonError;
 
 const MISSING: FsError = FsError::Damaged("a file's data is in no layer");
 /// How much one call copies.
-const CHUNK: u64 = 32 << 20;
+const CHUNK: u64 = 8 << 20;
 /// The most that one read gives.
 const MAX_READ: u32 = 1 << 20;
 
@@ -83,10 +83,7 @@ impl Union {
 
     /// Sees to it that a file's data is in the upper directory, and gives its descriptor.
     fn own_data(&self, ino: Ino) -> Result<Handle, FsError> {
-        self.copy_up_attributes(ino)?;
-        if self.data_of(ino) != Some(Data::Upper) {
-            self.copy_data(ino, u64::MAX)?;
-        }
+        self.copy_up_whole(ino)?;
         self.handle(ino)
     }
 
@@ -135,7 +132,7 @@ impl Union {
         Ok(cut)
     }
 
-    fn copy_pieces(&self, origin: Ino, keep: u64, to: &Handle) -> Result<(), FsError> {
+    pub(super) fn copy_pieces(&self, origin: Ino, keep: u64, to: &Handle) -> Result<(), FsError> {
         for piece in self.lower.pieces(origin)? {
             let len = piece.len.min(keep.saturating_sub(piece.logical));
             self.copy_piece(&piece, len, to)?;
@@ -152,7 +149,12 @@ impl Union {
             let copied = self.upper.backing().copy(piece.file.as_fd(), from, to.as_fd(), at, chunk);
             match copied {
                 Ok(0) => return Err(FsError::Damaged("a file's data lies outside of its layer")),
-                Ok(more) => done += more as u64,
+                Ok(more) => {
+                    done += more as u64;
+                    if done < len {
+                        self.upper.begin_sync(to.as_fd(), at, more as u64);
+                    }
+                }
                 Err(e) if cannot_copy(&e) => return self.copy_by_hand(piece, done, len, to),
                 Err(e) => return Err(e.into()),
             }

@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError};
 /// of what it holds, which the file system below would then refuse, after the caller has been told that all is well.
 const APPEND_FLAG: u32 = 0x20;
 const APPEND_ATTRIBUTE: u32 = 0x10;
-const CAPABILITY: &[u8] = b"security.capability";
+pub(super) const CAPABILITY: &[u8] = b"security.capability";
 
 impl Union {
     /// The descriptor of what is in the upper directory.

@@ -5,7 +5,7 @@ use crate::support::oci::Image;
 use crate::support::tar::{Entry, Tar};
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -66,6 +66,40 @@ fn what_is_written_is_there_again_and_the_layers_are_untouched() {
     assert_eq!(text(plain.path().join("d/file")), "below");
     assert!(env.path("upper.work").is_dir(), "the work directory lies beside the upper one");
     env.ok(["system", "fsck"]);
+}
+
+/// A whiteout is one more name of another, if there is one, and is none the less the name's own.
+#[test]
+fn whiteouts_share_an_inode_and_go_one_by_one() {
+    let env = env();
+    let mount = mount(&env, &[]);
+    let at = |name: &str| mount.path().join(name);
+    let whiteout = |name: &str| {
+        let found = fs::symlink_metadata(env.path("upper").join(name)).unwrap();
+        assert!(found.file_type().is_char_device() && found.rdev() == 0, "{name}: {found:?}");
+        (found.ino(), found.nlink())
+    };
+    fs::remove_file(at("big")).unwrap();
+    fs::write(at("theirs"), "copied up").unwrap();
+    for name in ["link", "theirs", "d/file"] {
+        fs::remove_file(at(name)).unwrap();
+    }
+    let shared = whiteout("big");
+    assert_eq!(shared.1, 4);
+    assert_eq!(["link", "theirs", "d/file"].map(whiteout), [shared; 3]);
+    for name in ["big", "link", "theirs", "d/file"] {
+        fs::write(at(name), name).unwrap();
+    }
+    // The last one has no name any more.
+    fs::remove_file(at("link")).unwrap();
+    fs::remove_dir_all(at("d")).unwrap();
+    assert_eq!(whiteout("link"), whiteout("d"));
+    mount.unmount();
+    let again = self::mount(&env, &[]);
+    let at = |name: &str| again.path().join(name);
+    assert_eq!(["big", "theirs"].map(|name| text(at(name))), ["big", "theirs"]);
+    assert_eq!(["link", "d"].map(|name| fs::symlink_metadata(at(name)).is_ok()), [false; 2]);
+    assert_eq!(fs::read_dir(env.path("upper.work/plyfs/tmp")).unwrap().count(), 0);
 }
 
 #[test]

@@ -251,8 +251,8 @@ impl Upper {
     }
 
     /// Takes an object away, leaving a whiteout if wanted. Directories must hold whiteouts at most. The view changes in
-    /// one call; what fails behind that is swept at the next mount. Whether something is left to be swept.
-    pub fn take_away(&self, at: Place, is_dir: bool, leave_whiteout: bool) -> io::Result<bool> {
+    /// one call; what fails behind that is swept at the next mount.
+    pub fn take_away(&self, at: Place, is_dir: bool, leave_whiteout: bool) -> io::Result<()> {
         if leave_whiteout {
             let name = self.serial();
             let here = Place { dir: self.tmp.as_fd(), name: name.as_bytes() };
@@ -262,9 +262,12 @@ impl Upper {
             self.rename(here, at, flags).inspect_err(|_| {
                 self.discard(&name, false);
             })?;
-            return Ok(is_dir && !self.discard(&name, true));
+            if is_dir {
+                self.discard(&name, true);
+            }
+            return Ok(());
         }
-        if is_dir { self.backing.rmdir(at.dir, at.name) } else { self.backing.unlink(at.dir, at.name) }.map(|()| false)
+        if is_dir { self.backing.rmdir(at.dir, at.name) } else { self.backing.unlink(at.dir, at.name) }
     }
 
     /// Gives an object one more name, also where a whiteout is.

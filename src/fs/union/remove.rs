@@ -27,13 +27,8 @@ impl Union {
                 let whiteout = self.covers(dir, &name)?;
                 let parent = self.handle(dir)?;
                 let at = Place { dir: parent.as_fd(), name: &name };
-                let left = self.upper.take_away(at, false, whiteout).inspect_err(|_| self.release(ino))?;
-                let mut table = self.table_mut();
-                table.take_name(dir, &name, ino, whiteout);
-                if let Some(entry) = table.get_mut(ino) {
-                    entry.spare += u32::from(left);
-                }
-                drop(table);
+                self.upper.take_away(at, false, whiteout).inspect_err(|_| self.release(ino))?;
+                self.table_mut().take_name(dir, &name, ino, whiteout);
                 self.settle_removed(ino);
                 Ok(())
             }

@@ -5,7 +5,7 @@
 //! nobody synced.
 
 use crate::support::bed::{Bed, Picture, at, disk, picture, split};
-use crate::support::faulty::{Control, Fault};
+use crate::support::faulty::{Control, Fault, Refuses};
 use crate::support::tar::{Entry, Sparse, Tar};
 use plyfs::fs::{Change, Fs, FsError, New, Replace, SetTime};
 use plyfs::meta::{Kind, Time};
@@ -23,8 +23,12 @@ struct Case {
 }
 
 fn image() -> Bed {
+    Bed::new(vec![layer()])
+}
+
+fn layer() -> Vec<u8> {
     let segments = [(8192, b"far".to_vec())].map(|(at, data)| (at as u64, data));
-    let bottom = Tar::new()
+    Tar::new()
         .dir("d")
         .add(Entry::file("d/file", "the lower content").mtime(1_000_000, 5).xattr("user.a", "1").mode(0o640))
         .dir("d/sub")
@@ -37,8 +41,83 @@ fn image() -> Bed {
         .dir("empty")
         .dir("other")
         .file("other/x", "x")
-        .finish();
-    Bed::new(vec![bottom])
+        .finish()
+}
+
+/// What the cases are tried on.
+#[derive(Clone, Copy)]
+struct Setting {
+    refuses: Refuses,
+    directories: bool,
+}
+
+/// One for each form of whiteouts: devices, attributes on an image and on directories, names.
+const SETTINGS: [Setting; 4] = [
+    Setting { refuses: Refuses::Nothing, directories: false },
+    Setting { refuses: Refuses::Devices, directories: false },
+    Setting { refuses: Refuses::Devices, directories: true },
+    Setting { refuses: Refuses::Attributes, directories: true },
+];
+
+impl Setting {
+    fn bed(self) -> Bed {
+        if self.directories { Bed::unpacked(vec![layer()]) } else { image() }
+    }
+
+    fn control(self) -> Control {
+        Control::over(self.refuses)
+    }
+
+    /// The tree without a fault, at a mount of its own.
+    fn remounted(self, bed: &Bed) -> Picture {
+        picture(&bed.open(|| self.control().backing()))
+    }
+
+    /// A line for each path. New numbers and times of new files are no difference, nor over directories any number, as
+    /// the next mount may renumber; without attributes what is copied up keeps none.
+    fn lines(self, picture: &Picture) -> Vec<String> {
+        let bare = self.refuses == Refuses::Attributes;
+        let own = |ino: u64| if self.directories || ino >= plyfs::upper::FIRST_OWN { 0 } else { ino };
+        let line = |(path, s): (&String, &crate::support::bed::Seen)| {
+            let mut attr = s.attr;
+            attr.7 = if attr.7 > 1_500_000_000 { 0 } else { attr.7 };
+            let xattrs = s.xattrs.iter().filter(|_| !bare).collect::<Vec<_>>();
+            format!("{path} {} {attr:?} {} {xattrs:?}", own(s.ino), s.content.escape_ascii())
+        };
+        picture.iter().map(line).collect()
+    }
+
+    /// Says what differs, briefly.
+    #[track_caller]
+    fn same(self, seen: &Picture, wanted: &Picture, what: &str) {
+        let (seen, wanted) = (self.lines(seen), self.lines(wanted));
+        let gone: Vec<&String> = wanted.iter().filter(|line| !seen.contains(line)).collect();
+        let come: Vec<&String> = seen.iter().filter(|line| !wanted.contains(line)).collect();
+        let refuses = self.refuses;
+        assert!(gone.is_empty() && come.is_empty(), "{refuses:?}: {what}\nwanted: {gone:#?}\nseen: {come:#?}");
+    }
+
+    /// The states before, behind, and behind each part; `None` for what cannot be done there: directories of the lower
+    /// ones are not moved where no redirect can be written, nor attributes set where there are none.
+    fn states(self, bed: &Bed, case: &Case) -> Option<(Picture, Picture, Vec<Picture>)> {
+        let cannot = |e: &FsError| [libc::EXDEV, libc::EOPNOTSUPP].contains(&e.errno());
+        bed.clear();
+        let fs = bed.open(|| self.control().backing());
+        let mut before = Picture::new();
+        for step in case.before.iter().chain([&case.step]) {
+            before = picture(&fs);
+            match step(&fs) {
+                Err(e) if self.refuses == Refuses::Attributes && cannot(&e) => return None,
+                done => done.unwrap_or_else(|e| panic!("{:?}: {}: {e}", self.refuses, case.name)),
+            }
+        }
+        let after_part = |part: &Step| {
+            let fs = prepared(bed, case, &self.control());
+            part(&fs).unwrap_or_else(|e| panic!("{}: a part of it: {e}", case.name));
+            picture(&fs)
+        };
+        Some((before, picture(&fs), case.parts.iter().map(after_part).collect()))
+    }
 }
 
 fn new(kind: Kind) -> New<'static> {
@@ -216,24 +295,7 @@ fn renaming() -> Vec<Case> {
         case!("exchange of files", [], |fs| rename(fs, "d/file", "other/x", Replace::Exchange)),
         case!("exchange of a file and a directory", [], |fs| rename(fs, "d/file", "other", Replace::Exchange)),
         case!("exchange of directories", [], |fs| rename(fs, "d/sub", "other", Replace::Exchange)),
-        case!("rename that leaves a whiteout", [|fs| make(fs, "n", Kind::File)], |fs| {
-            rename(fs, "n", "m", Replace::Whiteout)
-        }),
     ]
-}
-
-/// The state before, and behind.
-fn both(bed: &Bed, case: &Case) -> (Picture, Picture) {
-    let fs = prepared(bed, case, &Control::default());
-    let before = picture(&fs);
-    (case.step)(&fs).unwrap_or_else(|e| panic!("{}: {e}", case.name));
-    (before, picture(&fs))
-}
-
-fn after_part(bed: &Bed, case: &Case, part: Step) -> Picture {
-    let fs = prepared(bed, case, &Control::default());
-    part(&fs).unwrap_or_else(|e| panic!("{}: a part of it: {e}", case.name));
-    picture(&fs)
 }
 
 fn prepared(bed: &Bed, case: &Case, control: &Control) -> Fs {
@@ -245,89 +307,79 @@ fn prepared(bed: &Bed, case: &Case, control: &Control) -> Fs {
     fs
 }
 
-/// A line for each path. New numbers and times of new files are no difference.
-fn lines(picture: &Picture) -> Vec<String> {
-    let own = |ino: u64| if ino >= plyfs::upper::FIRST_OWN { 0 } else { ino };
-    let line = |(path, s): (&String, &crate::support::bed::Seen)| {
-        let mut attr = s.attr;
-        attr.7 = if attr.7 > 1_500_000_000 { 0 } else { attr.7 };
-        format!("{path} {} {attr:?} {} {:?}", own(s.ino), s.content.escape_ascii(), s.xattrs)
-    };
-    picture.iter().map(line).collect()
-}
-
-/// Says what differs, briefly.
-#[track_caller]
-fn same(seen: &Picture, wanted: &Picture, what: &str) {
-    let (seen, wanted) = (lines(seen), lines(wanted));
-    let gone: Vec<&String> = wanted.iter().filter(|line| !seen.contains(line)).collect();
-    let come: Vec<&String> = seen.iter().filter(|line| !wanted.contains(line)).collect();
-    assert!(gone.is_empty() && come.is_empty(), "{what}\nwanted: {gone:#?}\nseen: {come:#?}");
-}
-
 #[test]
 fn a_call_that_fails_leaves_the_old_view_or_the_new_one() {
-    let bed = image();
-    for case in cases() {
-        let (before, after) = both(&bed, &case);
-        let parts: Vec<Picture> = case.parts.iter().map(|part| after_part(&bed, &case, *part)).collect();
-        for number in 0.. {
-            // Which error it is makes no difference to the union, and must reach the caller.
-            let errno = [Errno::NOSPC, Errno::IO, Errno::DQUOT][number % 3];
-            let control = Control::default();
-            let fs = prepared(&bed, &case, &control);
-            control.arm(number, Fault::Fail(errno));
-            let done = (case.step)(&fs);
-            let Some(call) = control.disarm() else {
-                assert!(done.is_ok() && number > 0, "{}: met no fault and failed", case.name);
-                break;
-            };
-            let what = format!("{}: call {number} ({call}) fails with {errno:?}: {done:?}", case.name);
-            if let Err(e) = done {
-                assert_eq!(e.errno(), errno.raw_os_error(), "{what}");
-                same(&picture(&fs), &before, &what);
-                (case.step)(&fs).unwrap_or_else(|e| panic!("{what}: again: {e}"));
-            }
-            let seen = picture(&fs);
-            if !parts.iter().any(|part| lines(part) == lines(&seen)) {
-                same(&seen, &after, &what);
-            }
-            drop(fs);
-            same(&picture(&bed.open(disk)), &seen, &format!("{what}; after a remount"));
+    for setting in SETTINGS {
+        let bed = setting.bed();
+        for case in cases() {
+            fail_each_call(setting, &bed, &case);
         }
+    }
+}
+
+fn fail_each_call(setting: Setting, bed: &Bed, case: &Case) {
+    let Some((before, after, parts)) = setting.states(bed, case) else { return };
+    for number in 0.. {
+        // Which error it is makes no difference to the union, and must reach the caller.
+        let errno = [Errno::NOSPC, Errno::IO, Errno::DQUOT][number % 3];
+        let control = setting.control();
+        let fs = prepared(bed, case, &control);
+        control.arm(number, Fault::Fail(errno));
+        let done = (case.step)(&fs);
+        let Some(call) = control.disarm() else {
+            assert!(done.is_ok() && number > 0, "{}: met no fault and failed", case.name);
+            break;
+        };
+        let what = format!("{}: call {number} ({call}) fails with {errno:?}: {done:?}", case.name);
+        if let Err(e) = done {
+            assert_eq!(e.errno(), errno.raw_os_error(), "{what}");
+            setting.same(&picture(&fs), &before, &what);
+            (case.step)(&fs).unwrap_or_else(|e| panic!("{what}: again: {e}"));
+        }
+        let seen = picture(&fs);
+        if !parts.iter().any(|part| setting.lines(part) == setting.lines(&seen)) {
+            setting.same(&seen, &after, &what);
+        }
+        drop(fs);
+        setting.same(&setting.remounted(bed), &seen, &format!("{what}; after a remount"));
     }
 }
 
 #[test]
 fn a_process_that_dies_anywhere_leaves_the_old_state_or_the_new_one() {
-    let bed = image();
-    for case in cases() {
-        let (before, after) = both(&bed, &case);
-        let (mut old, mut new) = (0, 0);
-        let parts: Vec<Picture> = case.parts.iter().map(|part| after_part(&bed, &case, *part)).collect();
-        for number in 0.. {
-            let control = Control::default();
-            let fs = prepared(&bed, &case, &control);
-            control.sync_all();
-            control.arm(number, Fault::Die);
-            let done = (case.step)(&fs);
-            let Some(call) = control.disarm() else { break };
-            drop(fs);
-            control.lose_unsynced();
-            let seen = picture(&bed.open(disk));
-            let what = format!("{}: dies at call {number} ({call}): {done:?}", case.name);
-            if lines(&seen) == lines(&before) {
-                old += 1;
-            } else if !parts.iter().any(|part| lines(part) == lines(&seen)) {
-                same(&seen, &after, &what);
-                new += 1;
-            }
-            let left = std::fs::read_dir(bed.work().join("plyfs/tmp")).unwrap().count();
-            let links = std::fs::read_dir(bed.work().join("plyfs/links")).unwrap().count();
-            assert_eq!((left, links), (0, 0), "{what}: the work directory is not clean");
+    for setting in SETTINGS {
+        let bed = setting.bed();
+        for case in cases() {
+            die_at_each_call(setting, &bed, &case);
         }
-        assert!(old > 0, "{}: no fault came before the change: {new} behind it", case.name);
     }
+}
+
+fn die_at_each_call(setting: Setting, bed: &Bed, case: &Case) {
+    let Some((before, after, parts)) = setting.states(bed, case) else { return };
+    let (mut old, mut new) = (0, 0);
+    for number in 0.. {
+        let control = setting.control();
+        let fs = prepared(bed, case, &control);
+        control.sync_all();
+        control.arm(number, Fault::Die);
+        let done = (case.step)(&fs);
+        let Some(call) = control.disarm() else { break };
+        drop(fs);
+        control.lose_unsynced();
+        let seen = setting.remounted(bed);
+        let what = format!("{}: dies at call {number} ({call}): {done:?}", case.name);
+        if setting.lines(&seen) == setting.lines(&before) {
+            old += 1;
+        } else if !parts.iter().any(|part| setting.lines(part) == setting.lines(&seen)) {
+            setting.same(&seen, &after, &what);
+            new += 1;
+        }
+        let left = std::fs::read_dir(bed.work().join("plyfs/tmp")).unwrap().count();
+        let links = std::fs::read_dir(bed.work().join("plyfs/links")).unwrap().count();
+        assert_eq!((left, links), (0, 0), "{what}: the work directory is not clean");
+    }
+    assert!(old > 0, "{}: no fault came before the change: {new} behind it", case.name);
 }
 
 /// Data that is written and synced is there, and none but what is written ever changes.

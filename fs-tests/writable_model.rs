@@ -10,7 +10,7 @@
 
 use crate::model::by_inode::ByInode;
 use crate::model::check::{Checker, Checks};
-use crate::model::directories::{DoorPlace, without_a_kernel};
+use crate::model::directories::{DoorPlace, over, without_a_kernel};
 use crate::model::generate::{Menu, generate};
 use crate::model::harness::Harness;
 use crate::model::image::image;
@@ -22,6 +22,7 @@ use crate::model::run::{Effort, by_path, compare, execute, replay, shrink, soak}
 use crate::model::state::{Model, umask};
 use crate::model::union::Union;
 use crate::support::env::TestEnv;
+use crate::support::faulty::Refuses;
 use crate::support::tree::{Contents, Tree, scan};
 use plyfs::upper::User;
 
@@ -48,7 +49,7 @@ fn a_writable_mount_is_a_posix_tree() {
 /// The same steps on both, answer by answer.
 #[test]
 fn a_writable_mount_answers_as_a_plain_directory_does() {
-    let menu = Menu { whiteouts: false, optional: false, ..PlyfsPlace::MENU };
+    let menu = Menu { optional: false, ..PlyfsPlace::MENU };
     compare("plain and plyfs", Effort { runs: 3, ops: 700 }, menu, &|| by_path(PlainPlace::new()), &|| {
         by_path(PlyfsPlace::new(&[]))
     });
@@ -58,6 +59,18 @@ fn a_writable_mount_answers_as_a_plain_directory_does() {
 fn a_union_without_a_kernel_is_a_posix_tree() {
     let fresh = || -> Box<dyn Harness> { Box::new(ByInode::new(Union::new(User::own()), umask(), Checks::ALL)) };
     soak("union", Effort { runs: 20, ops: 1000 }, PlyfsPlace::MENU, &fresh);
+}
+
+/// On kernel overlayfs, or on another mount of plyfs, whiteouts are files with an attribute.
+#[test]
+fn a_union_without_whiteout_devices_is_a_posix_tree() {
+    for user in [User::own(), User { privileged: false, uid: 4321, gid: 4321 }] {
+        soak("nested union", Effort { runs: 8, ops: 1000 }, PlyfsPlace::MENU, &|| {
+            Box::new(ByInode::new(Union::over(user, Refuses::Devices), umask(), Checks::ALL))
+        });
+        let directories = || over(3, user, Refuses::Devices);
+        soak("nested directories", Effort { runs: 6, ops: 1000 }, DoorPlace::MENU, &directories);
+    }
 }
 
 /// Owners, modes and kinds that a plain user cannot give his files are kept in attributes; all of them here, since the
@@ -100,7 +113,7 @@ fn a_mount_in_the_forms_that_every_tool_knows_is_a_posix_tree() {
 /// The same steps on both, answer by answer.
 #[test]
 fn a_mount_of_directories_answers_as_a_plain_directory_does() {
-    let menu = Menu { whiteouts: false, optional: false, ..DoorPlace::MENU };
+    let menu = Menu { optional: false, ..DoorPlace::MENU };
     for count in [1, 10] {
         compare("plain and directories", Effort { runs: 1, ops: 700 }, menu, &|| by_path(PlainPlace::new()), &|| {
             by_path(DoorPlace::new(count))

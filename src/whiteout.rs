@@ -80,6 +80,35 @@ pub enum Namespace {
     User,
 }
 
+/// How an upper directory's whiteouts are written. All forms are read, also mixed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WhiteoutForm {
+    /// Character devices 0:0, the kernel's first form; RENAME_WHITEOUT writes it.
+    Device,
+    /// Empty regular files with [`Mark::Whiteout`] in directories whose [`Mark::Opaque`] is `x`, the kernel's form for
+    /// nested overlays (overlayfs.rst, "Nesting overlayfs mounts"; kernel 6.7): where a device 0:0 cannot be made.
+    Attribute,
+    /// Empty files `.wh.NAME` and `.wh..wh..opq`, as fuse-overlayfs writes them: where attributes are refused too. Nothing
+    /// else can be recorded there: no redirect, no metacopy, no inode number.
+    Name,
+}
+
+impl WhiteoutForm {
+    /// The form as [`Mark::Form`] records it.
+    pub fn word(self) -> &'static str {
+        match self {
+            WhiteoutForm::Device => "device",
+            WhiteoutForm::Attribute => "attribute",
+            WhiteoutForm::Name => "name",
+        }
+    }
+
+    /// The reverse of [`WhiteoutForm::word`].
+    pub fn of_word(word: &str) -> Option<WhiteoutForm> {
+        [WhiteoutForm::Device, WhiteoutForm::Attribute, WhiteoutForm::Name].into_iter().find(|form| form.word() == word)
+    }
+}
+
 /// The extended attributes that an upper directory's own bookkeeping is in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mark {
@@ -97,6 +126,11 @@ pub enum Mark {
     Image,
     /// On the root: no inode number from here on has ever been given away.
     Next,
+    /// On the root: the form of the whiteouts ([`WhiteoutForm::word`]), and the type of the file system that it was chosen for.
+    Form,
+    /// On a directory: names, separated by `/`, that count as whiteouts unless the directory has them. Written before a
+    /// rename that must leave a whiteout where RENAME_WHITEOUT is refused.
+    Hides,
     /// Owner and mode of what an unprivileged user keeps, as `uid:gid:mode[:kind]`.
     Override,
 }
@@ -192,6 +226,8 @@ pub fn all_names(mark: Mark) -> &'static [&'static CStr] {
         Mark::Id => &[c"trusted.overlay.plyfs.id", c"user.overlay.plyfs.id"],
         Mark::Image => &[c"trusted.overlay.plyfs.image", c"user.overlay.plyfs.image"],
         Mark::Next => &[c"trusted.overlay.plyfs.next", c"user.overlay.plyfs.next"],
+        Mark::Form => &[c"trusted.overlay.plyfs.whiteouts", c"user.overlay.plyfs.whiteouts"],
+        Mark::Hides => &[c"trusted.overlay.plyfs.hides", c"user.overlay.plyfs.hides"],
         Mark::Override => &[PRIVILEGED_OVERRIDE, CONTAINERS_OVERRIDE, c"user.fuseoverlayfs.override_stat"],
     }
 }
@@ -348,7 +384,7 @@ mod tests {
         assert_eq!(shown(b"trusted.overlay.plyfs.x.user.fuseoverlayfs.opaque").unwrap(), "user.fuseoverlayfs.opaque");
     }
 
-    const MARKS: [Mark; 8] = [
+    const MARKS: [Mark; 10] = [
         Mark::Opaque,
         Mark::Redirect,
         Mark::Metacopy,
@@ -356,6 +392,8 @@ mod tests {
         Mark::Id,
         Mark::Image,
         Mark::Next,
+        Mark::Form,
+        Mark::Hides,
         Mark::Override,
     ];
 }

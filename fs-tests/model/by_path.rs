@@ -148,7 +148,6 @@ impl ByPath {
                     Replace::Allow => RenameFlags::empty(),
                     Replace::Forbid => RenameFlags::NOREPLACE,
                     Replace::Exchange => RenameFlags::EXCHANGE,
-                    Replace::Whiteout => RenameFlags::WHITEOUT,
                 };
                 let root = self.root();
                 renameat_with(root, expand(from), root, expand(to), flags)?;

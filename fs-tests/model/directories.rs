@@ -21,8 +21,8 @@ use super::mounted::{PlyfsPlace, overlay};
 use super::place::{Place, View, kernel_view, make_dir};
 use super::state::umask;
 use super::union::Union;
-use crate::support::bed::disk;
 use crate::support::env::{Mount, TestEnv, unmount, wait_until_unused};
+use crate::support::faulty::{Limited, Refuses};
 use crate::support::tree::{Contents, Tree, diff, scan};
 use plyfs::fs::{Dirs, DirsOptions, Forms, Fs};
 use plyfs::upper::{Below, Owners, Settings, Upper, User};
@@ -126,6 +126,11 @@ fn set(path: &Path, name: &str, value: &[u8]) {
 
 /// Without a kernel: the union of so many directories and an upper one.
 pub fn without_a_kernel(count: usize, user: User) -> Box<dyn Harness> {
+    over(count, user, Refuses::Nothing)
+}
+
+/// The same with the upper directory on a file system that refuses some calls.
+pub fn over(count: usize, user: User, refuses: Refuses) -> Box<dyn Harness> {
     let dir = scratch();
     let layers = lowers(dir.path(), count);
     ["upper", "work"].into_iter().for_each(|name| make_dir(&dir.path().join(name)));
@@ -139,7 +144,7 @@ pub fn without_a_kernel(count: usize, user: User) -> Box<dyn Harness> {
             user,
             descriptors: 4,
         };
-        let upper = Upper::open(&settings, disk()).unwrap();
+        let upper = Upper::open(&settings, Box::new(Limited(refuses))).unwrap();
         Fs::of_dirs(Dirs::open(&options).map_err(|(_, e)| e).unwrap(), Some(upper), Forms::default()).unwrap()
     };
     Box::new(ByInode::new(Union::by(open), umask(), CHECKS))

@@ -8,8 +8,6 @@ use super::state::{Body, Id, Model, ROOT};
 /// What a run may contain.
 #[derive(Clone, Copy, Debug)]
 pub struct Menu {
-    /// `RENAME_WHITEOUT` where it leaves nothing to be seen.
-    pub whiteouts: bool,
     /// Descriptors and mappings that can only read, which kernel overlayfs shows old content through.
     pub held_readers: bool,
     /// `COLLAPSE_RANGE` and `INSERT_RANGE`, which FUSE never has.
@@ -126,7 +124,6 @@ impl Source {
         let how = match self.random.below(12) {
             0 => Replace::Forbid,
             1..=2 => Replace::Exchange,
-            3 if self.menu.whiteouts => Replace::Whiteout,
             _ => Replace::Allow,
         };
         let to = if how == Replace::Exchange || self.random.percent(40) { self.existing() } else { self.place() };

@@ -26,7 +26,7 @@ pub struct PlyfsPlace {
 }
 
 impl PlyfsPlace {
-    pub const MENU: Menu = Menu { whiteouts: true, held_readers: true, optional: true, remounts: true };
+    pub const MENU: Menu = Menu { held_readers: true, optional: true, remounts: true };
 
     /// With further options of `plyfs mount`.
     pub fn new(options: &[&'static str]) -> Self {

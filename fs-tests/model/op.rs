@@ -255,7 +255,6 @@ pub enum Replace {
     Allow,
     Forbid,
     Exchange,
-    Whiteout,
 }
 
 /// Modes of fallocate(2).

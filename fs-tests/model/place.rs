@@ -51,7 +51,7 @@ pub struct PlainPlace {
 }
 
 impl PlainPlace {
-    pub const MENU: Menu = Menu { whiteouts: false, held_readers: true, optional: true, remounts: false };
+    pub const MENU: Menu = Menu { held_readers: true, optional: true, remounts: false };
 
     pub fn new() -> Self {
         let dir = scratch();
@@ -89,7 +89,7 @@ pub struct OverlayPlace {
 }
 
 impl OverlayPlace {
-    pub const MENU: Menu = Menu { whiteouts: false, held_readers: false, optional: true, remounts: true };
+    pub const MENU: Menu = Menu { held_readers: false, optional: true, remounts: true };
 
     /// With `metacopy`, a change of attributes alone copies no content.
     pub fn new(metacopy: bool) -> Self {

@@ -6,6 +6,7 @@ use super::op::{Replace, Stamp};
 use std::rc::Rc;
 
 use crate::support::bed::{Bed, disk};
+use crate::support::faulty::{Limited, Refuses};
 use crate::support::tree::Record;
 use plyfs::fs::{self, Attr, Fs, FsError, SetTime};
 use plyfs::meta::{Kind, Time, device};
@@ -35,6 +36,12 @@ impl Union {
     pub fn on(bed: &Rc<Bed>) -> Union {
         let bed = bed.clone();
         Union::by(move || bed.open(disk))
+    }
+
+    /// With the upper directory on a file system that refuses some calls.
+    pub fn over(user: User, refuses: Refuses) -> Union {
+        let bed = Union::bed(user);
+        Union::by(move || bed.open(|| Box::new(Limited(refuses))))
     }
 
     /// What something opens.
@@ -143,7 +150,6 @@ impl Inodes for Union {
             Replace::Allow => fs::Replace::Allow,
             Replace::Forbid => fs::Replace::Forbid,
             Replace::Exchange => fs::Replace::Exchange,
-            Replace::Whiteout => fs::Replace::Whiteout,
         };
         self.fs().rename(from.0, from.1, to.0, to.1, replace).map(drop).map_err(errno)
     }

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
+use std::process::Command;
 
 use plyfs::backing::{Backing, Disk};
 use plyfs::digest::Digest;
-use plyfs::fs::{Attr, Data, Fs, FsError, Ino, ROOT};
+use plyfs::fs::{Attr, Data, Dirs, DirsOptions, Forms, Fs, FsError, Ino, ROOT};
 use plyfs::layer::{Index, Limits, index_tar};
 use plyfs::meta::Kind;
 use plyfs::sys::Bytes;
 use plyfs::tree;
-use plyfs::upper::{Below, OpenError, Settings, Upper, User, View};
+use plyfs::upper::{Below, OpenError, Owners, Settings, Upper, User, View};
 use tempfile::TempDir;
 
 /// Layers, and a place for an upper directory on top of them.
@@ -23,6 +24,8 @@ pub struct Bed {
     pub volatile: bool,
     /// For whom they are opened.
     pub user: User,
+    /// The layers unpacked as plain directories, the bottom one first, which are merged in the image's place.
+    dirs: Vec<PathBuf>,
 }
 
 /// The real calls.
@@ -52,7 +55,22 @@ impl Bed {
         let index = |tar: &Vec<u8>| index_tar(&mut &tar[..], &Limits::default()).unwrap().seal(&Digest::of(tar));
         let indexes = tars.iter().map(index).collect();
         let dir = tempfile::Builder::new().prefix("plyfs-test-").tempdir().unwrap();
-        Bed { tars, indexes, dir, volatile: false, user: User::own() }
+        Bed { tars, indexes, dir, volatile: false, user: User::own(), dirs: Vec::new() }
+    }
+
+    /// With these layers as plain directories. They must hold no markers.
+    pub fn unpacked(tars: Vec<Vec<u8>>) -> Bed {
+        let mut bed = Bed::new(tars);
+        for (number, tar) in bed.tars.iter().enumerate() {
+            let (dir, file) = (bed.dir.path().join(format!("lower{number}")), bed.dir.path().join("tar"));
+            std::fs::create_dir(&dir).unwrap();
+            std::fs::write(&file, tar).unwrap();
+            let mut unpack = Command::new("tar");
+            unpack.args(["--xattrs", "--xattrs-include=*", "-xpf"]).arg(&file).arg("-C").arg(&dir);
+            assert!(unpack.status().unwrap().success());
+            bed.dirs.push(dir);
+        }
+        bed
     }
 
     /// The upper directory.
@@ -77,7 +95,10 @@ impl Bed {
         let settings = Settings {
             upper: self.upper(),
             work: self.work(),
-            below: Below::Image(Digest::of(&self.tars.concat())),
+            below: match self.dirs[..] {
+                [] => Below::Image(Digest::of(&self.tars.concat())),
+                _ => Below::Directories(Owners::Native),
+            },
             volatile: self.volatile,
             user: self.user,
             descriptors: 4,
@@ -92,6 +113,15 @@ impl Bed {
 
     /// The union with an upper directory that is open.
     pub fn with(&self, upper: Upper) -> Result<Fs, FsError> {
+        if !self.dirs.is_empty() {
+            let layers = self.dirs.iter().rev().cloned().collect();
+            let options = DirsOptions { layers, static_nlink: false, descriptors: 6 };
+            return Fs::of_dirs(
+                Dirs::open(&options).unwrap_or_else(|(_, e)| panic!("{e}")),
+                Some(upper),
+                Forms::default(),
+            );
+        }
         let (tree, layers) = self.image();
         Fs::writable(tree, layers, upper)
     }

@@ -1,4 +1,5 @@
-//! A backing that counts its calls, fails the one that it is told to, dies at it, and forgets what was never synced.
+//! Backings for tests. [`Faulty`] counts its calls, fails the one that it is told to, dies at it, and forgets what was never
+//! synced. [`Limited`] stands for a file system that cannot hold whiteout devices, or no attributes either.
 
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -29,9 +30,27 @@ struct State {
     unsynced: HashMap<u64, (OwnedFd, Vec<u8>)>,
 }
 
+/// What the file system of an upper directory refuses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Refuses {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Devices 0:0 and RENAME_WHITEOUT, as kernel overlayfs does and a mount of plyfs.
+    Devices,
+    /// These and every extended attribute.
+    Attributes,
+}
+
 /// The control over a [`Faulty`] that a file system owns.
 #[derive(Clone, Default)]
-pub struct Control(Arc<Mutex<State>>);
+pub struct Control {
+    state: Arc<Mutex<State>>,
+    refuses: Refuses,
+}
+
+/// A file system that refuses some calls.
+pub struct Limited(pub Refuses);
 
 /// The backing itself.
 pub struct Faulty {
@@ -39,6 +58,11 @@ pub struct Faulty {
 }
 
 impl Control {
+    /// Over a file system that refuses some calls.
+    pub fn over(refuses: Refuses) -> Control {
+        Control { refuses, ..Control::default() }
+    }
+
     /// A backing under this control.
     pub fn backing(&self) -> Box<dyn Backing> {
         Box::new(Faulty { control: self.clone() })
@@ -46,28 +70,28 @@ impl Control {
 
     /// The `number`th call from now on, counted from 0, meets the fault.
     pub fn arm(&self, number: usize, fault: Fault) {
-        let mut state = self.0.lock().unwrap();
+        let mut state = self.state.lock().unwrap();
         state.armed = Some((state.calls + number, fault));
         state.hit = None;
     }
 
     /// No fault any more; the name of the call that met it, if one did.
     pub fn disarm(&self) -> Option<&'static str> {
-        let mut state = self.0.lock().unwrap();
+        let mut state = self.state.lock().unwrap();
         state.armed = None;
         state.hit.take()
     }
 
     /// All that was written is on disk.
     pub fn sync_all(&self) {
-        self.0.lock().unwrap().unsynced.clear();
+        self.state.lock().unwrap().unsynced.clear();
     }
 
     /// The power goes: data that was not synced is what it was, or zeros where there was nothing. Directories and
     /// attributes are as they are, since a journal keeps their order, and an earlier state of them is met by dying at an
     /// earlier call.
     pub fn lose_unsynced(&self) {
-        for (_, (fd, old)) in std::mem::take(&mut self.0.lock().unwrap().unsynced) {
+        for (_, (fd, old)) in std::mem::take(&mut self.state.lock().unwrap().unsynced) {
             let size = Disk.stat(fd.as_fd()).unwrap().size as usize;
             let mut kept = old;
             kept.resize(size, 0);
@@ -79,7 +103,7 @@ impl Control {
     }
 
     fn step(&self, call: &'static str) -> io::Result<()> {
-        let mut state = self.0.lock().unwrap();
+        let mut state = self.state.lock().unwrap();
         let number = state.calls;
         state.calls += 1;
         if state.dead {
@@ -103,7 +127,7 @@ impl Control {
     /// Before data changes: what is there is remembered.
     fn before_write(&self, fd: BorrowedFd) {
         let raw = Disk.stat(fd).unwrap();
-        let mut state = self.0.lock().unwrap();
+        let mut state = self.state.lock().unwrap();
         if state.unsynced.contains_key(&raw.ino) {
             return;
         }
@@ -120,7 +144,7 @@ impl Control {
 
     fn after_sync(&self, fd: BorrowedFd) {
         let raw = Disk.stat(fd).unwrap();
-        self.0.lock().unwrap().unsynced.remove(&raw.ino);
+        self.state.lock().unwrap().unsynced.remove(&raw.ino);
     }
 }
 
@@ -128,9 +152,92 @@ macro_rules! pass {
     ($($name:ident($($arg:ident: $type:ty),*) -> $result:ty;)*) => {
         $(fn $name(&self, $($arg: $type),*) -> io::Result<$result> {
             self.control.step(stringify!($name))?;
+            Limited(self.control.refuses).$name($($arg),*)
+        })*
+    };
+}
+
+macro_rules! to_disk {
+    ($($name:ident($($arg:ident: $type:ty),*) -> $result:ty;)*) => {
+        $(fn $name(&self, $($arg: $type),*) -> io::Result<$result> {
             Disk.$name($($arg),*)
         })*
     };
+}
+
+impl Limited {
+    fn needs_attributes(&self) -> io::Result<()> {
+        if self.0 == Refuses::Attributes { Err(Errno::OPNOTSUPP.into()) } else { Ok(()) }
+    }
+}
+
+impl Backing for Limited {
+    to_disk! {
+        open(dir: BorrowedFd, name: &[u8], flags: OFlags, mode: u32) -> OwnedFd;
+        stat(fd: BorrowedFd) -> Raw;
+        stat_at(dir: BorrowedFd, name: &[u8]) -> Raw;
+        list(dir: BorrowedFd) -> Vec<Listed>;
+        mkdir(dir: BorrowedFd, name: &[u8], mode: u32) -> ();
+        symlink(target: &[u8], dir: BorrowedFd, name: &[u8]) -> ();
+        readlink(dir: BorrowedFd, name: &[u8]) -> Vec<u8>;
+        link(fd: BorrowedFd, dir: BorrowedFd, name: &[u8]) -> ();
+        unlink(dir: BorrowedFd, name: &[u8]) -> ();
+        rmdir(dir: BorrowedFd, name: &[u8]) -> ();
+        chmod(fd: BorrowedFd, mode: u32) -> ();
+        chown(fd: BorrowedFd, uid: Option<u32>, gid: Option<u32>) -> ();
+        utimens(fd: BorrowedFd, times: &Timestamps) -> ();
+        read(fd: BorrowedFd, into: &mut [u8], offset: u64) -> usize;
+        write(fd: BorrowedFd, bytes: &[u8], offset: u64) -> usize;
+        copy(from: BorrowedFd, at: u64, to: BorrowedFd, to_at: u64, len: usize) -> usize;
+        truncate(fd: BorrowedFd, size: u64) -> ();
+        allocate(fd: BorrowedFd, mode: u32, offset: u64, len: u64) -> ();
+        seek(fd: BorrowedFd, offset: u64, hole: bool) -> u64;
+        sync(fd: BorrowedFd, data_only: bool) -> ();
+        lock(fd: BorrowedFd) -> ();
+        space(fd: BorrowedFd) -> Space;
+        get_flags(fd: BorrowedFd) -> u32;
+        set_flags(fd: BorrowedFd, flags: u32) -> ();
+        get_attributes(fd: BorrowedFd) -> [u8; 28];
+        set_attributes(fd: BorrowedFd, attributes: &[u8; 28]) -> ();
+    }
+
+    fn mknod(&self, dir: BorrowedFd, name: &[u8], mode: u32, rdev: u32) -> io::Result<()> {
+        let whiteout = mode & 0o170_000 == 0o020_000 && rdev == 0;
+        if whiteout && self.0 != Refuses::Nothing { Err(Errno::PERM.into()) } else { Disk.mknod(dir, name, mode, rdev) }
+    }
+
+    fn rename(&self, from: BorrowedFd, name: &[u8], to: BorrowedFd, new: &[u8], flags: RenameFlags) -> io::Result<()> {
+        if flags.contains(RenameFlags::WHITEOUT) && self.0 != Refuses::Nothing {
+            return Err(Errno::INVAL.into());
+        }
+        Disk.rename(from, name, to, new, flags)
+    }
+
+    fn get_xattr(&self, fd: BorrowedFd, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        if self.0 == Refuses::Attributes { Ok(None) } else { Disk.get_xattr(fd, name) }
+    }
+
+    fn get_xattr_at(&self, dir: BorrowedFd, entry: &[u8], name: &CStr) -> io::Result<Option<Vec<u8>>> {
+        if self.0 == Refuses::Attributes { Ok(None) } else { Disk.get_xattr_at(dir, entry, name) }
+    }
+
+    fn set_xattr(&self, fd: BorrowedFd, name: &[u8], value: &[u8], flags: XattrFlags) -> io::Result<()> {
+        self.needs_attributes()?;
+        Disk.set_xattr(fd, name, value, flags)
+    }
+
+    fn remove_xattr(&self, fd: BorrowedFd, name: &[u8]) -> io::Result<()> {
+        self.needs_attributes()?;
+        Disk.remove_xattr(fd, name)
+    }
+
+    fn list_xattrs(&self, fd: BorrowedFd) -> io::Result<Vec<u8>> {
+        if self.0 == Refuses::Attributes { Ok(Vec::new()) } else { Disk.list_xattrs(fd) }
+    }
+
+    fn list_xattrs_at(&self, dir: BorrowedFd, entry: &[u8]) -> io::Result<Vec<u8>> {
+        if self.0 == Refuses::Attributes { Ok(Vec::new()) } else { Disk.list_xattrs_at(dir, entry) }
+    }
 }
 
 impl Backing for Faulty {

@@ -145,6 +145,4 @@ pub enum Replace {
     Forbid,
     /// What has it gets the old name (RENAME_EXCHANGE).
     Exchange,
-    /// What has it goes, and the old name gets a whiteout, which is not seen (RENAME_WHITEOUT).
-    Whiteout,
 }

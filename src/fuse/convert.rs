@@ -61,7 +61,8 @@ pub fn set_time(time: TimeOrNow) -> SetTime {
     })
 }
 
-/// What a rename does with the new name; EINVAL for combinations that renameat2(2) does not know.
+/// What a rename does with the new name; EINVAL for combinations that renameat2(2) does not know, and for RENAME_WHITEOUT,
+/// as kernel overlayfs answers: a union that lies on a mount must not take the whiteouts of that mount for its own.
 pub fn replace(flags: RenameFlags) -> Result<Replace, FsError> {
     if flags == RenameFlags::empty() {
         Ok(Replace::Allow)
@@ -69,8 +70,6 @@ pub fn replace(flags: RenameFlags) -> Result<Replace, FsError> {
         Ok(Replace::Forbid)
     } else if flags == RenameFlags::RENAME_EXCHANGE {
         Ok(Replace::Exchange)
-    } else if flags == RenameFlags::RENAME_WHITEOUT {
-        Ok(Replace::Whiteout)
     } else {
         Err(FsError::Invalid)
     }

@@ -30,14 +30,15 @@
 
 mod object;
 mod open;
+mod whiteouts;
 
 pub use object::{Draft, Made, Place, timestamps};
 pub use open::{Below, OpenError, Owners, Settings, User, View, most_descriptors};
 
-use crate::backing::{self, Backing, Handle, Handles, Listed, Object, Raw};
+use crate::backing::{self, Backing, Handle, Handles, Object, Raw};
 use crate::meta::Kind;
 use crate::sys;
-use crate::whiteout::{self, Dialect, Mark, Marker, Namespace, OPAQUE, check_name, first_of, hiding, may_be_marker};
+use crate::whiteout::{Dialect, Mark, Namespace, WhiteoutForm, check_name, first_of};
 use rustix::fs::{OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 use std::ffi::CStr;
@@ -60,9 +61,10 @@ pub fn is_own(number: u64) -> bool {
     (FIRST_OWN..END_OWN).contains(&number) || number >= DERIVED
 }
 
-/// The number of an object that carries none, by that of the file system below.
+/// The number of an object that carries none, by that of the file system below. That may be another mount of plyfs, whose
+/// numbers are derived themselves: three of them can lie on one another without two inodes getting one number.
 pub fn derived(raw_ino: u64) -> u64 {
-    DERIVED | raw_ino
+    raw_ino.checked_add(DERIVED).unwrap_or(raw_ino)
 }
 
 /// The longest target of a symbolic link.
@@ -81,6 +83,8 @@ pub struct Upper {
     _locked: Vec<OwnedFd>,
     is_view: bool,
     dialect: Dialect,
+    /// How whiteouts are written.
+    form: WhiteoutForm,
     /// The attribute in which owner and mode are kept if they may have to be: for a plain user.
     overrides: Option<&'static CStr>,
     /// Who makes objects here, natively.
@@ -193,63 +197,6 @@ impl Upper {
         }
     }
 
-    /// Whether a directory hides what lower layers have in it.
-    pub fn is_opaque(&self, dir: BorrowedFd) -> io::Result<bool> {
-        if self.mark(dir, Mark::Opaque)?.as_deref() == Some(b"y") {
-            return Ok(true);
-        }
-        self.has_opaque_marker(dir, OPAQUE)
-    }
-
-    /// The same of a directory's entry.
-    pub fn is_opaque_at(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<bool> {
-        if self.mark_at(dir, name, Mark::Opaque)?.as_deref() == Some(b"y") {
-            return Ok(true);
-        }
-        self.has_opaque_marker(dir, &[name, b"/", OPAQUE].concat())
-    }
-
-    fn has_opaque_marker(&self, dir: BorrowedFd, path: &[u8]) -> io::Result<bool> {
-        if !self.dialect.shared {
-            return Ok(false);
-        }
-        match self.backing.stat_at(dir, path) {
-            Ok(found) => Ok(may_be_marker(Kind::of(found.mode)) && self.mark_at(dir, path, Mark::Id)?.is_none()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(e) => Err(e),
-        }
-    }
-
-    /// What an entry stands for by its name, where other tools write deletions down as names.
-    pub fn marker<'a>(&self, dir: BorrowedFd, entry: &'a Listed) -> io::Result<Option<Marker<'a>>> {
-        if !self.dialect.shared {
-            return Ok(None);
-        }
-        whiteout::marker(&entry.name, entry.kind, || Ok(self.mark_at(dir, &entry.name, Mark::Id)?.is_some()))
-    }
-
-    /// Before a whiteout makes place for something: sees to it that it is one of the kernel's form, under the name itself.
-    /// Changes nothing that can be seen.
-    pub fn settle_whiteout(&self, at: Place) -> io::Result<()> {
-        if !self.dialect.shared {
-            return Ok(());
-        }
-        match self.backing.stat_at(at.dir, at.name) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => self.make_whiteout(at)?,
-            found => drop(found?),
-        }
-        // From here on the other form says nothing. A directory of such a name may stay.
-        let marker = hiding(at.name);
-        match self.backing.stat_at(at.dir, &marker) {
-            Ok(found)
-                if Kind::of(found.mode) != Some(Kind::Dir) && self.mark_at(at.dir, &marker, Mark::Id)?.is_none() =>
-            {
-                self.backing.unlink(at.dir, &marker)
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Whether a name could be taken for a mark of other tools, so that what is made under it must carry a number.
     pub fn is_ambiguous(&self, name: &[u8]) -> bool {
         self.dialect.shared && check_name(name).is_err()
@@ -307,8 +254,15 @@ impl Upper {
 
     /// Makes an object known as one of this mount's that is about to get a name which other tools take for a mark. What
     /// cannot carry an attribute is of a kind that they do not take for one.
+    /// EINVAL where nothing can carry one, as fuse-overlayfs answers.
     pub fn claim_name(&self, fd: BorrowedFd, name: &[u8]) -> io::Result<()> {
-        if !self.is_ambiguous(name) || self.mark(fd, Mark::Id)?.is_some() {
+        if !self.is_ambiguous(name) {
+            return Ok(());
+        }
+        if !self.has_marks() {
+            return Err(Errno::INVAL.into());
+        }
+        if self.mark(fd, Mark::Id)?.is_some() {
             return Ok(());
         }
         let raw_ino = self.backing.stat(fd)?.ino;

@@ -3,13 +3,12 @@
 use super::Upper;
 use crate::backing::{self, Handle, Object, share};
 use crate::meta::{Kind, Time};
-use crate::whiteout::{Mark, is_whiteout_device};
+use crate::whiteout::Mark;
 use rustix::fs::{OFlags, RenameFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 use std::borrow::Cow;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::PoisonError;
 
 /// A name in a directory of the upper.
 #[derive(Clone, Copy)]
@@ -77,18 +76,19 @@ impl Made<'_> {
     pub fn put(mut self, at: Place) -> io::Result<Handle> {
         self.upper.rename(self.here(), at, RenameFlags::NOREPLACE)?;
         self.placed = true;
+        self.upper.drop_marker(at);
         Ok(self.handle.clone())
     }
 
     /// Puts it where a whiteout is, which goes.
     pub fn put_over_whiteout(mut self, at: Place) -> io::Result<Handle> {
+        let flags = if self.kind == Kind::Dir { RenameFlags::EXCHANGE } else { RenameFlags::empty() };
+        self.upper.rename(self.here(), at, flags)?;
+        self.placed = true;
+        self.upper.drop_marker(at);
         if self.kind != Kind::Dir {
-            self.upper.rename(self.here(), at, RenameFlags::empty())?;
-            self.placed = true;
             return Ok(self.handle.clone());
         }
-        self.upper.rename(self.here(), at, RenameFlags::EXCHANGE)?;
-        self.placed = true;
         // The name here is the whiteout's now.
         self.upper.discard(&self.name, false);
         Ok(self.handle.clone())
@@ -178,12 +178,15 @@ impl Upper {
         if draft.size > 0 && stored == Kind::File {
             self.backing.truncate(fd, draft.size)?;
         }
-        for (name, value) in &draft.xattrs {
+        if draft.opaque {
+            self.set_opaque(fd)?;
+        }
+        // Where no attribute can be kept, those of the lower layers' are not: nor does the kernel's overlayfs insist.
+        for (name, value) in draft.xattrs.iter().filter(|_| self.has_marks()) {
             self.set_xattr(fd, name, value, XattrFlags::empty())?;
         }
         let marks = [
-            (draft.opaque, Mark::Opaque, &b"y"[..]),
-            (draft.metacopy, Mark::Metacopy, b""),
+            (draft.metacopy, Mark::Metacopy, &b""[..]),
             (draft.redirect.is_some(), Mark::Redirect, draft.redirect.as_deref().unwrap_or_default()),
         ];
         for (_, mark, value) in marks.into_iter().filter(|(wanted, ..)| *wanted) {
@@ -222,7 +225,10 @@ impl Upper {
             .object(handle.as_fd())
             .and_then(|object| Ok((object, self.give_number(handle.as_fd(), object.raw.ino, draft.number)?)));
         match numbered {
-            Ok((object, number)) => Ok(Some((handle, object, number))),
+            Ok((object, number)) => {
+                self.drop_marker(at);
+                Ok(Some((handle, object, number)))
+            }
             Err(e) => {
                 self.backing.unlink(at.dir, at.name)?;
                 Err(e)
@@ -230,57 +236,21 @@ impl Upper {
         }
     }
 
-    /// Puts a whiteout where nothing is: as one more name of the last that was made here, for as long as that has a name
-    /// and can take more. A new inode costs the file system below much more than a name (ext4 passes over those that
-    /// were freed lately one by one).
-    pub fn make_whiteout(&self, at: Place) -> io::Result<()> {
-        let shared = self.whiteout.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(whiteout) = shared {
-            match self.backing.link(whiteout.as_fd(), at.dir, at.name) {
-                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {}
-                done => return done,
-            }
-        }
-        self.backing.mknod(at.dir, at.name, Kind::Char.bits(), 0)?;
-        let made = self.backing.open(at.dir, at.name, OFlags::PATH, 0).and_then(|fd| {
-            let raw = self.backing.stat(fd.as_fd())?;
-            Ok((Kind::of(raw.mode) == Some(Kind::Char) && is_whiteout_device(raw.rdev)).then(|| share(fd)))
-        });
-        *self.whiteout.lock().unwrap_or_else(PoisonError::into_inner) = made.ok().flatten();
-        Ok(())
-    }
-
-    /// Takes an object away, leaving a whiteout if wanted. Directories must hold whiteouts at most. The view changes in
-    /// one call; what fails behind that is swept at the next mount.
-    pub fn take_away(&self, at: Place, is_dir: bool, leave_whiteout: bool) -> io::Result<()> {
-        if leave_whiteout {
-            let name = self.serial();
-            let here = Place { dir: self.tmp.as_fd(), name: name.as_bytes() };
-            self.make_whiteout(here)?;
-            // What is no directory is replaced; a directory changes places with the whiteout.
-            let flags = if is_dir { RenameFlags::EXCHANGE } else { RenameFlags::empty() };
-            self.rename(here, at, flags).inspect_err(|_| {
-                self.discard(&name, false);
-            })?;
-            if is_dir {
-                self.discard(&name, true);
-            }
-            return Ok(());
-        }
-        if is_dir { self.backing.rmdir(at.dir, at.name) } else { self.backing.unlink(at.dir, at.name) }
-    }
-
     /// Gives an object one more name, also where a whiteout is.
     pub fn link(&self, fd: BorrowedFd, at: Place, over_whiteout: bool) -> io::Result<()> {
         if !over_whiteout {
-            return self.backing.link(fd, at.dir, at.name);
+            self.backing.link(fd, at.dir, at.name)?;
+            self.drop_marker(at);
+            return Ok(());
         }
         let name = self.serial();
         let here = Place { dir: self.tmp.as_fd(), name: name.as_bytes() };
         self.backing.link(fd, here.dir, here.name)?;
         self.rename(here, at, RenameFlags::empty()).inspect_err(|_| {
             self.discard(&name, false);
-        })
+        })?;
+        self.drop_marker(at);
+        Ok(())
     }
 
     /// The files that a crash left before they had all their names: their numbers.
@@ -303,7 +273,7 @@ impl Upper {
     }
 
     /// Removes something in the work directory. Where that fails the next mount does it. Whether it is gone.
-    fn discard(&self, name: &str, is_dir: bool) -> bool {
+    pub(super) fn discard(&self, name: &str, is_dir: bool) -> bool {
         let gone = if is_dir {
             super::open::wipe(self.backing(), self.tmp.as_fd(), name.as_bytes())
         } else {

@@ -1,12 +1,13 @@
 //! Opening an upper directory: locks, what the file system below can do, whose it is, and clearing up.
 
-use super::{FIRST_OWN, Numbers, Place, Upper};
+use super::whiteouts::{self, is_refused};
+use super::{FIRST_OWN, Numbers, Upper};
 use crate::backing::{Backing, Handles, Still, print, share};
 use crate::digest::Digest;
 use crate::meta::Kind;
 use crate::sys;
-use crate::whiteout::{CONTAINERS_OVERRIDE, Dialect, Mark, Namespace, override_of};
-use rustix::fs::{FlockOperation, OFlags, RenameFlags, XattrFlags};
+use crate::whiteout::{CONTAINERS_OVERRIDE, Dialect, Mark, Namespace, WhiteoutForm, override_of};
+use rustix::fs::{FlockOperation, OFlags, XattrFlags};
 use rustix::io::Errno;
 use std::ffi::CStr;
 use std::io;
@@ -158,7 +159,7 @@ pub enum OpenError {
     },
 }
 
-fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> OpenError {
+pub(super) fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> OpenError {
     move |cause| OpenError::Io { action, path: path.into(), cause }
 }
 
@@ -185,14 +186,29 @@ impl Upper {
             wipe(&*backing, tmp.as_fd(), &left.name).map_err(failed("clear", work))?;
         }
         // What was found good before is not tried again: a file system that is full can still be cleared.
-        let (namespace, fresh) = match bound(&*backing, root.as_fd(), upper, &settings.below.mark())? {
-            Some(namespace) => (namespace, false),
-            None => {
-                let namespace = namespace(&*backing, tmp.as_fd(), settings)?;
-                probe_whiteouts(&*backing, tmp.as_fd(), upper)?;
-                (namespace, adopt(&*backing, root.as_fd(), namespace, settings)?)
-            }
+        let bound = bound(&*backing, root.as_fd(), upper, &settings.below.mark())?;
+        let marks = match bound {
+            Some(namespace) => Some(namespace),
+            None => namespace(&*backing, tmp.as_fd(), settings)?,
         };
+        let found = whiteouts::Found {
+            backing: &*backing,
+            root: root.as_fd(),
+            tmp: tmp.as_fd(),
+            upper,
+            namespace: marks,
+            bound: bound.is_some(),
+        };
+        let form = found.form()?;
+        if form != WhiteoutForm::Device {
+            check_numbers(&*backing, top.as_fd(), upper)?;
+        }
+        let fresh = match (bound, marks) {
+            (None, Some(namespace)) => adopt(&*backing, root.as_fd(), namespace, settings)?,
+            _ => false,
+        };
+        // Without marks this names none that is found.
+        let namespace = marks.unwrap_or(Namespace::User);
         let numbers = numbers(&*backing, root.as_fd(), namespace).map_err(failed("read marks on", upper))?;
         let overrides =
             overrides(&*backing, root.as_fd(), namespace, settings).map_err(failed("read marks on", upper))?;
@@ -204,6 +220,7 @@ impl Upper {
             _locked: locked.into(),
             is_view: false,
             dialect: dialect(namespace, &settings.below, &settings.user),
+            form,
             overrides,
             own: (settings.user.uid, settings.user.gid),
             umask: umask(),
@@ -234,6 +251,8 @@ impl Upper {
             }
         };
         let first = numbers(&Still, root.as_fd(), namespace).map_err(failed("read marks on", upper))?.next;
+        let form =
+            whiteouts::Found::recorded(&Still, root.as_fd(), namespace).map_err(failed("read marks on", upper))?;
         let stand_in = || root.try_clone().map_err(failed("open", upper));
         Ok(Upper {
             tmp: stand_in()?,
@@ -242,6 +261,7 @@ impl Upper {
             _locked: vec![held],
             is_view: true,
             dialect: Dialect { namespace, shared: false, plain: namespace == Namespace::User },
+            form,
             overrides: (!settings.user.privileged || namespace == Namespace::User).then_some(CONTAINERS_OVERRIDE),
             own: (settings.user.uid, settings.user.gid),
             umask: 0,
@@ -349,38 +369,44 @@ fn lock(backing: &dyn Backing, dir: &OwnedFd, path: &Path) -> Result<OwnedFd, Op
 /// be held for a moment by a container that is being started, whose namespace began as a copy of this one.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The kernel's namespace where the user may write it, his own otherwise.
-fn namespace(backing: &dyn Backing, tmp: BorrowedFd, settings: &Settings) -> Result<Namespace, OpenError> {
+/// The namespace in which marks can be written and read again: the kernel's for root, else the user's own. `None` where
+/// neither can and none is needed: for directories whose owners are kept natively.
+fn namespace(backing: &dyn Backing, tmp: BorrowedFd, settings: &Settings) -> Result<Option<Namespace>, OpenError> {
     let upper = &settings.upper;
     let kernels = Some(Namespace::Trusted).filter(|_| settings.user.privileged);
     for namespace in kernels.into_iter().chain([Namespace::User]) {
         let name = namespace.mark(Mark::Id).to_bytes();
         match backing.set_xattr(tmp, name, b"1", XattrFlags::empty()) {
             Ok(()) => {
+                let kept = backing.get_xattr(tmp, name).map_err(failed("read marks on", upper))?;
                 backing.remove_xattr(tmp, name).map_err(failed("write marks on", upper))?;
-                return Ok(namespace);
+                if kept.is_some() {
+                    return Ok(Some(namespace));
+                }
             }
-            Err(e) => match Errno::from_io_error(&e) {
-                Some(Errno::PERM | Errno::OPNOTSUPP) => {}
-                _ => return Err(failed("write marks on", upper)(e)),
-            },
+            Err(e) if is_refused(&e) => {}
+            Err(e) => return Err(failed("write marks on", upper)(e)),
         }
     }
-    Err(OpenError::Unfit { path: upper.into(), lacks: "extended attributes" })
+    let native = settings.user.privileged && settings.below == Below::Directories(Owners::Native);
+    if native { Ok(None) } else { Err(OpenError::Unfit { path: upper.into(), lacks: "extended attributes" }) }
 }
 
-/// Tries what every removal needs: a whiteout, left behind by a rename.
-fn probe_whiteouts(backing: &dyn Backing, tmp: BorrowedFd, upper: &Path) -> Result<(), OpenError> {
-    let lacks = |lacks| move |_| OpenError::Unfit { path: upper.into(), lacks };
-    backing.mknod(tmp, b"probe", Kind::Char.bits(), 0).map_err(lacks("whiteouts (character devices 0:0)"))?;
-    let (from, to) = (Place { dir: tmp, name: b"probe" }, Place { dir: tmp, name: b"moved" });
-    backing
-        .rename(from.dir, from.name, to.dir, to.name, RenameFlags::WHITEOUT)
-        .map_err(lacks("renames that leave a whiteout (RENAME_WHITEOUT)"))?;
-    for name in [from.name, to.name] {
-        backing.unlink(tmp, name).map_err(failed("clear the work directory of", upper))?;
+/// That listings give directories the numbers that stat(2) gives. An overlay over several file systems without `xino`
+/// makes up numbers for directories, which change while they are mounted.
+fn check_numbers(backing: &dyn Backing, work: BorrowedFd, upper: &Path) -> Result<(), OpenError> {
+    let own = || {
+        let dir = backing.open(work, b"plyfs", OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
+        let listed = backing.list(dir.as_fd())?.into_iter().find(|entry| entry.name == b"tmp");
+        Ok((listed.map(|entry| entry.ino), backing.stat_at(dir.as_fd(), b"tmp")?.ino))
+    };
+    match own().map_err(failed("read the work directory of", upper))? {
+        (Some(listed), seen) if listed != seen => Err(OpenError::Unfit {
+            path: upper.into(),
+            lacks: "lasting inode numbers (mount the overlay with xino=on)",
+        }),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// The ChainID that a directory carries which was mounted before, and where its marks are.

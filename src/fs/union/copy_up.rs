@@ -17,6 +17,9 @@ const LONGEST_REDIRECT: usize = 2048;
 /// Data up to this many bytes is copied while the file is made: marks that say where it is, and go at once, cost more.
 const SMALL: u64 = 1 << 20;
 
+/// The set-user-ID and set-group-ID bits, which a write takes away.
+const SET_ID: u32 = 0o6000;
+
 /// What of a file is brought up.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Part {
@@ -83,14 +86,8 @@ impl Union {
             // An image may hold such a device, but in the upper directory it would be a whiteout.
             return Err(FsError::NotPermitted);
         }
-        let with_data = part == Part::Small && draft.metacopy && draft.size <= SMALL && !loses_by_writing(&draft);
-        if with_data {
-            (draft.metacopy, draft.redirect) = (false, None);
-        }
-        let made = self.upper.make(&draft)?;
-        if with_data {
-            self.fill(ino, &made, &draft)?;
-        }
+        let small = part == Part::Small && draft.size <= SMALL && !loses_by_writing(&draft);
+        let made = self.make_up(ino, &mut draft, small)?;
         match &names[..] {
             [] => Err(FsError::Stale(ino)),
             [(dir, name)] => self.put_file(ino, made, &draft, *dir, name),
@@ -98,9 +95,25 @@ impl Union {
         }
     }
 
+    /// Makes it in the work directory, with its data if wanted or if nothing could say there that the data is missing.
+    fn make_up(&self, ino: Ino, draft: &mut Draft, with_data: bool) -> Result<Made<'_>, FsError> {
+        let with_data = draft.metacopy && (with_data || !self.upper.has_marks());
+        if with_data {
+            (draft.metacopy, draft.redirect) = (false, None);
+        }
+        let made = self.upper.make(draft)?;
+        if with_data {
+            self.fill(ino, &made, draft)?;
+        }
+        Ok(made)
+    }
+
     /// Gives what has just been made its data, on disk before anybody sees it.
     fn fill(&self, ino: Ino, made: &Made, draft: &Draft) -> Result<(), FsError> {
         self.copy_pieces(ino, draft.size, &made.handle)?;
+        if draft.mode & SET_ID != 0 {
+            self.upper.backing().chmod(made.handle.as_fd(), draft.mode)?;
+        }
         self.upper.sync(made.handle.as_fd(), true)?;
         let mtime = draft.times.map(|(_, mtime)| mtime);
         Ok(self.upper.backing().utimens(made.handle.as_fd(), &timestamps(None, mtime))?)
@@ -177,6 +190,7 @@ impl Union {
             return Err(FsError::NotFound);
         }
         let subdirs = self.lower.subdirs(ino)?;
+        self.upper.claim_name(made.handle.as_fd(), &name)?;
         self.put_quietly(parent, |dir| Ok(made.put(Place { dir: dir.as_fd(), name: &name })?))?;
         let mut entry = self.entry_of(ino, &draft, raw);
         entry.dir = Some(Dir { lower: Some(ino), names: Some(Names::default()), subdirs, default_acl: None });
@@ -203,6 +217,7 @@ impl Union {
         let locks = self.locks_of(dir)?;
         let _changing = lock(&locks.change);
         self.still_shows(dir, name)?;
+        self.upper.claim_name(made.handle.as_fd(), name)?;
         let handle = self.put_quietly(dir, |handle| Ok(made.put(Place { dir: handle.as_fd(), name })?))?;
         let mut table = self.table_mut();
         table.insert(ino, self.entry_of(ino, draft, raw));
@@ -247,6 +262,7 @@ impl Union {
         let locks = self.locks_of(dir)?;
         let _changing = lock(&locks.change);
         self.still_shows(dir, name)?;
+        self.upper.claim_name(file.as_fd(), name)?;
         self.put_quietly(dir, |handle| {
             Ok(self.upper.link(file.as_fd(), Place { dir: handle.as_fd(), name }, false)?)
         })?;
@@ -271,9 +287,9 @@ impl Union {
 
     /// A file that has no name any more, and is open: it goes on in the upper directory without one.
     fn copy_up_removed(&self, ino: Ino) -> Result<(), FsError> {
-        let draft = self.draft_of(ino)?;
+        let mut draft = self.draft_of(ino)?;
         // Dropped, and so unlinked, as soon as its descriptor is known.
-        let made = self.upper.make(&draft)?;
+        let made = self.make_up(ino, &mut draft, false)?;
         let mut table = self.table_mut();
         let locks = table.get(ino).map(|entry| entry.locks.clone()).unwrap_or_default();
         let mut entry = self.entry_of(ino, &draft, made.raw_ino);
@@ -282,7 +298,7 @@ impl Union {
         Ok(())
     }
 
-    /// A name that must not be there, or must be a whiteout, before something is put under it: whether it is one.
+    /// A name that must not be there, or must be a whiteout, before something is put under it: whether it is taken by one.
     pub(super) fn vacant(&self, dir: Ino, name: &[u8]) -> Result<bool, FsError> {
         self.ensure_loaded(dir)?;
         let table = self.table();
@@ -290,8 +306,7 @@ impl Union {
             Some(What::Whiteout) => {
                 drop(table);
                 let parent = self.handle(dir)?;
-                self.upper.settle_whiteout(Place { dir: parent.as_fd(), name })?;
-                Ok(true)
+                Ok(self.upper.settle_whiteout(Place { dir: parent.as_fd(), name })?)
             }
             Some(What::Inode(_)) => Err(FsError::Exists),
             None => {
@@ -304,5 +319,5 @@ impl Union {
 
 /// Whether a file has what the system below takes away when data is written.
 fn loses_by_writing(draft: &Draft) -> bool {
-    draft.mode & 0o6000 != 0 || draft.xattrs.iter().any(|(name, _)| name == CAPABILITY)
+    draft.mode & SET_ID != 0 || draft.xattrs.iter().any(|(name, _)| name == CAPABILITY)
 }

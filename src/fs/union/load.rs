@@ -37,7 +37,7 @@ impl Union {
             return Ok(());
         }
         let handle = self.handle(dir)?;
-        let mixed = self.upper.mark(handle.as_fd(), Mark::Opaque)?.as_deref() == Some(b"x");
+        let mixed = self.upper.may_hold_file_whiteouts(self.upper.mark(handle.as_fd(), Mark::Opaque)?.as_deref());
         let (mut found, mut hidden) = (Vec::new(), HashSet::new());
         for listed in self.upper.backing().list(handle.as_fd())? {
             match self.upper.marker(handle.as_fd(), &listed)? {
@@ -51,6 +51,11 @@ impl Union {
             match self.inspect(&handle, lower, mixed, &listed) {
                 Err(e) if self.went_meanwhile(&e) => {}
                 seen => found.push((Name::from(listed.name), seen?)),
+            }
+        }
+        for name in self.upper.hidden_names(handle.as_fd())? {
+            if !found.iter().any(|(other, _)| other[..] == name[..]) {
+                hidden.insert(Name::from(name));
             }
         }
         // A whiteout acts on lower layers only: what stands beside it is seen, a directory without what they have in it.

@@ -96,6 +96,7 @@ impl Union {
     /// Puts an upper directory on an image, and finishes what a crash left undone; a view of one only shows it.
     pub fn new(lower: Lower, upper: Upper, forms: Forms) -> Result<Union, FsError> {
         let static_nlink = lower.has_static_nlink();
+        let forms = if upper.has_marks() { forms } else { Forms { redirects: false, metacopies: false } };
         let union = Union {
             lower,
             upper,

@@ -7,7 +7,6 @@ use super::{Found, Union, lock};
 use crate::fs::{FsError, Ino};
 use crate::meta::Kind;
 use crate::upper::Place;
-use crate::whiteout::Mark;
 use std::os::fd::AsFd;
 use std::sync::MutexGuard;
 
@@ -124,11 +123,11 @@ impl Union {
         if found == Found::Lower(ino) {
             return self.hide(dir, &name, ino);
         }
-        self.clear(ino)?;
-        self.hold_if_last(ino)?;
-        let whiteout = self.covers(dir, &name)?;
         let parent = self.handle(dir)?;
         let at = Place { dir: parent.as_fd(), name: &name };
+        self.clear(ino, at)?;
+        self.hold_if_last(ino)?;
+        let whiteout = self.covers(dir, &name)?;
         self.upper.take_away(at, true, whiteout).inspect_err(|_| self.release(ino))?;
         let mut table = self.table_mut();
         table.take_name(dir, &name, ino, whiteout);
@@ -149,8 +148,9 @@ impl Union {
     }
 
     /// Takes the whiteouts out of a directory in which nothing can be seen, so that the file system below takes it for
-    /// empty too. It hides the image's from then on, so nothing comes to light. The caller holds its `change`.
-    pub(super) fn clear(&self, ino: Ino) -> Result<(), FsError> {
+    /// empty too. It hides the image's from then on, so nothing comes to light. `at` is where the directory is. The caller
+    /// holds its `change`.
+    pub(super) fn clear(&self, ino: Ino, at: Place) -> Result<(), FsError> {
         let handle = self.handle(ino)?;
         let below = self.upper.backing().list(handle.as_fd())?;
         let lower = self.table().get(ino).and_then(|entry| entry.dir.as_ref()?.lower);
@@ -158,8 +158,9 @@ impl Union {
             return Ok(());
         }
         let before = self.upper.backing().stat(handle.as_fd())?;
-        if lower.is_some() {
-            self.upper.set_mark(handle.as_fd(), Mark::Opaque, b"y")?;
+        // Without marks what makes it opaque may be an entry in it, which is removed too.
+        if lower.is_some() || !self.upper.has_marks() {
+            self.upper.set_opaque_from_outside(handle.as_fd(), at)?;
             if let Some(dir) = self.table_mut().dir_mut(ino) {
                 dir.lower = None;
             }

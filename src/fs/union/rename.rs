@@ -28,6 +28,8 @@ struct Plan {
     exchanged: Option<Ino>,
     /// Whether an exchange brings a whiteout to the old place that is not needed there.
     sweep: bool,
+    /// Whether the rename itself must leave a whiteout.
+    leaves: bool,
 }
 
 /// What is left in the old place.
@@ -117,7 +119,7 @@ impl Union {
                     return Err(FsError::Invalid);
                 }
             }
-            Replace::Allow | Replace::Whiteout => match (is_dir(source)?, is_dir(target)?) {
+            Replace::Allow => match (is_dir(source)?, is_dir(target)?) {
                 (true, false) => return Err(FsError::NotDir),
                 (false, true) => return Err(FsError::IsDir),
                 (true, true) => self.check_empty(target.ino())?,
@@ -158,40 +160,32 @@ impl Union {
         // A whiteout that hides nothing would be seen by the kernel where it merges nothing.
         let needs = self.covers(from.dir, &from.name)?;
         let left = if needs { Left::Whiteout } else { Left::Nothing };
-        let leaving = if needs { RenameFlags::WHITEOUT } else { RenameFlags::empty() };
         self.mark_moved(ino, to)?;
         self.upper.claim_name(self.handle(ino)?.as_fd(), &to.name)?;
         if replace == Replace::Exchange {
             let other = target.map(Found::ino).ok_or(FsError::NotFound)?;
             self.mark_moved(other, from)?;
             self.upper.claim_name(self.handle(other)?.as_fd(), &from.name)?;
-            let exchanged = Some(other);
-            return Ok(Plan {
-                flags: RenameFlags::EXCHANGE,
-                left: Left::Nothing,
-                replaced: None,
-                exchanged,
-                sweep: false,
-            });
+            let (flags, left, exchanged) = (RenameFlags::EXCHANGE, Left::Nothing, Some(other));
+            return Ok(Plan { flags, left, replaced: None, exchanged, sweep: false, leaves: false });
         }
         let slot = self.table().names(to.dir).and_then(|names| names.get(&to.name));
+        let parent = self.handle(to.dir)?;
+        let at = Place { dir: parent.as_fd(), name: &to.name };
         let replaced = target.map(Found::ino);
         if let (Some(old), true) = (replaced, is_dir)
             && target == Some(Found::Upper(old))
         {
-            self.clear(old)?;
+            self.clear(old, at)?;
         }
-        if slot == Some(What::Whiteout) {
-            let parent = self.handle(to.dir)?;
-            self.upper.settle_whiteout(Place { dir: parent.as_fd(), name: &to.name })?;
-        }
-        // No rename puts a directory over a device, but an exchange does; what comes back is a whiteout.
-        if slot == Some(What::Whiteout) && is_dir {
+        let taken = slot == Some(What::Whiteout) && self.upper.settle_whiteout(at)?;
+        // No rename puts a directory over a whiteout, but an exchange does; what comes back is a whiteout.
+        if taken && is_dir {
             let sweep = left == Left::Nothing;
-            return Ok(Plan { flags: RenameFlags::EXCHANGE, left, replaced, exchanged: None, sweep });
+            return Ok(Plan { flags: RenameFlags::EXCHANGE, left, replaced, exchanged: None, sweep, leaves: false });
         }
-        let flags = if slot.is_none() { leaving | RenameFlags::NOREPLACE } else { leaving };
-        Ok(Plan { flags, left, replaced, exchanged: None, sweep: false })
+        let flags = if slot.is_none() { RenameFlags::NOREPLACE } else { RenameFlags::empty() };
+        Ok(Plan { flags, left, replaced, exchanged: None, sweep: false, leaves: needs })
     }
 
     /// Writes on a directory that is about to move what it shows of the image and what it does not, which where it is now
@@ -209,7 +203,7 @@ impl Union {
                 Mark::Redirect,
                 &self.redirect_of(lower)?.ok_or(FsError::OtherDevice)?,
             )?,
-            None if self.covers(to.dir, &to.name)? => self.upper.set_mark(handle.as_fd(), Mark::Opaque, b"y")?,
+            None if self.covers(to.dir, &to.name)? => self.upper.set_opaque(handle.as_fd())?,
             None => {}
         }
         Ok(())
@@ -221,17 +215,31 @@ impl Union {
         }
         let (old, new) = (self.handle(from.dir)?, self.handle(to.dir)?);
         let (old, new) = (Place { dir: old.as_fd(), name: &from.name }, Place { dir: new.as_fd(), name: &to.name });
-        self.upper.rename(old, new, plan.flags).inspect_err(|_| {
-            if let Some(replaced) = plan.replaced {
-                self.release(replaced);
-            }
-        })?;
+        let done = self.move_object(plan, old, new);
+        if done.is_err()
+            && let Some(replaced) = plan.replaced
+        {
+            self.release(replaced);
+        }
+        done?;
+        self.upper.drop_marker(new);
         if plan.sweep
             && let Err(e) = self.upper.backing().unlink(old.dir, old.name)
         {
             tracing::warn!("a whiteout that hides nothing stays in the upper directory: {e}");
         }
         Ok(())
+    }
+
+    /// The call that changes the view, between those that make it leave a whiteout.
+    fn move_object(&self, plan: &Plan, old: Place, new: Place) -> std::io::Result<()> {
+        if !plan.leaves {
+            return self.upper.rename(old, new, plan.flags);
+        }
+        let leaving = self.upper.begin_leaving(old)?;
+        let moved = self.upper.rename(old, new, plan.flags | leaving);
+        self.upper.finish_leaving(old, moved.is_err());
+        moved
     }
 
     fn enter_rename(&self, plan: &Plan, from: &Side, to: &Side, ino: Ino) -> Result<(), FsError> {

@@ -1,0 +1,365 @@
+//! Whiteouts and opaque directories of an upper directory: which form is written ([`WhiteoutForm`]), and how.
+//!
+//! Where a device 0:0 cannot be made (on kernel overlayfs and on another mount of plyfs, that is, in most containers)
+//! RENAME_WHITEOUT is refused too. A rename that must leave a whiteout is then made crash-safe by what is written before
+//! it: [`Mark::Hides`] on the directory, or the marker `.wh.NAME`. Neither has an effect while the name is there.
+
+use super::object::Place;
+use super::{OpenError, Upper};
+use crate::backing::{Backing, Listed, share};
+use crate::meta::Kind;
+use crate::whiteout::{self, Mark, Marker, Namespace, OPAQUE, WhiteoutForm, hiding, is_whiteout_device, may_be_marker};
+use rustix::fs::{OFlags, RenameFlags, XattrFlags};
+use rustix::io::Errno;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::sync::PoisonError;
+
+impl Upper {
+    /// Whether marks can be written. Without them there are no redirects, metacopies or inode numbers.
+    pub fn has_marks(&self) -> bool {
+        self.form != WhiteoutForm::Name
+    }
+
+    /// Whether a directory with this [`Mark::Opaque`] may hold empty files that are whiteouts. A crash may leave some in
+    /// a directory that was made opaque to be removed.
+    pub fn may_hold_file_whiteouts(&self, opaque: Option<&[u8]>) -> bool {
+        match opaque {
+            Some(b"x") => true,
+            Some(b"y") => self.form == WhiteoutForm::Attribute,
+            _ => false,
+        }
+    }
+
+    /// Whether a directory hides what lower layers have in it.
+    pub fn is_opaque(&self, dir: BorrowedFd) -> io::Result<bool> {
+        if self.mark(dir, Mark::Opaque)?.as_deref() == Some(b"y") {
+            return Ok(true);
+        }
+        self.has_opaque_marker(dir, OPAQUE)
+    }
+
+    /// The same of a directory's entry.
+    pub fn is_opaque_at(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<bool> {
+        if self.mark_at(dir, name, Mark::Opaque)?.as_deref() == Some(b"y") {
+            return Ok(true);
+        }
+        self.has_opaque_marker(dir, &[name, b"/", OPAQUE].concat())
+    }
+
+    fn has_opaque_marker(&self, dir: BorrowedFd, path: &[u8]) -> io::Result<bool> {
+        if !self.dialect.shared {
+            return Ok(false);
+        }
+        match self.backing.stat_at(dir, path) {
+            Ok(found) => Ok(may_be_marker(Kind::of(found.mode)) && self.mark_at(dir, path, Mark::Id)?.is_none()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Makes a directory hide what lower layers have in it.
+    pub fn set_opaque(&self, dir: BorrowedFd) -> io::Result<()> {
+        if self.has_marks() { self.set_mark(dir, Mark::Opaque, b"y") } else { self.make_marker(dir, OPAQUE) }
+    }
+
+    /// The same of a directory that is about to be emptied: without an entry in it.
+    pub fn set_opaque_from_outside(&self, dir: BorrowedFd, at: Place) -> io::Result<()> {
+        if self.has_marks() { self.set_opaque(dir) } else { self.make_whiteout(at) }
+    }
+
+    /// What an entry stands for by its name, where other tools write deletions down as names.
+    pub fn marker<'a>(&self, dir: BorrowedFd, entry: &'a Listed) -> io::Result<Option<Marker<'a>>> {
+        if !self.dialect.shared {
+            return Ok(None);
+        }
+        whiteout::marker(&entry.name, entry.kind, || Ok(self.mark_at(dir, &entry.name, Mark::Id)?.is_some()))
+    }
+
+    /// The names that count as whiteouts unless the directory has them ([`Mark::Hides`]).
+    pub fn hidden_names(&self, dir: BorrowedFd) -> io::Result<Vec<Vec<u8>>> {
+        if self.form != WhiteoutForm::Attribute {
+            return Ok(Vec::new());
+        }
+        let value = self.mark(dir, Mark::Hides)?.unwrap_or_default();
+        Ok(value.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect())
+    }
+
+    fn set_hidden_names(&self, dir: BorrowedFd, names: &[Vec<u8>]) -> io::Result<()> {
+        if names.is_empty() {
+            return self.clear_mark(dir, Mark::Hides);
+        }
+        self.set_mark(dir, Mark::Hides, &names.join(&b'/'))
+    }
+
+    /// Before a whiteout is replaced by an object: puts it under the name itself, in the form that is written, where it is
+    /// not. Changes nothing that can be seen. Returns whether the name is taken; with the form [`WhiteoutForm::Name`] it
+    /// may be free.
+    pub fn settle_whiteout(&self, at: Place) -> io::Result<bool> {
+        if self.form == WhiteoutForm::Device && !self.dialect.shared {
+            return Ok(true);
+        }
+        let taken = match self.backing.stat_at(at.dir, at.name) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => false,
+            found => found.map(|_| true)?,
+        };
+        if !self.has_marks() {
+            return Ok(taken);
+        }
+        if !taken {
+            self.make_whiteout(at)?;
+        }
+        if self.dialect.shared {
+            // From here on the other form says nothing. A directory of such a name may stay.
+            let marker = hiding(at.name);
+            match self.backing.stat_at(at.dir, &marker) {
+                Ok(found)
+                    if Kind::of(found.mode) != Some(Kind::Dir)
+                        && self.mark_at(at.dir, &marker, Mark::Id)?.is_none() =>
+                {
+                    self.backing.unlink(at.dir, &marker)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(true)
+    }
+
+    /// Removes the marker beside an object that has just been given the name, or where nothing is to be hidden any more.
+    pub fn drop_marker(&self, at: Place) {
+        if self.has_marks() {
+            return;
+        }
+        match self.backing.unlink(at.dir, &hiding(at.name)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!("a whiteout that hides nothing stays in the upper directory: {e}");
+            }
+            _ => {}
+        }
+    }
+
+    /// Puts a whiteout where nothing is.
+    pub fn make_whiteout(&self, at: Place) -> io::Result<()> {
+        match self.form {
+            WhiteoutForm::Device => self.place_whiteout(at),
+            WhiteoutForm::Attribute => {
+                self.allow_file_whiteouts(at.dir)?;
+                self.place_whiteout(at)
+            }
+            WhiteoutForm::Name => self.make_marker(at.dir, &hiding(at.name)),
+        }
+    }
+
+    fn make_marker(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<()> {
+        match self.backing.open(dir, name, OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY, 0o600) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    fn allow_file_whiteouts(&self, dir: BorrowedFd) -> io::Result<()> {
+        match self.mark(dir, Mark::Opaque)? {
+            Some(_) => Ok(()),
+            None => self.set_mark(dir, Mark::Opaque, b"x"),
+        }
+    }
+
+    /// As one more name of the last whiteout that was made here, for as long as that has a name and can take more. A new
+    /// inode costs the file system below much more than a name (ext4 passes over those that were freed lately one by
+    /// one).
+    fn place_whiteout(&self, at: Place) -> io::Result<()> {
+        let shared = self.whiteout.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(whiteout) = shared {
+            match self.backing.link(whiteout.as_fd(), at.dir, at.name) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {}
+                done => return done,
+            }
+        }
+        let made = if self.form == WhiteoutForm::Device {
+            self.backing.mknod(at.dir, at.name, Kind::Char.bits(), 0)?;
+            self.backing.open(at.dir, at.name, OFlags::PATH, 0).and_then(|fd| {
+                let raw = self.backing.stat(fd.as_fd())?;
+                Ok((Kind::of(raw.mode) == Some(Kind::Char) && is_whiteout_device(raw.rdev)).then(|| share(fd)))
+            })
+        } else {
+            self.place_file_whiteout(at).map(Some)
+        };
+        match made {
+            Err(e) if self.form == WhiteoutForm::Attribute => return Err(e),
+            made => *self.whiteout.lock().unwrap_or_else(PoisonError::into_inner) = made.ok().flatten(),
+        }
+        Ok(())
+    }
+
+    /// Made in the work directory: an empty file is a file until it has the mark.
+    fn place_file_whiteout(&self, at: Place) -> io::Result<crate::backing::Handle> {
+        let name = self.serial();
+        let here = Place { dir: self.tmp.as_fd(), name: name.as_bytes() };
+        let file =
+            share(self.backing.open(here.dir, here.name, OFlags::CREATE | OFlags::EXCL | OFlags::RDWR, 0o600)?);
+        self.set_mark(file.as_fd(), Mark::Whiteout, b"y")
+            .and_then(|()| self.rename(here, at, RenameFlags::NOREPLACE))
+            .inspect_err(|_| {
+                self.discard(&name, false);
+            })?;
+        Ok(file)
+    }
+
+    /// Takes an object away, leaving a whiteout if wanted. Directories must hold whiteouts at most, and nothing with the
+    /// form [`WhiteoutForm::Name`]. The view changes in one call; what fails behind that is swept at the next mount.
+    pub fn take_away(&self, at: Place, is_dir: bool, leave_whiteout: bool) -> io::Result<()> {
+        let remove = || if is_dir { self.backing.rmdir(at.dir, at.name) } else { self.backing.unlink(at.dir, at.name) };
+        if !leave_whiteout {
+            remove()?;
+            self.drop_marker(at);
+            return Ok(());
+        }
+        match self.form {
+            WhiteoutForm::Device => {}
+            WhiteoutForm::Attribute => self.allow_file_whiteouts(at.dir)?,
+            WhiteoutForm::Name => {
+                self.make_whiteout(at)?;
+                return remove();
+            }
+        }
+        let name = self.serial();
+        let here = Place { dir: self.tmp.as_fd(), name: name.as_bytes() };
+        self.place_whiteout(here)?;
+        // What is no directory is replaced; a directory changes places with the whiteout.
+        let flags = if is_dir { RenameFlags::EXCHANGE } else { RenameFlags::empty() };
+        self.rename(here, at, flags).inspect_err(|_| {
+            self.discard(&name, false);
+        })?;
+        if is_dir {
+            self.discard(&name, true);
+        }
+        Ok(())
+    }
+
+    /// Before a rename of `from` that must leave a whiteout: the flags for it. [`Upper::finish_leaving`] must follow.
+    pub fn begin_leaving(&self, from: Place) -> io::Result<RenameFlags> {
+        match self.form {
+            WhiteoutForm::Device => return Ok(RenameFlags::WHITEOUT),
+            WhiteoutForm::Attribute => {
+                let mut names = self.hidden_names(from.dir)?;
+                if !names.iter().any(|name| name == from.name) {
+                    names.push(from.name.to_vec());
+                    self.set_hidden_names(from.dir, &names)?;
+                }
+            }
+            WhiteoutForm::Name => self.make_whiteout(from)?,
+        }
+        Ok(RenameFlags::empty())
+    }
+
+    /// After the rename: it has happened, and the name counts as a whiteout, or it has `failed`.
+    pub fn finish_leaving(&self, from: Place, failed: bool) {
+        let done = match self.form {
+            WhiteoutForm::Device => Ok(()),
+            WhiteoutForm::Attribute => {
+                let made = if failed { Ok(()) } else { self.make_whiteout(from) };
+                made.and_then(|()| {
+                    let mut names = self.hidden_names(from.dir)?;
+                    names.retain(|name| name != from.name);
+                    self.set_hidden_names(from.dir, &names)
+                })
+            }
+            WhiteoutForm::Name => {
+                if failed {
+                    self.drop_marker(from);
+                }
+                Ok(())
+            }
+        };
+        if let Err(e) = done {
+            tracing::warn!("`{}` stays hidden by its directory's mark: {e}", crate::name::show(from.name));
+        }
+    }
+}
+
+/// What has been found out about the file system of an upper directory.
+pub(super) struct Found<'a> {
+    pub backing: &'a dyn Backing,
+    pub root: BorrowedFd<'a>,
+    /// A directory of the work directory.
+    pub tmp: BorrowedFd<'a>,
+    pub upper: &'a Path,
+    /// Where marks are written; `None` if they cannot be.
+    pub namespace: Option<Namespace>,
+    /// Whether the directory was mounted before.
+    pub bound: bool,
+}
+
+impl Found<'_> {
+    /// The form of the whiteouts. It is chosen once for an upper directory and recorded: trying it again could fail where
+    /// the file system is full. A directory that was copied to another type of file system has it chosen anew.
+    pub fn form(&self) -> Result<WhiteoutForm, OpenError> {
+        let Some(namespace) = self.namespace else { return Ok(WhiteoutForm::Name) };
+        let name = namespace.mark(Mark::Form).to_bytes();
+        let failed = super::open::failed("read marks on", self.upper);
+        let here = format!("{:x}", rustix::fs::fstatfs(self.tmp).map_err(|e| failed(e.into()))?.f_type);
+        let value = self.backing.get_xattr(self.root, name).map_err(&failed)?;
+        let recorded = value.as_deref().and_then(|value| str::from_utf8(value).ok()?.split_once(' '));
+        if let Some((word, there)) = recorded
+            && let Some(form) = WhiteoutForm::of_word(word).filter(|_| there == here)
+        {
+            return Ok(form);
+        }
+        let form = match self.has_devices() {
+            Ok(true) => WhiteoutForm::Device,
+            Ok(false) => WhiteoutForm::Attribute,
+            // Without a record it is from a time when that was the only form.
+            Err(e) if self.bound => {
+                tracing::warn!("cannot try which whiteouts {} can hold: {e}", self.upper.display());
+                return Ok(WhiteoutForm::Device);
+            }
+            Err(e) => return Err(super::open::failed("make whiteouts for", self.upper)(e)),
+        };
+        let value = format!("{} {here}", form.word());
+        let record = self.backing.set_xattr(self.root, name, value.as_bytes(), XattrFlags::empty());
+        match record {
+            Err(e) if !self.bound => return Err(super::open::failed("write marks on", self.upper)(e)),
+            Err(e) => tracing::warn!("cannot record the form of whiteouts on {}: {e}", self.upper.display()),
+            Ok(()) => {}
+        }
+        Ok(form)
+    }
+
+    /// The form that was recorded for a directory that is only looked at.
+    pub fn recorded(backing: &dyn Backing, root: BorrowedFd, namespace: Namespace) -> io::Result<WhiteoutForm> {
+        let value = backing.get_xattr(root, namespace.mark(Mark::Form).to_bytes())?;
+        let word = value.as_deref().and_then(|value| str::from_utf8(value).ok()?.split(' ').next());
+        Ok(word.and_then(WhiteoutForm::of_word).unwrap_or(WhiteoutForm::Device))
+    }
+
+    /// Whether devices 0:0 can be made, left behind by a rename, and seen: another union would take them for its own.
+    fn has_devices(&self) -> io::Result<bool> {
+        let (backing, tmp) = (self.backing, self.tmp);
+        let names: [&[u8]; 2] = [b"probe", b"moved"];
+        let is_device = |name: &&[u8]| {
+            let found = backing.stat_at(tmp, name);
+            found.is_ok_and(|raw| Kind::of(raw.mode) == Some(Kind::Char) && is_whiteout_device(raw.rdev))
+        };
+        let made = backing
+            .mknod(tmp, names[0], Kind::Char.bits(), 0)
+            .and_then(|()| backing.rename(tmp, names[0], tmp, names[1], RenameFlags::WHITEOUT));
+        let found = made.map(|()| names.iter().all(is_device));
+        for name in names {
+            match backing.unlink(tmp, name) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        match found {
+            Err(e) if is_refused(&e) => Ok(false),
+            found => found,
+        }
+    }
+}
+
+/// Whether an error says that a file system does not do something, rather than that it failed.
+pub(super) fn is_refused(error: &io::Error) -> bool {
+    use Errno as E;
+    matches!(Errno::from_io_error(error), Some(E::PERM | E::ACCESS | E::OPNOTSUPP | E::INVAL | E::NOSYS))
+}

@@ -6,8 +6,9 @@ use std::fs;
 use serde_json::json;
 
 use super::support::env;
+use super::support::nest::On;
 use super::support::oci::Image;
-use super::support::podman::{LIST_TREE, Store, Who, assert_same, compare, kernels};
+use super::support::podman::{LIST_TREE, Store, Who, assert_same, compare, compare_on, kernels};
 use super::support::registry::DockerRegistry;
 use super::support::small;
 use super::support::tar::{Entry, Tar};
@@ -492,6 +493,22 @@ fn what_is_committed_is_what_was_there() {
 #[test]
 fn what_fuse_overlayfs_gets_wrong_is_right() {
     compare(Who::Root, WRONG, right);
+}
+
+/// As in a container whose root is an overlay.
+#[test]
+fn a_store_on_kernel_overlayfs_is_like_any_other() {
+    compare_on(On::Overlayfs, Who::Root, WRONG, scripts);
+}
+
+#[test]
+#[ignore = "long: scripts/soak runs it"]
+fn stores_on_an_overlay_are_like_any_other() {
+    for on in [On::Overlayfs, On::Plyfs("")] {
+        for scenario in [scripts, committed, built, buildah] {
+            compare_on(on, Who::Root, WRONG, scenario);
+        }
+    }
 }
 
 #[test]

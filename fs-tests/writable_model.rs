@@ -23,6 +23,7 @@ use crate::model::state::{Model, umask};
 use crate::model::union::Union;
 use crate::support::env::TestEnv;
 use crate::support::faulty::Refuses;
+use crate::support::nest::On;
 use crate::support::tree::{Contents, Tree, scan};
 use plyfs::upper::User;
 
@@ -108,6 +109,23 @@ fn a_mount_of_ten_directories_is_a_posix_tree() {
 #[test]
 fn a_mount_in_the_forms_that_every_tool_knows_is_a_posix_tree() {
     soak("common forms", Effort { runs: 2, ops: 700 }, DoorPlace::MENU, &|| by_path(DoorPlace::in_common_forms()));
+}
+
+/// As in a container whose root is an overlay: there whiteouts cannot be devices.
+#[test]
+fn a_mount_nested_in_kernel_overlayfs_is_a_posix_tree() {
+    let image = || by_path(PlyfsPlace::on(On::Overlayfs, &[]));
+    soak("image on overlayfs", Effort { runs: 3, ops: 700 }, PlyfsPlace::MENU, &image);
+    let directories = || by_path(DoorPlace::on(On::Overlayfs, 3));
+    soak("directories on overlayfs", Effort { runs: 3, ops: 700 }, DoorPlace::MENU, &directories);
+}
+
+#[test]
+fn a_mount_nested_in_a_mount_is_a_posix_tree() {
+    let image = || by_path(PlyfsPlace::on(On::Plyfs(""), &[]));
+    soak("image on plyfs", Effort { runs: 2, ops: 700 }, PlyfsPlace::MENU, &image);
+    let directories = || by_path(DoorPlace::on(On::Plyfs(""), 3));
+    soak("directories on plyfs", Effort { runs: 2, ops: 700 }, DoorPlace::MENU, &directories);
 }
 
 /// The same steps on both, answer by answer.

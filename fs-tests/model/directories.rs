@@ -23,6 +23,7 @@ use super::state::umask;
 use super::union::Union;
 use crate::support::env::{Mount, TestEnv, unmount, wait_until_unused};
 use crate::support::faulty::{Limited, Refuses};
+use crate::support::nest::{Nest, On};
 use crate::support::tree::{Contents, Tree, diff, scan};
 use plyfs::fs::{Dirs, DirsOptions, Forms, Fs};
 use plyfs::upper::{Below, Owners, Settings, Upper, User};
@@ -158,6 +159,7 @@ fn scratch() -> TempDir {
 pub struct DoorPlace {
     /// Unmounted before the environment goes.
     mount: Option<Mount>,
+    nest: Nest,
     env: TestEnv,
     layers: Vec<PathBuf>,
     /// What the layers were, which no run may change.
@@ -198,27 +200,32 @@ impl DoorPlace {
 
     /// Over so many directories.
     pub fn new(count: usize) -> Self {
-        Self::with(count, "", CHECKS)
+        Self::with(On::Disk, count, "", CHECKS)
+    }
+
+    /// Over so many directories, with the upper directory there.
+    pub fn on(on: On, count: usize) -> Self {
+        Self::with(on, count, "", CHECKS)
     }
 
     /// In no form that fuse-overlayfs does not know.
     pub fn in_common_forms() -> Self {
-        Self::with(2, ",redirect_dir=off,metacopy=off", Checks { dir_times: false, ..CHECKS })
+        Self::with(On::Disk, 2, ",redirect_dir=off,metacopy=off", Checks { dir_times: false, ..CHECKS })
     }
 
-    fn with(count: usize, options: &'static str, checks: Checks) -> Self {
+    fn with(on: On, count: usize, options: &'static str, checks: Checks) -> Self {
         let env = TestEnv::new();
         let layers = lowers(&env.path(""), count);
-        ["upper", "work", "at"].into_iter().for_each(|name| make_dir(&env.path(name)));
+        let nest = Nest::with_upper(&env, on);
         let before = layers.iter().map(|layer| look(layer)).collect();
-        let mut place = Self { mount: None, env, layers, before, options, checks };
+        let mut place = Self { mount: None, nest, env, layers, before, options, checks };
         place.mount();
         place
     }
 
     fn mount(&mut self) {
         let layers: Vec<_> = self.layers.iter().map(|layer| layer.display().to_string()).collect();
-        let (upper, work) = (self.env.path("upper"), self.env.path("work"));
+        let (upper, work) = (self.nest.path("upper"), self.nest.path("work"));
         let dirs = format!("lowerdir={},upperdir={},workdir={}", layers.join(":"), upper.display(), work.display());
         let mut command = self.env.command(["overlay", "-o", &format!("{dirs}{}", self.options)]);
         self.mount = Some(Mount::by(&self.env, &mut command));
@@ -227,7 +234,7 @@ impl DoorPlace {
     fn unmount(&mut self) {
         if let Some(mount) = self.mount.take() {
             unmount(mount.path());
-            wait_until_unused(&self.env.path("upper"));
+            wait_until_unused(&self.nest.path("upper"));
         }
     }
 }
@@ -244,7 +251,7 @@ impl Place for DoorPlace {
 
     fn kill(&mut self) {
         // It is the one process that has the upper directory open.
-        let upper = self.env.path("upper");
+        let upper = self.nest.path("upper");
         let served = |pid: &PathBuf| {
             std::fs::read_dir(pid.join("fd"))
                 .into_iter()
@@ -293,6 +300,6 @@ impl Place for DoorPlace {
             hidden_xattrs: &["trusted.overlay."],
             ..self.checks
         };
-        Ok(vec![kernel_view(&overlay(&self.env), checks)])
+        Ok(vec![kernel_view(&overlay(&self.env, &self.nest), checks)])
     }
 }

@@ -12,6 +12,7 @@ use super::generate::Menu;
 use super::image::{image, layers, unpack};
 use super::place::{Overlay, OverlayPlace, Place, View, kernel_view, make_dir};
 use crate::support::env::{Mount, TestEnv, run};
+use crate::support::nest::{Nest, On};
 use crate::support::oci::{Image, digest};
 use crate::support::tree::{Contents, diff, scan};
 
@@ -19,6 +20,7 @@ use crate::support::tree::{Contents, diff, scan};
 pub struct PlyfsPlace {
     /// Unmounted before the environment goes.
     mount: Option<Mount>,
+    nest: Nest,
     env: TestEnv,
     /// Of every layer's tar, which no run may change.
     layers: BTreeMap<String, String>,
@@ -30,20 +32,23 @@ impl PlyfsPlace {
 
     /// With further options of `plyfs mount`.
     pub fn new(options: &[&'static str]) -> Self {
+        Self::on(On::Disk, options)
+    }
+
+    /// With the upper directory there.
+    pub fn on(on: On, options: &[&'static str]) -> Self {
         let env = TestEnv::new();
         pull_image(&env);
-        for name in ["upper", "work"] {
-            make_dir(&env.path(name));
-        }
+        let nest = Nest::with_upper(&env, on);
         let layers = digests(&env);
         assert_eq!(layers.len(), 3, "{layers:?}");
-        let mut place = Self { mount: None, env, layers, options: options.to_vec() };
+        let mut place = Self { mount: None, nest, env, layers, options: options.to_vec() };
         place.mount();
         place
     }
 
     fn mount(&mut self) {
-        let (upper, work) = (self.env.path("upper"), self.env.path("work"));
+        let (upper, work) = (self.nest.path("upper"), self.nest.path("work"));
         let mut command = self.env.command(["mount"]);
         command.args(&self.options).arg("--upper").arg(upper).arg("--work").arg(work).arg("model:1");
         self.mount = Some(Mount::by(&self.env, &mut command));
@@ -105,7 +110,7 @@ impl Place for PlyfsPlace {
         // Numbers and hard links over copies are what overlayfs has no form for.
         let checks =
             Checks { numbers: false, links: false, dir_nlink: false, hidden_xattrs: OWN_XATTRS, ..Checks::ALL };
-        Ok(vec![kernel_view(&overlay(&self.env), checks)])
+        Ok(vec![kernel_view(&overlay(&self.env, &self.nest), checks)])
     }
 }
 
@@ -148,12 +153,21 @@ impl Place for KernelsUpper {
     }
 }
 
-/// The image unpacked, and the upper directory that plyfs wrote there.
-pub fn overlay(env: &TestEnv) -> Overlay {
+/// The image unpacked, and the upper directory that plyfs wrote there. The kernel does not take one on its own overlayfs,
+/// and knows whiteouts in the form of attributes in lower directories alone: one that is nested is a lower directory.
+pub fn overlay(env: &TestEnv, nest: &Nest) -> Overlay {
     let [lower, work, at] = ["lower", "kernel-work", "kernel"].map(|name| env.path(name));
     [&lower, &work, &at].into_iter().for_each(|path| make_dir(path));
     unpack(&lower, &image());
-    Overlay { lower, upper: env.path("upper"), work, at, options: "metacopy=on,index=off,ro" }
+    let options = "metacopy=on,index=off,ro";
+    if !nest.is_nested() {
+        return Overlay { lower, upper: nest.path("upper"), work, at, options };
+    }
+    let (mut both, upper) = (nest.path("upper").into_os_string(), env.path("kernel-upper"));
+    make_dir(&upper);
+    both.push(":");
+    both.push(lower);
+    Overlay { lower: both.into(), upper, work, at, options }
 }
 
 /// Puts the image into the environment's store, in three layers, as `model:1`.

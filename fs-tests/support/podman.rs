@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::env::{Output, TestEnv, run};
 use super::eventually;
+use super::nest::{Nest, On};
 use super::small::Numbers;
 
 /// Who stands under test when `PLYFS_TEST_ENGINE` does not say: `plyfs`, `fuse-overlayfs`, or `overlayfs`, which is the
@@ -35,6 +36,8 @@ pub enum Who {
 
 /// A store of podman's, with the folders, the configuration and the processes that belong to it.
 pub struct Store {
+    /// What its images and containers lie on.
+    nest: Nest,
     /// Its folder; files in it can be reached by the user.
     pub env: TestEnv,
     /// Who uses it.
@@ -79,12 +82,18 @@ fn under_test(env: &TestEnv, who: Who) -> Option<PathBuf> {
 /// same. `allowed` are what lines may begin with that differ: with a `-` those of fuse-overlayfs, with a `+` the others'.
 #[track_caller]
 pub fn compare(who: Who, allowed: &[(&str, &str)], scenario: impl Fn(&Store) + Sync) {
+    compare_on(On::Disk, who, allowed, scenario);
+}
+
+/// The same with the stores on such a file system.
+#[track_caller]
+pub fn compare_on(on: On, who: Who, allowed: &[(&str, &str)], scenario: impl Fn(&Store) + Sync) {
     let _numbers = match who {
         Who::Root => None,
         Who::User(name, id) => Some(Numbers::give(name, 1_700_000_000 + id * 100_000)),
     };
     let one = |program: Program| {
-        let store = Store::new(who, program);
+        let store = Store::new(on, who, program);
         scenario(&store);
         store.finish()
     };
@@ -129,17 +138,18 @@ fn differences(peer: &[String], tested: &[String]) -> Vec<String> {
 }
 
 impl Store {
-    fn new(who: Who, program: Program) -> Store {
+    fn new(on: On, who: Who, program: Program) -> Store {
         let env = TestEnv::new();
+        let nest = Nest::new(&env, on);
         fs::set_permissions(env.path(""), PermissionsExt::from_mode(0o755)).unwrap();
         let program = program(&env, who);
         let mount = program.as_ref().map_or(String::new(), |at| format!("mount_program = \"{}\"\n", at.display()));
-        let folders = ["graph", "run", "home", "xdg", "tmp", "libpod", "work"];
+        let folders = ["nest/graph", "run", "home", "xdg", "tmp", "libpod", "work"];
         folders.iter().for_each(|name| fs::create_dir(env.path(name)).unwrap());
         let path = |name: &str| env.path(name).display().to_string();
         let storage = format!(
             "[storage]\ndriver = \"overlay\"\ngraphroot = \"{}\"\nrunroot = \"{}\"\n[storage.options.overlay]\n{mount}",
-            path("graph"),
+            path("nest/graph"),
             path("run"),
         );
         fs::write(env.path("storage.conf"), storage).unwrap();
@@ -158,7 +168,7 @@ impl Store {
             command.arg(format!("{id}:{id}")).args(folders.iter().map(|name| env.path(name)));
             assert_eq!(run(&mut command).code, 0);
         }
-        Store { env, who, program, said: RefCell::default() }
+        Store { nest, env, who, program, said: RefCell::default() }
     }
 
     /// Whether this is fuse-overlayfs, which gets some things wrong: they are asked of the others only.
@@ -274,7 +284,7 @@ impl Store {
             self.ok(&["system", "migrate"]);
         }
         eventually("all processes end", || self.processes().is_empty());
-        let own = self.env.path("graph/overlay");
+        let own = self.nest.path("graph/overlay");
         let left: Vec<PathBuf> = self.mounts().into_iter().filter(|at| *at != own).collect();
         assert!(left.is_empty(), "still mounted: {left:?}");
         self.said.take()
@@ -303,7 +313,8 @@ impl Store {
     fn mounts(&self) -> Vec<PathBuf> {
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let points = table.lines().filter_map(|line| line.split(' ').nth(4).map(PathBuf::from));
-        let mut found: Vec<PathBuf> = points.filter(|at| at.starts_with(self.env.path(""))).collect();
+        let (all, nest) = (self.env.path(""), self.nest.path("."));
+        let mut found: Vec<PathBuf> = points.filter(|at| at.starts_with(&all) && *at != nest).collect();
         found.reverse();
         found
     }

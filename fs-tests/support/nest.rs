@@ -1,0 +1,74 @@
+//! File systems on which whiteout devices cannot be made, to nest an upper directory in.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use rustix::mount::UnmountFlags;
+
+use super::env::{TestEnv, run};
+
+/// What an upper directory lies on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum On {
+    /// The file system of the test's own directory.
+    Disk,
+    /// Kernel overlayfs.
+    Overlayfs,
+    /// A mount of `plyfs overlay`, with further options.
+    Plyfs(&'static str),
+}
+
+/// The file system, unmounted when it goes.
+pub struct Nest {
+    at: PathBuf,
+    is_nested: bool,
+}
+
+impl Nest {
+    /// In a directory of the environment.
+    pub fn new(env: &TestEnv, on: On) -> Nest {
+        let [at, lower, upper, work] = ["nest", "nest-lower", "nest-upper", "nest-work"].map(|name| env.path(name));
+        [&at, &lower, &upper, &work].into_iter().for_each(|dir| std::fs::create_dir(dir).unwrap());
+        let dirs = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+        let mount = match on {
+            On::Disk => None,
+            On::Overlayfs => {
+                let mut mount = Command::new("mount");
+                mount.args(["-t", "overlay", "overlay", "-o", &dirs]);
+                Some(mount)
+            }
+            On::Plyfs(more) => Some(env.command(["overlay", "-o", &format!("{dirs}{more}")])),
+        };
+        if let Some(mut mount) = mount {
+            let mounted = run(mount.arg(&at));
+            assert_eq!(mounted.code, 0, "{mounted:?}");
+        }
+        Nest { is_nested: on != On::Disk, at }
+    }
+
+    /// With an upper and a work directory on it.
+    pub fn with_upper(env: &TestEnv, on: On) -> Nest {
+        let nest = Nest::new(env, on);
+        ["upper", "work"].into_iter().for_each(|name| std::fs::create_dir(nest.path(name)).unwrap());
+        nest
+    }
+
+    /// A directory on it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.at.join(name)
+    }
+
+    /// Whether it is no plain directory.
+    pub fn is_nested(&self) -> bool {
+        self.is_nested
+    }
+}
+
+impl Drop for Nest {
+    fn drop(&mut self) {
+        if self.is_nested {
+            // What lies on it may be on its way out: a test that failed does not wait for that.
+            let _gone = rustix::mount::unmount(&self.at, UnmountFlags::DETACH);
+        }
+    }
+}

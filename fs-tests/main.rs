@@ -25,6 +25,7 @@ mod merge_model;
 mod mirrors;
 mod model;
 mod mounting;
+mod nesting;
 mod overlay;
 mod podman;
 mod printed;

@@ -214,11 +214,13 @@ impl Dirs {
                 ino
             } else {
                 let place = Place { dir: dir.clone(), name: name.clone(), source: sources[0].clone() };
-                let known = lasting.and_then(|ino| fresh.get(&ino).cloned().or_else(|| self.node(ino).ok()));
-                let (ino, linked) = match (lasting, known) {
+                let below = (devices[named.rank], named.ino);
+                let number = lasting.or_else(|| self.table().passing_by.get(&below).copied());
+                let known = number.and_then(|ino| fresh.get(&ino).cloned().or_else(|| self.node(ino).ok()));
+                let (ino, linked) = match (number, known) {
                     (Some(ino), None) => (ino, false),
                     (Some(ino), Some(node)) if self.is_same(&node, &place)? => (ino, true),
-                    _ => (self.table_mut().passing(), false),
+                    _ => (self.table_mut().passing_for(below), false),
                 };
                 if linked {
                     more.push((ino, place));

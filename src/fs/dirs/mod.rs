@@ -59,6 +59,8 @@ struct Table {
     more: HashMap<Ino, Vec<Place>>,
     /// The file systems, by their device numbers.
     devices: Vec<u64>,
+    /// Numbers for this mount only, by file system and number there.
+    passing_by: HashMap<(usize, u64), Ino>,
     passing: u64,
 }
 
@@ -378,6 +380,13 @@ impl Table {
                 self.devices.len() - 1
             }
         }
+    }
+
+    /// A number for this mount only of a file that may have further names, by its number below.
+    fn passing_for(&mut self, below: (usize, u64)) -> Ino {
+        let ino = self.passing();
+        self.passing_by.insert(below, ino);
+        ino
     }
 
     /// A number for this mount only.

@@ -14,6 +14,7 @@ use super::driver::{Driver, Space};
 use super::language::expected;
 use super::{Faults, Way, check};
 use crate::model::random::Random;
+use crate::support::nest::On;
 
 /// How something is hidden.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -358,7 +359,7 @@ fn judge(driver: Driver, space: Space, ways: &[Way], dialect: Dialect, runs: u64
         if number("PLYFS_FORMS_SEED").is_some() {
             println!("{name}");
         }
-        faults.case(&name, check(driver, space, way, &texts, expected(&shows, words), words));
+        faults.case(&name, check(On::Disk, driver, space, way, &texts, expected(&shows, words), words));
     }
     faults.none();
 }

@@ -359,20 +359,21 @@ fn a_catalog_that_cannot_be_used_is_named_before_any_work() {
     let source = format!("oci:{}:1", env.path("app").display());
     let catalog = env.root().join("catalog.json");
     let whole = std::fs::read(&catalog).unwrap();
-    for (bytes, words) in [
-        (&b"{\"version\":9}"[..], "use the plyfs that wrote it"),
-        (&whole[..99], "move it away"),
-        (b"", "move it away"),
-    ] {
+    let repair = "restore it by `plyfs system fsck --repair`";
+    for (bytes, words) in
+        [(&b"{\"version\":9}"[..], "use the plyfs that wrote it"), (&whole[..99], repair), (b"", repair)]
+    {
         std::fs::write(&catalog, bytes).unwrap();
-        for args in [&["images"][..], &["pull", &source], &["rmi", "app:1"], &["system", "gc"], &["system", "fsck"]] {
+        for args in [&["images"][..], &["pull", &source], &["rmi", "app:1"], &["system", "gc"]] {
             let output = run(&mut env.command(args));
             assert_eq!((output.code, output.stdout.as_str()), (1, ""), "{args:?}");
             assert!(output.stderr.contains(words) && output.stderr.lines().count() == 1, "{args:?}: {output:?}");
         }
+        // What the message says works; the catalog of another plyfs stays.
+        let repaired = run(&mut env.command(["system", "fsck", "--repair"])).code == 0;
+        assert_eq!(repaired, words == repair);
+        assert_eq!(std::fs::read(&catalog).unwrap(), if repaired { &whole } else { bytes });
     }
-    // What the message says works.
-    std::fs::remove_file(&catalog).unwrap();
     assert_eq!(env.ok(["pull", &source]).matches("Already exists").count(), 2);
     assert_eq!(env.ok(["system", "fsck"]), "");
 }

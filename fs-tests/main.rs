@@ -13,6 +13,7 @@ mod concurrent;
 mod containers;
 mod corpus;
 mod crash;
+mod damage;
 mod documents;
 mod exporting;
 mod external;

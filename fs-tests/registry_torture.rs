@@ -195,7 +195,21 @@ fn many_processes_pull_tag_remove_and_prune_the_same_images() {
     }
     let mut names: Vec<_> = fs::read_dir(env.root()).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
-    assert_eq!(names, ["blobs", "catalog.json", "containers", "layers", "lock", "mounts", "tmp", "trees", "uppers"]);
+    assert_eq!(
+        names,
+        [
+            "blobs",
+            "catalog.backup.json",
+            "catalog.json",
+            "containers",
+            "layers",
+            "lock",
+            "mounts",
+            "tmp",
+            "trees",
+            "uppers"
+        ]
+    );
 }
 
 /// The digest of the config of `NAME:1`.

@@ -27,6 +27,13 @@ impl Algorithm {
         }
     }
 
+    /// The digest of `bytes`.
+    pub fn digest_of(self, bytes: &[u8]) -> Digest {
+        let mut hasher = Hasher::new(self);
+        hasher.update(bytes);
+        hasher.finish()
+    }
+
     fn hex_len(self) -> usize {
         match self {
             Algorithm::Sha256 => 64,
@@ -50,9 +57,7 @@ pub struct ParseDigestError(String);
 impl Digest {
     /// The digest of `bytes` under sha256.
     pub fn of(bytes: &[u8]) -> Digest {
-        let mut hasher = Hasher::new(Algorithm::Sha256);
-        hasher.update(bytes);
-        hasher.finish()
+        Algorithm::Sha256.digest_of(bytes)
     }
 
     /// The hash function.

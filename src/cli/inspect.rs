@@ -136,9 +136,9 @@ impl Found {
 
 /// The image's config as it came.
 pub(super) fn config(store: &Store, image: &Image) -> anyhow::Result<Map<String, Value>> {
-    let broken = |why: String| anyhow::anyhow!("image {} is damaged: its config: {why}; pull it again", image.title());
-    let bytes = store.blob(&image.id, DOCUMENT_CAP).map_err(|e| broken(e.to_string()))?;
-    serde_json::from_slice(&bytes).map_err(|e| broken(e.to_string()))
+    let bytes = store.blob(&image.id, DOCUMENT_CAP)?;
+    let wrong = |e| anyhow::anyhow!("image {} is damaged: its config: {e}; pull it again", image.title());
+    serde_json::from_slice(&bytes).map_err(wrong)
 }
 
 /// Docker takes what it found for a thing with known fields, and for plain JSON where the template does not fit that.

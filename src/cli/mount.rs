@@ -170,7 +170,7 @@ pub(super) fn mount_writable(store: &Store, image: &str, at: &Path, upper: PathB
 pub(super) fn end_own(store: &Store, name: &str) -> anyhow::Result<bool> {
     let own = store.root().join("mounts");
     let meant = |mount: &mounts::Info| mount.id == name || mount.mountpoint == Path::new(name);
-    let found = mounts::list(store)?.into_iter().find(|mount| meant(mount) && mount.mountpoint.starts_with(&own));
+    let found = mounts::list_known(store)?.into_iter().find(|mount| meant(mount) && mount.mountpoint.starts_with(&own));
     found.map(|mount| unmount_one(store, &mount.mountpoint, false)).transpose().map(|done| done.is_some())
 }
 
@@ -270,7 +270,7 @@ fn unmount_one(store: &Store, at: &Path, lazy: bool) -> anyhow::Result<()> {
     })?;
     let Some(served) = served.filter(|_| !lazy) else { return Ok(()) };
     let deadline = Instant::now() + WAIT_FOR_END;
-    while mounts::list(store)?.iter().any(|live| live.id == served.id) {
+    while mounts::is_live(store, &served.id) {
         if Instant::now() > deadline {
             anyhow::bail!("{} is unmounted, but process {} has not ended", at.display(), served.pid);
         }
@@ -293,7 +293,7 @@ fn resolve_mountpoint(at: &Path) -> PathBuf {
 pub(super) fn mounts(global: &Global, a: &MountsArgs) -> anyhow::Result<()> {
     args::none("mounts", &a.args)?;
     let now = Timestamp::now();
-    let rows = mounts::list(&global.store()?)?.into_iter().map(|m| {
+    let rows = mounts::list_known(&global.store()?)?.into_iter().map(|m| {
         vec![
             ago(m.started.parse().ok(), now),
             m.id,

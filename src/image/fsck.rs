@@ -1,5 +1,6 @@
 //! Checking a store, and mending what follows from what is still whole.
 
+use super::restore::{self, Restored};
 use super::{Result, manifest, open};
 use crate::digest::{Digest, Hasher};
 use crate::layer;
@@ -61,14 +62,19 @@ struct Check<'a> {
 /// just have been removed, is looked at again under the exclusive lock, where leaks are searched and mending is done.
 /// What comes in meanwhile was checked as it came.
 pub fn fsck(store: &Store, options: Options, tell: &mut dyn FnMut(&Finding)) -> Result<Summary> {
-    let suspects = Suspects::of(store, &store.catalog()?, options)?;
+    let suspects = Suspects::of(store, &Listed::of(store)?.catalog, options)?;
     // A session must begin before the exclusive lock is taken.
     let session = if options.repair { Some(Session::begin(store)?) } else { None };
     let lock = store.lock_exclusive()?;
-    let catalog = store.catalog()?;
+    let listed = Listed::of(store)?;
     let mut check = Check { store, options, session, tell, wrong: 0, found: 0 };
     check.privacy()?;
-    check.garbage(&lock, &catalog)?;
+    check.catalog(&lock, &listed)?;
+    let catalog = listed.catalog;
+    // Nothing is removed by a list of images that may lack some.
+    if listed.damage.is_none() {
+        check.garbage(&lock, &catalog)?;
+    }
     check.containers()?;
     let bad_layers = check.layers(&catalog, &suspects.layers)?;
     check.trees(&catalog, &suspects.trees, &bad_layers);
@@ -95,6 +101,28 @@ impl Suspects {
     }
 }
 
+/// The images of the store.
+struct Listed {
+    catalog: Catalog,
+    /// What is wrong with the catalog's file, and what `catalog` was restored from.
+    damage: Option<String>,
+}
+
+impl Listed {
+    fn of(store: &Store) -> Result<Listed> {
+        let damage = match store.catalog() {
+            Ok(catalog) => return Ok(Listed { catalog, damage: None }),
+            Err(store::Error::DamagedCatalog { path, why }) => format!("{} is damaged: {why}", path.display()),
+            Err(other) => return Err(other.into()),
+        };
+        let Restored { catalog, from_backup, from_documents } = restore::restore(store)?;
+        let damage = format!(
+            "{damage}; of its images {from_backup} are in its backup, {from_documents} more without a name in the store"
+        );
+        Ok(Listed { catalog, damage: Some(damage) })
+    }
+}
+
 /// Each layer that images name, once.
 fn distinct_layers(catalog: &Catalog) -> impl Iterator<Item = &LayerRecord> {
     let mut seen = BTreeSet::new();
@@ -111,7 +139,9 @@ fn tar_fault(store: &Store, record: &LayerRecord, fast: bool) -> Result<Option<S
     let path = store.layer_tar(&record.diff_id);
     let mut file = match File::open(&path) {
         Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Some("layer.tar is missing".into())),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(Some("layer.tar is missing".into()));
+        }
         Err(e) => return Err(store::Error::io("open", path)(e).into()),
     };
     let length = file.metadata().map_err(store::Error::io("read", &path))?.len();
@@ -130,32 +160,24 @@ fn tar_fault(store: &Store, record: &LayerRecord, fast: bool) -> Result<Option<S
 }
 
 fn index_fault(store: &Store, diff_id: &Digest) -> Option<String> {
-    if !store.layer_index(diff_id).exists() {
-        return Some("its index is missing".into());
-    }
-    match open::map_index(store, diff_id) {
-        None => Some("its index is damaged or outdated".into()),
-        Some(index) => index.check().err().map(|e| format!("its index is damaged: {e}")),
-    }
+    file_fault(&store.layer_index(diff_id), diff_id).map(|why| format!("its index {why}"))
 }
 
 fn tree_fault(store: &Store, chain: &Digest) -> Option<String> {
-    match open::map_tree(store, chain) {
-        None if store.tree_path(chain, layer::FORMAT).exists() => Some("is damaged".to_owned()),
-        None => Some("is missing".to_owned()),
-        Some(tree) => tree.check().err().map(|e| format!("is damaged: {e}")),
+    file_fault(&store.tree_path(chain, layer::FORMAT), chain)
+}
+
+fn file_fault(path: &Path, source: &Digest) -> Option<String> {
+    match open::map_index_file(path, source) {
+        Ok(index) => index.check().err().map(|why| open::Unusable::Damaged(why.to_string()).to_string()),
+        Err(unusable) => Some(unusable.to_string()),
     }
 }
 
 fn blob_fault(store: &Store, digest: &Digest) -> Option<String> {
     match store.blob(digest, manifest::DOCUMENT_CAP) {
-        Ok(bytes) => {
-            let mut hasher = Hasher::new(digest.algorithm());
-            hasher.update(&bytes);
-            let got = hasher.finish();
-            (got != *digest).then(|| format!("blob {} has digest {got}", digest.short()))
-        }
-        Err(_) if !store.blob_path(digest).exists() => Some(format!("blob {} is missing", digest.short())),
+        Ok(_) => None,
+        Err(store::Error::Document { why, .. }) => Some(format!("blob {} {why}", digest.short())),
         Err(e) => Some(e.to_string()),
     }
 }
@@ -181,6 +203,20 @@ impl Check<'_> {
             let what = format!("{} is open to others: it has mode {mode:04o}, wanted 0700", folder.display());
             self.report(what, self.options.repair);
         }
+        Ok(())
+    }
+
+    /// The catalog's file and its backup.
+    fn catalog(&mut self, lock: &Lock, listed: &Listed) -> Result<()> {
+        let fault = match (&listed.damage, self.store.catalog_backup()) {
+            (Some(damage), _) => damage.clone(),
+            (None, Err(store::Error::DamagedCatalog { path, why })) => format!("{} is damaged: {why}", path.display()),
+            _ => return Ok(()),
+        };
+        if self.options.repair {
+            self.store.restore_catalog(lock, &listed.catalog)?;
+        }
+        self.report(fault, self.options.repair);
         Ok(())
     }
 
@@ -215,7 +251,7 @@ impl Check<'_> {
         for record in distinct_layers(catalog).filter(|record| suspects.contains(&record.diff_id)) {
             let diff_id = &record.diff_id;
             if let Some(why) = tar_fault(self.store, record, self.options.fast)? {
-                if self.store.layer_dir(diff_id).exists() {
+                if fs::symlink_metadata(self.store.layer_dir(diff_id)).is_ok() {
                     let mended = self.session.as_ref().map(|session| session.set_layer_aside(diff_id)).transpose()?;
                     self.report(format!("layer {diff_id}: {why}"), mended.is_some());
                 }
@@ -273,7 +309,7 @@ impl Check<'_> {
         if self.options.repair {
             // Out of the way, so that the next pull brings them back.
             for digest in bad_blobs.into_keys() {
-                remove_file(&self.store.blob_path(digest))?;
+                gc::unlink(&self.store.blob_path(digest))?;
             }
         }
         Ok(())
@@ -282,11 +318,4 @@ impl Check<'_> {
 
 fn title(image: &Image) -> String {
     if image.tags.is_empty() { "<none>".into() } else { image.title() }
-}
-
-fn remove_file(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(store::Error::io("remove", path)(e).into()),
-        _ => Ok(()),
-    }
 }

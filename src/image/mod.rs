@@ -5,7 +5,7 @@
 //! [`pull`] runs each missing layer once through `pipeline` and publishes it; [`import`] does so with a tar that is no image
 //! yet, [`commit`] with the changes of an upper directory; [`push`] and [`save`] let images out again; [`open`] hands a
 //! mount the merged tree and the tars; [`remove`] follows Docker's rules; [`fsck`] checks everything that can be made again
-//! or must be fetched again.
+//! or must be fetched again, and has the list of images restored (`restore`).
 
 pub mod change;
 pub mod commit;
@@ -21,6 +21,7 @@ pub mod platform;
 pub mod pull;
 pub mod push;
 pub mod remove;
+mod restore;
 pub mod save;
 pub mod source;
 mod space;

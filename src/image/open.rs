@@ -3,15 +3,15 @@
 
 use super::{Error, Result};
 use crate::backing;
-use crate::digest::Digest;
+use crate::digest::{Digest, Verifier};
 use crate::fs::{Data, Fs};
-use crate::layer::{self, Index};
+use crate::layer::{self, Index, IndexError};
 use crate::store::{self, Image, Session, Store, chain_ids};
 use crate::upper::{self, Below, Upper, User};
 use crate::{sys, tree};
 use std::fs::File;
 use std::io::{self, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const READ_BUFFER: usize = 256 << 10;
 
@@ -52,7 +52,8 @@ pub fn open_upper(upper: PathBuf, work: PathBuf, tree: &Index, volatile: bool) -
     Ok(Upper::open(&settings, Box::new(backing::Disk))?)
 }
 
-/// Opens an image for mounting. A tree that was made before is mapped and not read.
+/// Opens an image for mounting. A tree that was made before is mapped and its checksum verified; the tars are checked for
+/// their length only, as hashing them would take too long.
 pub fn open_tree(store: &Store, image: &Image) -> Result<OpenTree> {
     let mut tars = Vec::with_capacity(image.layers.len());
     for layer in &image.layers {
@@ -88,10 +89,54 @@ pub fn open_tree(store: &Store, image: &Image) -> Result<OpenTree> {
     Ok(OpenTree { tree, tars })
 }
 
-/// The cached tree of that ChainID, if it is there and of this version.
+/// The cached tree of that ChainID, if it is there, whole and of this version.
 pub(super) fn map_tree(store: &Store, chain: &Digest) -> Option<Index> {
-    let file = File::open(store.tree_path(chain, layer::FORMAT)).ok()?;
-    Index::open(sys::map(&file).ok()?).ok().filter(|tree| tree.source() == chain)
+    usable(&store.tree_path(chain, layer::FORMAT), chain)
+}
+
+/// The file of an index or a tree, mapped and found whole. None if it is to be made again: the log says why.
+fn usable(path: &Path, source: &Digest) -> Option<Index> {
+    match map_index_file(path, source) {
+        Ok(index) => Some(index),
+        Err(Unusable::Missing) => None,
+        Err(Unusable::Outdated(format)) => {
+            tracing::info!("{} has format {format}; it is made again in format {}", path.display(), layer::FORMAT);
+            None
+        }
+        Err(Unusable::Damaged(why)) => {
+            tracing::warn!("{} is damaged: {why}; it is made again", path.display());
+            None
+        }
+    }
+}
+
+/// Why an index or a tree must be made again.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unusable {
+    /// It is not there.
+    #[error("is missing")]
+    Missing,
+    /// An earlier version of plyfs wrote it.
+    #[error("is outdated: it has format {0}")]
+    Outdated(u32),
+    /// It is not what was written.
+    #[error("is damaged: {0}")]
+    Damaged(String),
+}
+
+/// Maps an index or a tree. The mapping that was verified is the one that is returned.
+pub(super) fn map_index_file(path: &Path, source: &Digest) -> std::result::Result<Index, Unusable> {
+    let unread = |e: io::Error| match e.kind() {
+        io::ErrorKind::NotFound => Unusable::Missing,
+        _ => Unusable::Damaged(sys::describe(&e)),
+    };
+    let bytes = File::open(path).and_then(|file| sys::map(&file)).map_err(unread)?;
+    match Index::open(bytes) {
+        Ok(index) if index.source() == source => Ok(index),
+        Ok(index) => Err(Unusable::Damaged(format!("it is of {}", index.source()))),
+        Err(IndexError::Format(format)) if (1..layer::FORMAT).contains(&format) => Err(Unusable::Outdated(format)),
+        Err(why) => Err(Unusable::Damaged(why.to_string())),
+    }
 }
 
 /// Merges the layers of those DiffIDs, bottom first, and publishes the tree. `origin` names the image in messages.
@@ -104,31 +149,32 @@ pub(super) fn make_tree(session: &Session, diff_ids: &[&Digest], origin: &str) -
     Ok(chain)
 }
 
-/// The layer's index if it is there and of this version.
-pub(super) fn map_index(store: &Store, diff_id: &Digest) -> Option<Index> {
-    let file = File::open(store.layer_index(diff_id)).ok()?;
-    Index::open(sys::map(&file).ok()?).ok().filter(|index| index.source() == diff_id)
-}
-
 /// The layer's index, made again from its tar where needed.
 pub(super) fn open_index(session: &Session, diff_id: &Digest) -> Result<Index> {
     let store = session.store();
-    if let Some(index) = map_index(store, diff_id) {
+    let path = store.layer_index(diff_id);
+    if let Some(index) = usable(&path, diff_id) {
         return Ok(index);
     }
     make_index(session, diff_id)?;
-    map_index(store, diff_id)
+    usable(&path, diff_id)
         .ok_or_else(|| Error::Broken { image: diff_id.to_string(), what: "its index cannot be read back".into() })
 }
 
-/// Makes a layer's index from its tar and publishes it.
+/// Makes a layer's index from its tar and publishes it. The tar must be the layer's to the last bit: a damaged one would
+/// give another tree.
 pub(super) fn make_index(session: &Session, diff_id: &Digest) -> Result<()> {
     let store = session.store();
     let path = store.layer_tar(diff_id);
-    let broken = |why: String| Error::Broken { image: format!("with layer {}", diff_id.short()), what: why };
-    let file = File::open(&path).map_err(|e| broken(format!("{}: {e}", path.display())))?;
-    let mut tar = BufReader::with_capacity(READ_BUFFER, file);
-    let draft = layer::index_tar(&mut tar, &layer::Limits::default())
-        .map_err(|e| broken(format!("{}: {e}", path.display())))?;
+    let broken = |why: String| Error::Broken {
+        image: format!("with layer {}", diff_id.short()),
+        what: format!("{}: {why}; take it out by `plyfs system fsck --repair`", path.display()),
+    };
+    let unread = |e: io::Error| broken(sys::describe(&e));
+    let file = File::open(&path).map_err(unread)?;
+    let length = file.metadata().map_err(unread)?.len();
+    let mut tar = BufReader::with_capacity(READ_BUFFER, Verifier::new(file, diff_id, length));
+    let draft = layer::index_tar(&mut tar, &layer::Limits::default()).map_err(|e| broken(e.to_string()))?;
+    tar.get_mut().drain().map_err(unread)?;
     Ok(session.publish_file(&store.layer_index(diff_id), &draft.seal(diff_id))?)
 }

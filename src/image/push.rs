@@ -310,7 +310,11 @@ impl Out<'_> {
         let layers: Vec<Value> = self.image.layers.iter().filter_map(|l| placed.get(&l.diff_id)).cloned().collect();
         let digest_of = |raw: &Value| raw.get("digest").cloned();
         for digest in self.image.origins() {
-            let Ok(bytes) = self.store.blob(digest, DOCUMENT_CAP) else { continue };
+            // One that was taken out as damaged is no longer there. While a damaged one is, another must not go out for it.
+            if !self.store.blob_path(digest).exists() {
+                continue;
+            }
+            let bytes = self.store.blob(digest, DOCUMENT_CAP)?;
             let Some(own) = manifest::layers_of(&bytes) else { continue };
             let same =
                 own.len() == layers.len() && own.iter().zip(&layers).all(|((_, o), l)| digest_of(o) == digest_of(l));

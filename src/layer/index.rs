@@ -2,8 +2,8 @@
 //!
 //! One format serves twice. A *layer's* index describes one tar; it may hold whiteouts, opaque and implicit directories
 //! and hard links whose target only a lower layer can have. An *image's* index is the merge of its layers': no such
-//! thing is left in it and every inode names the layer that has its data. Both are mapped and used as they are: opening
-//! one reads its header only, so a mount costs the same whatever the image's size.
+//! thing is left in it and every inode names the layer that has its data. Both are mapped and used as they are; opening
+//! one hashes the mapping once, which takes about 1.5 ms for an image of 100,000 entries.
 //!
 //! # Format (version [`FORMAT`], little-endian, packed)
 //!
@@ -16,19 +16,23 @@
 //! | strings | names, link targets |
 //! | xattrs | per set: u16 count, then per attribute u16 name length, u32 value length, name, value |
 //!
-//! The header carries a hash of itself, checked at every open, and one of the rest, checked by [`Index::check`]. Every
-//! access is bounds-checked, so a damaged file gives [`IndexError`] and never a panic.
+//! The header carries a SHA-256 of itself and an XXH3 of the rest; [`Index::open`] checks both, over the same mapping that
+//! is used afterwards. They find damage, not intent: who can write the store can forge both. Every access is
+//! bounds-checked too, so that what an index refers to gives [`IndexError`] and never a panic.
+//!
+//! Version 2 has the XXH3 where version 1 had a SHA-256 of the rest, which was too slow to check at every mount.
 
 use crate::digest::Digest;
 use crate::meta::{Kind, Time};
 use crate::sys::Bytes;
 use sha2::Digest as _;
+use std::hash::Hasher as _;
 use std::ops::Range;
 use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The version of the format. An index of another version is made anew from its tar.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 const MAGIC: [u8; 8] = *b"plyfsidx";
 
@@ -80,7 +84,7 @@ pub struct Header {
     pub(super) xattrs: U64,
     pub(super) blocks: U64,
     pub(super) source: [u8; 136],
-    pub(super) body_hash: [u8; 32],
+    pub(super) body_hash: U64,
     pub(super) header_hash: [u8; 32],
 }
 
@@ -171,8 +175,16 @@ pub struct Index {
 const BROKEN_REFERENCE: IndexError = IndexError::Damaged("a reference leads outside of it");
 
 impl Index {
-    /// Opens an index by its header, whose hash must be right and whose parts must add up to the file's length.
+    /// Opens an index, whose hashes must be right.
     pub fn open(bytes: Bytes) -> Result<Index, IndexError> {
+        let index = Index::open_unverified(bytes)?;
+        if index.body_is_intact() { Ok(index) } else { Err(IndexError::Damaged("its checksum is wrong")) }
+    }
+
+    /// Opens an index by its header alone, whose hash must be right and whose parts must add up to the file's length. For
+    /// tests of what happens with the rest: nothing but [`Index::open`] may open what is to be used.
+    #[doc(hidden)]
+    pub fn open_unverified(bytes: Bytes) -> Result<Index, IndexError> {
         let (header, _) = Header::read_from_prefix(&bytes).map_err(|_| IndexError::Damaged("it is too short"))?;
         if header.magic != MAGIC {
             return Err(IndexError::Damaged("it does not begin as an index does"));
@@ -283,8 +295,23 @@ impl Index {
 
     /// Whether the hash of everything behind the header is right.
     pub(super) fn body_is_intact(&self) -> bool {
-        let body: [u8; 32] = sha2::Sha256::digest(&self.bytes[size_of::<Header>()..]).into();
-        body == self.header.body_hash
+        let mut hash = BodyHash::default();
+        hash.update(&self.bytes[size_of::<Header>()..]);
+        hash.finish() == self.header.body_hash
+    }
+}
+
+/// A running hash of what lies behind the header.
+#[derive(Default)]
+pub(super) struct BodyHash(twox_hash::XxHash3_64);
+
+impl BodyHash {
+    pub(super) fn update(&mut self, part: &[u8]) {
+        self.0.write(part);
+    }
+
+    pub(super) fn finish(&self) -> U64 {
+        self.0.finish().into()
     }
 }
 

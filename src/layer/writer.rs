@@ -1,9 +1,8 @@
 //! Writes an index.
 
-use super::index::{Dirent, Extent, Header, Node, Of, index_flags};
+use super::index::{BodyHash, Dirent, Extent, Header, Node, Of, index_flags};
 use crate::digest::Digest;
 use crate::meta::Kind;
-use sha2::Digest as _;
 use std::collections::HashMap;
 use zerocopy::IntoBytes;
 
@@ -128,9 +127,9 @@ impl Writer {
             &self.strings[..],
             &self.xattrs[..],
         ];
-        let mut hash = sha2::Sha256::new();
+        let mut hash = BodyHash::default();
         parts.iter().for_each(|part| hash.update(part));
-        header.body_hash = hash.finalize().into();
+        header.body_hash = hash.finish();
         header.header_hash = header.hash();
         let mut file = Vec::with_capacity(size_of::<Header>() + parts.iter().map(|p| p.len()).sum::<usize>());
         file.extend_from_slice(header.as_bytes());

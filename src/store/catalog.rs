@@ -1,14 +1,16 @@
 //! The list of images, one small JSON file replaced as a whole.
 
-use super::{Error, Result, publish};
+use super::sealed::{self, Sealed};
+use super::{Error, Result};
 use crate::digest::Digest;
 use crate::reference::Reference;
+use crate::sys;
 use serde::{Deserialize, Serialize};
-use std::fs;
-use std::io;
 use std::path::Path;
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// The version that has no checksum.
+const UNSEALED: u32 = 1;
 
 /// All images of a store.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -110,37 +112,38 @@ impl Image {
     }
 }
 
+impl Default for Catalog {
+    fn default() -> Catalog {
+        Catalog { version: VERSION, images: vec![] }
+    }
+}
+
 impl Catalog {
-    pub(super) fn read(path: &Path) -> Result<Catalog> {
-        let bytes = match fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Catalog { version: VERSION, images: vec![] }),
-            Err(e) => return Err(Error::io("read", path)(e)),
-        };
-        let bad = |why: String| Error::Catalog { path: path.to_owned(), why };
-        let damaged = |e: serde_json::Error| {
-            bad(format!("damaged: {e}; move it away and pull the images again, whose layers are still there"))
-        };
+    /// The catalog in that file; none if there is no such file.
+    pub(super) fn read(path: &Path) -> Result<Option<Catalog>> {
         #[derive(Deserialize)]
         struct Header {
             version: u32,
         }
-        let header: Header = serde_json::from_slice(&bytes).map_err(damaged)?;
-        if header.version != VERSION {
-            return Err(bad(format!(
-                "has version {}, this plyfs knows version {VERSION}: use the plyfs that wrote it",
-                header.version
-            )));
+        let damaged = |why: String| Error::DamagedCatalog { path: path.to_owned(), why };
+        let Some(bytes) = sealed::read(path).map_err(|e| damaged(sys::describe(&e)))? else { return Ok(None) };
+        let header: Sealed<Header> = sealed::decode(&bytes).map_err(damaged)?;
+        let version = header.value.version;
+        if version > VERSION {
+            let why = format!("has version {version}, this plyfs knows version {VERSION}: use the plyfs that wrote it");
+            return Err(Error::Catalog { path: path.to_owned(), why });
         }
-        serde_json::from_slice(&bytes).map_err(damaged)
+        if version != UNSEALED && !header.is_sealed {
+            return Err(damaged("it has no checksum".into()));
+        }
+        let mut catalog: Catalog = sealed::decode(&bytes).map_err(damaged)?.value;
+        catalog.version = VERSION;
+        Ok(Some(catalog))
     }
 
-    /// Replaces the file at `path`, preparing the new one under the name `temp`.
-    pub(super) fn write(&self, path: &Path, temp: &Path) -> Result<()> {
-        let mut bytes = serde_json::to_vec_pretty(self)
-            .map_err(|e| Error::Catalog { path: path.to_owned(), why: e.to_string() })?;
-        bytes.push(b'\n');
-        publish::replace_by(temp, path, &bytes)
+    /// The bytes of the file.
+    pub(super) fn encode(&self, path: &Path) -> Result<Vec<u8>> {
+        sealed::encode(self, path)
     }
 
     /// All images, in the order they came in.
@@ -315,30 +318,25 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_replaced_whole_or_not_at_all() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("catalog.json");
-        let (old, new) = (catalog(vec![image("1", &["a:1"])]), catalog(vec![image("2", &["b:1"])]));
-        let temp = publish::beside(&path);
-        old.write(&path, &temp).unwrap();
-        // The new file cannot be made: the old one stays as it was.
-        fs::create_dir(&temp).unwrap();
-        assert!(new.write(&path, &temp).is_err());
-        assert_eq!(Catalog::read(&path).unwrap(), old);
-        fs::remove_dir(&temp).unwrap();
-        // A torn temporary file of a crash is in nobody's way.
-        fs::write(&temp, b"{\"ver").unwrap();
-        assert_eq!(Catalog::read(&path).unwrap(), old);
-        new.write(&path, &temp).unwrap();
-        assert_eq!(Catalog::read(&path).unwrap(), new);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-    }
-
-    #[test]
     fn another_version_is_refused_by_number() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("catalog.json");
-        fs::write(&path, br#"{"version":9,"pictures":{}}"#).unwrap();
+        std::fs::write(&path, br#"{"version":9,"pictures":{}}"#).unwrap();
         assert!(Catalog::read(&path).unwrap_err().to_string().contains("has version 9"));
+    }
+
+    #[test]
+    fn a_catalog_without_a_checksum_is_one_of_version_1_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("catalog.json");
+        let c = catalog(vec![image("1", &["a:1"])]);
+        let mut plain = serde_json::to_value(&c).unwrap();
+        std::fs::write(&path, plain.to_string()).unwrap();
+        assert!(Catalog::read(&path).unwrap_err().to_string().contains("no checksum"));
+        plain["version"] = 1.into();
+        std::fs::write(&path, plain.to_string()).unwrap();
+        assert_eq!(Catalog::read(&path).unwrap().unwrap(), c);
+        std::fs::write(&path, c.encode(&path).unwrap()).unwrap();
+        assert_eq!(Catalog::read(&path).unwrap().unwrap(), c);
     }
 }

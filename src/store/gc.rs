@@ -89,10 +89,8 @@ pub fn find(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Resul
     }
     found.extend(mounts::stale(store, lock)?.into_iter().map(|path| garbage(Kind::Mount, path)));
     found.extend(containers::stale(store, lock)?.into_iter().map(|path| garbage(Kind::Container, path)));
-    let torn = publish::beside(&store.catalog_path());
-    if torn.exists() {
-        found.push(garbage(Kind::Partial, torn));
-    }
+    let torn = [store.catalog_path(), store.catalog_backup_path()].map(|path| publish::beside(&path));
+    found.extend(torn.into_iter().filter(|path| path.exists()).map(|path| garbage(Kind::Partial, path)));
     Ok(found)
 }
 
@@ -227,8 +225,8 @@ fn needed(store: &Store, lock: &Lock, catalog: &Catalog) -> Result<Intent> {
     Ok(needed)
 }
 
-/// Renames a layer out of the store, and holds it there as a live session holds its folder.
-fn set_aside(store: &Store, path: &Path) -> Result<(PathBuf, Option<File>)> {
+/// Renames a folder out of its place, and holds it as a live session holds its folder.
+pub(super) fn set_aside(store: &Store, path: &Path) -> Result<(PathBuf, Option<File>)> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     // The same layer may have been removed before and not be gone yet. The store's lock keeps the name ours.
     let mut numbers = (0..).map(|n| store.root().join("tmp").join(format!("{name}.{n}.dead")));
@@ -239,7 +237,8 @@ fn set_aside(store: &Store, path: &Path) -> Result<(PathBuf, Option<File>)> {
     Ok((aside, held))
 }
 
-fn unlink(path: &Path) -> Result<()> {
+/// Removes a file or a folder with all that is in it; fine if it is not there.
+pub(crate) fn unlink(path: &Path) -> Result<()> {
     let is_dir = fs::symlink_metadata(path).is_ok_and(|m| m.is_dir());
     let done = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     match done {

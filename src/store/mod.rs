@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! ROOT/                          0700, as is every folder right below it
-//!   catalog.json                 every image: version, then a list of records (see [`Image`])
+//!   catalog.json                 every image: version, then a list of records (see [`Image`]), then a checksum
+//!   catalog.backup.json          the same again, for the case that the first one is damaged
 //!   lock                         flock: exclusive to change the catalog or remove anything, shared to begin something
 //!   blobs/<alg>/<hex>            manifests, image indexes and configs: the exact bytes received
 //!   layers/<alg>/<DiffID hex>/
@@ -27,6 +28,16 @@
 //! final name is therefore whole. The catalog comes last, replaced by a rename too: an image in the catalog has all its
 //! parts.
 //!
+//! **Damage.** What is read is checked: documents by their digest ([`Store::blob`]), indexes and trees by a checksum
+//! over their mapping ([`crate::layer::Index::open`]), state files by the checksum that they end with (`sealed`).
+//! Indexes and trees are made again. The layers' tars are checked for their length only, and whole by `system fsck`.
+//!
+//! **The catalog's backup.** A change writes and syncs two new files, renames the first to `catalog.json`, the second to
+//! `catalog.backup.json`, and syncs the folder. Both are whole at any time; after a crash the backup may be one change
+//! older or newer. It is read only by `system fsck --repair`, when `catalog.json` is damaged, or missing while there is
+//! a backup. Until then every command that needs the catalog fails, so that nothing is removed, and no name given, by
+//! an older one.
+//!
 //! **Locks.** All are flocks, so a dead process holds none. Order: `lock` first, then a session's or a mount's. Whoever
 //! starts a session, writes its intent or registers a mount does it under a shared `lock`; whoever removes holds it
 //! exclusively and keeps whatever the catalog, a live session's intent or a live mount needs. Readers of the catalog
@@ -46,6 +57,7 @@ pub mod gc;
 pub mod mounts;
 mod partial;
 mod publish;
+mod sealed;
 mod session;
 
 pub(crate) use catalog::is_id_prefix;
@@ -54,7 +66,7 @@ pub use partial::Partial;
 pub use publish::{read_capped, sync_dir, write_new};
 pub use session::{Intent, Session};
 
-use crate::digest::Digest;
+use crate::digest::{Algorithm, Digest};
 use crate::sys;
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -74,7 +86,34 @@ pub enum Error {
         /// What the system said.
         cause: io::Error,
     },
-    /// The catalog is damaged or newer than this program.
+    /// A state file that cannot be read as one: it is damaged, or something else stands in its place.
+    #[error("{} is damaged: {why}", path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The catalog is damaged.
+    #[error("{} is damaged: {why}; restore it by `plyfs system fsck --repair`", path.display())]
+    DamagedCatalog {
+        /// The catalog's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A document is missing, or is not what its digest says.
+    #[error(
+        "{} {why}; pull the image again (`plyfs system fsck` names each image that it belongs to)",
+        path.display()
+    )]
+    Document {
+        /// The document's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The catalog, or another state file, is newer than this program or cannot be written.
     #[error("{}: {why}", path.display())]
     Catalog {
         /// The catalog's file.
@@ -191,6 +230,16 @@ impl Store {
         self.root.join("blobs").join(digest.algorithm().name()).join(digest.hex())
     }
 
+    /// The digests of all stored documents, unread.
+    pub(crate) fn stored_blobs(&self) -> Result<Vec<Digest>> {
+        let mut all = Vec::new();
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let names = gc::list(&self.root.join("blobs").join(algorithm.name()))?.into_iter().map(|(name, _)| name);
+            all.extend(names.filter_map(|name| format!("{}:{name}", algorithm.name()).parse::<Digest>().ok()));
+        }
+        Ok(all)
+    }
+
     /// The folder of the layer with that DiffID.
     pub fn layer_dir(&self, diff_id: &Digest) -> PathBuf {
         self.root.join("layers").join(diff_id.algorithm().name()).join(diff_id.hex())
@@ -216,11 +265,19 @@ impl Store {
         self.layer_tar(diff_id).is_file()
     }
 
-    /// The bytes of a stored document, at most `cap` of them.
+    /// The bytes of a stored document, at most `cap` of them. They have the digest that was asked for: the only way to
+    /// read a document.
     pub fn blob(&self, digest: &Digest, cap: u64) -> Result<Vec<u8>> {
         let path = self.blob_path(digest);
-        let file = File::open(&path).map_err(Error::io("open", &path))?;
-        read_capped(file, cap).map_err(Error::io("read", &path))
+        let damaged = |why: String| Error::Document { path: path.clone(), why };
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(damaged("is missing".into())),
+            Err(e) => return Err(damaged(format!("cannot be opened: {}", sys::describe(&e)))),
+        };
+        let bytes = read_capped(file, cap).map_err(|e| damaged(format!("cannot be read: {}", sys::describe(&e))))?;
+        let got = digest.algorithm().digest_of(&bytes);
+        if got != *digest { Err(damaged(format!("is damaged: it has digest {got}"))) } else { Ok(bytes) }
     }
 
     /// Waits for the lock that beginners share.
@@ -253,9 +310,20 @@ impl Store {
         open.map(|file| (file, path.clone())).map_err(Error::io("open", path))
     }
 
-    /// The catalog as it stands now.
+    /// The catalog as it stands now. One that is missing is empty, unless it has a backup: the first catalog is written
+    /// before its backup.
     pub fn catalog(&self) -> Result<Catalog> {
-        Catalog::read(&self.catalog_path())
+        let path = self.catalog_path();
+        if let Some(catalog) = Catalog::read(&path)? {
+            return Ok(catalog);
+        }
+        if std::fs::symlink_metadata(self.catalog_backup_path()).is_err() {
+            return Ok(Catalog::default());
+        }
+        // Another process may have written the first one meanwhile.
+        let missing =
+            || Error::DamagedCatalog { path: path.clone(), why: "it is missing, and its backup is not".into() };
+        Catalog::read(&path)?.ok_or_else(missing)
     }
 
     /// Changes the catalog: reads it under the exclusive lock, lets `change` work on it, and replaces the file when that
@@ -277,7 +345,7 @@ impl Store {
         change: impl FnOnce(&Lock, &mut Catalog) -> std::result::Result<T, E>,
     ) -> std::result::Result<T, E> {
         let lock = self.lock_exclusive()?;
-        let value = self.change(&lock, &session.temp_path("catalog"), change)?;
+        let value = self.change(&lock, |_| session.temp_path("catalog"), change)?;
         session.give_up()?;
         Ok(value)
     }
@@ -288,13 +356,13 @@ impl Store {
         lock: &Lock,
         change: impl FnOnce(&Lock, &mut Catalog) -> std::result::Result<T, E>,
     ) -> std::result::Result<T, E> {
-        self.change(lock, &publish::beside(&self.catalog_path()), change)
+        self.change(lock, publish::beside, change)
     }
 
     fn change<T, E: From<Error>>(
         &self,
         lock: &Lock,
-        temp: &Path,
+        temp: impl Fn(&Path) -> PathBuf,
         change: impl FnOnce(&Lock, &mut Catalog) -> std::result::Result<T, E>,
     ) -> std::result::Result<T, E> {
         debug_assert!(lock.exclusive);
@@ -302,9 +370,28 @@ impl Store {
         let before = catalog.clone();
         let value = change(lock, &mut catalog)?;
         if catalog != before {
-            catalog.write(&self.catalog_path(), temp)?;
+            self.write_catalog(lock, &catalog, temp)?;
         }
         Ok(value)
+    }
+
+    /// Replaces a catalog that is damaged by a restored one, whatever stands in its place.
+    pub(crate) fn restore_catalog(&self, lock: &Lock, catalog: &Catalog) -> Result<()> {
+        self.write_catalog(lock, catalog, publish::beside)
+    }
+
+    /// Replaces the catalog and its backup, preparing each under the name that `temp` gives for it.
+    fn write_catalog(&self, lock: &Lock, catalog: &Catalog, temp: impl Fn(&Path) -> PathBuf) -> Result<()> {
+        debug_assert!(lock.exclusive);
+        let paths = [self.catalog_path(), self.catalog_backup_path()];
+        let bytes = catalog.encode(&paths[0])?;
+        let files = paths.map(|path| (temp(&path), path));
+        publish::replace_all(&files, &bytes, |path| gc::set_aside(self, path).map(drop))
+    }
+
+    /// The images of the catalog's backup; an error if it is damaged.
+    pub(crate) fn catalog_backup(&self) -> Result<Option<Catalog>> {
+        Catalog::read(&self.catalog_backup_path())
     }
 
     /// Finds the image that `text` means: a name (`latest` where no tag is given), a name by digest, or the beginning of
@@ -315,5 +402,107 @@ impl Store {
 
     pub(crate) fn catalog_path(&self) -> PathBuf {
         self.root.join("catalog.json")
+    }
+
+    pub(crate) fn catalog_backup_path(&self) -> PathBuf {
+        self.root.join("catalog.backup.json")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn name(store: &Store, seed: &str) -> Result<()> {
+        store.update(|_, catalog| {
+            catalog.insert(Image {
+                id: Digest::of(seed.as_bytes()),
+                manifest: None,
+                indexes: vec![],
+                others: vec![],
+                layers: vec![],
+                tags: vec![],
+                digests: vec![],
+                created: None,
+                pulled: String::new(),
+            });
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn the_catalog_is_replaced_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        assert_eq!(store.catalog().unwrap(), Catalog::default());
+        name(&store, "1").unwrap();
+        let old = store.catalog().unwrap();
+        // Either new file cannot be made: both stay as they were.
+        for path in [store.catalog_path(), store.catalog_backup_path()] {
+            let temp = publish::beside(&path);
+            fs::create_dir(&temp).unwrap();
+            assert!(name(&store, "2").is_err());
+            assert_eq!(store.catalog().unwrap(), old);
+            assert_eq!(store.catalog_backup().unwrap().unwrap(), old);
+            fs::remove_dir(&temp).unwrap();
+            // A torn temporary file of a crash is in nobody's way.
+            fs::write(&temp, b"{\"ver").unwrap();
+        }
+        name(&store, "2").unwrap();
+        assert_eq!(store.catalog().unwrap().images().len(), 2);
+        assert_eq!(fs::read(store.catalog_path()).unwrap(), fs::read(store.catalog_backup_path()).unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().filter(|e| e.as_ref().unwrap().path().is_file()).count(), 3);
+    }
+
+    #[test]
+    fn a_damaged_catalog_is_not_changed_and_nothing_is_collected_by_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        name(&store, "1").unwrap();
+        let damages: [&dyn Fn(&Path); 4] = [
+            &|path| fs::write(path, "").unwrap(),
+            &|path| fs::remove_file(path).unwrap(),
+            &|path| fs::create_dir(path).unwrap(),
+            &|path| {
+                fs::remove_dir(path).unwrap();
+                std::os::unix::fs::symlink("catalog.backup.json", path).unwrap();
+            },
+        ];
+        for damage in damages {
+            damage(&store.catalog_path());
+            assert!(matches!(name(&store, "2"), Err(Error::DamagedCatalog { .. })));
+            assert!(matches!(gc::take_back(&store, &Intent::default(), 1), Err(Error::DamagedCatalog { .. })));
+        }
+        let backup = store.catalog_backup().unwrap().unwrap();
+        store.restore_catalog(&store.lock_exclusive().unwrap(), &backup).unwrap();
+        assert_eq!(store.catalog().unwrap(), backup);
+    }
+    #[test]
+    fn a_session_whose_intent_is_damaged_stops_a_collection() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let layer = Digest::of(b"layer");
+        fs::create_dir(store.layer_dir(&layer)).unwrap();
+        let session = Session::begin(&store).unwrap();
+        session.intend(&Intent { layers: [layer.clone()].into(), ..Intent::default() }).unwrap();
+        let path = session.temp_path("any").with_file_name("intent.json");
+        let whole = fs::read(&path).unwrap();
+        let collect = || {
+            let lock = store.lock_exclusive().unwrap();
+            gc::collect(&store, &lock, &store.catalog().unwrap(), 1).map(|(found, _)| found.len())
+        };
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1;
+            fs::write(&path, damaged).unwrap();
+            match collect() {
+                Ok(removed) => assert_eq!(removed, 0, "byte {at}"),
+                Err(error) => assert!(matches!(error, Error::State { .. }), "byte {at}: {error}"),
+            }
+        }
+        assert!(store.layer_dir(&layer).exists());
+        fs::write(&path, whole).unwrap();
+        assert_eq!(collect().unwrap(), 0);
     }
 }

@@ -3,7 +3,7 @@
 //! A mount is live as long as some process holds the flock on its `lock` file. The flock belongs to the open file, so a
 //! daemon forked by the process that registered holds it too, and after both are gone nobody does.
 
-use super::{Error, Lock, Result, Store, gc, publish};
+use super::{Error, Lock, Result, Store, gc, publish, sealed};
 use crate::digest::Digest;
 use crate::sys;
 use serde::{Deserialize, Serialize};
@@ -151,21 +151,47 @@ fn begin(store: &Store, image: &Digest, reference: &str, at: Option<&Path>, writ
     Ok(Guard { dir, store: store.clone(), held, info })
 }
 
-/// All live mounts, oldest first.
+/// All live mounts, oldest first; an error if it cannot be known what one of them is of, so that nothing is removed that
+/// it needs.
 pub fn list(store: &Store) -> Result<Vec<Info>> {
+    all(store, |error| match error {
+        Error::State { path, why } => {
+            Err(Error::State { path, why: format!("{why}; unmount what it describes (`findmnt -t fuse.plyfs`) first") })
+        }
+        other => Err(other),
+    })
+}
+
+/// The live mounts of which is known what they are, oldest first; a warning for each other one.
+pub fn list_known(store: &Store) -> Result<Vec<Info>> {
+    all(store, |error| {
+        tracing::warn!("{error}; the mount goes on, and is not listed");
+        Ok(())
+    })
+}
+
+fn all(store: &Store, damaged: impl Fn(Error) -> Result<()>) -> Result<Vec<Info>> {
     let mut live = Vec::new();
     for (_, dir) in gc::list(&store.root().join("mounts"))? {
         if is_held(&dir) {
-            live.extend(read_info(&dir));
+            match sealed::load(&dir.join("info.json")) {
+                Ok(info) => live.extend::<Option<Info>>(info),
+                Err(error) => damaged(error)?,
+            }
         }
     }
     live.sort_by(|a, b| a.started.cmp(&b.started));
     Ok(live)
 }
 
+/// Whether some process still serves that mount.
+pub fn is_live(store: &Store, id: &str) -> bool {
+    is_held(&store.root().join("mounts").join(id))
+}
+
 /// The live mount at exactly this path, the newest if several are stacked there.
 pub fn by_mountpoint(store: &Store, mountpoint: &Path) -> Result<Option<Info>> {
-    Ok(list(store)?.into_iter().rfind(|info| info.mountpoint == mountpoint))
+    Ok(list_known(store)?.into_iter().rfind(|info| info.mountpoint == mountpoint))
 }
 
 /// Where the log of a mount is, live or not.
@@ -244,15 +270,9 @@ fn is_held(dir: &Path) -> bool {
     file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
 }
 
-fn read_info(dir: &Path) -> Option<Info> {
-    serde_json::from_slice(&fs::read(dir.join("info.json")).ok()?).ok()
-}
-
 fn write_info(dir: &Path, info: &Info) -> Result<()> {
     let path = dir.join("info.json");
-    let bytes =
-        serde_json::to_vec_pretty(info).map_err(|e| Error::Catalog { path: path.clone(), why: e.to_string() })?;
-    publish::replace(&path, &bytes)
+    publish::replace(&path, &sealed::encode(info, &path)?)
 }
 
 /// A path as text where it is text, else as a list of bytes.

@@ -1,6 +1,7 @@
 //! Writing so that a crash leaves the old state or the new one.
 
 use super::{Error, Result};
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -32,6 +33,33 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
 pub(crate) fn replace_by(temp: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
     write_new(temp, bytes).inspect_err(|_| drop(fs::remove_file(temp)))?;
     rename_durably(temp, path)
+}
+
+/// Replaces several files, each given with its own temporary name, by the same bytes. All new files are synced before the
+/// first is renamed, so that each path holds its old content or the new one whenever the power fails. `set_aside` takes
+/// away a folder that stands in a file's place.
+pub(super) fn replace_all(
+    files: &[(PathBuf, PathBuf)],
+    bytes: &[u8],
+    set_aside: impl Fn(&Path) -> Result<()>,
+) -> Result<()> {
+    let written = files.iter().try_for_each(|(temp, _)| write_new(temp, bytes));
+    let renamed = written.and_then(|()| {
+        files.iter().try_for_each(|(temp, path)| {
+            if is_folder(path) {
+                set_aside(path)?;
+            }
+            fs::rename(temp, path).map_err(Error::io("rename to", path))
+        })
+    });
+    renamed.inspect_err(|_| files.iter().for_each(|(temp, _)| drop(fs::remove_file(temp))))?;
+    let folders: BTreeSet<&Path> = files.iter().filter_map(|(_, path)| path.parent()).collect();
+    folders.into_iter().try_for_each(sync_dir)
+}
+
+/// Whether a folder stands there, over which no file can be renamed.
+pub(super) fn is_folder(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir())
 }
 
 /// The name under which [`replace`] prepares the new file.

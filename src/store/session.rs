@@ -1,6 +1,6 @@
 //! A running pull's place in the store: a folder for its partials and its intent, alive as long as its flock is held.
 
-use super::{Error, Lock, Result, Store, partial, publish};
+use super::{Error, Lock, Result, Store, partial, publish, sealed};
 use crate::digest::Digest;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -120,9 +120,7 @@ impl Session {
     pub fn intend(&self, intent: &Intent) -> Result<()> {
         let _shared = self.store.lock_shared()?;
         let path = self.place.dir.join(INTENT);
-        let bytes =
-            serde_json::to_vec(intent).map_err(|e| Error::Catalog { path: path.clone(), why: e.to_string() })?;
-        publish::replace(&path, &bytes)
+        publish::replace(&path, &sealed::encode(intent, &path)?)
     }
 
     /// Gives the intent up, so that a collection treats what this session made like anything else.
@@ -136,18 +134,17 @@ impl Session {
     /// Publishes a document whose digest the caller has checked. Returns whether it was not there before.
     pub fn publish_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<bool> {
         let to = self.store.blob_path(digest);
-        if fs::read(&to).is_ok_and(|old| old == bytes) {
+        if fs::symlink_metadata(&to).is_ok_and(|m| m.is_file()) && fs::read(&to).is_ok_and(|old| old == bytes) {
             return Ok(false);
         }
         self.publish_file(&to, bytes)?;
         Ok(true)
     }
 
-    /// Publishes a file, replacing what stands under its name.
+    /// Publishes a file, replacing whatever stands under its name.
     pub fn publish_file(&self, to: &Path, bytes: &[u8]) -> Result<()> {
-        let temp = self.temp_path("file");
-        publish::write_new(&temp, bytes)?;
-        publish::rename_durably(&temp, to)
+        let aside = |path: &Path| fs::rename(path, self.temp_path("dead")).map_err(Error::io("rename", path));
+        publish::replace_all(&[(self.temp_path("file"), to.to_owned())], bytes, aside)
     }
 
     /// Publishes a layer from a folder of this session that holds its synced files. Returns whether it was not there
@@ -158,8 +155,8 @@ impl Session {
         match fs::rename(from, &to) {
             Ok(()) => {}
             Err(_) if self.store.has_layer(diff_id) => return Ok(false),
-            // The remains of a damaged layer: no tar, so nobody uses it.
-            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {
+            // The remains of a damaged layer, or no folder at all: no tar, so nobody uses it.
+            Err(e) if matches!(e.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory) => {
                 self.set_layer_aside(diff_id)?;
                 fs::rename(from, &to).map_err(Error::io("rename to", &to))?;
             }
@@ -217,14 +214,8 @@ pub(super) fn find(store: &Store, lock: &Lock) -> Result<Vec<Found>> {
             }
             continue;
         }
-        let intent = match fs::read(path.join(INTENT)) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|e| Error::Catalog { path: path.join(INTENT), why: e.to_string() })?,
-            // It has not said yet, or has just ended.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Intent::default(),
-            Err(e) => return Err(Error::io("read", path.join(INTENT))(e)),
-        };
-        found.push(Found::Live(intent));
+        // Without one, it has not said yet, or has just ended.
+        found.push(Found::Live(sealed::load(&path.join(INTENT))?.unwrap_or_default()));
     }
     Ok(found)
 }

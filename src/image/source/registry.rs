@@ -158,10 +158,7 @@ impl Registry {
 
     /// The document if the store has it whole.
     fn document(&self, digest: &Digest) -> Option<Vec<u8>> {
-        let bytes = self.store.blob(digest, DOCUMENT_CAP).ok()?;
-        let mut hasher = crate::digest::Hasher::new(digest.algorithm());
-        hasher.update(&bytes);
-        (hasher.finish() == *digest).then_some(bytes)
+        self.store.blob(digest, DOCUMENT_CAP).ok()
     }
 }
 

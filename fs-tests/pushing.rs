@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::support::env::{Output, TestEnv, run};
 use super::support::oci::{Compression, Image, digest};
-use super::support::registry::{DockerRegistry, Reply, command, pull};
+use super::support::registry::{DockerRegistry, Reply, Seen, command, pull};
 use super::support::tar::{Tar, noise};
 use super::support::uploads::Writable;
 
@@ -283,6 +283,38 @@ fn pushes_that_fail_say_why_and_leave_no_manifest() {
         (seen.method == "POST").then(|| Reply::new(202).header("Location", "http://storage.invalid/x"))
     });
     fails(&away, &["it redirects to storage.invalid, unencrypted"]);
+}
+
+#[test]
+fn an_upload_goes_on_at_a_location_with_dot_segments() {
+    let env = TestEnv::new();
+    for prefix in ["../../../../up/", "/v2/x/../../up/", "http://HOST/x/%2e%2e/up/./"] {
+        let registry = Writable::start(move |seen, kept| {
+            let real = seen.path.strip_prefix("/up/").map(|rest| format!("/v2/app/blobs/uploads/{rest}"));
+            let reply = kept.answer(&Seen { path: real.unwrap_or(seen.path.clone()), ..seen.clone() });
+            let place =
+                reply.value("Location").and_then(|at| at.strip_prefix("/v2/app/blobs/uploads/").map(str::to_owned));
+            let Some(place) = place else { return Some(reply) };
+            let up = match seen.path.starts_with("/up/") {
+                true => prefix.replace("../../../../up/", "../up/./x/../"),
+                false => prefix.replace("HOST", seen.header("host")),
+            };
+            // The state at the end, as the registry in the test wants it there.
+            Some(reply.header(
+                "Location",
+                format!("{}{place}", up.replace("HOST", seen.header("host"))).replace('?', "?sig=a%2Fb+c%7E&"),
+            ))
+        });
+        let name = format!("{}/app:1", registry.server.host);
+        add(&env, Image::new().compressed(big(), Compression::None).layer(tar(1)), &name);
+        pushed(&env, &name, &[]);
+        let seen = registry.server.seen();
+        let up = || seen.iter().filter(|s| s.path.starts_with("/up/"));
+        assert!(up().filter(|s| s.method == "PATCH").count() >= 2 && up().any(|s| s.method == "PUT"), "{prefix}");
+        assert!(up().all(|s| s.path.contains("?sig=a%2Fb+c%7E&state=")), "{prefix}");
+        assert_eq!(pull(&TestEnv::new(), &name, &[]).code, 0, "{prefix}");
+        env.ok(["rmi", "-f", &name]);
+    }
 }
 
 #[test]

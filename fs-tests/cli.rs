@@ -191,7 +191,7 @@ fn every_listing_as_json() {
     assert_eq!(env.ok(["mounts", "--format", "{{.Mode}}"]), "rw\n");
     let table = env.ok(["mounts"]);
     let heads = table.lines().next().unwrap().split("   ").map(str::trim).filter(|head| !head.is_empty());
-    let want = ["MOUNT ID", "IMAGE", "IMAGE ID", "PID", "MODE", "MOUNTPOINT"];
+    let want = ["MOUNT ID", "IMAGE", "IMAGE ID", "PID", "MODE", "STATE", "MOUNTPOINT"];
     assert_eq!(heads.collect::<Vec<_>>(), want);
     assert_eq!(run(&mut env.command(["mounts", "--format", "{{"])).code, 64);
     mount.unmount();

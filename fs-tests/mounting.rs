@@ -436,6 +436,7 @@ fn mount_8_and_an_fstab_line_work() {
     let _helper = Helper::install(helper);
     let at = env.path("at");
     fs::create_dir(&at).unwrap();
+    let _ends = Mount::guard(&env, &at);
     let options = format!("ro,root={}", env.root().display());
     let mounted = run(Command::new("mount").args(["-t", "plyfs", "box:1"]).arg(&at).args(["-o", &options]));
     assert_eq!(mounted.code, 0, "{mounted:?}");

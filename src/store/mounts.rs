@@ -194,8 +194,8 @@ fn ended(store: &Store) -> Result<Vec<(PathBuf, Info)>> {
 
 /// Removes the registrations of ended mounts at this path, where no dead mount is any more.
 pub fn forget_ended(store: &Store, mountpoint: &Path) -> Result<()> {
-    let there = ended(store)?.into_iter().filter(|(_, info)| info.mountpoint == mountpoint);
-    there.map(|(dir, _)| reap(&dir)).collect()
+    let mut there = ended(store)?.into_iter().filter(|(_, info)| info.mountpoint == mountpoint);
+    there.try_for_each(|(dir, _)| reap(&dir))
 }
 
 /// The live mount at exactly this path, the newest if several are stacked there.

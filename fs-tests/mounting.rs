@@ -126,20 +126,113 @@ fn open_files_outlive_the_mount_and_not_the_grace() {
     eventually("a second signal does not wait", || is_gone(pid));
 }
 
-#[test]
-fn a_killed_daemon_is_cleaned_up_by_umount() {
-    let env = TestEnv::new();
-    image(&env);
-    let mount = env.mount("box:1", &[]);
-    let pid = daemon(&env);
+/// Ends the serving process of the only mount so that it cannot unmount.
+fn kill_daemon(env: &TestEnv) {
+    let pid = daemon(env);
     kill_process(pid, Signal::KILL).unwrap();
     eventually("the daemon dies", || is_gone(pid));
-    assert!(fs::read(mount.path().join("open")).is_err(), "who serves it?");
-    assert_eq!(env.ok(["mounts", "-q"]), "");
-    mount.unmount();
+}
+
+const STATES: [&str; 3] = ["mounts", "--format", "{{.State}} {{.Mountpoint}}"];
+
+#[test]
+fn a_dead_mount_is_listed_and_umount_removes_it() {
+    let env = TestEnv::new();
+    image(&env);
+    for args in [&["--lazy"][..], &[]] {
+        let mount = env.mount("box:1", &[]);
+        let (at, id) = (mount.path().display().to_string(), env.ok(["mounts", "-q"]));
+        assert_eq!(env.ok(STATES), format!("live {at}\n"));
+        kill_daemon(&env);
+        assert!(fs::read(mount.path().join("open")).is_err(), "who serves it?");
+        assert_eq!(env.ok(STATES), format!("dead {at}\n"));
+        assert_eq!(env.ok(["mounts", "-q"]), id);
+        let json: serde_json::Value = serde_json::from_str(&env.ok(["mounts", "--format", "json"])).unwrap();
+        assert_eq!((json["State"].as_str(), json["Mountpoint"].as_str()), (Some("dead"), Some(&*at)));
+        // What it was is not needed any more, but only its user may take it away: below it lies another directory.
+        env.ok(["system", "gc"]);
+        assert_eq!(env.ok(STATES), format!("dead {at}\n"));
+        assert_eq!(env.ok(["system", "fsck"]), "");
+        assert!(mount.is_live(), "the collection unmounted it");
+        env.ok([&["umount"], args, &[&at]].concat());
+        assert!(!mount.is_live());
+        assert_eq!((env.ok(STATES), env.ok(["system", "fsck"])), (String::new(), String::new()));
+    }
+    let mount = env.mount("box:1", &[]);
+    kill_daemon(&env);
     env.ok(["rmi", "box:1"]);
-    env.ok(["system", "fsck", "--repair"]);
+    unmount(mount.path());
+    assert_eq!(env.ok(STATES), "");
+    env.ok(["system", "gc"]);
     env.ok(["system", "fsck"]);
+}
+
+#[test]
+fn a_dead_mount_is_named_when_another_is_to_be_made_there_and_is_replaced_on_demand() {
+    let env = TestEnv::new();
+    image(&env);
+    let mount = env.mount("box:1", &["--rw"]);
+    let at = mount.path().to_str().unwrap().to_owned();
+    fs::write(mount.path().join("kept"), "kept").unwrap();
+    File::open(mount.path().join("kept")).unwrap().sync_all().unwrap();
+    kill_daemon(&env);
+    let lower = format!("lowerdir={}", env.path("lower").display());
+    fs::create_dir(env.path("lower")).unwrap();
+    let named = |name: &str| {
+        let _known = symlink(env!("CARGO_BIN_EXE_plyfs"), env.path(name));
+        Command::new(env.path(name))
+    };
+    let root = format!("root={}", env.root().display());
+    let refused = [
+        run(&mut env.command(["mount", "box:1", &at])),
+        run(&mut env.command(["overlay", "-o", &lower, &at])),
+        run(named("fuse-overlayfs").args(["-o", &lower, &at])),
+        run(named("mount.plyfs").args(["box:1", &at, "-o", &format!("rw,{root}")])),
+        run(named("mount.plyfs").args(["box:1", &at, "-o", "rw,remount"])),
+    ];
+    for said in refused {
+        assert_eq!((said.code, said.stderr.lines().count()), (1, 1), "{said:?}");
+        for words in [&*at, "a dead plyfs mount is there", &format!("plyfs umount {at}"), "--replace"] {
+            assert!(said.stderr.contains(words), "`{words}` is not in: {said:?}");
+        }
+    }
+    let count = || fs::read_to_string("/proc/self/mountinfo").unwrap().matches(&*at).count();
+    env.ok(["mount", "--replace", "--rw", "box:1", &at]);
+    assert_eq!((fs::read_to_string(mount.path().join("kept")).unwrap().as_str(), count()), ("kept", 1));
+    assert_eq!(env.ok(STATES), format!("live {at}\n"));
+    kill_daemon(&env);
+    let said = run(named("mount.plyfs").args(["box:1", &at, "-o", &format!("ro,replace,{root}")]));
+    assert_eq!((said.code, count(), env.ok(STATES)), (0, 1, format!("live {at}\n")), "{said:?}");
+    kill_daemon(&env);
+    let said = run(named("fuse-overlayfs").args(["-o", &format!("{lower},replace"), &at]));
+    assert_eq!((said.code, count()), (0, 1), "{said:?}");
+    assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 0);
+    mount.unmount();
+    // Without a dead mount there is nothing to replace.
+    let mount = Mount::by(&env, &mut env.command(["mount", "--replace", "box:1"]));
+    assert_eq!(env.ok(STATES), format!("live {}\n", mount.path().display()));
+    mount.unmount();
+    assert_eq!(env.ok(["system", "fsck"]), "");
+}
+
+#[test]
+fn a_dead_mount_at_a_place_of_the_stores_own_is_listed_and_removed_with_its_place() {
+    let env = TestEnv::new();
+    image(&env);
+    for end in ["umount", "rm", "gc"] {
+        let at = env.ok(["mount", "--print", "--rw", "box:1"]).trim().to_owned();
+        let id = env.ok(["mounts", "-q"]).trim().to_owned();
+        kill_daemon(&env);
+        let listed = env.ok(STATES);
+        match end {
+            "umount" => env.ok(["umount", &at]),
+            "rm" => env.ok(["rm", &id]),
+            _ => env.ok(["system", "gc"]),
+        };
+        assert_eq!(listed, format!("dead {at}\n"), "{end}");
+        assert!(!Path::new(&at).exists() && env.ok(STATES).is_empty(), "{end}");
+        assert_eq!(env.ok(["system", "fsck"]), "", "{end}");
+    }
 }
 
 #[test]
@@ -343,6 +436,7 @@ fn mount_8_and_an_fstab_line_work() {
     let _helper = Helper::install(helper);
     let at = env.path("at");
     fs::create_dir(&at).unwrap();
+    let _ends = Mount::guard(&env, &at);
     let options = format!("ro,root={}", env.root().display());
     let mounted = run(Command::new("mount").args(["-t", "plyfs", "box:1"]).arg(&at).args(["-o", &options]));
     assert_eq!(mounted.code, 0, "{mounted:?}");
@@ -358,9 +452,148 @@ fn mount_8_and_an_fstab_line_work() {
     let mounted = run(Command::new("mount").arg("-T").arg(&fstab).arg(&at));
     assert_eq!(mounted.code, 0, "{mounted:?}");
     assert!(at.join("open").exists());
+    // With the line's options, and with those that the kernel shows and the type fuse.plyfs.
+    let _second = Helper::install(Path::new("/sbin/mount.fuse.plyfs"));
+    let set = || {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        table.lines().rfind(|l| l.contains(at.to_str().unwrap())).unwrap().split(' ').nth(5).unwrap().to_owned()
+    };
+    let by_line = run(Command::new("mount").arg("-T").arg(&fstab).args(["-o", "remount,ro,noexec"]).arg(&at));
+    assert_eq!((by_line.code, set().as_str()), (0, "ro,nosuid,noexec,noatime"), "{by_line:?}");
+    let by_kernel = run(Command::new("mount").args(["-o", "remount,nodev"]).arg(&at));
+    assert_eq!((by_kernel.code, set().as_str()), (0, "ro,nosuid,nodev,noexec,noatime"), "{by_kernel:?}");
+    let refused = run(Command::new("mount").args(["-o", "remount,rw"]).arg(&at));
+    assert!(refused.code != 0 && refused.stderr.contains("without a directory for changes"), "{refused:?}");
+    assert_eq!(set(), "ro,nosuid,nodev,noexec,noatime");
     assert_eq!(run(env.command(["umount"]).arg(&at)).code, 0);
     let wrong = run(Command::new("mount").args(["-t", "plyfs", "nope"]).arg(&at).args(["-o", &options]));
     assert!(wrong.code != 0 && wrong.stderr.contains("No such image: nope:latest"), "{wrong:?}");
+}
+
+/// What mount(8) does to local file systems, `remount` does to these.
+#[test]
+fn remount_changes_what_a_mount_allows() {
+    let env = TestEnv::new();
+    image(&env);
+    symlink(env!("CARGO_BIN_EXE_plyfs"), env.path("mount.plyfs")).unwrap();
+    let remount = |at: &Path, options: &str| {
+        let said = run(Command::new(env.path("mount.plyfs")).arg("box:1").arg(at).args(["-o", options]));
+        assert!(said.stderr.lines().count() == usize::from(said.code != 0) && said.stdout.is_empty(), "{said:?}");
+        said
+    };
+    let options = |at: &Path| {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let lines: Vec<&str> = table.lines().filter(|l| l.split(' ').nth(4) == Some(at.to_str().unwrap())).collect();
+        assert_eq!(lines.len(), 1, "another mount was made: {lines:?}");
+        lines[0].split(' ').nth(5).unwrap().to_owned()
+    };
+    let code = |done: std::io::Result<()>| done.err().and_then(|e| e.raw_os_error());
+
+    let upper = env.path("upper");
+    let mount = env.mount("box:1", &["--upper", upper.to_str().unwrap()]);
+    let (at, new) = (mount.path(), mount.path().join("new"));
+    assert_eq!(code(fs::write(&new, "1")), None);
+    assert_eq!(remount(at, "ro,remount").code, 0);
+    assert_eq!((code(fs::write(&new, "2")), options(at).as_str()), (Some(30), "ro,noatime"));
+    assert_eq!(code(fs::remove_file(&new)), Some(30));
+    assert_eq!(remount(at, "rw,nosuid,nodev,noexec,noatime,nodiratime,remount").code, 0);
+    assert_eq!((code(fs::write(&new, "3")), options(at).as_str()), (None, "rw,nosuid,nodev,noexec,noatime,nodiratime"));
+    assert_eq!(code(File::open(at.join("null")).map(drop)), Some(13));
+    assert_eq!(remount(at, "rw,remount,strictatime").code, 0);
+    assert_eq!(options(at), "rw");
+    assert!(File::open(at.join("null")).is_ok());
+    let held = fs::OpenOptions::new().append(true).open(&new).unwrap();
+    let busy = remount(at, "ro,remount");
+    assert!(busy.code == 1 && busy.stderr.contains("files are open for writing"), "{busy:?}");
+    drop(held);
+    assert_eq!((fs::read_to_string(&new).unwrap().as_str(), env.ok(STATES)), ("3", format!("live {}\n", at.display())));
+    // As the command too, which has no helper's ways.
+    env.ok(["mount", "-o", "remount,ro", "box:1", at.to_str().unwrap()]);
+    assert_eq!(options(at), "ro");
+    mount.unmount();
+
+    let mount = env.mount("box:1", &["-o", "nosuid"]);
+    let refused = remount(mount.path(), "rw,remount,noexec");
+    let says = format!(
+        "Error: cannot remount {} read-write: it was mounted without a directory for changes",
+        mount.path().display()
+    );
+    assert!(refused.code == 1 && refused.stderr.starts_with(&says), "{refused:?}");
+    assert_eq!(options(mount.path()), "ro,nosuid,noatime");
+    assert_eq!(remount(mount.path(), "ro,remount,noexec").code, 0);
+    assert_eq!(options(mount.path()), "ro,noexec,noatime");
+    mount.unmount();
+
+    let plain = env.path("plain");
+    fs::create_dir(&plain).unwrap();
+    let none = remount(&plain, "ro,remount");
+    assert!(none.code == 1 && none.stderr.contains("it is not a plyfs mount"), "{none:?}");
+}
+
+#[test]
+fn the_helper_takes_the_flags_that_mount_8_has_for_helpers() {
+    let env = TestEnv::new();
+    image(&env);
+    symlink(env!("CARGO_BIN_EXE_plyfs"), env.path("mount.plyfs")).unwrap();
+    let at = env.path("at");
+    fs::create_dir(&at).unwrap();
+    let call = |args: &[&str]| run(Command::new(env.path("mount.plyfs")).arg("box:1").arg(&at).args(args));
+    let root = format!("ro,root={}", env.root().display());
+    let odd = format!("{root},bogus");
+    // -f does all but mount; -s lets unknown options pass; -n and -t say nothing here.
+    let said = call(&["-f", "-n", "-v", "-t", "plyfs", "-o", &root]);
+    assert_eq!((said.code, said.stdout), (0, format!("mount.plyfs: box:1 mounted on {}.\n", at.display())));
+    assert_eq!(env.ok(["mounts", "-q"]), "");
+    assert!(call(&["-fn", "-o", &odd]).stderr.contains("unknown mount option: bogus"));
+    assert_eq!(call(&["-sfn", "-o", &odd]).code, 0);
+    assert_eq!(call(&["-x"]).code, 1);
+    assert_eq!(call(&["-o"]).code, 1);
+    // -N: the mount is in that namespace and in no other.
+    let mut other = Command::new("unshare")
+        .args(["-m", "--propagation", "private", "sh", "-c", "echo; cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    other.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let namespace = format!("/proc/{}/ns/mnt", other.id());
+    let said = call(&["-N", &namespace, "-o", &root]);
+    let there = fs::read_to_string(format!("/proc/{}/root{}", other.id(), at.join("open").display()));
+    let here = fs::read_dir(&at).unwrap().count();
+    let ended = run(Command::new("nsenter").arg(format!("--mount={namespace}")).args(["umount"]).arg(&at));
+    drop(other.stdin.take());
+    other.wait().unwrap();
+    assert_eq!(
+        (said.code, there.unwrap_or_default().as_str(), here, ended.code),
+        (0, "for all", 0, 0),
+        "{said:?} {ended:?}"
+    );
+    let said = call(&["-N", "/proc/self/no-such", "-o", &root]);
+    assert!(said.code == 1 && said.stderr.contains("/proc/self/no-such"), "{said:?}");
+}
+
+/// `plyfs IMAGE /MOUNTPOINT -o OPTIONS`, without the helper's name: set-id bits work only where `suid` is said.
+#[test]
+fn a_mount_by_mount_fuse_works_and_is_remounted() {
+    let env = TestEnv::new();
+    image(&env);
+    let mount = Mount::by(&env, &mut env.command(["mount", "box:1"]));
+    let at = mount.path().to_str().unwrap();
+    let call = |options: &str| run(Command::new(env!("CARGO_BIN_EXE_plyfs")).args(["box:1", at, "-o", options]));
+    let options = || {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        table.lines().rfind(|l| l.split(' ').nth(4) == Some(at)).unwrap().split(' ').nth(5).unwrap().to_owned()
+    };
+    let said = call("ro,noatime,remount,user_id=0,group_id=0,default_permissions,allow_other,dev");
+    assert_eq!((said.code, options().as_str()), (0, "ro,nosuid,noatime"), "{said:?}");
+    mount.unmount();
+    let at = env.path("at");
+    fs::create_dir(&at).unwrap();
+    let list = format!("ro,root={},dev,suid", env.root().display());
+    let said = run(Command::new(env!("CARGO_BIN_EXE_plyfs")).arg("box:1").arg(&at).args(["-o", &list]));
+    let read = fs::read_to_string(at.join("open")).unwrap_or_default();
+    let ended = run(env.command(["umount"]).arg(&at));
+    assert_eq!((said.code, read.as_str(), ended.code), (0, "for all", 0), "{said:?}");
 }
 
 /// The helper where mount(8) looks for it, for the length of a test; one that is installed is put back.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::support::env::{Output, TestEnv, run};
 use super::support::oci::{Compression, Image, digest};
-use super::support::registry::{DockerRegistry, Reply, command, pull};
+use super::support::registry::{DockerRegistry, Reply, Seen, command, pull};
 use super::support::tar::{Tar, noise};
 use super::support::uploads::Writable;
 
@@ -283,6 +283,33 @@ fn pushes_that_fail_say_why_and_leave_no_manifest() {
         (seen.method == "POST").then(|| Reply::new(202).header("Location", "http://storage.invalid/x"))
     });
     fails(&away, &["it redirects to storage.invalid, unencrypted"]);
+}
+
+#[test]
+fn an_upload_goes_on_at_a_location_with_dot_segments() {
+    let env = TestEnv::new();
+    let registry = Writable::start(|seen, kept| {
+        let real = seen.path.strip_prefix("/up/").map(|rest| format!("/v2/app/blobs/uploads/{rest}"));
+        let reply = kept.answer(&Seen { path: real.clone().unwrap_or(seen.path.clone()), ..seen.clone() });
+        let place = reply.value("Location").and_then(|at| at.strip_prefix("/v2/app/blobs/uploads/")).map(str::to_owned);
+        let Some(place) = place else { return Some(reply) };
+        let up = match (real, seen.path.ends_with("state=0")) {
+            (None, _) => "../../../../up/".to_owned(),
+            (Some(_), true) => format!("http://{}/x/%2e%2e/up/./", seen.header("host")),
+            (Some(_), false) => "../up/./x/../".to_owned(),
+        };
+        // The state stays at the end, where the registry in the test wants it.
+        Some(reply.header("Location", format!("{up}{place}").replace('?', "?sig=a%2Fb+c%7E&")))
+    });
+    let name = format!("{}/app:1", registry.server.host);
+    add(&env, Image::new().compressed(big(), Compression::None), &name);
+    pushed(&env, &name, &["--compression-level", "1"]);
+    let seen = registry.server.seen();
+    let up = || seen.iter().filter(|s| s.path.starts_with("/up/"));
+    assert!(up().filter(|s| s.method == "PATCH").count() >= 2 && up().any(|s| s.method == "PUT"), "{seen:?}");
+    assert!(up().all(|s| s.path.contains("?sig=a%2Fb+c%7E&state=")));
+    let kept = registry.kept.lock().unwrap();
+    assert!(kept.uploads.is_empty() && kept.manifests.contains_key("app 1"));
 }
 
 #[test]

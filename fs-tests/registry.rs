@@ -249,6 +249,28 @@ fn redirects_carry_no_credentials() {
     away.fails(&["layer 2 of 3 (", "it redirects to storage.invalid, unencrypted"]);
 }
 
+/// RFC 3986, 5.2.4; and what is signed arrives as it was sent.
+#[test]
+fn a_redirect_with_dot_segments_is_followed_and_its_query_stays_byte_for_byte() {
+    const QUERY: &str = "sig=a%2Fb+c%2f%7E==&x=~!$()*,;:@/?&e=%e2%98%83&../..";
+    for reference in ["../../../../s3/", "./.././../%2e%2e/.%2E/s3/x/../", "/a/b/../../s3/"] {
+        let (content, _) = app();
+        let server = Server::start(move |seen| match seen.path.strip_prefix("/s3/").and_then(|p| p.split_once('?')) {
+            Some((name, QUERY)) => {
+                let kind = if name == "1" { "manifests" } else { "blobs" };
+                content.reply(&Seen { path: format!("/v2/team/app/{kind}/{name}"), ..seen.clone() })
+            }
+            Some(_) => Reply::new(403),
+            None => {
+                let (_, name) = seen.path.rsplit_once('/').unwrap();
+                Reply::new(307).header("Location", format!("{reference}{name}?{QUERY}"))
+            }
+        });
+        let out = pull(&TestEnv::new(), &format!("{}/team/app:1", server.host), &[]);
+        assert_eq!(out.code, 0, "{reference}: {out:#?}");
+    }
+}
+
 #[test]
 fn documents_that_lie() {
     let manifest = |answer: fn(Reply) -> Reply| {

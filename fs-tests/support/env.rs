@@ -113,6 +113,11 @@ impl Mount {
         mount
     }
 
+    /// Unmount what is mounted at this directory, if anything, when the value is dropped.
+    pub fn guard(env: &TestEnv, at: &Path) -> Mount {
+        Mount { at: at.into(), root: env.root() }
+    }
+
     /// Where it is mounted.
     pub fn path(&self) -> &Path {
         &self.at

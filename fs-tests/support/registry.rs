@@ -86,6 +86,11 @@ impl Reply {
         self
     }
 
+    /// A header's text.
+    pub fn value(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
     /// Whether it is no error.
     pub fn is_found(&self) -> bool {
         self.status < 300

@@ -32,6 +32,7 @@ mod logs;
 mod manifest;
 mod mount;
 mod mount_options;
+mod mountpoint;
 mod output;
 mod overlay;
 mod pattern;
@@ -267,8 +268,9 @@ enum Exit {
 pub fn main(args: Vec<OsString>) -> ExitCode {
     let called = args.first().map(Path::new).and_then(Path::file_name).unwrap_or_default();
     let done = match called.to_str() {
-        Some("mount.plyfs") => helper(&args[1..]),
+        Some("mount.plyfs" | "mount.fuse.plyfs") => helper(&args[1..], mount::Caller::Mount),
         Some("fuse-overlayfs") => overlay::as_fuse_overlayfs(&args[1..], std::env::var(LOG_VARIABLE).ok().as_deref()),
+        _ if is_called_by_mount_fuse(&args) => helper(&args[1..], mount::Caller::MountFuse),
         _ => dispatch(&args),
     };
     match done {
@@ -299,10 +301,18 @@ fn complain(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// The program as `mount.plyfs`, which has no flags of its own.
-fn helper(args: &[OsString]) -> anyhow::Result<()> {
+/// Whether these are the arguments that mount.fuse(8) has for the program of a type `fuse.plyfs`:
+/// `plyfs IMAGE /MOUNTPOINT -o OPTIONS`.
+fn is_called_by_mount_fuse(args: &[OsString]) -> bool {
+    let [_, source, at, flag, _] = args else { return false };
+    let is_verb = || source.to_str().is_some_and(|word| Cli::command().find_subcommand(word).is_some());
+    flag == "-o" && Path::new(at).is_absolute() && !source.as_encoded_bytes().starts_with(b"-") && !is_verb()
+}
+
+/// The program as mount(8)'s helper, which has no flags of its own.
+fn helper(args: &[OsString], caller: mount::Caller) -> anyhow::Result<()> {
     log::begin(std::env::var(LOG_VARIABLE).ok().as_deref())?;
-    mount::helper(args)
+    mount::helper(args, caller)
 }
 
 fn dispatch(args: &[OsString]) -> anyhow::Result<()> {

@@ -3,13 +3,14 @@
 use super::format::{self, Columns};
 use super::images::ago;
 use super::mount_options::{self, Parsed};
-use super::{Exit, Global, args, daemon, output};
+use super::{Exit, Global, args, daemon, mountpoint, output};
 use crate::fuse::Options;
 use crate::image;
 use crate::store::{Store, mounts};
-use crate::sys;
+use crate::sys::{self, RemountFlags};
 use jiff::Timestamp;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -38,9 +39,12 @@ pub(super) struct MountArgs {
     /// the directory. With --rw it is a scratch tree: its changes go then too. --upper keeps them
     #[arg(long, conflicts_with = "foreground")]
     print: bool,
+    /// Unmount a dead mount at the mountpoint first, one whose process has ended
+    #[arg(long, conflicts_with = "print")]
+    replace: bool,
     /// Mount options, comma-separated: ro, rw, volatile (never wait for the disk), upper=DIR, work=DIR, [no]suid, [no]dev,
     /// [no]exec, allow_other, default_permissions, fsname=NAME, wake=auto|latency|poll|off (what is done against the cost
-    /// of waking idle processors)
+    /// of waking idle processors), replace (as --replace), remount (change ro, rw, suid, dev, exec of a mount)
     #[arg(short, value_name = "OPTIONS")]
     options: Vec<String>,
     /// The image (name, name:tag, name@digest or ID) and the directory to mount it at
@@ -71,9 +75,10 @@ const COLUMNS: Columns = Columns {
         ("Mode", "MODE"),
         ("Mountpoint", "MOUNTPOINT"),
         ("PID", "PID"),
+        ("State", "STATE"),
     ],
 };
-const TABLE: &str = r"{{.ID}}\t{{.Image}}\t{{.ImageID}}\t{{.PID}}\t{{.Mode}}\t{{.Mountpoint}}";
+const TABLE: &str = r"{{.ID}}\t{{.Image}}\t{{.ImageID}}\t{{.PID}}\t{{.Mode}}\t{{.State}}\t{{.Mountpoint}}";
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -81,8 +86,8 @@ Examples:
   plyfs mounts
   plyfs mounts --format '{{.Mode}} {{.Mountpoint}}'")]
 pub(super) struct MountsArgs {
-    /// `table`, `table TEMPLATE`, `json`, or a Go template over ID, Image, ImageID, PID, Mode (ro or rw), Mountpoint,
-    /// CreatedSince
+    /// `table`, `table TEMPLATE`, `json`, or a Go template over ID, Image, ImageID, PID, Mode (ro or rw), State (live, or
+    /// dead if its process has ended), Mountpoint, CreatedSince
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
     /// Only show mount IDs
@@ -105,6 +110,12 @@ pub(super) fn mount(global: &Global, a: &MountArgs) -> anyhow::Result<()> {
     };
     let image = image.to_string_lossy();
     let mut parsed = mount_options::parse(&a.options, Options::for_user(&image, sys::is_root()), false)?;
+    match (&at, mount_options::remount(words(&a.options), RemountFlags::empty())) {
+        (At::Given(at), Some(flags)) => return mountpoint::remount(at, flags),
+        (At::Own, Some(_)) => anyhow::bail!("--print makes a new mount: the option remount is for one that is there"),
+        (_, None) => {}
+    }
+    parsed.replace |= a.replace;
     parsed.upper = a.upper.clone().or(parsed.upper);
     parsed.work = a.work.clone().or(parsed.work);
     let writable = a.rw || parsed.upper.is_some();
@@ -130,33 +141,103 @@ enum At<'a> {
     Own,
 }
 
-/// What mount(8) calls for type plyfs: `mount.plyfs IMAGE MOUNTPOINT [-sfnv] [-o OPTIONS]`. It passes `rw` unless told
-/// otherwise, so that says nothing here: without `upper=` the mount is read-only, as with other media that cannot be
-/// written.
-pub(super) fn helper(arguments: &[OsString]) -> anyhow::Result<()> {
-    let mut operands: Vec<&OsStr> = Vec::new();
-    let (mut lists, mut sloppy, mut pretend) = (Vec::new(), false, false);
-    let mut rest = arguments.iter();
-    while let Some(argument) = rest.next() {
-        match argument.to_str() {
-            Some("-o") => lists.extend(rest.next().map(|list| list.to_string_lossy().into_owned())),
-            Some(flags) if flags.starts_with('-') && flags.len() > 1 => {
-                sloppy |= flags.contains('s');
-                pretend |= flags.contains('f');
+/// The single options of comma-separated lists.
+fn words(lists: &[String]) -> impl Iterator<Item = &str> {
+    lists.iter().flat_map(|list| list.split(','))
+}
+
+/// Who calls the program as a helper.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Caller {
+    /// mount(8), for type plyfs or fuse.plyfs.
+    Mount,
+    /// mount.fuse(8), which adds `suid` and `dev` where they are wanted and drops their opposites.
+    MountFuse,
+}
+
+const HELPER_USAGE: &str = "usage: mount.plyfs IMAGE MOUNTPOINT [-sfnv] [-N NAMESPACE] [-t TYPE] [-o OPTIONS]";
+
+/// A helper's command line.
+#[derive(Default)]
+struct HelperArgs<'a> {
+    operands: Vec<&'a OsStr>,
+    lists: Vec<String>,
+    namespace: Option<PathBuf>,
+    sloppy: bool,
+    pretend: bool,
+    verbose: bool,
+}
+
+impl HelperArgs<'_> {
+    /// Reads flags as getopt(3) does: several behind one dash, a value in the same word or the next.
+    fn parse(arguments: &[OsString]) -> Option<HelperArgs<'_>> {
+        let mut read = HelperArgs::default();
+        let mut rest = arguments.iter();
+        while let Some(argument) = rest.next() {
+            let Some(mut flags) = argument.to_str().and_then(|text| text.strip_prefix('-')).filter(|f| !f.is_empty())
+            else {
+                read.operands.push(argument);
+                continue;
+            };
+            while let Some(flag) = flags.chars().next() {
+                flags = &flags[flag.len_utf8()..];
+                match flag {
+                    's' => read.sloppy = true,
+                    'f' => read.pretend = true,
+                    'v' => read.verbose = true,
+                    // There is no mtab to write.
+                    'n' => {}
+                    'o' | 'N' | 't' => {
+                        let value = match std::mem::take(&mut flags) {
+                            "" => rest.next()?.to_string_lossy().into_owned(),
+                            value => value.to_owned(),
+                        };
+                        match flag {
+                            'o' => read.lists.push(value),
+                            'N' => read.namespace = Some(value.into()),
+                            _ => {}
+                        }
+                    }
+                    _ => return None,
+                }
             }
-            _ => operands.push(argument),
         }
+        Some(read)
     }
-    let [image, at] = operands[..] else {
-        return Err(Exit::Text(1, "usage: mount.plyfs IMAGE MOUNTPOINT [-sfnv] [-o OPTIONS]".into()).into());
-    };
-    let image = image.to_string_lossy();
-    let parsed = mount_options::parse(&lists, Options::for_user(&image, sys::is_root()), sloppy)?;
-    if pretend {
-        return Ok(());
+}
+
+/// What mount(8) calls for type plyfs: `mount.plyfs IMAGE MOUNTPOINT [-sfnv] [-N NAMESPACE] [-o OPTIONS]`. It passes `rw`
+/// unless told otherwise, so that says nothing here: without `upper=` the mount is read-only, as with other media that
+/// cannot be written.
+pub(super) fn helper(arguments: &[OsString], caller: Caller) -> anyhow::Result<()> {
+    let usage = || Exit::Text(1, HELPER_USAGE.into());
+    let called = HelperArgs::parse(arguments).ok_or_else(usage)?;
+    let [image, at] = called.operands[..] else { return Err(usage().into()) };
+    let (image, at) = (image.to_string_lossy(), Path::new(at));
+    let (mut defaults, mut flags) = (Options::for_user(&image, sys::is_root()), RemountFlags::empty());
+    if caller == Caller::MountFuse {
+        (defaults.suid, defaults.dev) = (false, false);
+        flags = RemountFlags::NOSUID | RemountFlags::NODEV;
     }
-    let store = super::open_store(parsed.root.as_deref())?;
-    start(&store, &image, At::Given(Path::new(at)), parsed, false, false)
+    let parsed = mount_options::parse(&called.lists, defaults, called.sloppy)?;
+    let remount = mount_options::remount(words(&called.lists), flags);
+    if let Some(namespace) = &called.namespace {
+        // The store and the mountpoint are those that are seen there.
+        let file = File::open(namespace).and_then(|file| sys::enter_mount_namespace(&file));
+        file.map_err(|e| {
+            anyhow::anyhow!("cannot enter the mount namespace {}: {}", namespace.display(), sys::describe(&e))
+        })?;
+    }
+    match remount {
+        _ if called.pretend => {}
+        Some(flags) => mountpoint::remount(at, flags)?,
+        None => start(&super::open_store(parsed.root.as_deref())?, &image, At::Given(at), parsed, false, false)?,
+    }
+    if called.verbose {
+        let done = if remount.is_some() { "remounted" } else { "mounted" };
+        output::line(format_args!("mount.plyfs: {image} {done} on {}.", at.display()))?;
+    }
+    Ok(())
 }
 
 /// Mounts an image at a directory, with changes going to another, in the background.
@@ -170,7 +251,8 @@ pub(super) fn mount_writable(store: &Store, image: &str, at: &Path, upper: PathB
 pub(super) fn end_own(store: &Store, name: &str) -> anyhow::Result<bool> {
     let own = store.root().join("mounts");
     let meant = |mount: &mounts::Info| mount.id == name || mount.mountpoint == Path::new(name);
-    let found = mounts::list_known(store)?.into_iter().find(|mount| meant(mount) && mount.mountpoint.starts_with(&own));
+    let mut all = mounts::list_known(store)?.into_iter().chain(mounts::dead(store)?);
+    let found = all.find(|mount| meant(mount) && mount.mountpoint.starts_with(&own));
     found.map(|mount| unmount_one(store, &mount.mountpoint, false)).transpose().map(|done| done.is_some())
 }
 
@@ -181,7 +263,7 @@ pub(super) fn unmount_now(store: &Store, at: &Path) -> anyhow::Result<()> {
 
 fn start(store: &Store, image: &str, at: At<'_>, parsed: Parsed, kept: bool, foreground: bool) -> anyhow::Result<()> {
     let given = match at {
-        At::Given(at) => Some(existing_directory(at)?),
+        At::Given(at) => Some(mountpoint::directory(at, parsed.replace)?),
         At::Own => None,
     };
     let found = store.resolve(image)?;
@@ -232,12 +314,6 @@ pub(super) fn beside(upper: &Path) -> PathBuf {
     absolute.with_file_name(name)
 }
 
-fn existing_directory(at: &Path) -> anyhow::Result<PathBuf> {
-    let refuse = |why: &str| anyhow::anyhow!("cannot mount at {}: {why}", at.display());
-    let path = at.canonicalize().map_err(|e| refuse(&sys::describe(&e)))?;
-    if path.is_dir() { Ok(path) } else { Err(refuse("it is not a directory")) }
-}
-
 /// How long `umount` waits for the serving process to be gone, so that what comes next finds the image unused. A process
 /// that had much to clear away may need long on a disk that others keep busy.
 const WAIT_FOR_END: Duration = Duration::from_secs(120);
@@ -256,9 +332,8 @@ pub(super) fn umount(global: &Global, a: &UmountArgs) -> anyhow::Result<()> {
 }
 
 fn unmount_one(store: &Store, at: &Path, lazy: bool) -> anyhow::Result<()> {
-    let path = resolve_mountpoint(at);
-    let top = sys::mounts()?.into_iter().rfind(|mounted| mounted.mountpoint == path);
-    if top.is_none_or(|mounted| mounted.kind != "fuse.plyfs") {
+    let path = mountpoint::resolve(at);
+    if !mountpoint::is_plyfs(&path)? {
         anyhow::bail!("{} is not a plyfs mount", at.display());
     }
     let served = mounts::by_mountpoint(store, &path)?;
@@ -268,6 +343,9 @@ fn unmount_one(store: &Store, at: &Path, lazy: bool) -> anyhow::Result<()> {
         }
         _ => anyhow::anyhow!("cannot unmount {}: {}", at.display(), sys::describe(&e)),
     })?;
+    if served.is_none() {
+        mounts::forget_ended(store, &path)?;
+    }
     let Some(served) = served.filter(|_| !lazy) else { return Ok(()) };
     let deadline = Instant::now() + WAIT_FOR_END;
     while mounts::is_live(store, &served.id) {
@@ -279,21 +357,13 @@ fn unmount_one(store: &Store, at: &Path, lazy: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The path as the table of mounts has it. What is mounted there is not asked, for its server may be dead.
-fn resolve_mountpoint(at: &Path) -> PathBuf {
-    let absolute = std::path::absolute(at).unwrap_or_else(|_| at.into());
-    let parent = absolute.parent().and_then(|parent| parent.canonicalize().ok());
-    let beside = parent.zip(absolute.file_name()).map(|(parent, name)| parent.join(name));
-    match beside {
-        Some(path) if !path.is_symlink() => path,
-        _ => at.canonicalize().unwrap_or(absolute),
-    }
-}
-
 pub(super) fn mounts(global: &Global, a: &MountsArgs) -> anyhow::Result<()> {
     args::none("mounts", &a.args)?;
     let now = Timestamp::now();
-    let rows = mounts::list_known(&global.store()?)?.into_iter().map(|m| {
+    let store = global.store()?;
+    let live = mounts::list_known(&store)?.into_iter().map(|mount| (mount, "live"));
+    let dead = mounts::dead(&store)?.into_iter().map(|mount| (mount, "dead"));
+    let rows = live.chain(dead).map(|(m, state)| {
         vec![
             ago(m.started.parse().ok(), now),
             m.id,
@@ -302,6 +372,7 @@ pub(super) fn mounts(global: &Global, a: &MountsArgs) -> anyhow::Result<()> {
             if m.writable { "rw" } else { "ro" }.to_owned(),
             crate::name::show(m.mountpoint.as_os_str().as_bytes()),
             m.pid.to_string(),
+            state.to_owned(),
         ]
     });
     let is_default = matches!(a.format.as_deref(), None | Some("" | "table"));

@@ -1,6 +1,7 @@
 //! What stands behind `-o`.
 
 use crate::fuse::{Options, Waking};
+use crate::sys::RemountFlags;
 use std::path::PathBuf;
 
 /// Mount options, read.
@@ -18,6 +19,8 @@ pub(super) struct Parsed {
     pub volatile: bool,
     /// `root=`: the store, for fstab lines, which have no other place to name it.
     pub root: Option<PathBuf>,
+    /// Whether a dead mount at the mountpoint is unmounted first.
+    pub replace: bool,
 }
 
 /// Options that are mount(8)'s or systemd's own, or that ask for what every mount has anyway.
@@ -44,14 +47,24 @@ const WITHOUT_EFFECT: &[&str] = &[
     "diratime",
     "lazytime",
     "nolazytime",
+    "nostrictatime",
     "silent",
     "loud",
+    "remount",
 ];
 
 /// Reads comma-separated lists of options, later ones winning, over what suits the user. With `sloppy`, unknown ones are
 /// passed over, as mount(8)'s `-s` asks.
 pub(super) fn parse(lists: &[String], defaults: Options, sloppy: bool) -> anyhow::Result<Parsed> {
-    let mut parsed = Parsed { options: defaults, writable: None, upper: None, work: None, volatile: false, root: None };
+    let mut parsed = Parsed {
+        options: defaults,
+        writable: None,
+        upper: None,
+        work: None,
+        volatile: false,
+        root: None,
+        replace: false,
+    };
     for option in lists.iter().flat_map(|list| list.split(',')).filter(|option| !option.is_empty()) {
         if !apply(option, &mut parsed)? && !sloppy {
             anyhow::bail!("unknown mount option: {option}");
@@ -69,18 +82,44 @@ fn apply(option: &str, parsed: &mut Parsed) -> anyhow::Result<bool> {
         Some(("root", value)) => parsed.root = Some(value.into()),
         Some(("upper", value)) => parsed.upper = Some(value.into()),
         Some(("work", value)) => parsed.work = Some(value.into()),
-        Some(("comment", _)) => {}
+        // The kernel shows these of a FUSE mount, so a remount has them.
+        Some(("comment" | "user_id" | "group_id" | "max_read" | "blksize", _)) => {}
         Some((key, _)) if key.starts_with("x-") => {}
         Some(_) => return Ok(false),
         None => match option {
             "ro" => parsed.writable = Some(false),
             "rw" => parsed.writable = Some(true),
             "volatile" => parsed.volatile = true,
+            "replace" => parsed.replace = true,
             other if apply_flag(other, options) => {}
             other => return Ok(WITHOUT_EFFECT.contains(&other) || other.starts_with("x-")),
         },
     }
     Ok(true)
+}
+
+/// What a remount is to set, on top of `flags`, if the lists have `remount` among their options.
+pub(super) fn remount<'a>(options: impl Iterator<Item = &'a str>, mut flags: RemountFlags) -> Option<RemountFlags> {
+    let mut is_remount = false;
+    for option in options {
+        is_remount |= option == "remount";
+        let (bit, set) = match option {
+            "ro" | "rw" => (RemountFlags::RDONLY, option == "ro"),
+            "suid" | "nosuid" => (RemountFlags::NOSUID, option == "nosuid"),
+            "dev" | "nodev" => (RemountFlags::NODEV, option == "nodev"),
+            "exec" | "noexec" => (RemountFlags::NOEXEC, option == "noexec"),
+            "atime" | "noatime" => (RemountFlags::NOATIME, option == "noatime"),
+            "diratime" | "nodiratime" => (RemountFlags::NODIRATIME, option == "nodiratime"),
+            "norelatime" | "relatime" => (RemountFlags::RELATIME, option == "relatime"),
+            "nostrictatime" | "strictatime" => (RemountFlags::STRICTATIME, option == "strictatime"),
+            "nolazytime" | "lazytime" => (RemountFlags::LAZYTIME, option == "lazytime"),
+            "symfollow" | "nosymfollow" => (RemountFlags::NOSYMFOLLOW, option == "nosymfollow"),
+            "async" | "sync" => (RemountFlags::SYNCHRONOUS, option == "sync"),
+            _ => continue,
+        };
+        flags.set(bit, set);
+    }
+    is_remount.then_some(flags)
 }
 
 /// Applies an option that is the kernel's; whether it is one.
@@ -125,6 +164,16 @@ mod tests {
         let parsed = read("nosuid,suid,dev,nodev,rw,ro,wake=poll,fsname=x", false).unwrap();
         assert!(parsed.options.suid && !parsed.options.dev && parsed.writable == Some(false));
         assert_eq!((parsed.options.waking, &*parsed.options.source), (Waking::Poll, "x"));
+    }
+
+    #[test]
+    fn a_remount_sets_what_the_last_word_says() {
+        let flags = |text: &str, set| remount(text.split(','), set);
+        assert_eq!(flags("ro,nosuid", RemountFlags::empty()), None);
+        assert_eq!(flags("ro,remount,rw,noexec", RemountFlags::empty()), Some(RemountFlags::NOEXEC));
+        let unsafe_off = RemountFlags::NOSUID | RemountFlags::NODEV;
+        assert_eq!(flags("remount,dev,noatime", unsafe_off), Some(RemountFlags::NOSUID | RemountFlags::NOATIME));
+        assert!(read("rw,noatime,remount,user_id=0,group_id=0,default_permissions,allow_other", false).is_ok());
     }
 
     #[test]

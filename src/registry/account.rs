@@ -3,7 +3,7 @@
 use super::client::{Ask, Client};
 use super::credentials::{HUB, HUB_ALIASES, bare};
 use super::http::{self, Method};
-use super::url::{self, Url};
+use super::url::Url;
 use super::{Result, Settings};
 use std::fmt;
 use std::str::FromStr;
@@ -70,7 +70,7 @@ impl FromStr for Account {
             let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-');
             part.bytes().all(inner) && part.starts_with(|c: char| c.is_ascii_alphanumeric())
         };
-        let is_host = Url::parse(&format!("https://{domain}/")).is_some() && !url::host(domain).is_empty();
+        let is_host = Url::of_server(domain, true).is_some();
         let path = path.strip_suffix('/').unwrap_or(path);
         if !is_host || !(path.is_empty() || path.split('/').all(word)) {
             return Err(refused());

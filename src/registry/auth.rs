@@ -2,7 +2,7 @@
 
 use super::credentials::{Found, Login};
 use super::http::{self, Fault, Http, Method, Request, Response};
-use super::url::{Url, is_private};
+use super::url::Url;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -142,19 +142,18 @@ pub(super) fn answer(
 /// that a registry elsewhere points at.
 fn check_realm(realm: &str, base: &Url, verify: bool) -> Result<Url, String> {
     let url = Url::parse(realm).ok_or_else(|| format!("its token server `{}` is no URL", realm.escape_debug()))?;
-    if url.host() == base.host() {
-        if !url.https && base.https && verify {
+    if url.same_host(base) {
+        if !url.is_https() && base.is_https() && verify {
             return Err(format!("its token server {url} is not encrypted"));
         }
         return Ok(url);
     }
-    if !url.https && verify {
+    if !url.is_https() && verify {
         return Err(format!("its token server {url} is not encrypted"));
     }
-    let named = |host: &str| host.chars().any(|c| c.is_ascii_alphabetic()) && !host.starts_with('[');
     // A company's registry and its token server may both have names that lead into the company.
-    let kin = named(url.host()) && named(base.host()) && is_private(base.host());
-    if is_private(url.host()) && !kin {
+    let kin = url.is_named() && base.is_named() && base.is_private();
+    if url.is_private() && !kin {
         return Err(format!("its token server {url} is in a private network"));
     }
     Ok(url)
@@ -223,8 +222,7 @@ fn exchange(http: &Http, realm: &Url, ask: &Ask<'_>, login: Option<&Found>) -> R
             let mut query: Vec<String> = service.iter().map(|s| format!("service={}", encode(s))).collect();
             query.extend(scopes.iter().map(|s| format!("scope={}", encode(s))));
             query.extend(user.iter().map(|(user, _)| format!("account={}", encode(user))));
-            let join = if realm.path.contains('?') { '&' } else { '?' };
-            let url = Url { path: format!("{}{join}{}", realm.path, query.join("&")), ..realm.clone() };
+            let url = realm.with_query(&query.join("&"));
             let headers: Vec<_> = user.iter().map(|(u, p)| ("Authorization", basic(u, p))).collect();
             http.send(&Request::get(&url, &headers))
         }
@@ -236,7 +234,7 @@ fn exchange(http: &Http, realm: &Url, ask: &Ask<'_>, login: Option<&Found>) -> R
             http.send(&Request { method: Method::Post, url: realm, headers: &headers, body: form.as_bytes() })
         }
     };
-    let server = format!("its token server {}", realm.authority);
+    let server = format!("its token server {}", realm.authority());
     let at_server = |fault: Fault| match fault {
         Fault::Lasting(why) => Fault::Lasting(format!("{server}: {why}")),
         Fault::Unreachable(why) => Fault::Unreachable(format!("{server}: {why}")),
@@ -306,7 +304,23 @@ mod tests {
         assert!(!ok("http://auth.invalid/token", &far, true) && ok("http://auth.invalid/token", &far, false));
         assert!(!ok("http://registry.invalid/token", &far, true));
         assert!(ok("http://127.0.0.1:5001/token", &near, true));
-        for realm in ["https://127.0.0.1/t", "https://169.254.169.254/t", "https://[::1]/t", "https://localhost/t"] {
+        for host in [
+            "127.0.0.1",
+            "127.1",
+            "0x7f000001",
+            "2130706433",
+            "169.254.169.254",
+            "100.64.0.1",
+            "0.0.0.0",
+            "[::1]",
+            "[fe80::1]",
+            "[fd00::1]",
+            "[::ffff:10.0.0.1]",
+            "localhost",
+            "localhost.",
+            "x.localhost",
+        ] {
+            let realm = &*format!("https://{host}/t");
             assert!(!ok(realm, &far, true) && !ok(realm, &far, false), "{realm}");
         }
         assert!(!ok("https://10.0.0.1/t", &near, true));

@@ -3,7 +3,7 @@
 use super::auth::{self, Proof, Refusal};
 use super::credentials::{self, Found, HUB, Login};
 use super::http::{self, Fault, Http, Method, Request, Response, header};
-use super::url::{Url, is_loopback};
+use super::url::Url;
 use super::{Error, Kind, Notice, Result, Settings, Timing};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -105,7 +105,7 @@ impl Ask {
 
     fn url(&self, base: &Url) -> Url {
         match &self.target {
-            Target::Path(path) => Url { path: path.clone(), ..base.clone() },
+            Target::Path(path) => base.with_path(path),
             Target::Place(place) => place.clone(),
         }
     }
@@ -242,9 +242,9 @@ impl Client {
             let why = format!("it leads to nowhere ({})", reference.escape_debug());
             ask.error(self, Kind::Protocol, why)
         })?;
-        let local = !base.https && is_loopback(url.host());
-        if !url.https && self.inner.verify && !local {
-            let why = format!("it redirects to {}, unencrypted", url.authority);
+        let local = !base.is_https() && url.is_loopback();
+        if !url.is_https() && self.inner.verify && !local {
+            let why = format!("it redirects to {}, unencrypted", url.authority());
             return Err(ask.error(self, Kind::Protocol, why));
         }
         Ok(url)
@@ -312,14 +312,15 @@ impl Client {
         let inner = &self.inner;
         let find = || {
             let server = if inner.domain == HUB { HUB_SERVER } else { &inner.domain };
-            let root = Url::parse(&format!("https://{server}/v2/")).ok_or("it is no name of a server")?;
-            if inner.verify && !is_loopback(root.host()) {
-                return Ok(root);
+            let root = |https| Url::of_server(server, https).ok_or("it is no name of a server");
+            let secure = root(true)?.with_path("/v2/");
+            if inner.verify && !secure.is_loopback() {
+                return Ok(secure);
             }
-            match inner.http.send(&Request::get(&root, &[])) {
-                Ok(_) => Ok(root),
+            match inner.http.send(&Request::get(&secure, &[])) {
+                Ok(_) => Ok(secure),
                 Err(Fault::Lasting(why)) => Err(why),
-                Err(_) => Ok(Url { https: false, ..root }),
+                Err(_) => Ok(root(false)?.with_path("/v2/")),
             }
         };
         let base = inner.base.get_or_init(find);
@@ -398,7 +399,7 @@ impl Client {
         let (status, inner) = (response.status(), &self.inner);
         let wanted = header(&response, "retry-after").and_then(retry_after);
         let said = reason(response);
-        let place = if own { String::new() } else { format!(" from {}", url.authority) };
+        let place = if own { String::new() } else { format!(" from {}", url.authority()) };
         let login = inner.login.get().and_then(|l| l.as_ref().ok()).and_then(Option::as_ref);
         let login = login.filter(|_| proof.is_some());
         let is_basic = proof.is_some_and(|p| p.header.starts_with("Basic "));

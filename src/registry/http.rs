@@ -1,6 +1,6 @@
 //! One HTTP exchange: who is trusted, what must be encrypted, how long to wait. No retries, no credentials, no redirects.
 
-use super::url::{Url, is_loopback};
+use super::url::Url;
 use super::{Settings, Timing};
 use rustls_native_certs::load_native_certs;
 use std::fs;
@@ -85,8 +85,8 @@ pub(super) struct Http {
     timing: Timing,
     /// Folders whose `*.crt` files are trusted too, and whose `*.cert` files say who we are.
     folders: Vec<PathBuf>,
-    /// The registry, which alone is shown them.
-    authority: String,
+    /// The registry, which alone is shown them; none where the name is no server's.
+    registry: Option<Url>,
     /// Made when first needed: for http, for https to anybody and to the registry, to elsewhere and to this machine.
     agents: [OnceLock<Result<Agent, String>>; 6],
 }
@@ -97,7 +97,7 @@ impl Http {
         Http {
             verify: settings.tls_verify,
             timing: settings.timing,
-            authority: authority.to_ascii_lowercase(),
+            registry: Url::of_server(authority, true),
             folders: settings.cert_dirs.iter().map(|dir| dir.join(authority)).collect(),
             agents: Default::default(),
         }
@@ -118,11 +118,11 @@ impl Http {
 
     fn agent(&self, url: &Url) -> Result<&Agent, Fault> {
         // A proxy has no business between this machine and itself.
-        let local = is_loopback(url.host());
-        let own = url.https && url.authority == self.authority;
-        let slot = &self.agents[(usize::from(url.https) + usize::from(own)) * 2 + usize::from(local)];
+        let (https, local) = (url.is_https(), url.is_loopback());
+        let own = self.registry.as_ref().is_some_and(|registry| url.same_origin(registry));
+        let slot = &self.agents[(usize::from(https) + usize::from(own)) * 2 + usize::from(local)];
         let made = slot.get_or_init(|| {
-            let tls = if url.https { Some(self.trust(own)?) } else { None };
+            let tls = if https { Some(self.trust(own)?) } else { None };
             Ok(self.build(tls, local))
         });
         made.as_ref().map_err(|why| Fault::Lasting(why.clone()))

@@ -1,6 +1,5 @@
 //! Who stands in for a registry: podman's `registries.conf`.
 
-use super::url;
 use crate::reference::Reference;
 use serde::Deserialize;
 use std::fs;
@@ -135,7 +134,7 @@ pub(super) fn find(sources: &Sources, reference: &Reference) -> Result<Places, S
 fn covered(prefix: &str, name: &str) -> Option<usize> {
     if let Some(parent) = prefix.strip_prefix('*') {
         let authority = name.split('/').next()?;
-        let host = url::host(authority);
+        let host = authority.split(':').next()?;
         return (host.len() > parent.len() && host.ends_with(parent)).then_some(authority.len());
     }
     let rest = name.strip_prefix(prefix)?;

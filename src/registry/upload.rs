@@ -102,9 +102,8 @@ impl Upload {
         self.what = format!("blob {digest}");
         let there = format!("{}/{digest}", self.blobs);
         self.send(bytes, |upload, part| {
-            let join = if upload.place.path.contains('?') { '&' } else { '?' };
-            let path = format!("{}{join}digest={}", upload.place.path, encode(&digest.to_string()));
-            let ask = upload.ask(Method::Put).at(Url { path, ..upload.place.clone() });
+            let place = upload.place.with_query(&format!("digest={}", encode(&digest.to_string())));
+            let ask = upload.ask(Method::Put).at(place);
             let ask = ask.header("Content-Type", "application/octet-stream").answers(&[404]).body(part);
             let done = upload.client.try_once(&ask);
             if !matches!(&done, Ok(response) if response.status() != 404) {

@@ -107,6 +107,8 @@ impl Guard {
 /// Registers a mount of an image by this process, before it opens the image's files. Fails with [`Error::NoSuchImage`]
 /// when the image has been removed in the meantime; from when this returns it cannot be.
 pub fn register(store: &Store, image: &Digest, reference: &str, mountpoint: &Path, writable: bool) -> Result<Guard> {
+    // Whatever was mounted there before and was killed has been unmounted.
+    forget_ended(store, mountpoint)?;
     begin(store, image, reference, Some(mountpoint), writable)
 }
 
@@ -189,6 +191,44 @@ pub fn is_live(store: &Store, id: &str) -> bool {
     is_held(&store.root().join("mounts").join(id))
 }
 
+/// Mounts whose serving process has ended and that are still in this process's table of mounts, where every access fails
+/// (ENOTCONN). They keep nothing: what is mounted there is gone.
+pub fn dead(store: &Store) -> Result<Vec<Info>> {
+    let table = sys::mounts().map_err(Error::io("read", Path::new("/proc/self/mountinfo")))?;
+    let top = |path: &Path| table.iter().rfind(|mounted| mounted.mountpoint == path);
+    let live = list_known(store)?;
+    let mut dead: Vec<Info> = Vec::new();
+    let mut ended: Vec<Info> = ended(store)?.into_iter().map(|(_, info)| info).collect();
+    ended.sort_by(|a, b| b.started.cmp(&a.started));
+    for info in ended {
+        // Of several at one place the newest is meant: the others were unmounted before.
+        let is_covered = live.iter().chain(&dead).any(|other| other.mountpoint == info.mountpoint);
+        let is_mounted = top(&info.mountpoint).is_some_and(|mounted| mounted.kind == "fuse.plyfs");
+        if !is_covered && is_mounted && sys::is_disconnected(&info.mountpoint) {
+            dead.push(info);
+        }
+    }
+    dead.reverse();
+    Ok(dead)
+}
+
+/// Registrations whose process has ended, with their folders.
+fn ended(store: &Store) -> Result<Vec<(PathBuf, Info)>> {
+    let all = gc::list(&store.root().join("mounts"))?.into_iter().map(|(_, dir)| dir);
+    Ok(all.filter(|dir| !is_held(dir)).filter_map(|dir| known(&dir).map(|info| (dir, info))).collect())
+}
+
+/// What an ended mount was of, if that can still be read.
+fn known(dir: &Path) -> Option<Info> {
+    sealed::load(&dir.join("info.json")).ok().flatten()
+}
+
+/// Removes the registrations of ended mounts at this path, where no dead mount is any more.
+pub fn forget_ended(store: &Store, mountpoint: &Path) -> Result<()> {
+    let mut there = ended(store)?.into_iter().filter(|(_, info)| info.mountpoint == mountpoint);
+    there.try_for_each(|(dir, _)| reap(&dir))
+}
+
 /// The live mount at exactly this path, the newest if several are stacked there.
 pub fn by_mountpoint(store: &Store, mountpoint: &Path) -> Result<Option<Info>> {
     Ok(list_known(store)?.into_iter().rfind(|info| info.mountpoint == mountpoint))
@@ -199,12 +239,19 @@ pub fn log_path(store: &Store, id: &str) -> PathBuf {
     store.root().join("mounts").join(id).join("log")
 }
 
-/// Folders of mounts that are registered and not live.
+/// Folders of mounts that are registered and neither live nor dead at a place of the user's: to unmount those is his to
+/// say, as programs would write into the directory below.
 pub(super) fn stale(store: &Store, lock: &Lock) -> Result<Vec<PathBuf>> {
     debug_assert!(lock.exclusive());
     let all = gc::list(&store.root().join("mounts"))?.into_iter().map(|(_, dir)| dir);
+    let own = store.root().join("mounts");
+    let dead: Vec<PathBuf> = dead(store)?
+        .into_iter()
+        .filter(|info| !info.mountpoint.starts_with(&own))
+        .map(|info| own.join(info.id))
+        .collect();
     let registered = |dir: &PathBuf| dir.join("lock").exists() || dir.join("info.json").exists() || !dir.is_dir();
-    Ok(all.filter(|dir| registered(dir) && !is_held(dir)).collect())
+    Ok(all.filter(|dir| registered(dir) && !is_held(dir) && !dead.contains(dir)).collect())
 }
 
 /// Takes a registration away; the log stays until [`prune_logs`] takes it.

@@ -9,7 +9,10 @@ mod wait;
 
 pub use fd::{begin_write_back, get_file_attributes, set_file_attributes, set_nonblocking};
 pub use map::{Bytes, map};
-pub use mount::{MountFlags, MountedAt, device_of, mount_fuse, mounts, set_read_ahead, unmount};
+pub use mount::{
+    MountFlags, MountedAt, RemountFlags, device_of, is_disconnected, mount_fuse, mounts, remount, remount_flags,
+    set_read_ahead, takes_changes, unmount,
+};
 pub use namespace::{
     Namespaces, Restrictions, attach, become_user, copy_mount, die_with_parent, enter_mount_namespace,
     enter_process_namespace, enter_root, enter_user_namespace, isolate_mounts, make_read_only, new_file_system,

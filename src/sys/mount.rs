@@ -84,6 +84,38 @@ pub fn unmount(path: &Path, detach: bool) -> io::Result<()> {
     Err(io::Error::other(said.lines().next().unwrap_or_default().to_string()))
 }
 
+/// What a remount sets, whatever was set before; access times stay as they were if nothing is said of them. See mount(2).
+pub use rustix::mount::MountFlags as RemountFlags;
+
+/// Changes what the file system mounted at `path` allows, at this mountpoint and, read-only and read-write, at all. EBUSY
+/// where it is to be read-only and files are open for writing.
+pub fn remount(path: &Path, flags: RemountFlags) -> io::Result<()> {
+    Ok(rustix::mount::mount_remount(path, flags, c"")?)
+}
+
+/// The flags that a remount of the mount at `path` must name to change nothing.
+pub fn remount_flags(path: &Path) -> io::Result<RemountFlags> {
+    let all = RemountFlags::RDONLY
+        | RemountFlags::NOSUID
+        | RemountFlags::NODEV
+        | RemountFlags::NOEXEC
+        | RemountFlags::SYNCHRONOUS;
+    // Of these, ST_* and MS_* are the same bits.
+    let bits = rustix::fs::statvfs(path)?.f_flag.bits();
+    Ok(RemountFlags::from_bits_truncate(u32::try_from(bits & u64::from(all.bits())).unwrap_or_default()))
+}
+
+/// Whether the file system mounted at `path`, which the kernel lets be written, takes changes itself: asked to remove an
+/// extended attribute that is not there, one that takes none says EROFS.
+pub fn takes_changes(path: &Path) -> bool {
+    rustix::fs::removexattr(path, "user.plyfs-remount-probe") != Err(rustix::io::Errno::ROFS)
+}
+
+/// Whether what is mounted at `path` is a FUSE file system that no process serves any more (ENOTCONN).
+pub fn is_disconnected(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_err_and(|e| e == rustix::io::Errno::NOTCONN)
+}
+
 /// Sets how far the kernel reads ahead on the file system with that device number. Only root may.
 pub fn set_read_ahead(device: u64, kib: u32) -> io::Result<()> {
     let (major, minor) = (libc::major(device), libc::minor(device));

@@ -3,7 +3,7 @@
 
 mod options;
 
-use super::{Cli, daemon, log};
+use super::{Cli, daemon, log, mountpoint};
 use crate::backing::Disk;
 use crate::fs::{Dirs, DirsOptions, Fs};
 use crate::sys;
@@ -40,6 +40,8 @@ what is unknown is warned about):
   static_nlink             one link for every directory
   allow_other, allow_root, default_permissions, ro, [no]suid, [no]dev,
   [no]exec, fsname=NAME, context=LABEL, wake=auto|latency|poll|off
+  replace                  unmount a dead mount at the mountpoint first
+  remount                  change ro, rw, [no]suid, [no]dev, [no]exec of a mount
 
 podman and buildah run on plyfs with these lines of storage.conf, and a link of
 that name to plyfs; without the lines they are back on what they had (README:
@@ -100,12 +102,15 @@ fn help() -> anyhow::Result<()> {
 
 /// Mounts, and serves in the background unless told otherwise.
 pub(super) fn overlay(a: &OverlayArgs) -> anyhow::Result<()> {
+    let Some(at) = a.args.last().map(Path::new) else { anyhow::bail!("no mountpoint given") };
+    if let Some(flags) = options::remount(&a.options) {
+        return mountpoint::remount(at, flags);
+    }
     let parsed = options::parse(&a.options)?;
     for unknown in &parsed.unknown {
         options::warn_unknown(unknown);
     }
-    let Some(mountpoint) = a.args.last() else { anyhow::bail!("no mountpoint given") };
-    let mountpoint = existing(Path::new(mountpoint), "the mountpoint")?;
+    let mountpoint = mountpoint::directory(at, parsed.replace)?;
     let places = Places::check(&parsed)?;
     let layers = DirsOptions {
         layers: parsed.lower.clone(),

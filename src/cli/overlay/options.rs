@@ -3,7 +3,7 @@
 use crate::cli::mount_options;
 use crate::fs::Forms;
 use crate::fuse::{IdRange, Options};
-use crate::sys;
+use crate::sys::{self, RemountFlags};
 use crate::upper::Owners;
 use crate::whiteout::{CONTAINERS_OVERRIDE, PRIVILEGED_OVERRIDE};
 use std::ffi::OsString;
@@ -29,6 +29,8 @@ pub(super) struct Parsed {
     /// Which forms may be written.
     pub forms: Forms,
     pub options: Options,
+    /// Whether a dead mount at the mountpoint is unmounted first.
+    pub replace: bool,
     /// What nobody knows, to be warned about.
     pub unknown: Vec<Vec<u8>>,
 }
@@ -111,6 +113,7 @@ pub(super) fn parse(lists: &[OsString]) -> anyhow::Result<Parsed> {
         static_nlink: false,
         forms: Forms::default(),
         options,
+        replace: false,
         unknown: Vec::new(),
     };
     for option in lists.iter().flat_map(|list| split(list.as_bytes(), b',')).filter(|option| !option.is_empty()) {
@@ -130,6 +133,14 @@ pub(super) fn parse(lists: &[OsString]) -> anyhow::Result<Parsed> {
         map.overflow = number.and_then(|text| text.trim().parse().ok()).unwrap_or(65534);
     }
     Ok(parsed)
+}
+
+/// What a remount is to set, if the options ask for one. The kernel's own options are dropped by mount.fuse(8) unless they
+/// are `suid` or `dev`.
+pub(super) fn remount(lists: &[OsString]) -> Option<RemountFlags> {
+    let all: Vec<Vec<u8>> = lists.iter().flat_map(|list| split(list.as_bytes(), b',')).collect();
+    let words = all.iter().filter_map(|option| str::from_utf8(option).ok());
+    mount_options::remount(words, RemountFlags::NOSUID | RemountFlags::NODEV)
 }
 
 /// Splits at a separator that no backslash stands before and that is not between quotes. The backslashes stay.
@@ -189,6 +200,7 @@ fn apply_flag(key: &str, parsed: &mut Parsed) -> bool {
         }
         "static_nlink" => parsed.static_nlink = true,
         "volatile" => parsed.volatile = true,
+        "replace" => parsed.replace = true,
         "noacl" => options.acls = false,
         "noxattrs" => options.xattrs = false,
         "ro" => options.read_only = true,

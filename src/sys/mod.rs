@@ -7,7 +7,7 @@ mod namespace;
 mod process;
 mod wait;
 
-pub use fd::{begin_write_back, get_file_attributes, set_file_attributes, set_nonblocking};
+pub use fd::{begin_write_back, file_handle, get_file_attributes, set_file_attributes, set_nonblocking};
 pub use map::{Bytes, map};
 pub use mount::{MountFlags, MountedAt, device_of, mount_fuse, mounts, set_read_ahead, unmount};
 pub use namespace::{

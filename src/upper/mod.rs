@@ -60,6 +60,11 @@ pub fn is_own(number: u64) -> bool {
     (FIRST_OWN..END_OWN).contains(&number) || number >= DERIVED
 }
 
+/// Whether an inode number follows from that of the file system below, which gives it to other objects later.
+pub fn is_derived(number: u64) -> bool {
+    number >= DERIVED
+}
+
 /// The number of an object that carries none, by that of the file system below.
 pub fn derived(raw_ino: u64) -> u64 {
     DERIVED | raw_ino

@@ -6,7 +6,7 @@ use crate::support::faulty::{Control, Fault};
 use crate::support::handles::FileHandle;
 use crate::support::tar::Tar;
 use crate::support::writable::Writable;
-use plyfs::fs::{Fs, FsError, Ino, New, ROOT, Replace};
+use plyfs::fs::{Dirs, DirsOptions, Forms, Fs, FsError, Ino, New, ROOT, Replace};
 use plyfs::meta::Kind;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, mount_remount};
@@ -237,4 +237,23 @@ fn an_inode_is_found_by_its_number_and_the_upper_directory_read_for_it_once() {
     drop(fs);
     let fs = bed.open(disk);
     assert_eq!((fs.by_number(known[4]).unwrap().ino, fs.parent(inside).unwrap()), (known[4], own));
+}
+
+#[test]
+fn a_file_handle_is_of_another_generation_over_other_directories() {
+    let dirs = ["a", "b"].map(|_| tempfile::tempdir().unwrap());
+    let generation = |layers: &[&tempfile::TempDir], ino: Ino| {
+        let layers = layers.iter().map(|dir| dir.path().to_owned()).collect();
+        let options = DirsOptions { layers, static_nlink: false, descriptors: 4 };
+        let dirs = Dirs::open(&options).map_err(|(_, e)| e).unwrap();
+        Fs::of_dirs(dirs, None, Forms::default()).unwrap().generation(ino)
+    };
+    let [a, b] = &dirs;
+    let (lasting, passing) = (1 << 20, (1 << 60) + 1);
+    assert_eq!(generation(&[a, b], lasting), generation(&[a, b], lasting));
+    for other in [&[a][..], &[b], &[b, a]] {
+        assert_ne!(generation(&[a, b], lasting), generation(other, lasting));
+    }
+    assert_ne!(generation(&[a, b], passing), generation(&[a, b], passing));
+    assert_eq!(generation(&[a, b], ROOT), 0, "the kernel makes the root itself");
 }

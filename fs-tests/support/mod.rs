@@ -7,6 +7,7 @@ pub mod bed;
 pub mod chroot;
 pub mod env;
 pub mod faulty;
+pub mod handles;
 pub mod nest;
 pub mod oci;
 pub mod podman;

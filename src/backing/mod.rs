@@ -13,6 +13,7 @@ pub use owner::{Object, print};
 pub use still::Still;
 
 use crate::meta::{Kind, Time};
+use crate::sys;
 use rustix::fs::{OFlags, RenameFlags, Timestamps, XattrFlags};
 use std::ffi::CStr;
 use std::io;
@@ -113,6 +114,14 @@ pub trait Backing: Send + Sync {
     fn set_flags(&self, fd: BorrowedFd, flags: u32) -> io::Result<()>;
     fn get_attributes(&self, fd: BorrowedFd) -> io::Result<[u8; 28]>;
     fn set_attributes(&self, fd: BorrowedFd, attributes: &[u8; 28]) -> io::Result<()>;
+
+    /// A number that tells the inode of a directory's entry, or with an empty name of the descriptor itself, from those
+    /// that have its inode number at other times. An error where the file system has no such thing.
+    fn generation(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<u32> {
+        // FNV-1a: it must be the same in every release.
+        let mix = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+        Ok(sys::file_handle(&dir, name)?.into_iter().fold(0x811c_9dc5, mix))
+    }
 
     /// Up to `most` bytes from `offset` on, fewer only at the file's end.
     fn read_most(&self, fd: BorrowedFd, offset: u64, most: usize) -> io::Result<Vec<u8>> {

@@ -99,6 +99,23 @@ impl Lower {
         }
     }
 
+    /// The attributes of an inode that is known by its number alone.
+    pub fn by_number(&self, ino: Ino) -> Result<Attr, FsError> {
+        if !self.has(ino) {
+            self.load_all()?;
+        }
+        self.getattr(ino)
+    }
+
+    /// What tells an inode from others that have its number in other mounts.
+    pub fn generation(&self, ino: Ino) -> u32 {
+        match self {
+            // Of an image a number means the same for ever.
+            Lower::Image(_) => 0,
+            Lower::Dirs(dirs) => dirs.generation(ino),
+        }
+    }
+
     /// Whether every directory is said to have one link.
     pub fn has_static_nlink(&self) -> bool {
         match self {

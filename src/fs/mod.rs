@@ -122,6 +122,24 @@ impl Fs {
         }
     }
 
+    /// The attributes of an inode that is known by its number alone, as a file handle has it (open_by_handle_at(2), NFS):
+    /// no lookup need have led to it in this mount. ESTALE if nothing that can be seen has the number.
+    pub fn by_number(&self, ino: Ino) -> Result<Attr, FsError> {
+        match &self.0 {
+            Shown::Lower(lower) => lower.by_number(ino),
+            Shown::Union(union) => union.by_number(ino),
+        }
+    }
+
+    /// What tells an inode from all others that had or will have its number, in this mount and in others: a file handle
+    /// is good for inodes of its own generation only. The same for as long as the inode can be seen or is open.
+    pub fn generation(&self, ino: Ino) -> u32 {
+        match &self.0 {
+            Shown::Lower(lower) => lower.generation(ino),
+            Shown::Union(union) => union.generation(ino),
+        }
+    }
+
     /// Counts one more reference that the kernel holds to an inode: one for every answer that names it. What has no name
     /// any more lives until the last is gone.
     pub fn remember(&self, ino: Ino) {

@@ -24,8 +24,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// for ever. The longest time that does not overflow
 /// when the kernel turns it into ticks.
 const FOREVER: Duration = Duration::from_secs(1 << 31);
-/// Nothing is ever exported under a second meaning, since inode numbers are not reused.
-const GENERATION: Generation = Generation(0);
 /// How many requests may be under way that nobody waits for, as writing back and reading ahead.
 const BACKGROUND: u16 = 64;
 /// The largest request that the kernel makes by default (fs.fuse.max_pages_limit).
@@ -65,12 +63,16 @@ impl Adapter {
         New { kind, mode, umask, rdev: 0, uid, gid, target: b"" }
     }
 
+    fn generation(&self, ino: u64) -> Generation {
+        Generation(self.fs.generation(ino).into())
+    }
+
     /// Answers with an inode. The kernel holds a reference to it from then on.
     fn entry(&self, reply: ReplyEntry, operation: &str, parent: INodeNo, made: Result<Attr, FsError>) {
         match made {
             Ok(attr) => {
                 self.fs.remember(attr.ino);
-                reply.entry(&FOREVER, &self.show(&attr), GENERATION);
+                reply.entry(&FOREVER, &self.show(&attr), self.generation(attr.ino));
             }
             Err(e) => reply.error(failed(operation, parent, &e)),
         }
@@ -146,10 +148,11 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_PARALLEL_DIROPS,
+            // File handles outlive what they stand for: of what is removed the number is not found any more, and an inode
+            // that has it later is of another generation.
+            InitFlags::FUSE_EXPORT_SUPPORT,
         ];
-        // What is removed must not come back through a handle that outlived it, so for what never changes only.
-        let exported = Some(InitFlags::FUSE_EXPORT_SUPPORT).filter(|_| !self.fs.is_writable());
-        for flag in wanted.into_iter().chain(exported) {
+        for flag in wanted {
             if config.add_capabilities(flag).is_err() {
                 tracing::warn!("this kernel's FUSE lacks {flag:?}: some operations will be slower");
             }
@@ -183,12 +186,13 @@ impl Filesystem for Adapter {
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.wake.touch();
         let found = match name.as_bytes() {
-            b"." => self.fs.getattr(parent.0),
+            // A file handle is opened that stands for an inode which the kernel does not know (any more).
+            b"." => self.fs.by_number(parent.0),
             b".." => self.fs.parent(parent.0).and_then(|ino| self.fs.getattr(ino)),
             name => self.fs.lookup(parent.0, name),
         };
         match found {
-            Err(FsError::NotFound) => reply.entry(&FOREVER, &ABSENT, GENERATION),
+            Err(FsError::NotFound) => reply.entry(&FOREVER, &ABSENT, Generation(0)),
             found => self.entry(reply, "lookup", parent, found),
         }
     }
@@ -254,7 +258,8 @@ impl Filesystem for Adapter {
         self.wake.touch();
         let listed = self.fs.readdirplus(ino.0, offset, |entry, attr| {
             let name = OsStr::from_bytes(entry.name);
-            let full = reply.add(INodeNo(entry.ino), entry.next, name, &FOREVER, &self.show(attr), GENERATION);
+            let (shown, generation) = (self.show(attr), self.generation(entry.ino));
+            let full = reply.add(INodeNo(entry.ino), entry.next, name, &FOREVER, &shown, generation);
             // The kernel takes no reference of these two.
             if !full && entry.name != b"." && entry.name != b".." {
                 self.fs.remember(entry.ino);
@@ -418,7 +423,8 @@ impl Filesystem for Adapter {
             Ok(attr) => {
                 self.fs.remember(attr.ino);
                 // No handle: the file is read and written by its number, as one that the kernel opened by itself.
-                reply.created(&FOREVER, &self.show(&attr), GENERATION, FileHandle(0), FopenFlags::empty());
+                let generation = self.generation(attr.ino);
+                reply.created(&FOREVER, &self.show(&attr), generation, FileHandle(0), FopenFlags::empty());
             }
             Err(e) => reply.error(failed("create", parent, &e)),
         }

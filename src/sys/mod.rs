@@ -7,7 +7,7 @@ mod namespace;
 mod process;
 mod wait;
 
-pub use fd::{begin_write_back, get_file_attributes, set_file_attributes, set_nonblocking};
+pub use fd::{begin_write_back, file_handle, get_file_attributes, set_file_attributes, set_nonblocking};
 pub use map::{Bytes, map};
 pub use mount::{
     MountFlags, MountedAt, RemountFlags, device_of, is_disconnected, mount_fuse, mounts, remount, remount_flags,

@@ -61,6 +61,11 @@ pub fn is_own(number: u64) -> bool {
     (FIRST_OWN..END_OWN).contains(&number) || number >= DERIVED
 }
 
+/// Whether an inode number follows from that of the file system below, which gives it to other objects later.
+pub fn is_derived(number: u64) -> bool {
+    number >= DERIVED
+}
+
 /// The number of an object that carries none, by that of the file system below. That may be another mount of plyfs, whose
 /// numbers are derived themselves: three of them can lie on one another without two inodes getting one number.
 pub fn derived(raw_ino: u64) -> u64 {

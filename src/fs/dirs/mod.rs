@@ -6,7 +6,8 @@
 //! They are those of the file system that the layers are on, with the number of the file system before them where there
 //! are several; so they are the same at every mount, and the names of a hard-linked file share one. Which names those are
 //! is asked of the file system itself, for some list other numbers than they show. What cannot have such a number gets
-//! one from a range of its own, for this mount only.
+//! one from a range of its own, for this mount only. File handles outlive mounts: the generation tells them whether a
+//! number is one that this mount, or one of the same layers, has given.
 //!
 //! # Locks
 //!
@@ -24,6 +25,7 @@ use crate::layer::DirLayer;
 use crate::meta::Kind;
 use crate::upper::FIRST_OWN;
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -49,6 +51,15 @@ pub struct Dirs {
     open: Handles,
     static_nlink: bool,
     next_source: AtomicU64,
+    generations: Generations,
+}
+
+/// What tells inodes from others that have their numbers in other mounts.
+struct Generations {
+    /// Of lasting numbers: made of the identities of the layers, so that it is another one with other layers.
+    lasting: u32,
+    /// Of numbers that are for this mount only.
+    passing: u32,
 }
 
 /// The inodes that have been seen.
@@ -195,7 +206,9 @@ impl Dirs {
             table.device(dev);
         }
         table.nodes.insert(ROOT, Node::Dir(root.clone()));
+        let generations = Generations::of(&layers);
         Ok(Dirs {
+            generations,
             next_source: AtomicU64::new(layers.len() as u64),
             layers,
             root,
@@ -205,6 +218,16 @@ impl Dirs {
             open: Handles::new(options.descriptors),
             static_nlink: options.static_nlink,
         })
+    }
+
+    /// What tells an inode from others that have its number in other mounts. The root's is 0, as FUSE has it. That the
+    /// layers do not change between mounts is up to the user, as with kernel overlayfs.
+    pub fn generation(&self, ino: Ino) -> u32 {
+        match ino {
+            ROOT => 0,
+            FIRST_PASSING.. => self.generations.passing,
+            _ => self.generations.lasting,
+        }
     }
 
     fn table(&self) -> RwLockReadGuard<'_, Table> {
@@ -367,6 +390,16 @@ impl Dirs {
             None => Space::default(),
         }
         .into())
+    }
+}
+
+impl Generations {
+    fn of(layers: &[DirLayer]) -> Generations {
+        // Where a file system has no handles, the numbers of its inodes alone must tell.
+        let number = |layer: &DirLayer| Still.stat(layer.root()).map_or(0, |raw| raw.ino as u32);
+        let of = |layer: &DirLayer| Still.generation(layer.root(), b"").unwrap_or_else(|_| number(layer));
+        let lasting = layers.iter().fold(0, |sum: u32, layer| sum.rotate_left(5) ^ of(layer));
+        Generations { lasting, passing: RandomState::new().hash_one(lasting) as u32 }
     }
 }
 

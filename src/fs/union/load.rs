@@ -85,8 +85,11 @@ impl Union {
         self.is_view() && error.is_absence()
     }
 
-    /// Reads everything below the root.
+    /// Reads everything below the root, unless that has been done: what is made later is known from the start.
     pub(super) fn load_all(&self) -> Result<(), FsError> {
+        if self.all_loaded.load(Ordering::Acquire) {
+            return Ok(());
+        }
         let mut left = vec![ROOT];
         while let Some(dir) = left.pop() {
             self.ensure_loaded(dir)?;
@@ -97,6 +100,11 @@ impl Union {
                 What::Inode(ino) if is_dir(ino) => Some(ino),
                 _ => None,
             }));
+            drop(table);
+            if left.is_empty() {
+                // One may have been moved meanwhile to where all had been read.
+                left = self.table().unread();
+            }
         }
         self.all_loaded.store(true, Ordering::Release);
         Ok(())

@@ -45,8 +45,9 @@ use super::{Forms, FsError, Ino, ROOT};
 use crate::backing::{Handle, share};
 use crate::meta::Kind;
 use crate::upper::Upper;
+use std::hash::{BuildHasher, RandomState};
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use table::{Data, Dir, Entry, Locks, Table, What};
 
@@ -65,6 +66,8 @@ pub struct Union {
     numbering: Mutex<()>,
     /// Whether every directory of the upper has been read.
     all_loaded: AtomicBool,
+    /// For what the file system below has no file handles for.
+    next_generation: AtomicU32,
     /// Whether every directory has one link.
     static_nlink: bool,
     forms: Forms,
@@ -105,6 +108,7 @@ impl Union {
             copying: std::array::from_fn(|_| Mutex::default()),
             numbering: Mutex::default(),
             all_loaded: AtomicBool::new(false),
+            next_generation: AtomicU32::new(RandomState::new().hash_one(0) as u32),
             static_nlink,
             forms,
         };

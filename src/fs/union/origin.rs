@@ -1,15 +1,78 @@
 //! Where what the lower layers have shows through: the way from a number to the names that can be seen.
 
-use super::Union;
+use super::table::{Table, What};
+use super::{TRIES, Union};
 use crate::fs::lower::Name;
-use crate::fs::union::table::What;
-use crate::fs::{FsError, Ino, ROOT};
+use crate::fs::{Attr, FsError, Ino, ROOT};
+use crate::upper::is_derived;
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
 
 impl Union {
+    /// [`crate::fs::Fs::by_number`].
+    pub fn by_number(&self, ino: Ino) -> Result<Attr, FsError> {
+        if self.is_seen(ino)? { self.getattr(ino) } else { Err(FsError::Stale(ino)) }
+    }
+
+    /// Whether an inode can be seen, wherever that is. All directories are read for it if need be, but only once.
+    fn is_seen(&self, ino: Ino) -> Result<bool, FsError> {
+        let known = || self.table().get(ino).map(|entry| entry.linking || !entry.is_removed());
+        let shows = || Ok::<_, FsError>(self.lower.has(ino) && !self.names_now(ino)?.0.is_empty());
+        if let Some(seen) = known() {
+            return Ok(seen);
+        }
+        // That reads the way to where the image has it, on which it may have been copied up.
+        if shows()? {
+            return Ok(true);
+        }
+        if known().is_none() {
+            self.load_all()?;
+        }
+        if known().is_none() && !self.lower.has(ino) {
+            self.lower.load_all()?;
+        }
+        known().map_or_else(shows, Ok)
+    }
+
+    /// [`crate::fs::Fs::generation`]. Only of numbers that are given again it must be made out.
+    pub fn generation(&self, ino: Ino) -> u32 {
+        if !is_derived(ino) {
+            return self.lower.generation(ino);
+        }
+        let known = |table: &Table| table.get(ino).and_then(|entry| entry.generation);
+        if let Some(known) = known(&self.table()) {
+            return known;
+        }
+        let found = (0..TRIES).find_map(|_| self.try_generation(ino).transpose()).and_then(Result::ok);
+        // Where the file system below has none, one that nothing else has in this mount, and hardly in others.
+        let new = || self.next_generation.fetch_add(1, Ordering::Relaxed);
+        let mut table = self.table_mut();
+        match table.get_mut(ino) {
+            Some(entry) => *entry.generation.get_or_insert_with(|| found.unwrap_or_else(new)),
+            None => 0,
+        }
+    }
+
+    /// `None` if others have changed meanwhile what the inode's name is.
+    fn try_generation(&self, ino: Ino) -> Result<Option<u32>, FsError> {
+        let (place, raw) = match self.table().get(ino) {
+            Some(entry) => (entry.names.first().filter(|_| entry.held.is_none()).cloned(), entry.raw),
+            None => return Err(FsError::Stale(ino)),
+        };
+        let backing = self.upper.backing();
+        let Some((dir, name)) = place else {
+            return Ok(Some(backing.generation(self.handle(ino)?.as_fd(), b"")?));
+        };
+        let parent = self.handle(dir)?;
+        let found = backing.generation(parent.as_fd(), &name)?;
+        let is_same = backing.stat_at(parent.as_fd(), &name).is_ok_and(|seen| Some(seen.ino) == raw);
+        Ok(Some(found).filter(|_| is_same))
+    }
+
     /// The names under which an inode of the image, which the upper directory does not have yet, shows through.
     pub(super) fn visible_names(&self, ino: Ino) -> Result<Vec<(Ino, Name)>, FsError> {
         let (names, all) = self.names_now(ino)?;
-        if all || self.all_loaded.load(std::sync::atomic::Ordering::Acquire) {
+        if all || self.all_loaded.load(Ordering::Acquire) {
             return Ok(names);
         }
         // A directory may have been moved to where nobody has looked yet.

@@ -1,8 +1,12 @@
 //! Listing directories of the union.
 //!
-//! Names that the image has come first, at the places that they have there, whether the upper directory has them too or
-//! not; then those that only the upper has, in the order in which they came. So a listing that is going on while names
-//! are copied up, removed or made shows whatever stays exactly once.
+//! First are the names that only the upper directory has, the newest first; then those that the image has, at the places
+//! that they have there, whether the upper has them too or not. A name keeps its place for as long as it is seen, also
+//! while it is copied up, replaced or exchanged. So a listing that is going on while names are changed shows every name
+//! that stays exactly once, and it ends: whatever is made or renamed meanwhile stands before the place that it has
+//! reached, or at a place of the image's, each of which it passes once.
+//!
+//! Places fit into 31 bits, for 32-bit programs, until a directory has had 2^30 names of its own.
 
 use super::Union;
 use super::table::{Name, What};
@@ -12,8 +16,9 @@ use crate::fs::{FsError, Ino};
 use crate::meta::Kind;
 use std::sync::Arc;
 
-/// From here on are the names that the image does not have.
-const OWN: u64 = 1 << 32;
+/// Places from here on are those of names that the image does not have: their serial numbers are added. The image's
+/// places lie below, though its names are listed behind.
+const OWN: u64 = 1 << 30;
 /// How many names are taken at once while the table is locked.
 const BATCH: usize = 256;
 
@@ -77,34 +82,34 @@ impl Union {
             Some(entry) => Ok(entry.kind),
             None => self.lower.kind(ino),
         };
-        if let (Some(lower), Some(listing)) = (lower.filter(|_| from < OWN), &listing) {
-            for item in listing.from((from - FIRST) as usize) {
-                if batch.len() >= BATCH {
-                    return Ok(batch);
-                }
-                let (at, lower::Item { name, ino, kind }) = item?;
-                let next = FIRST + at as u64 + 1;
-                let (ino, kind) = match names.and_then(|names| names.get(name)) {
-                    Some(What::Whiteout) => continue,
-                    Some(What::Inode(ino)) => (ino, kind_of(ino)?),
-                    None if self.is_others(&table, ino) => (self.lower.renumber(lower, name)?, kind),
-                    None => (ino, kind),
-                };
-                batch.push(Item { name: Arc::from(name), ino, kind, next });
-            }
-        }
-        let Some(names) = names else { return Ok(batch) };
-        for (at, name, what) in names.behind(from.saturating_sub(OWN)) {
-            if batch.len() >= BATCH {
-                break;
-            }
+        let older_than = if from <= FIRST { Some(u64::MAX) } else { from.checked_sub(OWN) };
+        for (serial, name, what) in names.zip(older_than).into_iter().flat_map(|(names, newer)| names.older(newer)) {
             let What::Inode(ino) = what else { continue };
             if let Some(lower) = lower
                 && self.lower.find(lower, name)?.is_some()
             {
                 continue;
             }
-            batch.push(Item { name: name.clone(), ino, kind: kind_of(ino)?, next: OWN + at });
+            if batch.len() >= BATCH {
+                return Ok(batch);
+            }
+            batch.push(Item { name: name.clone(), ino, kind: kind_of(ino)?, next: OWN + serial });
+        }
+        let (Some(lower), Some(listing)) = (lower, &listing) else { return Ok(batch) };
+        let start = if older_than.is_some() { 0 } else { from - FIRST };
+        for item in listing.from(start as usize) {
+            if batch.len() >= BATCH {
+                break;
+            }
+            let (at, lower::Item { name, ino, kind }) = item?;
+            let next = FIRST + at as u64 + 1;
+            let (ino, kind) = match names.and_then(|names| names.get(name)) {
+                Some(What::Whiteout) => continue,
+                Some(What::Inode(ino)) => (ino, kind_of(ino)?),
+                None if self.is_others(&table, ino) => (self.lower.renumber(lower, name)?, kind),
+                None => (ino, kind),
+            };
+            batch.push(Item { name: Arc::from(name), ino, kind, next });
         }
         Ok(batch)
     }

@@ -254,8 +254,8 @@ impl Union {
             }
         };
         if let Some(other) = plan.exchanged {
-            table.take_name(to.dir, &to.name, other, false);
-            table.take_name(from.dir, &from.name, ino, false);
+            table.lose_name(to.dir, &to.name, other);
+            table.lose_name(from.dir, &from.name, ino);
             table.add_name(from.dir, &from.name, other);
             table.add_name(to.dir, &to.name, ino);
             count(&mut table, ino, from.dir, to.dir);
@@ -270,7 +270,7 @@ impl Union {
             if is_dir(&table, replaced) {
                 table.count_subdirs(to.dir, -1);
             }
-            table.take_name(to.dir, &to.name, replaced, false);
+            table.lose_name(to.dir, &to.name, replaced);
         }
         table.take_name(from.dir, &from.name, ino, plan.left == Left::Whiteout);
         table.add_name(to.dir, &to.name, ino);

@@ -38,6 +38,8 @@ pub struct Entry {
     pub linking: bool,
     /// Of what has no names any more: the way to it.
     pub held: Option<Handle>,
+    /// What tells it from others that have its number at other times, once it was asked for.
+    pub generation: Option<u32>,
     pub dir: Option<Dir>,
     pub locks: Arc<Locks>,
 }
@@ -82,15 +84,17 @@ pub struct Dir {
 #[derive(Default)]
 pub struct Names {
     slots: HashMap<Name, Slot>,
-    /// In the order in which they came, which is that of listings.
+    /// By their serial numbers, which give listings their order: the newest first.
     order: BTreeMap<u64, Name>,
-    next: u64,
+    /// The serial number of the newest.
+    newest: u64,
 }
 
 #[derive(Clone, Copy)]
 struct Slot {
     what: What,
-    at: u64,
+    /// Given when the name was made, and kept for as long as the name is seen, whatever it names.
+    serial: u64,
 }
 
 /// What a name in a directory of the upper is.
@@ -105,28 +109,30 @@ impl Names {
         self.slots.get(name).map(|slot| slot.what)
     }
 
+    /// Sets what a name is. One that was there already keeps its place in listings; one that nobody saw is new.
     pub fn set(&mut self, name: &Name, what: What) {
-        let at = match self.slots.get(name) {
-            Some(slot) => slot.at,
-            None => {
-                self.next += 1;
-                self.order.insert(self.next, name.clone());
-                self.next
+        let serial = match self.slots.get(name) {
+            Some(Slot { what: What::Inode(_), serial }) => *serial,
+            _ => {
+                self.remove(name);
+                self.newest += 1;
+                self.order.insert(self.newest, name.clone());
+                self.newest
             }
         };
-        self.slots.insert(name.clone(), Slot { what, at });
+        self.slots.insert(name.clone(), Slot { what, serial });
     }
 
     pub fn remove(&mut self, name: &[u8]) {
         if let Some(slot) = self.slots.remove(name) {
-            self.order.remove(&slot.at);
+            self.order.remove(&slot.serial);
         }
     }
 
-    /// Those behind a place in the listing, with the places behind them.
-    pub fn behind(&self, place: u64) -> impl Iterator<Item = (u64, &Name, What)> {
-        let whole = self.order.range(place + 1..);
-        whole.filter_map(|(at, name)| Some((*at, name, self.slots.get(name)?.what)))
+    /// Those that are older than a serial number, the newest first, with theirs.
+    pub fn older(&self, serial: u64) -> impl Iterator<Item = (u64, &Name, What)> {
+        let older = self.order.range(..serial).rev();
+        older.filter_map(|(serial, name)| Some((*serial, name, self.slots.get(name)?.what)))
     }
 
     pub fn all(&self) -> impl Iterator<Item = (&Name, What)> {
@@ -146,6 +152,7 @@ impl Entry {
             spare: 0,
             linking: false,
             held: None,
+            generation: None,
             dir: None,
             locks: Arc::default(),
         }
@@ -163,6 +170,12 @@ impl Table {
 
     pub fn get_mut(&mut self, ino: Ino) -> Option<&mut Entry> {
         self.entries.get_mut(&ino)
+    }
+
+    /// The directories that have not been read.
+    pub fn unread(&self) -> Vec<Ino> {
+        let is_unread = |entry: &Entry| entry.dir.as_ref().is_some_and(|dir| dir.names.is_none());
+        self.entries.iter().filter(|(_, entry)| is_unread(entry)).map(|(ino, _)| *ino).collect()
     }
 
     pub fn by_raw(&self, raw: u64) -> Option<Ino> {
@@ -211,10 +224,15 @@ impl Table {
 
     /// Takes a name from an inode; a whiteout stays in its place, or nothing.
     pub fn take_name(&mut self, dir: Ino, name: &Name, ino: Ino, whiteout: bool) {
+        self.lose_name(dir, name, ino);
+        self.set_hidden(dir, name, whiteout);
+    }
+
+    /// Takes a name from an inode that another inode is about to get: the directory has it all the while.
+    pub fn lose_name(&mut self, dir: Ino, name: &Name, ino: Ino) {
         if let Some(entry) = self.entries.get_mut(&ino) {
             entry.names.retain(|(d, n)| (*d, n) != (dir, name));
         }
-        self.set_hidden(dir, name, whiteout);
     }
 
     /// A whiteout, or nothing.

@@ -1,0 +1,259 @@
+//! File handles of writable mounts: they open the same inode when the kernel has forgotten it, and after a new mount.
+
+use crate::support::bed::{Bed, at, disk};
+use crate::support::env::Mount;
+use crate::support::faulty::{Control, Fault};
+use crate::support::handles::FileHandle;
+use crate::support::tar::Tar;
+use crate::support::writable::Writable;
+use plyfs::fs::{Dirs, DirsOptions, Forms, Fs, FsError, Ino, New, ROOT, Replace};
+use plyfs::meta::Kind;
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountFlags, mount_remount};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+
+/// Files of each of the kinds.
+const EACH: usize = 128;
+
+fn image() -> Tar {
+    let dirs = ["shown", "written", "moved", "linked", "inside", "inside/deep", "removed"];
+    let mut tar = dirs.iter().fold(Tar::new(), |tar, dir| tar.dir(*dir));
+    for n in 0..EACH {
+        for dir in ["shown", "written", "moved", "linked", "inside/deep", "removed"] {
+            tar = tar.file(format!("{dir}/{n}"), format!("{dir} {n}"));
+        }
+        tar = tar.hard_link(format!("shown/link{n}"), format!("linked/{n}"));
+    }
+    tar.symlink("shown/symlink", "0")
+}
+
+/// A file, what is in it, and its handle.
+struct Known {
+    path: PathBuf,
+    content: String,
+    handle: FileHandle,
+}
+
+/// Makes changes of every kind, and gives the files by which they can be told, 1,024 of them.
+fn change(at: &Path) -> Vec<Known> {
+    let path = |dir: &str, n: usize| at.join(dir).join(n.to_string());
+    fs::create_dir(at.join("own")).unwrap();
+    let mut files = Vec::new();
+    for n in 0..EACH {
+        files.push((path("shown", n), format!("shown {n}")));
+        File::options().append(true).open(path("written", n)).unwrap().write_all(b"+").unwrap();
+        files.push((path("written", n), format!("written {n}+")));
+        fs::rename(path("moved", n), path("own", n)).unwrap();
+        files.push((path("own", n), format!("moved {n}")));
+        if n % 2 == 0 {
+            File::options().append(true).open(path("linked", n)).unwrap().write_all(b"+").unwrap();
+        }
+        files.push((path("linked", n), format!("linked {n}{}", if n % 2 == 0 { "+" } else { "" })));
+        files.push((at.join(format!("renamed/deep/{n}")), format!("inside/deep {n}")));
+        for kind in ["new", "twice", "chmod"] {
+            let name = at.join(format!("own/{kind}{n}"));
+            fs::write(&name, format!("{kind} {n}")).unwrap();
+            files.push((name, format!("{kind} {n}")));
+        }
+        fs::hard_link(at.join(format!("own/twice{n}")), at.join(format!("shown/twice{n}"))).unwrap();
+        rustix::fs::chmod(at.join(format!("own/chmod{n}")), Mode::from_raw_mode(0o600)).unwrap();
+    }
+    fs::rename(at.join("inside"), at.join("renamed")).unwrap();
+    symlink("new0", at.join("own/symlink")).unwrap();
+    let known = |(path, content): (PathBuf, String)| Known { handle: FileHandle::of(&path).unwrap(), path, content };
+    files.into_iter().map(known).collect()
+}
+
+fn root(mount: &Mount) -> OwnedFd {
+    rustix::fs::open(mount.path(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap()
+}
+
+/// Has the kernel forget every inode of a mount that nobody has open: a remount drops its names, and with them the rest.
+fn forget(mount: &Mount) {
+    mount_remount(mount.path(), MountFlags::empty(), "").unwrap();
+}
+
+#[track_caller]
+fn assert_all_open(mount: &Mount, files: &[Known]) {
+    let root = root(mount);
+    let mut wrong = Vec::new();
+    for known in files {
+        let mut content = String::new();
+        let opened = known.handle.open(&root, libc::O_RDONLY);
+        match opened.and_then(|fd| File::from(fd).read_to_string(&mut content)) {
+            Ok(_) if content == known.content => {}
+            other => wrong.push(format!("{}: {other:?}, `{content}`", known.path.display())),
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {}: {:#?}", wrong.len(), files.len(), &wrong[..wrong.len().min(9)]);
+}
+
+#[track_caller]
+fn assert_stale(mount: &Mount, handles: &[FileHandle]) {
+    let root = root(mount);
+    for (at, handle) in handles.iter().enumerate() {
+        let opened = handle.open(&root, libc::O_PATH).map_err(|e| e.raw_os_error());
+        assert_eq!(opened.err(), Some(Some(libc::ESTALE)), "handle {at}");
+    }
+}
+
+/// What a handle of a directory, of a symbolic link and of a file opens has its place in the tree again.
+#[track_caller]
+fn assert_connected(mount: &Mount, dirs: &[(&str, FileHandle)]) {
+    let root = root(mount);
+    for (path, handle) in dirs {
+        let dir = handle.open(&root, libc::O_RDONLY | libc::O_DIRECTORY).unwrap_or_else(|e| panic!("{path}: {e}"));
+        let shown = fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd())).unwrap();
+        assert_eq!(shown, mount.path().join(path));
+        let above = rustix::fs::statat(&dir, "..", rustix::fs::AtFlags::empty()).unwrap();
+        assert_eq!(above.st_ino, fs::metadata(mount.path().join(path).parent().unwrap()).unwrap().ino(), "{path}");
+    }
+}
+
+fn handles_hold(bed: &Writable) {
+    let mount = bed.mount();
+    let at = mount.path();
+    let removed: Vec<FileHandle> =
+        (0..EACH).map(|n| FileHandle::of(&at.join(format!("removed/{n}"))).unwrap()).collect();
+    let files = change(at);
+    assert_eq!(files.len(), 8 * EACH);
+    let dirs = ["own", "shown", "renamed", "renamed/deep", "linked"];
+    let dirs = dirs.map(|dir| (dir, FileHandle::of(&at.join(dir)).unwrap()));
+    let links = ["own/symlink", "shown/symlink"].map(|link| FileHandle::of(&at.join(link)).unwrap());
+    fs::remove_dir_all(at.join("removed")).unwrap();
+    forget(&mount);
+    assert_all_open(&mount, &files);
+    forget(&mount);
+    assert_stale(&mount, &removed);
+    assert_connected(&mount, &dirs);
+    forget(&mount);
+    links.iter().for_each(|link| drop(link.open(&root(&mount), libc::O_PATH | libc::O_NOFOLLOW).unwrap()));
+    bed.unmount(mount);
+    // The last first, so that nothing has been looked up on the way to it.
+    let again = bed.mount();
+    assert_all_open(&again, &files.into_iter().rev().collect::<Vec<_>>());
+    links.iter().for_each(|link| drop(link.open(&root(&again), libc::O_PATH | libc::O_NOFOLLOW).unwrap()));
+    assert_stale(&again, &removed);
+    assert_connected(&again, &dirs);
+    bed.unmount(again);
+    let again = bed.mount();
+    assert_connected(&again, &dirs);
+    assert_stale(&again, &removed);
+    bed.unmount(again);
+}
+
+#[test]
+fn file_handles_open_the_same_inodes_on_a_writable_image() {
+    handles_hold(&Writable::over(image().finish()));
+}
+
+#[test]
+fn file_handles_open_the_same_inodes_on_directories() {
+    handles_hold(&Writable::over_directories(image().finish(), 2));
+}
+
+/// The file system below gives the number of what is removed to what is made next.
+fn removed_stays_removed(bed: &Writable) {
+    let mount = bed.mount();
+    let at = mount.path();
+    let mut gone = Vec::new();
+    for n in 0..50 {
+        let (file, link) = (at.join(format!("file{n}")), at.join(format!("link{n}")));
+        fs::write(&file, "old").unwrap();
+        symlink("old", &link).unwrap();
+        gone.extend([&file, &link].map(|path| FileHandle::of(path).unwrap()));
+        fs::remove_file(file).unwrap();
+        fs::remove_file(link).unwrap();
+    }
+    let open = fs::write(at.join("open"), "still open").and_then(|()| File::open(at.join("open"))).unwrap();
+    let held = FileHandle::of(&at.join("open")).unwrap();
+    fs::remove_file(at.join("open")).unwrap();
+    for n in 0..50 {
+        fs::write(at.join(format!("other{n}")), "another").unwrap();
+        symlink("another", at.join(format!("another{n}"))).unwrap();
+    }
+    assert_stale(&mount, &gone);
+    forget(&mount);
+    assert_stale(&mount, &gone);
+    let mut content = String::new();
+    File::from(held.open(&root(&mount), libc::O_RDONLY).unwrap()).read_to_string(&mut content).unwrap();
+    assert_eq!(content, "still open");
+    drop(open);
+    gone.push(held);
+    assert_stale(&mount, &gone);
+    bed.unmount(mount);
+    let again = bed.mount();
+    assert_stale(&again, &gone);
+    bed.unmount(again);
+}
+
+#[test]
+fn a_file_handle_of_a_removed_inode_is_stale() {
+    removed_stays_removed(&Writable::over(image().finish()));
+}
+
+#[test]
+fn a_file_handle_of_a_removed_inode_is_stale_on_directories() {
+    removed_stays_removed(&Writable::over_directories(image().finish(), 2));
+}
+
+#[test]
+fn an_inode_is_found_by_its_number_and_the_upper_directory_read_for_it_once() {
+    let (bed, control) = (Bed::new(vec![image().finish()]), Control::default());
+    let fs = bed.open(disk);
+    let path = |fs: &Fs, path: &str| at(fs, path).unwrap().ino;
+    let (shown, removed, inside) = (path(&fs, "shown"), path(&fs, "removed"), path(&fs, "inside"));
+    let known = ["shown/3", "moved/3", "written/3", "linked/3", "inside/deep/3", "inside", "shown/symlink"];
+    let mut known: Vec<Ino> = known.iter().map(|name| path(&fs, name)).collect();
+    let file = New { kind: Kind::File, mode: 0o644, umask: 0, rdev: 0, uid: 0, gid: 0, target: b"" };
+    let own = fs.make(shown, b"own", &New { kind: Kind::Dir, ..file }).unwrap().ino;
+    known.extend([own, fs.make(own, b"file", &file).unwrap().ino]);
+    fs.write(known[2], 0, b"+").unwrap();
+    fs.rename(path(&fs, "moved"), b"3", own, b"3", Replace::Allow).unwrap();
+    fs.rename(ROOT, b"inside", own, b"inside", Replace::Allow).unwrap();
+    let gone = [path(&fs, "removed/3"), fs.make(removed, b"new", &file).unwrap().ino];
+    fs.unlink(removed, b"3").unwrap();
+    fs.unlink(removed, b"new").unwrap();
+    let before: Vec<_> = known.iter().map(|ino| fs.getattr(*ino).unwrap()).collect();
+    drop(fs);
+    let is_stale = |fs: &Fs, ino: Ino| matches!(fs.by_number(ino), Err(FsError::Stale(_)));
+    // Each is the first that is asked for: nothing has been read for another.
+    for (ino, before) in known.iter().zip(before) {
+        let fs = bed.open(disk);
+        let found = fs.by_number(*ino).unwrap();
+        assert_eq!((found.ino, found.kind, found.nlink, found.size), (*ino, before.kind, before.nlink, before.size));
+    }
+    let fs = bed.open(|| control.backing());
+    assert!(is_stale(&fs, gone[0]));
+    control.arm(0, Fault::Die);
+    for ino in gone.into_iter().chain([0, 1 << 30, 1 << 45, 1 << 61, u64::MAX]) {
+        assert!(is_stale(&fs, ino), "{ino}");
+    }
+    assert_eq!(control.disarm(), None, "a call for a number that nothing has");
+    drop(fs);
+    let fs = bed.open(disk);
+    assert_eq!((fs.by_number(known[4]).unwrap().ino, fs.parent(inside).unwrap()), (known[4], own));
+}
+
+#[test]
+fn a_file_handle_is_of_another_generation_over_other_directories() {
+    let dirs = ["a", "b"].map(|_| tempfile::tempdir().unwrap());
+    let generation = |layers: &[&tempfile::TempDir], ino: Ino| {
+        let layers = layers.iter().map(|dir| dir.path().to_owned()).collect();
+        let options = DirsOptions { layers, static_nlink: false, descriptors: 4 };
+        let dirs = Dirs::open(&options).map_err(|(_, e)| e).unwrap();
+        Fs::of_dirs(dirs, None, Forms::default()).unwrap().generation(ino)
+    };
+    let [a, b] = &dirs;
+    let (lasting, passing) = (1 << 20, (1 << 60) + 1);
+    assert_eq!(generation(&[a, b], lasting), generation(&[a, b], lasting));
+    for other in [&[a][..], &[b], &[b, a]] {
+        assert_ne!(generation(&[a, b], lasting), generation(other, lasting));
+    }
+    assert_ne!(generation(&[a, b], passing), generation(&[a, b], passing));
+    assert_eq!(generation(&[a, b], ROOT), 0, "the kernel makes the root itself");
+}

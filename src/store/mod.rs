@@ -317,3 +317,13 @@ impl Store {
         self.root.join("catalog.json")
     }
 }
+/// Reads the state file of one object in the store; none if there is no such file.
+fn read_json<T: for<'de> serde::Deserialize<'de>>(path: &Path) -> Result<Option<T>> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
+        Err(e) => return Err(Error::io("read", path)(e)),
+    };
+    let damaged = |e: serde_json::Error| Error::Catalog { path: path.into(), why: format!("is damaged: {e}") };
+    serde_json::from_slice(&bytes).map(Some).map_err(damaged)
+}

@@ -3,7 +3,7 @@
 //! A mount is live as long as some process holds the flock on its `lock` file. The flock belongs to the open file, so a
 //! daemon forked by the process that registered holds it too, and after both are gone nobody does.
 
-use super::{Error, Lock, Result, Store, gc, publish};
+use super::{Error, Lock, Result, Store, gc, publish, read_json};
 use crate::digest::Digest;
 use crate::sys;
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::SystemTime;
 
 const LOGS_KEPT: usize = 5;
+const INFO: &str = "info.json";
 /// What a mount has in its folder that is the store's own: where it is mounted, and where its changes are.
 const MERGED: &str = "merged";
 const UPPER: &str = "upper";
@@ -151,16 +152,29 @@ fn begin(store: &Store, image: &Digest, reference: &str, at: Option<&Path>, writ
     Ok(Guard { dir, store: store.clone(), held, info })
 }
 
-/// All live mounts, oldest first.
+/// All live mounts, oldest first. One whose record is damaged is left out, with a warning.
 pub fn list(store: &Store) -> Result<Vec<Info>> {
-    let mut live = Vec::new();
+    let (live, damaged) = list_with_damaged(store)?;
+    for why in damaged {
+        tracing::warn!("{why}; the mount is not listed: umount(8) ends it");
+    }
+    Ok(live)
+}
+
+/// All live mounts, oldest first, and why the records of others cannot be read.
+pub fn list_with_damaged(store: &Store) -> Result<(Vec<Info>, Vec<Error>)> {
+    let (mut live, mut damaged) = (Vec::new(), Vec::new());
     for (_, dir) in gc::list(&store.root().join("mounts"))? {
-        if is_held(&dir) {
-            live.extend(read_info(&dir));
+        if !is_held(&dir) {
+            continue;
+        }
+        match read_json::<Info>(&dir.join(INFO)) {
+            Ok(found) => live.extend(found),
+            Err(why) => damaged.push(why),
         }
     }
     live.sort_by(|a, b| a.started.cmp(&b.started));
-    Ok(live)
+    Ok((live, damaged))
 }
 
 /// The live mount at exactly this path, the newest if several are stacked there.
@@ -177,14 +191,14 @@ pub fn log_path(store: &Store, id: &str) -> PathBuf {
 pub(super) fn stale(store: &Store, lock: &Lock) -> Result<Vec<PathBuf>> {
     debug_assert!(lock.exclusive());
     let all = gc::list(&store.root().join("mounts"))?.into_iter().map(|(_, dir)| dir);
-    let registered = |dir: &PathBuf| dir.join("lock").exists() || dir.join("info.json").exists() || !dir.is_dir();
+    let registered = |dir: &PathBuf| dir.join("lock").exists() || dir.join(INFO).exists() || !dir.is_dir();
     Ok(all.filter(|dir| registered(dir) && !is_held(dir)).collect())
 }
 
 /// Takes a registration away; the log stays until [`prune_logs`] takes it.
 pub(super) fn reap(dir: &Path) -> Result<()> {
     reap_own(dir)?;
-    for name in ["info.json", "info.json.new", "lock"] {
+    for name in [INFO, "info.json.new", "lock"] {
         match fs::remove_file(dir.join(name)) {
             Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 return Err(Error::io("remove", dir.join(name))(e));
@@ -244,12 +258,8 @@ fn is_held(dir: &Path) -> bool {
     file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
 }
 
-fn read_info(dir: &Path) -> Option<Info> {
-    serde_json::from_slice(&fs::read(dir.join("info.json")).ok()?).ok()
-}
-
 fn write_info(dir: &Path, info: &Info) -> Result<()> {
-    let path = dir.join("info.json");
+    let path = dir.join(INFO);
     let bytes =
         serde_json::to_vec_pretty(info).map_err(|e| Error::Catalog { path: path.clone(), why: e.to_string() })?;
     publish::replace(&path, &bytes)

@@ -1,6 +1,6 @@
 //! A running pull's place in the store: a folder for its partials and its intent, alive as long as its flock is held.
 
-use super::{Error, Lock, Result, Store, partial, publish};
+use super::{Error, Lock, Result, Store, partial, publish, read_json};
 use crate::digest::Digest;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -191,6 +191,8 @@ impl Drop for Session {
 pub(super) enum Found {
     /// Its process lives; this is what it needs.
     Live(Intent),
+    /// Its process lives, and what it needs cannot be read.
+    Unreadable(Error),
     /// Its process is gone.
     Dead(PathBuf),
 }
@@ -217,14 +219,9 @@ pub(super) fn find(store: &Store, lock: &Lock) -> Result<Vec<Found>> {
             }
             continue;
         }
-        let intent = match fs::read(path.join(INTENT)) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|e| Error::Catalog { path: path.join(INTENT), why: e.to_string() })?,
-            // It has not said yet, or has just ended.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Intent::default(),
-            Err(e) => return Err(Error::io("read", path.join(INTENT))(e)),
-        };
-        found.push(Found::Live(intent));
+        // Without one it has not said yet, or has just ended.
+        let intent = read_json(&path.join(INTENT)).map(Option::unwrap_or_default);
+        found.push(intent.map_or_else(Found::Unreadable, Found::Live));
     }
     Ok(found)
 }

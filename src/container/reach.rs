@@ -1,5 +1,6 @@
 //! Reaching a container's files from outside: through its processes while it runs, else by mounting its tree for a moment.
 
+use super::control::{self, Paused};
 use super::inside::Inside;
 use super::room::{self, Refusal, Room};
 use super::{keeper, userns, volumes};
@@ -20,6 +21,13 @@ pub fn enter_users(process: u32) -> io::Result<()> {
         Err(e) if Errno::from_io_error(&e) == Some(Errno::INVAL) => Ok(()),
         entered => entered,
     }
+}
+
+/// Pauses a running container, so that its files stay as they are; none where it cannot be, as a plain user's, which has
+/// no cgroup.
+pub fn pause(store: &Store, container: &Container) -> Option<Paused> {
+    let paused = control::pause(&store.container_dir(&container.id));
+    paused.inspect_err(|e| tracing::debug!("cannot pause container {}: {}", container.name, sys::describe(e))).ok()
 }
 
 /// What is mounted of a running container's tree, at a path that this process sees: without what is mounted in it.

@@ -14,12 +14,19 @@ use std::path::{Path, PathBuf};
 
 /// Enters the user namespace in which a plain user's container runs; nothing where it is this process's own. From then on
 /// the process is root of that namespace. It must have one thread.
+///
+/// Root becomes the user: he serves the container's tree over FUSE, which admits nobody else, not even root. Root's
+/// groups do not go along.
 pub fn enter_users(process: u32) -> io::Result<()> {
     let theirs = userns::of_process(process)?;
+    if userns::is_other(&theirs)? && sys::is_root() {
+        sys::set_groups(&[])?;
+    }
     match sys::enter_user_namespace(&theirs) {
         // That is how the kernel says that the process is there already.
         Err(e) if Errno::from_io_error(&e) == Some(Errno::INVAL) => Ok(()),
-        entered => entered,
+        Ok(()) => sys::become_user(0, 0, None),
+        Err(e) => Err(e),
     }
 }
 

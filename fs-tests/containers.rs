@@ -257,3 +257,109 @@ fn images_of_containers_stay() {
     assert!(web.image.layers.iter().all(|layer| store.has_layer(&layer.diff_id)));
     assert_eq!(env.ok(["ps", "-a", "--format", "{{.Image}}"]), "app:1\n");
 }
+
+#[test]
+fn a_damaged_record_stops_nothing_and_is_set_aside_by_repair() {
+    let (env, store) = place();
+    let (web, held) = make(&store, "web", "app:1", 2, |_| {});
+    drop(held);
+    let dir = store.container_dir(&web.id);
+    std::fs::write(dir.join("upper/file"), "kept").unwrap();
+    std::fs::write(dir.join("record.json"), "{\"id\":").unwrap();
+    let record = dir.join("record.json").display().to_string();
+    let warns = |args: &[&str]| {
+        let output = run(&mut env.command(args));
+        assert_eq!((output.code, output.stderr.lines().count()), (0, 1), "{args:?}: {output:#?}");
+        assert!(output.stderr.contains(&record), "{args:?}: {output:#?}");
+        assert!(output.stderr.contains("plyfs system fsck --repair"), "{args:?}: {output:#?}");
+        output.stdout
+    };
+    // Nobody knows what it needs, so that everything that it may need stays.
+    let deleted = warns(&["rmi", "-f", "app:1"]);
+    assert_eq!(deleted.matches("Deleted: ").count(), 1, "its layers stay: {deleted}");
+    let other = env.root().join("tmp/1-0");
+    std::fs::create_dir(&other).unwrap();
+    assert!(warns(&["system", "gc"]).contains("Deleted partial download: "));
+    assert!(!other.exists());
+    assert!(web.image.layers.iter().all(|layer| store.has_layer(&layer.diff_id)));
+    warns(&["image", "prune", "-af"]);
+    warns(&["ps"]);
+    let found = run(&mut env.command(["system", "fsck"]));
+    assert_eq!((found.code, found.stdout.lines().count()), (1, 1), "{found:#?}");
+    assert!(found.stdout.contains(&record), "{found:#?}");
+    let mended = env.ok(["system", "fsck", "--repair"]);
+    assert!(mended.contains(&record) && mended.contains("record.json.damaged"), "{mended}");
+    assert!(mended.ends_with("(mended)\n"), "{mended}");
+    assert_eq!(std::fs::read_to_string(dir.join("record.json.damaged")).unwrap(), "{\"id\":");
+    // The layers were kept by the record alone, and are no one's from now on.
+    let collected = env.run(["system", "gc"]);
+    assert_eq!((collected.code, collected.stderr.as_str()), (0, ""));
+    assert!(!web.image.layers.iter().any(|layer| store.has_layer(&layer.diff_id)));
+    assert_eq!(std::fs::read_to_string(dir.join("upper/file")).unwrap(), "kept");
+    let checked = env.run(["system", "fsck"]);
+    assert_eq!((checked.code, checked.stdout.as_str()), (0, ""));
+}
+
+#[test]
+fn a_damaged_record_of_a_running_container_is_not_set_aside() {
+    let (env, store) = place();
+    let (web, held) = make(&store, "web", "app:1", 2, |_| {});
+    let record = store.container_dir(&web.id).join("record.json");
+    std::fs::write(&record, "").unwrap();
+    let found = run(&mut env.command(["system", "fsck", "--repair"]));
+    assert_eq!(found.code, 1, "{found:#?}");
+    assert!(found.stdout.contains("is running"), "{found:#?}");
+    assert!(record.exists());
+    drop(held);
+}
+
+#[test]
+fn a_damaged_state_stops_nothing_and_is_made_again_by_repair() {
+    let (env, store) = place();
+    let (web, held) = make(&store, "web", "app:1", 2, |_| {});
+    let state = store.container_dir(&web.id).join("state.json");
+    std::fs::write(&state, "{").unwrap();
+    // While it runs nobody else may write its state.
+    let said = env.fails(["rmi", "-f", &web.image.id.to_string()]);
+    assert!(said.contains("is being used by running container"), "{said}");
+    let found = run(&mut env.command(["system", "fsck", "--repair"]));
+    assert!(found.code == 1 && found.stdout.contains("is running"), "{found:#?}");
+    drop(held);
+    eventually("it runs no more", || !containers::is_held(&store, &web.id));
+    let listed = run(&mut env.command(["ps", "-a", "--format", "{{.Names}} {{.Status}}"]));
+    assert_eq!(listed.stdout, "web Exited (137)\n", "{listed:#?}");
+    assert!(listed.stderr.contains(state.to_str().unwrap()) && listed.stderr.lines().count() == 1, "{listed:#?}");
+    assert_eq!(env.run(["rmi", "-f", "app:1"]).code, 0);
+    assert_eq!(env.run(["system", "gc"]).code, 0);
+    let mended = env.ok(["system", "fsck", "--repair"]);
+    assert!(mended.contains(state.to_str().unwrap()) && mended.ends_with("(mended)\n"), "{mended}");
+    assert_eq!(containers::state(&store, &web.id).unwrap().status, Status::Exited);
+    assert_eq!(env.ok(["system", "fsck"]), "");
+}
+
+#[test]
+fn a_damaged_record_of_a_mount_or_a_pull_keeps_every_layer_and_stops_nothing() {
+    let (env, store) = place();
+    let image = store.resolve("app:1").unwrap();
+    let layers = || image.layers.iter().filter(|layer| store.has_layer(&layer.diff_id)).count();
+    let guard = plyfs::store::mounts::register(&store, &image.id, "app:1", "/nowhere".as_ref(), false).unwrap();
+    let info = guard.dir().join("info.json");
+    std::fs::write(&info, "[").unwrap();
+    let removed = run(&mut env.command(["rmi", "-f", "app:1"]));
+    assert_eq!((removed.code, removed.stderr.lines().count()), (0, 1), "{removed:#?}");
+    assert!(removed.stderr.contains(info.to_str().unwrap()), "{removed:#?}");
+    assert_eq!(layers(), 2);
+    let found = run(&mut env.command(["system", "fsck", "--repair"]));
+    assert!(found.code == 1 && found.stdout.contains(info.to_str().unwrap()), "{found:#?}");
+    guard.release().unwrap();
+    let session = plyfs::store::Session::begin(&store).unwrap();
+    session.intend(&plyfs::store::Intent::default()).unwrap();
+    let intent = session.temp_path("x").with_file_name("intent.json");
+    std::fs::write(&intent, "").unwrap();
+    let collected = run(&mut env.command(["system", "gc"]));
+    assert_eq!(collected.code, 0, "{collected:#?}");
+    assert!(collected.stderr.contains(intent.to_str().unwrap()), "{collected:#?}");
+    assert_eq!(layers(), 2);
+    drop(session);
+    assert!(env.ok(["system", "gc"]).contains("Deleted layer: "));
+}

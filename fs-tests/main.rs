@@ -10,6 +10,7 @@ mod chrooting;
 mod cli;
 mod committing;
 mod concurrent;
+mod container_access;
 mod containers;
 mod corpus;
 mod crash;

@@ -33,6 +33,10 @@ pub enum Compression {
     Zstd,
     /// Several zstd frames, one after the other.
     ZstdFrames(usize),
+    /// So many xz streams, one after the other.
+    XzStreams(usize),
+    /// So many bzip2 streams, one after the other.
+    Bzip2Streams(usize),
 }
 
 /// Which blob [`Image::damage`] changes.
@@ -233,6 +237,8 @@ impl Image {
             Compression::None => "",
             Compression::Gzip | Compression::GzipMembers(_) => "gzip",
             Compression::Zstd | Compression::ZstdFrames(_) => "zstd",
+            // No media type says so.
+            Compression::XzStreams(_) | Compression::Bzip2Streams(_) => "gzip",
         };
         match (self.docker, suffix) {
             (true, "") => "application/vnd.docker.image.rootfs.diff.tar".to_owned(),
@@ -282,7 +288,17 @@ pub fn compress(tar: &[u8], compression: Compression) -> Vec<u8> {
         Compression::GzipMembers(count) => pieces(count).flat_map(gzip).collect(),
         Compression::Zstd => zstd::encode_all(tar, 3).unwrap(),
         Compression::ZstdFrames(count) => pieces(count).flat_map(|piece| zstd::encode_all(piece, 3).unwrap()).collect(),
+        Compression::XzStreams(count) => {
+            pieces(count).flat_map(|piece| liblzma::encode_all(piece, 1).unwrap()).collect()
+        }
+        Compression::Bzip2Streams(count) => pieces(count).flat_map(bzip2).collect(),
     }
+}
+
+fn bzip2(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {

@@ -22,7 +22,7 @@ use std::sync::Arc;
 pub(super) enum Way {
     /// What it prints goes into its log.
     Background,
-    /// What it prints is shown; it ends when this process does.
+    /// What it prints is shown, and goes into its log; it ends when this process does.
     Front {
         /// Whether standard input is passed on.
         input: bool,
@@ -96,22 +96,26 @@ fn streams(container: &Container, way: Way, log: &std::path::Path) -> io::Result
     let terminal = container.is("Tty");
     Ok(match way {
         Way::Background => {
-            let log = Arc::new(container::log::open(log)?);
+            let log = Some(Arc::new(container::log::open(log)?));
             Streams {
                 input: if container.is("OpenStdin") { Input::Open } else { Input::None },
-                output: Sink::Log(Arc::clone(&log)),
-                errors: Sink::Log(log),
+                output: Sink { caller: None, log: log.clone() },
+                errors: Sink { caller: None, log },
                 terminal,
                 size_of: None,
             }
         }
-        Way::Front { input } => Streams {
-            input: if input { Input::From(own(io::stdin())?) } else { Input::None },
-            output: Sink::To(own(io::stdout())?),
-            errors: Sink::To(own(io::stderr())?),
-            terminal,
-            size_of: terminal_of_ours(),
-        },
+        Way::Front { input } => {
+            let opened = container::log::open(log);
+            let log = opened.map(Arc::new).inspect_err(|e| tracing::warn!("cannot open {}: {e}", log.display())).ok();
+            Streams {
+                input: if input { Input::From(own(io::stdin())?) } else { Input::None },
+                output: Sink { caller: Some(own(io::stdout())?), log: log.clone() },
+                errors: Sink { caller: Some(own(io::stderr())?), log },
+                terminal,
+                size_of: terminal_of_ours(),
+            }
+        }
     })
 }
 

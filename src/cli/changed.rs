@@ -1,9 +1,11 @@
 //! `diff` and `commit`: what was changed on top of an image, in a container or an upper directory, and what becomes of it.
 
 use super::{Global, args, import, interrupt, output};
+use crate::container::control::Paused;
 use crate::container::inside::Inside;
 use crate::container::{reach, userns};
-use crate::fs::{Changes, How};
+use crate::fs::{Changes, ExportError, FsError, How};
+use crate::image;
 use crate::image::commit::{self, Wanted};
 use crate::name::show;
 use crate::store::containers::{self, Status};
@@ -20,6 +22,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 #[derive(clap::Args)]
 #[command(override_usage = "plyfs diff CONTAINER\n       plyfs diff [OPTIONS] --upper DIR")]
@@ -32,7 +35,7 @@ Examples:
 pub(super) struct DiffArgs {
     #[command(flatten)]
     of: Of,
-    /// The container, by name or ID
+    /// The container, by name or ID; it is paused meanwhile if it runs
     #[arg(value_name = "CONTAINER")]
     args: Vec<String>,
 }
@@ -59,6 +62,10 @@ pub(super) struct CommitArgs {
     /// What the image's history says
     #[arg(short, long, value_name = "TEXT")]
     message: Option<String>,
+    /// Pause a running container meanwhile [default: true]
+    #[arg(short, long, value_name = "BOOL", default_value_t = true, default_missing_value = "true")]
+    #[arg(num_args = 0..=1, require_equals = true, hide_default_value = true, action = clap::ArgAction::Set)]
+    pause: bool,
     #[command(flatten)]
     of: Of,
     /// The container, by name or ID, and the new image's name
@@ -87,6 +94,8 @@ struct Target {
     config: Option<Map<String, Value>>,
     /// The mounts that may be of this union, so that the kernel may hold changes back.
     live: Vec<Live>,
+    /// The container as long as it does not run on.
+    _paused: Option<Paused>,
 }
 
 /// A mount that can be seen at a path.
@@ -100,13 +109,14 @@ pub(super) fn diff(global: &Global, a: &DiffArgs) -> anyhow::Result<()> {
     let store = global.store()?;
     let target = match &a.of.upper {
         Some(upper) => args::none("diff", &a.args).and_then(|()| of_upper(&store, upper, a.of.image.as_deref()))?,
-        None => args::exactly("diff", &a.args).and_then(|[name]| of_container(&store, name))?,
+        None => args::exactly("diff", &a.args).and_then(|[name]| of_container(&store, name, true))?,
     };
     for mount in &target.live {
         sync(mount)?;
     }
     let mut text = String::new();
-    for (path, changed) in changes(&store, &target)?.iter().filter(|(path, _)| *path != b"/") {
+    let found = target.consistently(|| changes(&store, &target))?;
+    for (path, changed) in found.iter().filter(|(path, _)| *path != b"/") {
         let letter = match changed.how {
             How::Added => 'A',
             How::Changed => 'C',
@@ -127,7 +137,7 @@ pub(super) fn commit(global: &Global, a: &CommitArgs) -> anyhow::Result<()> {
         }
         None => {
             let (container, name) = args::one_or_two("commit", &a.args)?;
-            (of_container(&store, container)?, name)
+            (of_container(&store, container, a.pause)?, name)
         }
     };
     let newest = import::source_date()?;
@@ -147,18 +157,20 @@ pub(super) fn commit(global: &Global, a: &CommitArgs) -> anyhow::Result<()> {
     };
     let image = interrupt::in_session(&store, |session| {
         write_back(&store, &target)?;
-        Ok(commit::commit(session, &wanted, &|text| tracing::warn!("{text}"))?)
+        target.consistently(|| commit::commit(session, &wanted, &|text| tracing::warn!("{text}")))
     })?;
     output::line(image.id)
 }
 
 /// What a container changed. A plain user's files are other users' too: for them this process, which must have one
 /// thread, becomes root of a user namespace.
-fn of_container(store: &Store, name: &str) -> anyhow::Result<Target> {
+fn of_container(store: &Store, name: &str, pause: bool) -> anyhow::Result<Target> {
     let container = containers::find(store, name)?;
     let state = containers::state(store, &container.id)?;
     let mut live = Vec::new();
+    let mut paused = None;
     if state.status == Status::Running {
+        paused = if pause { reach::pause(store, &container) } else { None };
         reach::enter_users(state.runner)?;
         let root = reach::tree_of(store, &container, &state);
         live.push(Live { root, of: format!("container {}", container.name), server: state.keeper });
@@ -171,6 +183,7 @@ fn of_container(store: &Store, name: &str) -> anyhow::Result<Target> {
         config: Some(container.config_of_image()),
         image: container.image,
         live,
+        _paused: paused,
     })
 }
 
@@ -199,12 +212,46 @@ fn of_upper(store: &Store, upper: &Path, image: Option<&str>) -> anyhow::Result<
         let seen = |mount: Info| Live { root: mount.seen_at(store), of: mount.reference, server: mount.pid };
         live = mounts.map(seen).collect();
     }
-    Ok(Target { image, upper: upper.to_owned(), left_out: BTreeSet::new(), config: None, live })
+    Ok(Target { image, upper: upper.to_owned(), left_out: BTreeSet::new(), config: None, live, _paused: None })
 }
 
-fn changes(store: &Store, target: &Target) -> anyhow::Result<Changes> {
+fn changes(store: &Store, target: &Target) -> Result<Changes, image::Error> {
     let fs = commit::open_view(store, &target.image, &target.upper)?;
-    fs.changes(&target.left_out).map_err(|e| anyhow::anyhow!("cannot look for changes: {e}"))
+    fs.changes(&target.left_out).map_err(image::Error::Changes)
+}
+
+/// How often changes that are disturbed by more of them are read, and how long to wait in between.
+const TRIES: u32 = 20;
+const REST: Duration = Duration::from_millis(20);
+
+impl Target {
+    /// Reads the changes by `pass`, again from the start where somebody who could not be paused changed them meanwhile.
+    fn consistently<T>(&self, pass: impl Fn() -> Result<T, image::Error>) -> anyhow::Result<T> {
+        let Some(mount) = self.live.first() else { return Ok(pass()?) };
+        for _ in 1..TRIES {
+            match pass() {
+                Err(e) if is_disturbed(&e) => std::thread::sleep(REST),
+                done => return Ok(done?),
+            }
+        }
+        pass().map_err(|e| match is_disturbed(&e) {
+            true => anyhow::anyhow!(
+                "the files of {} changed while they were read, {TRIES} times: stop what changes them first ({e})",
+                mount.of
+            ),
+            false => e.into(),
+        })
+    }
+}
+
+/// Whether something was removed or replaced while it was read.
+fn is_disturbed(error: &image::Error) -> bool {
+    let changed = |e: &FsError| e.is_absence() || matches!(e, FsError::NotDir | FsError::IsDir | FsError::WrongType);
+    match error {
+        image::Error::Changes(e) | image::Error::NewLayer(ExportError::Read { cause: e, .. }) => changed(e),
+        image::Error::NewLayer(ExportError::Shorter(_)) => true,
+        _ => false,
+    }
 }
 
 /// How often files that have come up meanwhile are looked for: each time there are fewer.
@@ -219,7 +266,8 @@ fn write_back(store: &Store, target: &Target) -> anyhow::Result<()> {
     let roots = target.live.iter().map(sync).collect::<anyhow::Result<Vec<Inside>>>()?;
     let mut done = BTreeSet::new();
     for _ in 0..ROUNDS {
-        let files = changes(store, target)?.into_iter().filter(|(_, changed)| changed.is_file());
+        let files =
+            target.consistently(|| changes(store, target))?.into_iter().filter(|(_, changed)| changed.is_file());
         let new: Vec<Vec<u8>> = files.map(|(path, _)| path).filter(|path| !done.contains(path)).collect();
         if new.is_empty() {
             break;

@@ -52,8 +52,10 @@ enum Side<'a> {
 
 /// Has a job done with a container's files, in another process or other namespaces: what it has of this machine it has
 /// open.
-fn with(store: &Store, name: &str, job: impl FnOnce(&Inside) -> copy::Result<()>) -> anyhow::Result<()> {
+fn with(store: &Store, name: &str, pause: bool, job: impl FnOnce(&Inside) -> copy::Result<()>) -> anyhow::Result<()> {
     let container = containers::find(store, name)?;
+    // One that does not run has nothing to pause.
+    let _paused = if pause { reach::pause(store, &container) } else { None };
     let refused = |error: CopyError| match error {
         // A reader that went away is no failure to tell of.
         CopyError::Output(e) if e.kind() == io::ErrorKind::BrokenPipe => Refusal { code: 141, text: String::new() },
@@ -80,7 +82,8 @@ pub(super) fn cp(global: &Global, a: &CpArgs) -> anyhow::Result<()> {
         (Side::Here(_), Side::Here(_)) => anyhow::bail!("must specify at least one container source"),
         (Side::In(name, path), Side::Here(b"-")) => {
             let path = from_root(path);
-            with(&store, name, move |root| pack(root, name, &path, a))
+            // Not paused: it may be what reads the output.
+            with(&store, name, false, move |root| pack(root, name, &path, a))
         }
         (Side::In(name, path), Side::Here(here)) => {
             let (path, here) = (from_root(path), absolute(here)?);
@@ -94,11 +97,12 @@ pub(super) fn cp(global: &Global, a: &CpArgs) -> anyhow::Result<()> {
                 say(a, bytes, &show(&here));
                 Ok(())
             };
-            with(&store, name, job)
+            with(&store, name, true, job)
         }
         (Side::Here(here), Side::In(name, path)) => {
             let path = from_root(path);
-            let here = if here == b"-" { None } else { Some(absolute(here)?) };
+            let from_stdin = here == b"-";
+            let here = if from_stdin { None } else { Some(absolute(here)?) };
             let job = move |root: &Inside| {
                 let to = Place { root, path: &path, container: Some(name) };
                 let bytes = match &here {
@@ -112,7 +116,8 @@ pub(super) fn cp(global: &Global, a: &CpArgs) -> anyhow::Result<()> {
                 say(a, bytes, &format!("{name}:{}", show(&path)));
                 Ok(())
             };
-            with(&store, name, job)
+            // Nor if it may be what writes the input.
+            with(&store, name, !from_stdin, job)
         }
     }
 }

@@ -112,7 +112,7 @@ struct Users {
 
 impl Users {
     fn find(store: &Store) -> anyhow::Result<Users> {
-        let images: Vec<Digest> = mounts::list_known(store)?.into_iter().map(|mount| mount.image).collect();
+        let images: Vec<Digest> = mounts::list(store)?.into_iter().map(|mount| mount.image).collect();
         let mut users = Users { active: images.len(), images, written: 0, idle: 0 };
         for container in containers::list(store)? {
             // One that goes meanwhile is not there.

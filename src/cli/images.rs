@@ -122,7 +122,7 @@ pub(super) fn cells(line: &Line<'_>, id: String, now: Timestamp, counted: [Strin
 
 /// Each image once: its names, what it takes on disk and took on the way, `U` where a mount or a container uses it.
 fn tree(store: &Store, images: &[Image], id: &dyn Fn(&Image) -> String) -> anyhow::Result<()> {
-    let mounts = mounts::list_known(store)?.into_iter().map(|mount| mount.image);
+    let mounts = mounts::list(store)?.into_iter().map(|mount| mount.image);
     let used: Vec<_> = mounts.chain(containers::list(store)?.into_iter().map(|c| c.image.id)).collect();
     let mut lines = vec!["IMAGE\tID\tDISK USAGE\tCONTENT SIZE\tEXTRA".to_owned()];
     for image in images {

@@ -1,4 +1,4 @@
-//! `logs`: what containers in the background printed.
+//! `logs`: what containers printed.
 
 use super::{Global, args, filter};
 use crate::container::log::{self, Entry};
@@ -14,9 +14,6 @@ use std::time::Duration;
 #[derive(clap::Args)]
 #[command(override_usage = "plyfs logs [OPTIONS] CONTAINER")]
 #[command(after_help = "\
-There is what was printed in the background. What a container printed in front
-was shown and is not kept.
-
 Examples:
   plyfs logs web
   plyfs logs -f --tail 10 web")]
@@ -61,7 +58,7 @@ pub(super) fn logs(global: &Global, a: &LogsArgs) -> anyhow::Result<()> {
     let path = store.container_dir(&container.id).join("log");
     let mut from = match File::open(&path) {
         Ok(file) => BufReader::new(file),
-        // It never ran in the background.
+        // It never ran.
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => anyhow::bail!("cannot read {}: {}", path.display(), sys::describe(&e)),
     };

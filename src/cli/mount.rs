@@ -251,7 +251,7 @@ pub(super) fn mount_writable(store: &Store, image: &str, at: &Path, upper: PathB
 pub(super) fn end_own(store: &Store, name: &str) -> anyhow::Result<bool> {
     let own = store.root().join("mounts");
     let meant = |mount: &mounts::Info| mount.id == name || mount.mountpoint == Path::new(name);
-    let mut all = mounts::list_known(store)?.into_iter().chain(mounts::dead(store)?);
+    let mut all = mounts::list(store)?.into_iter().chain(mounts::dead(store)?);
     let found = all.find(|mount| meant(mount) && mount.mountpoint.starts_with(&own));
     found.map(|mount| unmount_one(store, &mount.mountpoint, false)).transpose().map(|done| done.is_some())
 }
@@ -361,7 +361,7 @@ pub(super) fn mounts(global: &Global, a: &MountsArgs) -> anyhow::Result<()> {
     args::none("mounts", &a.args)?;
     let now = Timestamp::now();
     let store = global.store()?;
-    let live = mounts::list_known(&store)?.into_iter().map(|mount| (mount, "live"));
+    let live = mounts::list(&store)?.into_iter().map(|mount| (mount, "live"));
     let dead = mounts::dead(&store)?.into_iter().map(|mount| (mount, "dead"));
     let rows = live.chain(dead).map(|(m, state)| {
         vec![

@@ -1,4 +1,4 @@
-//! What a container in the background prints, as the Kubernetes runtimes write it (CRI): a line each, with the time,
+//! What a container prints, as the Kubernetes runtimes write it (CRI): a line each, with the time,
 //! `stdout` or `stderr`, and `F`, or `P` where the line goes on in the next one.
 //!
 //! ```text
@@ -6,7 +6,7 @@
 //! ```
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -38,37 +38,63 @@ pub fn open(path: &Path) -> io::Result<File> {
     Ok(log)
 }
 
-/// Writes all that comes from `from` down, until it ends. Lines are whole in the log whoever else writes there. What
-/// cannot be written, as on a full disk, is lost: whoever prints must not end of that.
-pub(super) fn keep(from: impl Read, mut log: &File, is_error: bool) -> io::Result<()> {
-    let mut from = BufReader::with_capacity(LONGEST, from);
-    let mut text = Vec::new();
-    let mut failing = false;
-    loop {
-        text.clear();
-        let read = match (&mut from).take(LONGEST as u64).read_until(b'\n', &mut text) {
-            // A terminal's end, when nobody has its other side any more.
-            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => 0,
-            read => read?,
-        };
-        if read == 0 {
-            return Ok(());
+/// Writes one stream of a container into its log. Lines are whole in the log whoever else writes there; a line is written
+/// when its end is known, or with the value's drop. What cannot be written, as on a full disk, is lost: whoever prints
+/// must not end of that.
+pub(super) struct Writer<'a> {
+    log: &'a File,
+    is_error: bool,
+    /// A line whose end has not come yet.
+    begun: Vec<u8>,
+    failing: bool,
+}
+
+impl<'a> Writer<'a> {
+    pub(super) fn new(log: &'a File, is_error: bool) -> Writer<'a> {
+        Writer { log, is_error, begun: Vec::new(), failing: false }
+    }
+
+    /// Takes the next piece of what is printed.
+    pub(super) fn put(&mut self, text: &[u8]) {
+        for part in text.split_inclusive(|byte| *byte == b'\n') {
+            let mut rest = part;
+            while self.begun.len() + rest.len() > LONGEST {
+                let (now, later) = rest.split_at(LONGEST - self.begun.len());
+                self.begun.extend_from_slice(now);
+                self.write_line();
+                rest = later;
+            }
+            self.begun.extend_from_slice(rest);
+            if self.begun.last() == Some(&b'\n') {
+                self.write_line();
+            }
         }
-        let whole = text.last() == Some(&b'\n');
+    }
+
+    fn write_line(&mut self) {
+        let whole = self.begun.last() == Some(&b'\n');
         let time = format!("{:.9}", jiff::Timestamp::now());
-        let stream = if is_error { "stderr" } else { "stdout" };
+        let stream = if self.is_error { "stderr" } else { "stdout" };
         let mut line = format!("{time} {stream} {} ", if whole { 'F' } else { 'P' }).into_bytes();
-        line.extend(&text);
+        line.append(&mut self.begun);
         if !whole {
             line.push(b'\n');
         }
-        match log.write_all(&line) {
-            Err(error) if !failing => {
+        match self.log.write_all(&line) {
+            Err(error) if !self.failing => {
                 tracing::error!("output is lost: {error}");
-                failing = true;
+                self.failing = true;
             }
             Err(_) => {}
-            Ok(()) => failing = false,
+            Ok(()) => self.failing = false,
+        }
+    }
+}
+
+impl Drop for Writer<'_> {
+    fn drop(&mut self) {
+        if !self.begun.is_empty() {
+            self.write_line();
         }
     }
 }
@@ -120,8 +146,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let log = open(&path).unwrap();
-        keep(&printed[..], &log, false).unwrap();
-        keep(&b"bad\n"[..], &log, true).unwrap();
+        let mut writer = Writer::new(&log, false);
+        printed.chunks(1000).for_each(|piece| writer.put(piece));
+        drop(writer);
+        Writer::new(&log, true).put(b"bad\n");
         let mut from = BufReader::new(File::open(&path).unwrap());
         let mut all = Vec::new();
         while let Some(entry) = next(&mut from).unwrap() {
@@ -139,9 +167,9 @@ mod tests {
     #[test]
     fn a_full_disk_stops_nobody_who_prints() {
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let mut printed = &b"one\ntwo\n"[..];
-        keep(&mut printed, &full, false).unwrap();
-        assert!(printed.is_empty());
+        let mut writer = Writer::new(&full, false);
+        writer.put(b"one\ntwo\nthree");
+        assert_eq!(writer.begun, b"three");
     }
 
     #[test]
@@ -149,7 +177,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         std::fs::write(&path, "2026-11-26T21:38:20Z stdout F whole\n2026-11-26T21:38:20Z std").unwrap();
-        keep(&b"more\n"[..], &open(&path).unwrap(), false).unwrap();
+        Writer::new(&open(&path).unwrap(), false).put(b"more\n");
         let mut from = BufReader::new(File::open(&path).unwrap());
         assert_eq!(next(&mut from).unwrap().unwrap().text, b"whole\n");
         assert_eq!(next(&mut from).unwrap().unwrap().text, b"more\n");

@@ -1,5 +1,6 @@
 //! Reaching a container's files from outside: through its processes while it runs, else by mounting its tree for a moment.
 
+use super::control::{self, Paused};
 use super::inside::Inside;
 use super::room::{self, Refusal, Room};
 use super::{keeper, userns, volumes};
@@ -13,13 +14,27 @@ use std::path::{Path, PathBuf};
 
 /// Enters the user namespace in which a plain user's container runs; nothing where it is this process's own. From then on
 /// the process is root of that namespace. It must have one thread.
+///
+/// Root becomes the user: he serves the container's tree over FUSE, which admits nobody else, not even root. Root's
+/// groups do not go along.
 pub fn enter_users(process: u32) -> io::Result<()> {
     let theirs = userns::of_process(process)?;
+    if userns::is_other(&theirs)? && sys::is_root() {
+        sys::set_groups(&[])?;
+    }
     match sys::enter_user_namespace(&theirs) {
         // That is how the kernel says that the process is there already.
         Err(e) if Errno::from_io_error(&e) == Some(Errno::INVAL) => Ok(()),
-        entered => entered,
+        Ok(()) => sys::become_user(0, 0, None),
+        Err(e) => Err(e),
     }
+}
+
+/// Pauses a running container, so that its files stay as they are; none where it cannot be, as a plain user's, which has
+/// no cgroup.
+pub fn pause(store: &Store, container: &Container) -> Option<Paused> {
+    let paused = control::pause(&store.container_dir(&container.id));
+    paused.inspect_err(|e| tracing::debug!("cannot pause container {}: {}", container.name, sys::describe(e))).ok()
 }
 
 /// What is mounted of a running container's tree, at a path that this process sees: without what is mounted in it.

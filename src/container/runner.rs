@@ -5,7 +5,7 @@
 //! Whoever kills this process, or the one that serves the tree, thereby kills the container.
 
 use super::bundle::{self, Wanted};
-use super::control::{self, Deliver};
+use super::control::{self, Deliver, Freeze, Request};
 use super::room::{self, Refusal, Say};
 use super::runtime;
 use super::stdio::{self, Carried, Streams};
@@ -94,6 +94,8 @@ fn begin(job: Job<'_>, dir: &Path) -> Result<(i32, Carried), Refusal> {
     call.args(["run", "--detach", "--bundle", ".", "--pid-file", runtime::PID_FILE]);
     let ends = stdio::give(&job.streams, &mut call).map_err(failed("make pipes"))?;
     call.arg(&job.container.id);
+    // Until the container has its cgroup nobody may remove the one above it.
+    let parent = runtime::keep_parent_cgroup();
     let child = call
         .spawn()
         .map_err(|e| Refusal::own(format!("cannot run {}: {}", job.runtime.display(), sys::describe(&e))))?;
@@ -102,6 +104,7 @@ fn begin(job: Job<'_>, dir: &Path) -> Result<(i32, Carried), Refusal> {
     if sys::wait_for(child.id() as i32).map_err(failed("wait for the runtime"))? != Ended::Code(0) {
         return Err(runtime::why(&job.runtime, &log));
     }
+    drop(parent);
     let text = fs::read_to_string(runtime::PID_FILE).map_err(failed("read the container's process number"))?;
     let first = text.trim().parse().map_err(|_| Refusal::own("the runtime gave no process number"))?;
     let Job { held, runtime, keeper, streams, caller, attached, .. } = job;
@@ -117,7 +120,9 @@ fn begin(job: Job<'_>, dir: &Path) -> Result<(i32, Carried), Refusal> {
     };
     held.set_state(&state).map_err(|e| Refusal::own(e.to_string()))?;
     let carried = stdio::carry(streams, ends).map_err(failed("carry input and output"))?;
-    be_reached(first, &carried, caller, attached).map_err(failed("listen for signals"))?;
+    let id = job.container.id.clone();
+    let freeze: Freeze = Arc::new(move |frozen| runtime::freeze(&id, frozen));
+    be_reached(first, &carried, caller, attached, freeze).map_err(failed("listen for signals"))?;
     Ok((first, carried))
 }
 
@@ -153,7 +158,7 @@ fn number_outside(machine: &impl AsFd, child: i32) -> Option<u32> {
 }
 
 /// Tells the caller that the container runs, and listens to it and to others.
-fn be_reached(first: i32, carried: &Carried, caller: UnixStream, attached: bool) -> io::Result<()> {
+fn be_reached(first: i32, carried: &Carried, caller: UnixStream, attached: bool, freeze: Freeze) -> io::Result<()> {
     let terminal = carried.terminal.clone();
     let deliver: Deliver = Arc::new(move |signal| match &terminal {
         // The kernel tells the container when the size has really changed.
@@ -164,7 +169,7 @@ fn be_reached(first: i32, carried: &Carried, caller: UnixStream, attached: bool)
             sent => sent,
         },
     });
-    control::listen(Arc::clone(&deliver))?;
+    control::listen(Arc::clone(&deliver), freeze)?;
     // A caller that is gone already is noticed by its end of the line.
     let _gone = (&caller).write_all(b"started\n");
     if attached {
@@ -174,7 +179,10 @@ fn be_reached(first: i32, carried: &Carried, caller: UnixStream, attached: bool)
                     tracing::warn!("cannot send signal {signal}: {}", sys::describe(&e));
                 }
             };
-            control::each(&caller, deliver);
+            control::each(&caller, |request| match request {
+                Request::Kill(signal) => deliver(signal),
+                Request::Pause => {}
+            });
             deliver(libc::SIGKILL);
         })?;
     }

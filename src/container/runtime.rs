@@ -5,11 +5,12 @@ use super::room::Refusal;
 use crate::sys;
 use serde_json::Value;
 use std::ffi::OsStr;
-use std::fs;
-use std::io::ErrorKind;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// Those that are looked for, in this order.
 pub const KNOWN: [&str; 3] = ["runc", "crun", "youki"];
@@ -110,10 +111,81 @@ pub fn sweep(dir: &Path, id: &str) {
     gone(fs::remove_dir_all(&state), &state);
     let mut hierarchies = vec![PathBuf::from(CGROUPS)];
     hierarchies.extend(fs::read_dir(CGROUPS).into_iter().flatten().flatten().map(|entry| entry.path()));
-    for hierarchy in hierarchies {
-        let cgroup = hierarchy.join(cgroup(id).trim_start_matches('/'));
-        // Only an empty one can be removed.
-        gone(fs::remove_dir(&cgroup), &cgroup);
+    // Only an empty one can be removed.
+    let all = hierarchies.iter().map(|hierarchy| hierarchy.join(cgroup(id).trim_start_matches('/')));
+    let (removed, left): (Vec<_>, Vec<_>) = all.map(|path| (fs::remove_dir(&path), path)).partition(|(d, _)| d.is_ok());
+    left.into_iter().for_each(|(done, path)| gone(done, &path));
+    if !removed.is_empty() {
+        let parents = removed.iter().filter_map(|(_, path)| path.parent());
+        remove_parent_cgroups(parents);
+    }
+}
+
+/// Removes the cgroups above that of a container that is gone, where no other container has one in them. While another
+/// one is being started they stay, and are removed with that.
+fn remove_parent_cgroups<'a>(parents: impl Iterator<Item = &'a Path>) {
+    let Ok(all) = File::open(CGROUPS) else { return };
+    if all.try_lock().is_err() {
+        return;
+    }
+    for parent in parents {
+        if let Err(e) = fs::remove_dir(parent) {
+            tracing::debug!("{} stays: {e}", parent.display());
+        }
+    }
+}
+
+/// As long as the result lives nobody removes the cgroup that all containers' are in: a runtime makes that first, and the
+/// container's own then.
+pub(super) fn keep_parent_cgroup() -> Option<File> {
+    let all = File::open(CGROUPS).ok()?;
+    let deadline = Instant::now() + PARENT_LIMIT;
+    while all.try_lock_shared().is_err() {
+        if Instant::now() > deadline {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Some(all)
+}
+
+/// How long the start of a container waits for those that remove the cgroup of all. Anybody may lock that directory, and
+/// must not keep a container from starting.
+const PARENT_LIMIT: Duration = Duration::from_millis(500);
+
+/// How long a container's processes may take to be frozen: one that waits for a disk is frozen when the disk answers.
+const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Freezes all processes of a container, or lets them run again, by its cgroup. A plain user's container has none:
+/// [`ErrorKind::Unsupported`]. When this returns they have stopped.
+pub(super) fn freeze(id: &str, frozen: bool) -> io::Result<()> {
+    let own = cgroup(id);
+    let own = own.trim_start_matches('/');
+    let unified = Path::new(CGROUPS).join(own);
+    let split = Path::new(CGROUPS).join("freezer").join(own).join("freezer.state");
+    let (file, told, text, wanted) = if unified.join("cgroup.freeze").exists() {
+        let text = if frozen { "1" } else { "0" };
+        (unified.join("cgroup.freeze"), unified.join("cgroup.events"), text, format!("frozen {text}"))
+    } else if split.exists() {
+        let text = if frozen { "FROZEN" } else { "THAWED" };
+        (split.clone(), split, text, text.to_owned())
+    } else {
+        return Err(ErrorKind::Unsupported.into());
+    };
+    let deadline = Instant::now() + FREEZE_LIMIT;
+    loop {
+        // Again each time: the first version of cgroups misses processes that are just being made.
+        fs::write(&file, text)?;
+        if fs::read_to_string(&told)?.lines().any(|line| line == wanted) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            if frozen {
+                freeze(id, false)?;
+            }
+            return Err(ErrorKind::TimedOut.into());
+        }
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

@@ -30,12 +30,12 @@ pub enum Input {
     From(OwnedFd),
 }
 
-/// Where what a container prints goes.
-pub enum Sink {
-    /// To the caller.
-    To(OwnedFd),
-    /// Into the container's log.
-    Log(Arc<File>),
+/// Where what a container prints goes: into its log, and to the caller before that.
+pub struct Sink {
+    /// The caller's, if the container runs in front.
+    pub caller: Option<OwnedFd>,
+    /// The container's log; none if it cannot be opened, which must not keep a caller from seeing the output.
+    pub log: Option<Arc<File>>,
 }
 
 /// What a container has to do with its caller.
@@ -166,12 +166,7 @@ fn feed(from: OwnedFd, to: OwnedFd) -> io::Result<()> {
 /// Carries what the container prints. Where nobody wants it any more the container is told so by its next write.
 fn print(from: OwnedFd, to: Sink, is_error: bool) -> io::Result<JoinHandle<()>> {
     let print = move || {
-        let from = File::from(from);
-        let ended = match &to {
-            Sink::To(to) => to.try_clone().and_then(|to| copy(from, File::from(to))),
-            Sink::Log(log) => log::keep(from, log, is_error),
-        };
-        if let Err(error) = ended {
+        if let Err(error) = copy(File::from(from), to, is_error) {
             tracing::debug!("output is not wanted any more: {error}");
         }
     };
@@ -179,12 +174,21 @@ fn print(from: OwnedFd, to: Sink, is_error: bool) -> io::Result<JoinHandle<()>> 
 }
 
 /// As far as it goes: a terminal whose other side is closed gives EIO, not an end.
-fn copy(mut from: File, mut to: File) -> io::Result<()> {
+fn copy(mut from: File, to: Sink, is_error: bool) -> io::Result<()> {
+    let mut caller = to.caller.map(File::from);
+    let mut log = to.log.as_deref().map(|log| log::Writer::new(log, is_error));
     let mut buffer = vec![0; 64 << 10];
     loop {
         match from.read(&mut buffer) {
             Ok(0) => return Ok(()),
-            Ok(read) => to.write_all(&buffer[..read])?,
+            Ok(read) => {
+                let text = &buffer[..read];
+                let shown = caller.as_mut().map_or(Ok(()), |caller| caller.write_all(text));
+                if let Some(log) = &mut log {
+                    log.put(text);
+                }
+                shown?;
+            }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) if Errno::from_io_error(&e) == Some(Errno::IO) => return Ok(()),
             Err(e) => return Err(e),
@@ -247,8 +251,8 @@ mod tests {
         let (mut out, mut err) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         let streams = Streams {
             input: Input::From(typed.into()),
-            output: Sink::To(out.try_clone().unwrap().into()),
-            errors: Sink::To(err.try_clone().unwrap().into()),
+            output: Sink { caller: Some(out.try_clone().unwrap().into()), log: None },
+            errors: Sink { caller: Some(err.try_clone().unwrap().into()), log: None },
             terminal: false,
             size_of: None,
         };

@@ -201,6 +201,12 @@ pub fn of_process(process: u32) -> io::Result<File> {
     File::open(format!("/proc/{process}/ns/user"))
 }
 
+/// Whether a user namespace is not this process's own.
+pub fn is_other(namespace: &File) -> io::Result<bool> {
+    let identity = |file: &File| rustix::fs::fstat(file).map(|stat| (stat.st_dev, stat.st_ino));
+    Ok(identity(namespace)? != identity(&File::open("/proc/self/ns/user")?)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

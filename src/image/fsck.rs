@@ -75,7 +75,7 @@ pub fn fsck(store: &Store, options: Options, tell: &mut dyn FnMut(&Finding)) -> 
     if listed.damage.is_none() {
         check.garbage(&lock, &catalog)?;
     }
-    check.containers()?;
+    check.containers(&lock)?;
     let bad_layers = check.layers(&catalog, &suspects.layers)?;
     check.trees(&catalog, &suspects.trees, &bad_layers);
     check.images(&catalog, &suspects.blobs, &bad_layers)?;
@@ -236,11 +236,37 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Containers that are said to run and do not.
-    fn containers(&mut self) -> Result<()> {
-        for container in containers::settle(self.store, self.options.repair)? {
-            let what = format!("container {} ({}) was killed with what kept it", container.short(), container.name);
-            self.report(what, self.options.repair);
+    /// Records that cannot be read, and containers that are said to run and do not. What a damaged record may need was
+    /// kept when garbage was searched, so that it is still there after this check.
+    fn containers(&mut self, lock: &Lock) -> Result<()> {
+        let (containers, damaged) = containers::list_with_damaged(self.store)?;
+        for record in damaged {
+            let set_aside = if self.options.repair { record.set_aside(self.store)? } else { None };
+            let what = match &set_aside {
+                Some(upper) => format!(
+                    "{}; renamed to record.json.damaged: the container is given up, its changes stay in {} for `plyfs \
+                     commit --upper`",
+                    record.why,
+                    upper.display()
+                ),
+                None if self.options.repair => format!("{}; its container is running: end it first", record.why),
+                None => record.why.to_string(),
+            };
+            self.report(what, set_aside.is_some());
+        }
+        for found in containers::settle(self.store, containers, self.options.repair)? {
+            let (id, name) = (found.container.short(), &found.container.name);
+            let what = match found.why {
+                None => format!("container {id} ({name}) was killed with what kept it"),
+                Some(why) if self.options.repair && !found.mended => {
+                    format!("{why}; container {id} ({name}) is running: end it first")
+                }
+                Some(why) => why.to_string(),
+            };
+            self.report(what, found.mended);
+        }
+        for why in gc::unreadable_live(self.store, lock)? {
+            self.report(format!("{why}; no layer is removed until the mount or the pull has ended"), false);
         }
         Ok(())
     }

@@ -60,7 +60,7 @@ pub enum Problem {
     /// A compressed stream is damaged or cut short.
     #[error("bad {kind} stream: {cause}")]
     Inflate {
-        /// `gzip` or `zstd`.
+        /// `gzip`, `zstd`, `xz` or `bzip2`.
         kind: &'static str,
         /// What the decompressor said.
         cause: io::Error,
@@ -116,7 +116,7 @@ impl Problem {
     }
 }
 
-/// A stream made plain, be it compressed with gzip, with zstd or not at all.
+/// A stream made plain, be it compressed with gzip, zstd, xz, bzip2 or not at all.
 pub fn plain<R: io::Read>(stream: R) -> std::result::Result<impl io::Read, Problem> {
     inflate::Inflate::new(stream, |cause| Problem::read("the stream", None, cause))
 }

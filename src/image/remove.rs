@@ -4,7 +4,7 @@ use super::{Error, Result};
 use crate::digest::Digest;
 use crate::layer;
 use crate::reference::Reference;
-use crate::store::containers::{self, Status};
+use crate::store::containers::{self, State, Status};
 use crate::store::{Catalog, Image, Intent, Session, Store, gc, is_id_prefix, mounts};
 use std::collections::BTreeSet;
 
@@ -85,21 +85,28 @@ struct Users {
     stopped: Option<String>,
     /// The ChainIDs of what all containers were made of.
     chains: BTreeSet<Digest>,
+    /// Whether there are more users, whose records cannot be read: any layer may be theirs.
+    unknown: bool,
 }
 
 impl Users {
     fn find(store: &Store, image: &Digest) -> Result<Users> {
         let mut users = Users::default();
-        for container in containers::list(store)? {
+        let (containers, damaged) = containers::list_with_damaged(store)?;
+        let (mounts, unlisted) = mounts::list_with_damaged(store)?;
+        users.unknown = !damaged.is_empty() || !unlisted.is_empty();
+        for container in containers {
             users.chains.extend(container.image.chain_ids());
             if container.image.id != *image {
                 continue;
             }
-            let runs = containers::state(store, &container.id)?.status == Status::Running;
+            let running = |state: State| state.status == Status::Running;
+            // Only the state of one that runs can be an error.
+            let runs = containers::state(store, &container.id).map_or(true, running);
             let place = if runs { &mut users.running } else { &mut users.stopped };
             place.get_or_insert_with(|| container.short().to_owned());
         }
-        let mount = mounts::list(store)?.into_iter().find(|m| m.image == *image).map(|m| m.id);
+        let mount = mounts.into_iter().find(|m| m.image == *image).map(|m| m.id);
         users.running = users.running.or(mount);
         Ok(users)
     }
@@ -177,7 +184,7 @@ fn plan(catalog: &Catalog, image: &Image, wanted: &str, force: bool, users: &Use
     records.push(Record::Deleted(image.id.clone()));
     let others = catalog.images().iter().filter(|i| i.id != image.id);
     let kept: BTreeSet<Digest> = others.flat_map(Image::chain_ids).collect();
-    let needed = |chain: &Digest| kept.contains(chain) || users.chains.contains(chain);
+    let needed = |chain: &Digest| users.unknown || kept.contains(chain) || users.chains.contains(chain);
     let chains = image.chain_ids().into_iter().rev().take_while(|chain| !needed(chain));
     records.extend(chains.map(Record::Deleted));
     Ok(records)

@@ -10,15 +10,16 @@
 //!   rootfs/                  where its tree is mounted, in the keeper's own mount namespace only
 //!   config.json ...          the bundle of the last start, and the runtime's own state and log
 //!   control                  the socket at which it is reached while it runs
-//!   log                      what it printed, if it runs in the background
+//!   log                      what it printed
 //!   keeper.log               what the process that keeps it had to tell
 //! ```
 //!
 //! A container is running if its lock is held; what `state.json` says then is how the running began. One that says
 //! `running` under a free lock was killed with its keeper: it counts as exited by SIGKILL, and `system fsck` writes that
-//! down. A folder without a record is what a crash left of making or removing one.
+//! down. A folder without a record is what a crash left of making or removing one. A record that cannot be read hides its
+//! container; `system fsck --repair` renames it to `record.json.damaged`, and the folder stays for its `upper`.
 
-use super::{Error, Image, Lock, Result, Store, gc, publish};
+use super::{Error, Image, Lock, Result, Store, gc, publish, sealed};
 use crate::digest::Digest;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -243,6 +244,7 @@ impl Held {
 }
 
 const RECORD: &str = "record.json";
+const DAMAGED_RECORD: &str = "record.json.damaged";
 const STATE: &str = "state.json";
 const UPPER: &str = "upper";
 const WORK: &str = "work";
@@ -317,27 +319,45 @@ pub fn try_hold(store: &Store, id: &str) -> Result<Option<Held>> {
 /// All containers, the newest first. One whose record is damaged is left out, with a warning: the others are not to
 /// suffer for it.
 pub fn list(store: &Store) -> Result<Vec<Container>> {
-    all(store, |error| {
-        tracing::warn!("{error}; remove the folder around it to give the container up");
-        Ok(())
-    })
+    let (all, damaged) = list_with_damaged(store)?;
+    for record in damaged {
+        tracing::warn!("{}; `plyfs system fsck --repair` sets it aside", record.why);
+    }
+    Ok(all)
 }
 
-/// All containers; an error if it cannot be known what one needs, so that nothing of it is taken away.
-pub(super) fn list_all(store: &Store) -> Result<Vec<Container>> {
-    all(store, Err)
+/// A container's record that cannot be read, so that nobody knows what the container needs.
+pub struct Damaged {
+    id: String,
+    /// What is wrong with which file.
+    pub why: Error,
 }
 
-fn all(store: &Store, damaged: impl Fn(Error) -> Result<()>) -> Result<Vec<Container>> {
+/// All containers, the newest first, and the records that cannot be read.
+pub fn list_with_damaged(store: &Store) -> Result<(Vec<Container>, Vec<Damaged>)> {
     let mut all: Vec<Container> = Vec::new();
-    for (_, dir) in gc::list(&store.root().join("containers"))? {
-        match read_json(&dir.join(RECORD)) {
+    let mut damaged = Vec::new();
+    for (id, dir) in gc::list(&store.root().join("containers"))? {
+        match sealed::load(&dir.join(RECORD)) {
             Ok(found) => all.extend::<Option<Container>>(found),
-            Err(error) => damaged(error)?,
+            Err(why) => damaged.push(Damaged { id, why }),
         }
     }
     all.sort_by(|a, b| b.created.cmp(&a.created));
-    Ok(all)
+    Ok((all, damaged))
+}
+
+impl Damaged {
+    /// Renames the record, so that it keeps no layer any more and nothing of the container's folder is collected. Gives
+    /// the container's upper directory; none if the container runs, which leaves everything as it is.
+    pub fn set_aside(&self, store: &Store) -> Result<Option<PathBuf>> {
+        let Some(_held) = try_hold(store, &self.id)? else { return Ok(None) };
+        let dir = store.container_dir(&self.id);
+        let record = dir.join(RECORD);
+        fs::rename(&record, dir.join(DAMAGED_RECORD)).map_err(Error::io("rename", &record))?;
+        publish::sync_dir(&dir)?;
+        Ok(Some(dir.join(UPPER)))
+    }
 }
 
 /// The container that `text` means: a name, or the beginning of an ID.
@@ -356,12 +376,20 @@ pub fn find(store: &Store, text: &str) -> Result<Container> {
     }
 }
 
-/// How a container fares. What died without a word counts as killed.
+/// How a container fares. What died without a word counts as killed, and so does, with a warning, one that does not run
+/// and whose state cannot be read.
 pub fn state(store: &Store, id: &str) -> Result<State> {
     let path = store.container_dir(id).join(STATE);
     // The lock first: a keeper writes how it ended before it lets go.
     let running = is_held(store, id);
-    let mut state: State = read_json(&path)?.ok_or_else(|| Error::NoSuchContainer(id.to_owned()))?;
+    let read = match sealed::load(&path) {
+        Err(why) if !running => {
+            tracing::warn!("{why}; `plyfs system fsck --repair` makes it again");
+            Some(after_death(State::default()))
+        }
+        read => read?,
+    };
+    let mut state: State = read.ok_or_else(|| Error::NoSuchContainer(id.to_owned()))?;
     if state.status == Status::Running && !running {
         state = after_death(state);
     }
@@ -379,24 +407,33 @@ fn after_death(state: State) -> State {
     State { exit_code: KILLED, ..state.ended() }
 }
 
-/// Containers that were killed with their keeper, so that their state still says that they run; with `write` it says
-/// afterwards how they ended.
-pub fn settle(store: &Store, write: bool) -> Result<Vec<Container>> {
+/// A container whose state is not what it should be.
+pub struct Unsettled {
+    /// Which.
+    pub container: Container,
+    /// Why its state cannot be read; none if the container was killed with its keeper.
+    pub why: Option<Error>,
+    /// Whether its state says now that it was killed.
+    pub mended: bool,
+}
+
+/// Those of `containers` that were killed with their keeper, so that their state still says that they run, and those
+/// whose state cannot be read; with `write` it says afterwards how they ended, unless one runs.
+pub fn settle(store: &Store, containers: Vec<Container>, write: bool) -> Result<Vec<Unsettled>> {
     let mut found = Vec::new();
-    for container in list(store)? {
-        let path = store.container_dir(&container.id).join(STATE);
-        let Some(held) = try_hold(store, &container.id)? else { continue };
-        let settled = match read_json::<State>(&path)? {
-            Some(state) if state.status == Status::Running => {
-                State { finished: Some(jiff::Timestamp::now().to_string()), ..after_death(state) }
-            }
-            Some(_) => continue,
-            None => State::default(),
+    for container in containers {
+        let held = try_hold(store, &container.id)?;
+        let read = sealed::load::<State>(&store.container_dir(&container.id).join(STATE));
+        let ended = |state| State { finished: Some(jiff::Timestamp::now().to_string()), ..after_death(state) };
+        let (settled, why) = match (read, &held) {
+            (Ok(Some(state)), Some(_)) if state.status == Status::Running => (ended(state), None),
+            (Ok(None), Some(_)) => (State::default(), None),
+            (Ok(_), _) => continue,
+            (Err(why), _) => (ended(State::default()), Some(why)),
         };
-        if write {
-            held.set_state(&settled)?;
-        }
-        found.push(container);
+        let held = held.filter(|_| write);
+        held.as_ref().map_or(Ok(()), |held| held.set_state(&settled))?;
+        found.push(Unsettled { container, why, mended: held.is_some() });
     }
     Ok(found)
 }
@@ -405,7 +442,12 @@ pub fn settle(store: &Store, write: bool) -> Result<Vec<Container>> {
 pub(super) fn stale(store: &Store, lock: &Lock) -> Result<Vec<PathBuf>> {
     debug_assert!(lock.exclusive());
     let all = gc::list(&store.root().join("containers"))?.into_iter().map(|(_, dir)| dir);
-    Ok(all.filter(|dir| !dir.join(RECORD).is_file()).collect())
+    let has = |dir: &Path, name| match fs::symlink_metadata(dir.join(name)) {
+        Ok(_) => true,
+        // What cannot be looked at may be there.
+        Err(e) => !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
+    };
+    Ok(all.filter(|dir| !has(dir, RECORD) && !has(dir, DAMAGED_RECORD)).collect())
 }
 
 /// Takes a container out of the register, and gives its folder under another name, for the caller to remove.
@@ -430,20 +472,7 @@ pub fn new_id() -> Result<String> {
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let bytes =
-        serde_json::to_vec_pretty(value).map_err(|e| Error::Catalog { path: path.into(), why: e.to_string() })?;
-    publish::replace(path, &bytes)
-}
-
-/// None if there is no such file.
-fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
-        Err(e) => return Err(Error::io("read", path)(e)),
-    };
-    let damaged = |e: serde_json::Error| Error::Catalog { path: path.into(), why: format!("is damaged: {e}") };
-    serde_json::from_slice(&bytes).map(Some).map_err(damaged)
+    publish::replace(path, &sealed::encode(value, path)?)
 }
 
 #[cfg(test)]
@@ -525,13 +554,17 @@ mod tests {
         held.set_state(&running).unwrap();
         assert_eq!(state(&store, &made.id).unwrap(), running);
         assert!(is_held(&store, &made.id) && try_hold(&store, &made.id).unwrap().is_none());
-        assert!(settle(&store, true).unwrap().is_empty());
+        let settled = |write| {
+            let all = settle(&store, list(&store).unwrap(), write).unwrap();
+            all.into_iter().map(|one| (one.container, one.mended)).collect::<Vec<_>>()
+        };
+        assert!(settled(true).is_empty());
         drop(held);
         let dead = state(&store, &made.id).unwrap();
         assert_eq!((dead.status, dead.pid, dead.exit_code), (Status::Exited, 0, KILLED));
-        assert_eq!(settle(&store, false).unwrap(), std::slice::from_ref(&made));
-        assert_eq!(settle(&store, true).unwrap(), std::slice::from_ref(&made));
-        assert!(settle(&store, true).unwrap().is_empty());
+        assert_eq!(settled(false), [(made.clone(), false)]);
+        assert_eq!(settled(true), [(made.clone(), true)]);
+        assert!(settled(true).is_empty());
         assert!(state(&store, &made.id).unwrap().finished.is_some());
     }
 
@@ -545,7 +578,12 @@ mod tests {
             fs::write(bad.join(RECORD), record).unwrap();
             assert_eq!(find(&store, "web").unwrap().name, "web", "{record}");
             assert_eq!(list(&store).unwrap().len(), 1);
-            assert!(list_all(&store).unwrap_err().to_string().contains("is damaged"), "{record}");
+            let (_, damaged) = list_with_damaged(&store).unwrap();
+            assert!(damaged[0].why.to_string().contains("is damaged"), "{record}");
+            let lock = store.lock_exclusive().unwrap();
+            fs::create_dir_all(store.layer_dir(&Digest::of(b"nobody's"))).unwrap();
+            let (found, _trash) = gc::collect(&store, &lock, &store.catalog().unwrap(), 1).unwrap();
+            assert_eq!(found, [], "{record}");
         }
     }
 

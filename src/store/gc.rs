@@ -8,10 +8,14 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// A download that nobody took up for so long is forgotten.
 const DOWNLOAD_LIFE: Duration = Duration::from_secs(14 * 24 * 3600);
+
+/// Whether this process has warned that everything had to be kept.
+static WARNED: AtomicBool = AtomicBool::new(false);
 
 /// What kind of thing was left over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,10 +65,17 @@ pub struct Garbage {
     pub bytes: u64,
 }
 
-/// Everything in the store that neither the catalog, nor a live session, nor a live mount needs. Trees count only in
-/// the given version of the format.
+/// Everything in the store that neither the catalog, nor a container, nor a live session, nor a live mount needs. Trees
+/// count only in the given version of the format. Where it cannot be read what somebody needs, every layer, document and
+/// tree is needed.
 pub fn find(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Result<Vec<Garbage>> {
-    let needed = needed(store, lock, catalog)?;
+    Ok(search(store, lock, catalog, format)?.0)
+}
+
+/// [`find`], and why it cannot be known what some need.
+fn search(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Result<(Vec<Garbage>, Vec<Error>)> {
+    let (needed, unreadable) = needed(store, lock, catalog)?;
+    let all_needed = !unreadable.is_empty();
     let mut found = Vec::new();
     for entry in session::find(store, lock)? {
         if let Found::Dead(path) = entry {
@@ -75,7 +86,7 @@ pub fn find(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Resul
         for (kind, folder, keep) in [(Kind::Blob, "blobs", &needed.blobs), (Kind::Layer, "layers", &needed.layers)] {
             for (name, path) in list(&store.root().join(folder).join(algorithm.name()))? {
                 match format!("{}:{name}", algorithm.name()).parse::<Digest>() {
-                    Ok(digest) if keep.contains(&digest) => {}
+                    Ok(digest) if all_needed || keep.contains(&digest) => {}
                     Ok(_) => found.push(garbage(kind, path)),
                     Err(_) => found.push(garbage(Kind::Stray, path)),
                 }
@@ -83,7 +94,7 @@ pub fn find(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Resul
         }
     }
     for (_, path) in list(&store.root().join("trees"))? {
-        if !needed.trees.iter().any(|chain| store.tree_path(chain, format) == path) {
+        if !all_needed && !needed.trees.iter().any(|chain| store.tree_path(chain, format) == path) {
             found.push(garbage(Kind::Tree, path));
         }
     }
@@ -91,7 +102,7 @@ pub fn find(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Resul
     found.extend(containers::stale(store, lock)?.into_iter().map(|path| garbage(Kind::Container, path)));
     let torn = [store.catalog_path(), store.catalog_backup_path()].map(|path| publish::beside(&path));
     found.extend(torn.into_iter().filter(|path| path.exists()).map(|path| garbage(Kind::Partial, path)));
-    Ok(found)
+    Ok((found, unreadable))
 }
 
 /// Layers that were taken out of the store and still take room. While this lives nobody else minds them; when it is
@@ -161,9 +172,19 @@ fn remove_layers(store: &Store, layers: &[&Garbage]) -> (Trash, Result<()>) {
     (trash, first.and(synced))
 }
 
-/// [`find`] and [`remove`] in one.
+/// [`find`] and [`remove`] in one. Warns if everything had to be kept.
 pub fn collect(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Result<(Vec<Garbage>, Trash)> {
-    let found = find(store, lock, catalog, format)?;
+    let (found, unreadable) = search(store, lock, catalog, format)?;
+    let first = unreadable.first().filter(|_| !WARNED.swap(true, Ordering::Relaxed));
+    if let Some(why) = first {
+        let others = match unreadable.len() {
+            1 => String::new(),
+            more => format!(" (and {} more)", more - 1),
+        };
+        tracing::warn!(
+            "{why}{others}; no layer is removed, as it may be needed: `plyfs system fsck --repair` says how to go on"
+        );
+    }
     let trash = remove(store, lock, &found)?;
     Ok((found, trash))
 }
@@ -171,7 +192,10 @@ pub fn collect(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Re
 /// Takes back what a failed session made, except what somebody else needs by now. The session has given up its intent.
 pub fn take_back(store: &Store, made: &Intent, format: u32) -> Result<()> {
     let lock = store.lock_exclusive()?;
-    let needed = needed(store, &lock, &store.catalog()?)?;
+    let (needed, unreadable) = needed(store, &lock, &store.catalog()?)?;
+    if !unreadable.is_empty() {
+        return Ok(());
+    }
     let layers = made.layers.difference(&needed.layers).map(|d| (Kind::Layer, store.layer_dir(d)));
     let blobs = made.blobs.difference(&needed.blobs).map(|d| (Kind::Blob, store.blob_path(d)));
     let trees = made.trees.difference(&needed.trees).map(|d| (Kind::Tree, store.tree_path(d, format)));
@@ -208,21 +232,38 @@ pub fn remove_downloads(store: &Store, lock: &Lock) -> Result<Vec<Garbage>> {
     Ok(found)
 }
 
-fn needed(store: &Store, lock: &Lock, catalog: &Catalog) -> Result<Intent> {
+/// What live sessions and mounts need, and why that cannot be known of some. The image of a mount that is known cannot be
+/// removed from the catalog, and needs no mention.
+fn live(store: &Store, lock: &Lock) -> Result<(Intent, Vec<Error>)> {
     let mut needed = Intent::default();
-    let containers = containers::list_all(store)?;
+    let mut unreadable = mounts::list_with_damaged(store)?.1;
+    for entry in session::find(store, lock)? {
+        match entry {
+            Found::Live(intent) => needed.extend(intent),
+            Found::Unreadable(why) => unreadable.push(why),
+            Found::Dead(_) => {}
+        }
+    }
+    Ok((needed, unreadable))
+}
+
+/// Why it cannot be known what some live sessions and mounts need. As long as they live no layer is collected.
+pub fn unreadable_live(store: &Store, lock: &Lock) -> Result<Vec<Error>> {
+    Ok(live(store, lock)?.1)
+}
+
+/// What is in use, and why that cannot be known of some who use the store.
+fn needed(store: &Store, lock: &Lock, catalog: &Catalog) -> Result<(Intent, Vec<Error>)> {
+    let (mut needed, mut unreadable) = live(store, lock)?;
+    let (containers, damaged) = containers::list_with_damaged(store)?;
+    unreadable.extend(damaged.into_iter().map(|record| record.why));
     let used = containers.iter().map(|container| &container.image);
     for image in catalog.images().iter().chain(used) {
         needed.layers.extend(image.layers.iter().map(|l| l.diff_id.clone()));
         needed.blobs.extend(image.blobs().cloned());
         needed.trees.insert(image.chain_id());
     }
-    for entry in session::find(store, lock)? {
-        if let Found::Live(intent) = entry {
-            needed.extend(intent);
-        }
-    }
-    Ok(needed)
+    Ok((needed, unreadable))
 }
 
 /// Renames a folder out of its place, and holds it as a live session holds its folder.

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::SystemTime;
 
 const LOGS_KEPT: usize = 5;
+const INFO: &str = "info.json";
 /// What a mount has in its folder that is the store's own: where it is mounted, and where its changes are.
 const MERGED: &str = "merged";
 const UPPER: &str = "upper";
@@ -153,37 +154,29 @@ fn begin(store: &Store, image: &Digest, reference: &str, at: Option<&Path>, writ
     Ok(Guard { dir, store: store.clone(), held, info })
 }
 
-/// All live mounts, oldest first; an error if it cannot be known what one of them is of, so that nothing is removed that
-/// it needs.
+/// All live mounts, oldest first. One whose record is damaged is left out, with a warning.
 pub fn list(store: &Store) -> Result<Vec<Info>> {
-    all(store, |error| match error {
-        Error::State { path, why } => {
-            Err(Error::State { path, why: format!("{why}; unmount what it describes (`findmnt -t fuse.plyfs`) first") })
-        }
-        other => Err(other),
-    })
+    let (live, damaged) = list_with_damaged(store)?;
+    for why in damaged {
+        tracing::warn!("{why}; the mount is not listed: umount(8) ends it");
+    }
+    Ok(live)
 }
 
-/// The live mounts of which is known what they are, oldest first; a warning for each other one.
-pub fn list_known(store: &Store) -> Result<Vec<Info>> {
-    all(store, |error| {
-        tracing::warn!("{error}; the mount goes on, and is not listed");
-        Ok(())
-    })
-}
-
-fn all(store: &Store, damaged: impl Fn(Error) -> Result<()>) -> Result<Vec<Info>> {
-    let mut live = Vec::new();
+/// All live mounts, oldest first, and why the records of others cannot be read.
+pub fn list_with_damaged(store: &Store) -> Result<(Vec<Info>, Vec<Error>)> {
+    let (mut live, mut damaged) = (Vec::new(), Vec::new());
     for (_, dir) in gc::list(&store.root().join("mounts"))? {
-        if is_held(&dir) {
-            match sealed::load(&dir.join("info.json")) {
-                Ok(info) => live.extend::<Option<Info>>(info),
-                Err(error) => damaged(error)?,
-            }
+        if !is_held(&dir) {
+            continue;
+        }
+        match sealed::load::<Info>(&dir.join(INFO)) {
+            Ok(found) => live.extend(found),
+            Err(why) => damaged.push(why),
         }
     }
     live.sort_by(|a, b| a.started.cmp(&b.started));
-    Ok(live)
+    Ok((live, damaged))
 }
 
 /// Whether some process still serves that mount.
@@ -196,7 +189,7 @@ pub fn is_live(store: &Store, id: &str) -> bool {
 pub fn dead(store: &Store) -> Result<Vec<Info>> {
     let table = sys::mounts().map_err(Error::io("read", Path::new("/proc/self/mountinfo")))?;
     let top = |path: &Path| table.iter().rfind(|mounted| mounted.mountpoint == path);
-    let live = list_known(store)?;
+    let live = list(store)?;
     let mut dead: Vec<Info> = Vec::new();
     let mut ended: Vec<Info> = ended(store)?.into_iter().map(|(_, info)| info).collect();
     ended.sort_by(|a, b| b.started.cmp(&a.started));
@@ -220,7 +213,7 @@ fn ended(store: &Store) -> Result<Vec<(PathBuf, Info)>> {
 
 /// What an ended mount was of, if that can still be read.
 fn known(dir: &Path) -> Option<Info> {
-    sealed::load(&dir.join("info.json")).ok().flatten()
+    sealed::load(&dir.join(INFO)).ok().flatten()
 }
 
 /// Removes the registrations of ended mounts at this path, where no dead mount is any more.
@@ -231,7 +224,7 @@ pub fn forget_ended(store: &Store, mountpoint: &Path) -> Result<()> {
 
 /// The live mount at exactly this path, the newest if several are stacked there.
 pub fn by_mountpoint(store: &Store, mountpoint: &Path) -> Result<Option<Info>> {
-    Ok(list_known(store)?.into_iter().rfind(|info| info.mountpoint == mountpoint))
+    Ok(list(store)?.into_iter().rfind(|info| info.mountpoint == mountpoint))
 }
 
 /// Where the log of a mount is, live or not.
@@ -250,14 +243,14 @@ pub(super) fn stale(store: &Store, lock: &Lock) -> Result<Vec<PathBuf>> {
         .filter(|info| !info.mountpoint.starts_with(&own))
         .map(|info| own.join(info.id))
         .collect();
-    let registered = |dir: &PathBuf| dir.join("lock").exists() || dir.join("info.json").exists() || !dir.is_dir();
+    let registered = |dir: &PathBuf| dir.join("lock").exists() || dir.join(INFO).exists() || !dir.is_dir();
     Ok(all.filter(|dir| registered(dir) && !is_held(dir) && !dead.contains(dir)).collect())
 }
 
 /// Takes a registration away; the log stays until [`prune_logs`] takes it.
 pub(super) fn reap(dir: &Path) -> Result<()> {
     reap_own(dir)?;
-    for name in ["info.json", "info.json.new", "lock"] {
+    for name in [INFO, "info.json.new", "lock"] {
         match fs::remove_file(dir.join(name)) {
             Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 return Err(Error::io("remove", dir.join(name))(e));
@@ -318,7 +311,7 @@ fn is_held(dir: &Path) -> bool {
 }
 
 fn write_info(dir: &Path, info: &Info) -> Result<()> {
-    let path = dir.join("info.json");
+    let path = dir.join(INFO);
     publish::replace(&path, &sealed::encode(info, &path)?)
 }
 

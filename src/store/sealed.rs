@@ -64,7 +64,7 @@ pub(super) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = match File::options().read(true).custom_flags(flags.bits() as i32).open(path) {
         Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
         Err(e) if Errno::from_io_error(&e) == Some(Errno::LOOP) => {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "it is a symbolic link"));
         }

@@ -188,6 +188,8 @@ impl Drop for Session {
 pub(super) enum Found {
     /// Its process lives; this is what it needs.
     Live(Intent),
+    /// Its process lives, and what it needs cannot be read.
+    Unreadable(Error),
     /// Its process is gone.
     Dead(PathBuf),
 }
@@ -214,8 +216,9 @@ pub(super) fn find(store: &Store, lock: &Lock) -> Result<Vec<Found>> {
             }
             continue;
         }
-        // Without one, it has not said yet, or has just ended.
-        found.push(Found::Live(sealed::load(&path.join(INTENT))?.unwrap_or_default()));
+        // Without one it has not said yet, or has just ended.
+        let intent = sealed::load(&path.join(INTENT)).map(Option::unwrap_or_default);
+        found.push(intent.map_or_else(Found::Unreadable, Found::Live));
     }
     Ok(found)
 }

@@ -16,7 +16,7 @@ pub use mount::{
 pub use namespace::{
     Namespaces, Restrictions, attach, become_user, copy_mount, die_with_parent, enter_mount_namespace,
     enter_process_namespace, enter_root, enter_user_namespace, isolate_mounts, make_read_only, new_file_system,
-    quiet_copy, unshare,
+    quiet_copy, set_groups, unshare,
 };
 pub use process::{
     Fork, Received, Signals, begin_with_all_signals, close_inherited, describe, detach_from_terminal, fork, fork_first,

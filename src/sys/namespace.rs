@@ -180,7 +180,8 @@ pub fn become_user(uid: u32, gid: u32, groups: Option<&[u32]>) -> io::Result<()>
     if done { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-fn set_groups(groups: &[u32]) -> io::Result<()> {
+/// Sets the supplementary groups of the process.
+pub fn set_groups(groups: &[u32]) -> io::Result<()> {
     // SAFETY: the pointer and the length are those of one live slice.
     if unsafe { libc::setgroups(groups.len(), groups.as_ptr()) } == 0 {
         Ok(())

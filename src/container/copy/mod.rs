@@ -612,10 +612,7 @@ mod tests {
         let cut = tar(&[("f", b'0', "some text")]);
         let packed = zstd::encode_all(&cut[..], 1).unwrap();
         assert_eq!((bed.unpack(&packed, "/d"), read("d/f")), (Ok(9), "some text".into()));
-        assert_eq!(
-            bed.unpack(b"BZh91AY", "/d").unwrap_err(),
-            "the tar is compressed with bzip2, which is not supported (gzip and zstd are)"
-        );
+        assert!(bed.unpack(b"BZh91AY", "/d").is_err());
         assert!(bed.unpack(&cut[..515], "/d").is_err());
     }
 

@@ -45,12 +45,17 @@ pub(super) fn walk(object: OwnedFd, path: &[u8], sink: &mut dyn Sink) -> Result<
         let found = match Disk.open(level.directory.as_fd(), &name, LOOK, 0) {
             Ok(found) => found,
             // Gone since it was listed.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) if is_gone(&e) => continue,
             Err(e) => return Err(failed("open", &path)(e)),
         };
         levels.extend(walk.give(found, path)?);
     }
     Ok(())
+}
+
+/// Whether an object was removed after it was found: whoever runs in the tree may go on.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || Errno::from_io_error(error) == Some(Errno::STALE)
 }
 
 impl Walk<'_> {
@@ -65,7 +70,10 @@ impl Walk<'_> {
                 return Ok(None);
             }
             self.sink.put(&path, &meta, What::Dir)?;
-            let mut names: Vec<_> = Disk.list(fd).map_err(failed("read", &path))?.into_iter().map(|e| e.name).collect();
+            let mut names: Vec<_> = match Disk.list(fd) {
+                Err(e) if is_gone(&e) => Vec::new(),
+                list => list.map_err(failed("read", &path))?.into_iter().map(|e| e.name).collect(),
+            };
             names.sort_unstable_by(|a, b| b.cmp(a));
             return Ok(Some(Level { directory: object, path, names }));
         }
@@ -89,7 +97,10 @@ impl Walk<'_> {
         let meta = meta(fd, stat, path)?;
         match kind {
             Some(Kind::File) => {
-                let file = reopen(fd).map_err(failed("open", path))?;
+                let file = match reopen(fd) {
+                    Err(e) if is_gone(&e) => return Ok(()),
+                    file => file.map_err(failed("open", path))?,
+                };
                 let size = stat.st_size as u64;
                 let pieces = pieces(&file, size);
                 let mut data = Pieces { file: &file, pieces: &pieces, at: 0 };

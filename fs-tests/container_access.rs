@@ -1,0 +1,184 @@
+//! What others do with a container: its log, its files while its processes change them, commands in it, and what is left
+//! of its cgroups.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use plyfs::container::control;
+
+use super::support::env::{TestEnv, run};
+use super::support::eventually;
+use super::support::small::{NEWS, Numbers, Tmux, environment, for_user};
+
+/// Copies a tree and removes it, again and again, and counts.
+const BUSY: &str = "mkdir /w; cd /w; mkdir a; for d in 1 2 3 4 5 6; do mkdir a/$d; for f in 1 2 3 4 5 6 7 8; do \
+                    echo $f > a/$d/$f; ln a/$d/$f a/$d/l$f; done; done; n=0; while :; do busybox cp -a a b; \
+                    busybox rm -r b; n=$((n+1)); echo $n > /n; done";
+
+/// Removes the containers of a store, also when a test fails.
+struct Ends<'a>(&'a TestEnv);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        for id in run(&mut self.0.command(["ps", "-aq"])).stdout.lines() {
+            run(&mut self.0.command(["rm", "-f", id]));
+        }
+    }
+}
+
+fn folder(env: &TestEnv) -> PathBuf {
+    fs::read_dir(env.root().join("containers")).unwrap().next().unwrap().unwrap().path()
+}
+
+#[test]
+fn a_running_containers_files_are_read_while_it_is_paused() {
+    let env = environment();
+    let _ends = Ends(&env);
+    env.ok(["run", "-d", "--name", "web", "box:1", "sh", "-c", BUSY]);
+    let count = || run(&mut env.command(["exec", "web", "cat", "/n"])).stdout;
+    eventually("it is busy", || !count().is_empty());
+    for round in 0..6 {
+        env.ok(["diff", "web"]);
+        env.ok(if round % 2 == 0 {
+            ["commit", "-p", "web", "busy:1"]
+        } else {
+            ["commit", "--pause=true", "web", "busy:1"]
+        });
+        env.ok(["cp", "web:/w", env.path(format!("copy-{round}")).to_str().unwrap()]);
+    }
+    // Nothing stays frozen, and who pauses it has it at rest.
+    let before = count();
+    eventually("it goes on", || count() != before);
+    let dir = folder(&env);
+    let number = || env.ok(["cp", "web:/n", "-"]);
+    let paused = (control::pause(&dir).unwrap(), control::pause(&dir).unwrap());
+    let at_rest = number();
+    thread::sleep(std::time::Duration::from_millis(300));
+    assert_eq!(number(), at_rest);
+    // One who is killed or interrupted leaves the connection closed; the other one has it paused still.
+    drop(paused.0);
+    thread::sleep(std::time::Duration::from_millis(300));
+    assert_eq!(number(), at_rest);
+    drop(paused.1);
+    eventually("it goes on", || number() != at_rest);
+    env.ok(["rm", "-f", "web"]);
+}
+
+#[test]
+fn a_paused_container_can_be_killed() {
+    let env = environment();
+    let _ends = Ends(&env);
+    env.ok(["run", "-d", "--name", "web", "box:1", "sh", "-c", BUSY]);
+    let paused = control::pause(&folder(&env)).unwrap();
+    let mut rm = env.command(["rm", "-f", "web"]).spawn().unwrap();
+    thread::sleep(std::time::Duration::from_millis(200));
+    drop(paused);
+    assert!(rm.wait().unwrap().success());
+}
+
+#[test]
+fn a_plain_users_container_is_read_until_it_holds_still() {
+    let (env, home) = for_user(NEWS);
+    let _ends = Ends(&env);
+    let _numbers = Numbers::give("news", 1_700_400_000);
+    let user = |words: &[&str]| run(&mut env.as_user(NEWS, words));
+    assert_eq!(user(&["run", "-d", "--name", "web", "box:1", "sh", "-c", BUSY]).code, 0);
+    eventually("it is busy", || !user(&["exec", "web", "cat", "/n"]).stdout.is_empty());
+    for round in 0..4 {
+        let copy = home.join(format!("copy-{round}")).display().to_string();
+        for words in [&["diff", "web"][..], &["commit", "web", "busy:1"], &["cp", "web:/w", &copy]] {
+            let done = user(words);
+            assert_eq!((done.code, done.stderr.as_str()), (0, ""), "{words:?}");
+        }
+    }
+    assert_eq!(user(&["rm", "-f", "web"]).code, 0);
+}
+
+#[test]
+fn logs_has_what_a_container_printed_in_front() {
+    let env = environment();
+    let _ends = Ends(&env);
+    let printing = "echo one; echo bad >&2; echo two; printf end; exit 3";
+    let shown = run(&mut env.command(["run", "--name", "front", "box:1", "sh", "-c", printing]));
+    assert_eq!((shown.code, shown.stdout.as_str(), shown.stderr.as_str()), (3, "one\ntwo\nend", "bad\n"));
+    let logged = run(&mut env.command(["logs", "front"]));
+    assert_eq!((logged.code, logged.stdout.as_str(), logged.stderr.as_str()), (0, "one\ntwo\nend", "bad\n"));
+    // Its next run adds to that, in front or not.
+    run(&mut env.command(["start", "-a", "front"]));
+    assert_eq!(run(&mut env.command(["logs", "front"])).stdout, "one\ntwo\nend".repeat(2));
+}
+
+#[test]
+fn logs_has_what_was_printed_at_a_terminal() {
+    let env = environment();
+    let _ends = Ends(&env);
+    let plyfs = format!("{:?}", env.command(["run"])).replace("env -u PLYFS_ROOT ", "");
+    let tmux = Tmux::start(&env);
+    tmux.line(&format!("clear; {plyfs} -t --name term box:1 sh -c 'echo at a terminal'"));
+    tmux.until("at a terminal");
+    eventually("it has ended", || env.ok(["ps", "-aq", "-f", "status=exited"]) != "");
+    assert_eq!(env.ok(["logs", "term"]), "at a terminal\r\n");
+}
+
+#[test]
+fn a_log_that_cannot_be_written_keeps_no_output_from_the_caller() {
+    let env = environment();
+    let _ends = Ends(&env);
+    env.ok(["create", "--name", "front", "box:1", "sh", "-c", "echo one; echo two; exit 3"]);
+    symlink("/dev/full", folder(&env).join("log")).unwrap();
+    let shown = run(&mut env.command(["start", "-a", "front"]));
+    assert_eq!((shown.code, shown.stdout.as_str(), shown.stderr.as_str()), (3, "one\ntwo\n", ""));
+}
+
+#[test]
+fn root_runs_a_command_in_a_plain_users_container() {
+    let (env, _home) = for_user(NEWS);
+    let _ends = Ends(&env);
+    let _numbers = Numbers::give("news", 1_700_500_000);
+    let user = |words: &[&str]| run(&mut env.as_user(NEWS, words));
+    assert_eq!(user(&["run", "-d", "--name", "web", "box:1", "sleep", "4741"]).code, 0);
+    let exec = |words: &[&str]| run(&mut env.command([&["exec"], words].concat()));
+    let seen = exec(&["-u", "ann", "web", "sh", "-c", "id -u; id -g"]);
+    assert_eq!((seen.code, seen.stdout.as_str()), (0, "1000\n1001\n"), "{seen:?}");
+    let root = exec(&["web", "cat", "/proc/self/status"]);
+    assert_eq!(root.code, 0, "{root:?}");
+    // Root's own groups stay outside.
+    let groups = root.stdout.lines().find(|line| line.starts_with("Groups:")).unwrap();
+    let inside = ["", "0"];
+    assert!(inside.contains(&groups.trim_start_matches("Groups:").trim()), "{groups}");
+    let made = exec(&["web", "touch", "/made"]);
+    assert_eq!((made.code, made.stderr.as_str()), (0, ""));
+    assert_eq!(env.ok(["diff", "web"]), "A /made\n");
+    assert_eq!(user(&["exec", "web", "stat", "-c", "%u", "/made"]).stdout, "0\n");
+    assert_eq!(user(&["rm", "-f", "web"]).code, 0);
+}
+
+/// The cgroups of all containers, in each hierarchy, that no container has one in.
+fn empty_cgroups() -> Vec<PathBuf> {
+    let all = fs::read_dir("/sys/fs/cgroup").unwrap().map(|entry| entry.unwrap().path());
+    let all = all.chain([Path::new("/sys/fs/cgroup").to_owned()]).map(|hierarchy| hierarchy.join("plyfs"));
+    let holds = |path: &PathBuf| {
+        fs::read_dir(path).into_iter().flatten().any(|entry| entry.is_ok_and(|entry| entry.path().is_dir()))
+    };
+    all.filter(|path| path.exists() && !holds(path)).collect()
+}
+
+#[test]
+fn no_cgroup_is_left_after_the_last_container_and_many_begin_and_end_together() {
+    let env = environment();
+    let _ends = Ends(&env);
+    let ends = || {
+        for _ in 0..4 {
+            let ran = run(&mut env.command(["run", "--rm", "box:1", "true"]));
+            assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+        }
+    };
+    thread::scope(|scope| (0..3).for_each(|_| drop(scope.spawn(ends))));
+    // Containers of other tests may be between both steps.
+    eventually("the cgroup of all is gone", || {
+        env.ok(["run", "--rm", "box:1", "true"]);
+        empty_cgroups().is_empty()
+    });
+}

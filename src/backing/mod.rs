@@ -2,6 +2,7 @@
 //! count them, fail any of them and forget what was not synced. It decides nothing: what a name or an attribute means is
 //! known to [`crate::whiteout`], but for owner and mode, which an object may carry in an attribute ([`Object`]).
 
+pub mod acl;
 mod disk;
 mod handles;
 mod owner;
@@ -113,6 +114,14 @@ pub trait Backing: Send + Sync {
     fn set_flags(&self, fd: BorrowedFd, flags: u32) -> io::Result<()>;
     fn get_attributes(&self, fd: BorrowedFd) -> io::Result<[u8; 28]>;
     fn set_attributes(&self, fd: BorrowedFd, attributes: &[u8; 28]) -> io::Result<()>;
+
+    /// As `stat`, but the file system is not asked for the times of modification and change: the access time stands for
+    /// them, which it equals in an object that has just been made. A file system with multigrain timestamps (ext4, xfs,
+    /// btrfs, tmpfs) gives what changes after such a question a time finer than the clock's tick, which differs from the
+    /// time of the same change that the kernel keeps for a cached file.
+    fn stat_without_times(&self, fd: BorrowedFd) -> io::Result<Raw> {
+        self.stat(fd)
+    }
 
     /// Up to `most` bytes from `offset` on, fewer only at the file's end.
     fn read_most(&self, fd: BorrowedFd, offset: u64, most: usize) -> io::Result<Vec<u8>> {

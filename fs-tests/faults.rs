@@ -157,7 +157,7 @@ fn link(fs: &Fs, from: &str, to: &str) -> Result<(), FsError> {
     fs.link(at(fs, from)?.ino, dir, name).map(drop)
 }
 
-const NONE: Change = Change { mode: None, uid: None, gid: None, size: None, atime: None, mtime: None };
+const NONE: Change = Change { mode: None, uid: None, gid: None, size: None, atime: None, mtime: None, ctime: None };
 const OLD: SetTime = SetTime::To(Time { sec: 77, nsec: 1 });
 
 macro_rules! case {

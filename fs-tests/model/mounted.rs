@@ -1,7 +1,8 @@
 //! A writable mount of plyfs.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -68,6 +69,18 @@ impl PlyfsPlace {
     }
 }
 
+/// The modification time of every object.
+type Times = BTreeMap<PathBuf, (i64, i64)>;
+
+fn mtimes(root: &Path, at: &Path, into: &mut Times) {
+    let found = root.join(at).symlink_metadata().unwrap();
+    if found.is_dir() {
+        let entries = std::fs::read_dir(root.join(at)).unwrap();
+        entries.for_each(|entry| mtimes(root, &at.join(entry.unwrap().file_name()), into));
+    }
+    into.insert(at.into(), (found.mtime(), found.mtime_nsec()));
+}
+
 /// What plyfs keeps for itself in the upper directory.
 const OWN_XATTRS: &[&str] = &["trusted.overlay."];
 
@@ -77,8 +90,12 @@ impl Place for PlyfsPlace {
     }
 
     fn remount(&mut self) {
+        let (mut before, mut after) = (Times::new(), Times::new());
+        mtimes(self.root(), Path::new(""), &mut before);
         self.unmount();
         self.mount();
+        mtimes(self.root(), Path::new(""), &mut after);
+        assert_eq!(after, before, "modification times before and after a remount");
     }
 
     fn kill(&mut self) {

@@ -112,6 +112,7 @@ impl Inodes for Union {
             size: change.size,
             atime: time(change.atime),
             mtime: time(change.mtime),
+            ctime: None,
         };
         self.fs().setattr(ino, &change).map(|attr| record(&attr)).map_err(errno)
     }

@@ -4,7 +4,7 @@ use super::{Backing, Listed, Raw, Space};
 use crate::meta::{Kind, Time};
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, FlockOperation, Gid, IFlags, Mode, OFlags, RawDir, RenameFlags, Stat,
-    Timestamps, Uid, XattrFlags,
+    StatxFlags, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
 use std::ffi::CStr;
@@ -122,11 +122,37 @@ pub fn read_exact(fd: BorrowedFd, mut into: &mut [u8], mut offset: u64) -> io::R
 impl Backing for Disk {
     fn open(&self, dir: BorrowedFd, name: &[u8], flags: OFlags, mode: u32) -> io::Result<OwnedFd> {
         let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        Ok(rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(mode))?)
+        let opened = rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(mode))?;
+        if !flags.contains(OFlags::PATH) {
+            // The mount shows no access times of reads (`noatime`), so none must reach the disk either. Only the owner may
+            // have that, so a refusal is no fault; and asked for here, it cannot make the call above fail.
+            let _refused = rustix::fs::fcntl_setfl(&opened, OFlags::NOATIME);
+        }
+        Ok(opened)
     }
 
     fn stat(&self, fd: BorrowedFd) -> io::Result<Raw> {
         Ok(raw(&rustix::fs::fstat(fd)?))
+    }
+
+    fn stat_without_times(&self, fd: BorrowedFd) -> io::Result<Raw> {
+        let asked = StatxFlags::BASIC_STATS - StatxFlags::MTIME - StatxFlags::CTIME;
+        let found = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, asked)?;
+        let time = Time { sec: found.stx_atime.tv_sec, nsec: found.stx_atime.tv_nsec };
+        Ok(Raw {
+            dev: rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor),
+            ino: found.stx_ino,
+            mode: found.stx_mode.into(),
+            nlink: found.stx_nlink,
+            uid: found.stx_uid,
+            gid: found.stx_gid,
+            rdev: crate::meta::device(found.stx_rdev_major, found.stx_rdev_minor).unwrap_or(u32::MAX),
+            size: found.stx_size,
+            blocks: found.stx_blocks,
+            atime: time,
+            mtime: time,
+            ctime: time,
+        })
     }
 
     fn stat_at(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<Raw> {

@@ -2,6 +2,7 @@
 //! count them, fail any of them and forget what was not synced. It decides nothing: what a name or an attribute means is
 //! known to [`crate::whiteout`], but for owner and mode, which an object may carry in an attribute ([`Object`]).
 
+pub mod acl;
 mod disk;
 mod handles;
 mod owner;
@@ -121,6 +122,14 @@ pub trait Backing: Send + Sync {
         // FNV-1a: it must be the same in every release.
         let mix = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
         Ok(sys::file_handle(&dir, name)?.into_iter().fold(0x811c_9dc5, mix))
+    }
+
+    /// As `stat`, but the file system is not asked for the times of modification and change: the access time stands for
+    /// them, which it equals in an object that has just been made. A file system with multigrain timestamps (ext4, xfs,
+    /// btrfs, tmpfs) gives what changes after such a question a time finer than the clock's tick, which differs from the
+    /// time of the same change that the kernel keeps for a cached file.
+    fn stat_without_times(&self, fd: BorrowedFd) -> io::Result<Raw> {
+        self.stat(fd)
     }
 
     /// Up to `most` bytes from `offset` on, fewer only at the file's end.

@@ -20,18 +20,15 @@ impl Backing for Still {
         if flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC) {
             return refused();
         }
-        if flags.contains(OFlags::PATH) {
-            return Disk.open(dir, name, flags, 0);
-        }
-        match Disk.open(dir, name, flags | OFlags::NOATIME, 0) {
-            // Only a file's owner may leave no trace.
-            Err(e) if Errno::from_io_error(&e) == Some(Errno::PERM) => Disk.open(dir, name, flags, 0),
-            opened => opened,
-        }
+        Disk.open(dir, name, flags, 0)
     }
 
     fn stat(&self, fd: BorrowedFd) -> io::Result<Raw> {
         Disk.stat(fd)
+    }
+
+    fn stat_without_times(&self, fd: BorrowedFd) -> io::Result<Raw> {
+        Disk.stat_without_times(fd)
     }
 
     fn stat_at(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<Raw> {

@@ -115,6 +115,9 @@ pub struct Change {
     pub atime: Option<SetTime>,
     /// Modification time.
     pub mtime: Option<SetTime>,
+    /// The change time that the kernel has for a file that it caches. No file system can be made to take it; it is for the
+    /// answer.
+    pub ctime: Option<Time>,
 }
 
 /// What is to be made under a new name.

@@ -25,6 +25,7 @@ pub use image::Data;
 pub use new_layer::NewLayer;
 pub use readdir::DirEntry;
 
+pub use crate::backing::acl::ACCESS as ACCESS_ACL;
 use crate::layer::Index;
 use crate::name::NAME_MAX;
 use crate::upper::Upper;
@@ -226,6 +227,14 @@ impl Fs {
     /// Writes what the kernel held back for a while. The times are its business: one that it has set meanwhile stays.
     pub fn write_back(&self, ino: Ino, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
         self.union()?.write_back(ino, offset, bytes)
+    }
+
+    /// Sets a file's modification time back to the one that the kernel has for it, if that is known. For whatever changes
+    /// the data of a file that the kernel caches: the kernel keeps the time of such a file, and sends it when it is another.
+    pub fn keep_mtime(&self, ino: Ino) {
+        if let Ok(union) = self.union() {
+            union.keep_mtime(ino);
+        }
     }
 
     /// Whether a change of a file's data, or of its size, may take long: its data must be copied first.

@@ -1,10 +1,11 @@
 //! The kernel's requests: convert, call [`Fs`], reply.
 
+use super::caller::Caller;
 use super::ids::Ids;
 use super::pool::Pool;
 use super::wake::Wake;
 use super::{Options, convert};
-use crate::fs::{Attr, Change, Fs, FsError, New, Replace};
+use crate::fs::{ACCESS_ACL, Attr, Change, Fs, FsError, New, Replace};
 use crate::meta::Kind;
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
@@ -40,6 +41,10 @@ pub struct Adapter {
     /// Whether the kernel is to heed POSIX ACLs. That makes it check all permissions, so it is for mounts that want
     /// that only; and it costs a request per inode that a caller's group decides about, so for images with ACLs only.
     heed_acls: bool,
+    /// Whether permissions are checked, and so who changes a file may lose its set-group-ID bit.
+    checks: bool,
+    /// Whether the kernel keeps the times of files that it caches (FUSE_WRITEBACK_CACHE). It sends those that it sets.
+    keeps_times: bool,
     xattrs: bool,
     ids: Ids,
 }
@@ -49,7 +54,8 @@ impl Adapter {
         let heed_acls = options.default_permissions && options.acls && options.xattrs && fs.has_acls();
         let ids = Ids { users: options.users.clone(), groups: options.groups.clone() };
         let (pool, syncing, xattrs) = (Pool::default(), AtomicBool::new(false), options.xattrs);
-        Adapter { fs, wake, pool, syncing, notifier, heed_acls, xattrs, ids }
+        let (checks, keeps_times) = (options.default_permissions, false);
+        Adapter { fs, wake, pool, syncing, notifier, heed_acls, checks, keeps_times, xattrs, ids }
     }
 
     /// Attributes as callers see them.
@@ -75,6 +81,15 @@ impl Adapter {
                 reply.entry(&FOREVER, &self.show(&attr), self.generation(attr.ino));
             }
             Err(e) => reply.error(failed(operation, parent, &e)),
+        }
+    }
+
+    /// Makes the kernel ask for an inode's attributes and ACLs before it shows them again. Where it does not heed ACLs, it
+    /// remembers them from the first such call on, so that every later change has to be made known.
+    fn forget_attributes(&self, ino: INodeNo) {
+        if let Some(notifier) = self.notifier.get() {
+            // With an offset below 0 no data is forgotten. An error only says that there was nothing to forget.
+            let _not_remembered = notifier.inval_inode(ino, -1, 0);
         }
     }
 
@@ -166,6 +181,7 @@ impl Filesystem for Adapter {
                     );
                 }
             }
+            self.keeps_times = config.capabilities().contains(InitFlags::FUSE_WRITEBACK_CACHE);
             if let Err(fits) = config.set_max_background(BACKGROUND) {
                 config.set_max_background(fits).ok();
             }
@@ -342,7 +358,7 @@ impl Filesystem for Adapter {
 
     fn setattr(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -350,7 +366,7 @@ impl Filesystem for Adapter {
         size: Option<u64>,
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
-        _: Option<SystemTime>,
+        ctime: Option<SystemTime>,
         _: Option<FileHandle>,
         _: Option<SystemTime>,
         _: Option<SystemTime>,
@@ -361,19 +377,27 @@ impl Filesystem for Adapter {
         self.wake.touch();
         let (atime, mtime) = (atime.map(convert::set_time), mtime.map(convert::set_time));
         let (uid, gid) = (uid.map(|id| self.ids.users.stored(id)), gid.map(|id| self.ids.groups.stored(id)));
-        let change = Change { mode, uid, gid, size, atime, mtime };
+        let ctime = ctime.map(convert::time_of).filter(|_| self.keeps_times);
+        let change = Change { mode, uid, gid, size, atime, mtime, ctime };
         let slow = size.is_some_and(|size| size > 0) && self.fs.is_slow_to_write(ino.0);
         let ids = self.ids.clone();
-        let squashes = ids.squashes() && (uid.is_some() || gid.is_some());
+        let caller = Some(Caller::of(request)).filter(|_| self.checks && may_strip(&change));
+        let keeps_mtime = self.keeps_times && size.is_some() && mtime.is_none();
+        if mode.is_some() && !self.heed_acls {
+            // The ACL follows the mode.
+            self.forget_attributes(ino);
+        }
         self.slowly(
             slow,
-            move |fs| match fs.setattr(ino.0, &change) {
-                // Nobody sees owners as they are, so it is no fault that this one cannot be set.
-                Err(FsError::Io(_)) if squashes => fs.setattr(ino.0, &Change { uid: None, gid: None, ..change }),
-                done => done,
+            move |fs| {
+                let changed = set_attributes(fs, ino, &change, &ids, caller);
+                if keeps_mtime {
+                    fs.keep_mtime(ino.0);
+                }
+                changed.map(|attr| convert::attr(&ids.show(&attr)))
             },
             move |done| match done {
-                Ok(attr) => reply.attr(&FOREVER, &convert::attr(&ids.show(&attr))),
+                Ok(attr) => reply.attr(&FOREVER, &attr),
                 Err(e) => reply.error(failed("setattr", ino, &e)),
             },
         );
@@ -486,7 +510,7 @@ impl Filesystem for Adapter {
             Ok(()) => reply.written(written),
             Err(e) => reply.error(failed("write", ino, &e)),
         };
-        let held_back = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let held_back = self.keeps_times || flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let write = move |fs: &Fs, bytes: &[u8]| match held_back {
             true => fs.write_back(ino.0, offset, bytes),
             false => fs.write(ino.0, offset, bytes),
@@ -503,7 +527,15 @@ impl Filesystem for Adapter {
         self.wake.touch();
         let slow = self.fs.is_slow_to_write(ino.0);
         let then = move |done| empty(reply, "fallocate", ino, done);
-        self.slowly(slow, move |fs| fs.fallocate(ino.0, mode, offset, len), then);
+        let keeps_mtime = self.keeps_times;
+        let allocate = move |fs: &Fs| {
+            fs.fallocate(ino.0, mode, offset, len)?;
+            if keeps_mtime {
+                fs.keep_mtime(ino.0);
+            }
+            Ok(())
+        };
+        self.slowly(slow, allocate, then);
     }
 
     fn copy_file_range(
@@ -520,20 +552,47 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         self.wake.touch();
-        let copy = move |fs: &Fs| fs.copy_range(from.0, at, to.0, to_at, len);
+        let keeps_mtime = self.keeps_times;
+        let copy = move |fs: &Fs| {
+            let copied = fs.copy_range(from.0, at, to.0, to_at, len)?;
+            if keeps_mtime {
+                fs.keep_mtime(to.0);
+            }
+            Ok::<u64, FsError>(copied)
+        };
         self.slowly(true, copy, move |done| match done {
             Ok(copied) => reply.written(copied as u32),
             Err(e) => reply.error(failed("copy_file_range", to, &e)),
         });
     }
 
-    fn setxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _: u32, reply: ReplyEmpty) {
+    fn setxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _: u32,
+        reply: ReplyEmpty,
+    ) {
         self.wake.touch();
         if !self.xattrs {
             return reply.error(Errno::ENOSYS);
         }
         let value = self.ids.store_value(name.as_bytes(), value.to_vec());
-        empty(reply, "setxattr", ino, self.fs.setxattr(ino.0, name.as_bytes(), &value, flags));
+        let mut done = self.fs.setxattr(ino.0, name.as_bytes(), &value, flags);
+        if done.is_ok() && name.as_bytes() == ACCESS_ACL {
+            let caller = Some(Caller::of(request)).filter(|_| self.checks);
+            // It changed the mode.
+            self.forget_attributes(ino);
+            done = self
+                .fs
+                .getattr(ino.0)
+                .and_then(|attr| strip_set_group(&self.fs, attr, attr.gid, &self.ids, caller))
+                .map(drop);
+        }
+        empty(reply, "setxattr", ino, done);
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -541,7 +600,11 @@ impl Filesystem for Adapter {
         if !self.xattrs {
             return reply.error(Errno::ENOSYS);
         }
-        empty(reply, "removexattr", ino, self.fs.removexattr(ino.0, name.as_bytes()));
+        let done = self.fs.removexattr(ino.0, name.as_bytes());
+        if done.is_ok() && name.as_bytes() == ACCESS_ACL {
+            self.forget_attributes(ino);
+        }
+        empty(reply, "removexattr", ino, done);
     }
 
     fn ioctl(
@@ -557,7 +620,13 @@ impl Filesystem for Adapter {
     ) {
         self.wake.touch();
         match control(&self.fs, ino.0, command, given) {
-            Ok(answer) => reply.ioctl(0, &answer),
+            Ok(answer) => {
+                if matches!(command, FS_IOC_SETFLAGS | FS_IOC_FSSETXATTR) {
+                    // It changed the change time.
+                    self.forget_attributes(ino);
+                }
+                reply.ioctl(0, &answer);
+            }
             Err(e) => reply.error(failed("ioctl", ino, &e)),
         }
     }
@@ -586,6 +655,49 @@ impl Filesystem for Adapter {
 
     fn fsyncdir(&self, request: &Request, ino: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
         self.fsync(request, ino, handle, data_only, reply);
+    }
+}
+
+/// The bit, of a mode.
+const SET_GROUP: u16 = 0o2000;
+
+/// Whether a change of attributes may take the set-group-ID bit from a file: one of anything but times. The kernel takes
+/// set-ID bits away before it writes, and then asks for a new mode; or for nothing at all where the mode would stay the
+/// same by its older rule, which left files their set-group-ID bit that the group may not run.
+fn may_strip(change: &Change) -> bool {
+    let sets_times = change.atime.is_some() || change.mtime.is_some() || change.ctime.is_some();
+    let changes = change.mode.is_some() || change.uid.is_some() || change.gid.is_some() || change.size.is_some();
+    changes || !sets_times
+}
+
+/// Changes attributes for a caller whose rights decide about the set-group-ID bit, if there is one given.
+fn set_attributes(fs: &Fs, ino: INodeNo, change: &Change, ids: &Ids, caller: Option<Caller>) -> Result<Attr, FsError> {
+    let squashes = ids.squashes() && (change.uid.is_some() || change.gid.is_some());
+    // The group that it had decides.
+    let group = match (caller, change.gid) {
+        (Some(_), Some(_)) => Some(fs.getattr(ino.0)?.gid),
+        _ => None,
+    };
+    let changed = match fs.setattr(ino.0, change) {
+        // Nobody sees owners as they are, so it is no fault that this one cannot be set.
+        Err(FsError::Io(_)) if squashes => fs.setattr(ino.0, &Change { uid: None, gid: None, ..*change }),
+        done => done,
+    }?;
+    // A directory's bit goes only where the mode is set, which the kernel looks to.
+    let caller = caller.filter(|_| changed.kind != Kind::Dir);
+    strip_set_group(fs, changed, group.unwrap_or(changed.gid), ids, caller)
+}
+
+/// Takes the set-group-ID bit away that a change by the caller, if one is given, must not leave. Gives the attributes.
+fn strip_set_group(fs: &Fs, attr: Attr, group: u32, ids: &Ids, caller: Option<Caller>) -> Result<Attr, FsError> {
+    let (uid, gid) = (ids.users.shown(attr.uid), ids.groups.shown(group));
+    match caller {
+        Some(caller) if attr.mode & SET_GROUP != 0 && !caller.keeps_set_group(uid, gid) => {
+            let mode = Some(u32::from(attr.mode & !SET_GROUP));
+            let stripped = fs.setattr(attr.ino, &Change { mode, ..Change::default() })?;
+            Ok(Attr { mtime: attr.mtime, ctime: attr.ctime, ..stripped })
+        }
+        _ => Ok(attr),
     }
 }
 

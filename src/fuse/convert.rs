@@ -51,14 +51,18 @@ fn time(time: Time) -> SystemTime {
 /// A time to set. Of one before the epoch fuser 0.18 takes the nanoseconds off the seconds, where the kernel means them
 /// to be added; so its parts are the kernel's, but for the sign.
 pub fn set_time(time: TimeOrNow) -> SetTime {
-    let time = match time {
-        TimeOrNow::Now => return SetTime::Now,
-        TimeOrNow::SpecificTime(time) => time,
-    };
-    SetTime::To(match time.duration_since(UNIX_EPOCH) {
+    match time {
+        TimeOrNow::Now => SetTime::Now,
+        TimeOrNow::SpecificTime(time) => SetTime::To(time_of(time)),
+    }
+}
+
+/// A time that the kernel sent, as for [`set_time`].
+pub fn time_of(time: SystemTime) -> Time {
+    match time.duration_since(UNIX_EPOCH) {
         Ok(after) => Time { sec: after.as_secs() as i64, nsec: after.subsec_nanos() },
         Err(e) => Time { sec: (e.duration().as_secs() as i64).wrapping_neg(), nsec: e.duration().subsec_nanos() },
-    })
+    }
 }
 
 /// What a rename does with the new name; EINVAL for combinations that renameat2(2) does not know, and for RENAME_WHITEOUT,

@@ -2,6 +2,7 @@
 //! replaced one day.
 
 mod adapter;
+mod caller;
 mod convert;
 mod ids;
 mod pool;

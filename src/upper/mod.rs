@@ -285,6 +285,12 @@ impl Upper {
         self.see(raw, || self.mark(fd, Mark::Override))
     }
 
+    /// The same without the times of modification and change ([`Backing::stat_without_times`]).
+    pub fn object_without_times(&self, fd: BorrowedFd) -> io::Result<Object> {
+        let raw = self.backing.stat_without_times(fd)?;
+        self.see(raw, || self.mark(fd, Mark::Override))
+    }
+
     /// What a directory's entry is.
     pub fn object_at(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<Object> {
         let raw = self.backing.stat_at(dir, name)?;
@@ -297,17 +303,17 @@ impl Upper {
     }
 
     /// Opens a directory's entry as its kind needs it: a file for reading and writing, a directory for its entries,
-    /// anything else by its path only. Also says whether that is for good: a file that somebody made immutable, or is
-    /// running, can only be read for now, and must be opened again for the next use.
-    pub fn open_entry(&self, dir: BorrowedFd, name: &[u8], raw_mode: u32) -> io::Result<(OwnedFd, bool)> {
+    /// anything else by its path only. With a file that can only be read comes the reason: somebody made it immutable, or
+    /// runs it. It must be opened again for the next use.
+    pub fn open_entry(&self, dir: BorrowedFd, name: &[u8], raw_mode: u32) -> io::Result<(OwnedFd, Option<io::Error>)> {
         let open = |flags| self.backing.open(dir, name, flags, 0);
         match Kind::of(raw_mode) {
-            Some(Kind::Dir) => Ok((open(OFlags::RDONLY | OFlags::DIRECTORY)?, true)),
+            Some(Kind::Dir) => Ok((open(OFlags::RDONLY | OFlags::DIRECTORY)?, None)),
             Some(Kind::File) => match open(OFlags::RDWR) {
-                Err(e) if is_refusal(&e) => Ok((open(OFlags::RDONLY)?, self.is_view)),
-                opened => Ok((opened?, true)),
+                Err(e) if is_refusal(&e) => Ok((open(OFlags::RDONLY)?, Some(e).filter(|_| !self.is_view))),
+                opened => Ok((opened?, None)),
             },
-            _ => Ok((open(OFlags::PATH)?, true)),
+            _ => Ok((open(OFlags::PATH)?, None)),
         }
     }
 

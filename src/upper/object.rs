@@ -1,7 +1,7 @@
 //! Making objects: whole in the work directory first, then put in place by one call.
 
 use super::Upper;
-use crate::backing::{self, Handle, Object, share};
+use crate::backing::{self, Handle, Object, acl, share};
 use crate::meta::{Kind, Time};
 use crate::whiteout::Mark;
 use rustix::fs::{OFlags, RenameFlags, Timespec, Timestamps, XattrFlags};
@@ -161,7 +161,7 @@ impl Upper {
             None => self.open_entry(self.tmp.as_fd(), name.as_bytes(), stored.bits())?.0,
         });
         let fd = handle.as_fd();
-        let raw_ino = self.backing.stat(fd)?.ino;
+        let raw_ino = self.backing.stat_without_times(fd)?.ino;
         if self.overrides.is_none() && (draft.uid, draft.gid) != self.own {
             self.backing.chown(fd, Some(draft.uid), Some(draft.gid))?;
         }
@@ -222,7 +222,7 @@ impl Upper {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         let handle = share(self.backing.open(at.dir, at.name, flags, draft.mode)?);
         let numbered = self
-            .object(handle.as_fd())
+            .object_without_times(handle.as_fd())
             .and_then(|object| Ok((object, self.give_number(handle.as_fd(), object.raw.ino, draft.number)?)));
         match numbered {
             Ok((object, number)) => {
@@ -285,9 +285,19 @@ impl Upper {
         gone.is_ok()
     }
 
-    /// Sets an attribute under the name that users know.
+    /// Sets an attribute under the name that users know. An ACL changes the mode on disk; where the mode that is seen may be
+    /// kept elsewhere, the one on disk goes on to let its owner in, who is the user that serves the mount.
     pub fn set_xattr(&self, fd: BorrowedFd, name: &[u8], value: &[u8], flags: XattrFlags) -> io::Result<()> {
-        self.backing.set_xattr(fd, &self.dialect.stored(name), value, flags)
+        let stored = self.dialect.stored(name);
+        if self.overrides.is_some()
+            && *stored == *acl::ACCESS
+            && let Some(mode) = acl::mode(value, 0)
+        {
+            let is_dir = Kind::of(self.backing.stat_without_times(fd)?.mode) == Some(Kind::Dir);
+            let open = acl::with_mode(value.to_vec(), mode | if is_dir { 0o700 } else { 0o600 });
+            return self.backing.set_xattr(fd, name, &open, flags);
+        }
+        self.backing.set_xattr(fd, &stored, value, flags)
     }
 
     /// Writes all of it.

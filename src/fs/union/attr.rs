@@ -76,7 +76,12 @@ impl Union {
         }
         let handle = self.handle(ino)?;
         let owner = (change.uid, change.gid);
-        let before = self.upper.object(handle.as_fd())?;
+        // Of a file that the kernel caches the times are not asked for: what follows would get others than the kernel has.
+        let times_are_kernels = change.ctime.is_some() && self.kind(ino)? == Kind::File;
+        let before = match times_are_kernels {
+            true => self.upper.object_without_times(handle.as_fd())?,
+            false => self.upper.object(handle.as_fd())?,
+        };
         let expected = changed(self.attr_of(ino, &before)?, change);
         let changes_owner = owner != (None, None) || change.mode.is_some();
         if changes_owner {
@@ -94,13 +99,22 @@ impl Union {
             }
         })?;
         if let (Some(set), Some(entry)) = (change.mtime, self.table_mut().get_mut(ino)) {
-            entry.told = match set {
+            entry.kernel_mtime = match set {
                 SetTime::To(time) => Some(time),
                 SetTime::Now => None,
             };
         }
+        let known = self.table().get(ino).and_then(|entry| entry.kernel_mtime).filter(|_| times_are_kernels);
+        let after = match (known, change.ctime) {
+            (Some(mtime), Some(ctime)) => self
+                .upper
+                .object_without_times(handle.as_fd())
+                .map_err(FsError::from)
+                .and_then(|object| self.attr_of(ino, &object).map(|attr| Attr { mtime, ctime, ..attr })),
+            _ => self.getattr(ino),
+        };
         // It has happened, so it must not fail any more.
-        Ok(self.getattr(ino).unwrap_or(expected))
+        Ok(after.unwrap_or(expected))
     }
 
     fn set_size_and_times(&self, ino: Ino, handle: &Handle, change: &Change) -> Result<(), FsError> {

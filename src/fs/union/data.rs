@@ -57,12 +57,18 @@ impl Union {
     /// [`crate::fs::Fs::write_back`].
     pub fn write_back(&self, ino: Ino, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
         self.write(ino, offset, bytes)?;
-        let Some(told) = self.table().get(ino).and_then(|entry| entry.told) else { return Ok(()) };
-        let times = timestamps(None, Some(told));
-        if let Err(e) = self.upper.backing().utimens(self.handle(ino)?.as_fd(), &times) {
-            tracing::warn!("inode {ino} shows when it was written back: {e}");
-        }
+        self.keep_mtime(ino);
         Ok(())
+    }
+
+    /// [`crate::fs::Fs::keep_mtime`].
+    pub fn keep_mtime(&self, ino: Ino) {
+        let Some(known) = self.table().get(ino).and_then(|entry| entry.kernel_mtime) else { return };
+        let times = timestamps(None, Some(known));
+        let kept = self.handle(ino).and_then(|handle| Ok(self.upper.backing().utimens(handle.as_fd(), &times)?));
+        if let Err(e) = kept {
+            tracing::warn!("the modification time of inode {ino} shows when its data was written back: {e}");
+        }
     }
 
     /// Remembers what a sync of a volatile mount must not hide: a disk that fails, not one that is full.
@@ -84,7 +90,7 @@ impl Union {
     /// Sees to it that a file's data is in the upper directory, and gives its descriptor.
     fn own_data(&self, ino: Ino) -> Result<Handle, FsError> {
         self.copy_up_whole(ino)?;
-        self.handle(ino)
+        self.writable_handle(ino)
     }
 
     /// Copies a file's data, up to `keep` bytes of it: whether that cut the file. Until all of it is there, and on disk,
@@ -97,7 +103,7 @@ impl Union {
             Some(Data::Missing) => return Err(MISSING),
             Some(Data::Upper) | None => return Ok(false),
         };
-        let handle = self.handle(ino)?;
+        let handle = self.writable_handle(ino)?;
         let _alone = locks.privileges.write().unwrap_or_else(PoisonError::into_inner);
         let keep = keep.min(end);
         let before = self.upper.backing().stat(handle.as_fd())?;
@@ -178,7 +184,7 @@ impl Union {
         if self.data_of(ino) != Some(Data::Upper) && self.copy_data(ino, size)? {
             return Ok(());
         }
-        let handle = self.handle(ino)?;
+        let handle = self.writable_handle(ino)?;
         Ok(self.upper.backing().truncate(handle.as_fd(), size)?)
     }
 

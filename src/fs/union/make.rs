@@ -2,8 +2,8 @@
 
 use super::load::name as owned;
 use super::table::{Dir, Entry, Name, Names};
-use super::{Union, acl, lock};
-use crate::backing::{Handle, Object};
+use super::{Union, lock};
+use crate::backing::{Handle, Object, acl};
 use crate::fs::{Attr, FsError, Ino, New};
 use crate::meta::{Kind, PERMISSION_BITS};
 use crate::name::NAME_MAX;
@@ -48,12 +48,16 @@ impl Union {
         let (handle, object, ino) = made;
         let mut entry = Entry::new(new.kind, Some(object.raw.ino));
         entry.capable = false;
+        entry.kernel_mtime = (new.kind == Kind::File).then_some(object.raw.mtime);
         if new.kind == Kind::Dir {
             entry.dir = Some(Dir { lower: None, names: Some(Names::default()), subdirs: 0, default_acl: None });
         }
         self.enter_new(dir, &name, ino, entry);
         self.upper.handles().put(ino, handle);
-        self.attr_of(ino, &object)
+        let made = self.attr_of(ino, &object)?;
+        // The kernel keeps the times of files. Of anything else, putting it in place was the last change; that has happened,
+        // so it must not fail any more.
+        if new.kind == Kind::File { Ok(made) } else { Ok(self.getattr(ino).unwrap_or(made)) }
     }
 
     /// Puts a new object in place: its descriptor, what it is, its number.
@@ -64,7 +68,7 @@ impl Union {
         let made = self.upper.make(draft)?;
         self.upper.claim_name(made.handle.as_fd(), at.name)?;
         // Asked for now: once it is in place nothing may fail.
-        let (object, number) = (self.upper.object(made.handle.as_fd())?, made.number);
+        let (object, number) = (self.upper.object_without_times(made.handle.as_fd())?, made.number);
         let handle = if whiteout { made.put_over_whiteout(at)? } else { made.put(at)? };
         Ok((handle, object, number))
     }

@@ -26,7 +26,6 @@
 //! 5. `Locks::privileges` of a file, by whoever writes it or sets its capabilities;
 //! 6. the table's, for memory only: never over a system call.
 
-mod acl;
 mod attr;
 mod changes;
 mod copy_up;
@@ -46,6 +45,7 @@ use crate::backing::{Handle, share};
 use crate::meta::Kind;
 use crate::upper::Upper;
 use std::hash::{BuildHasher, RandomState};
+use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -244,15 +244,29 @@ impl Union {
     /// The descriptor of an inode of the upper. It is found by its names, which others may be changing, so what is opened
     /// is compared with what is wanted.
     fn handle(&self, ino: Ino) -> Result<Handle, FsError> {
+        Ok(self.opened(ino)?.0)
+    }
+
+    /// The descriptor of a file of the upper whose data is to be changed; what the file system below says to that, if it
+    /// can only be read.
+    fn writable_handle(&self, ino: Ino) -> Result<Handle, FsError> {
+        match self.opened(ino)? {
+            (handle, None) => Ok(handle),
+            (_, Some(refusal)) => Err(refusal.into()),
+        }
+    }
+
+    /// A descriptor, and why it can only be read.
+    fn opened(&self, ino: Ino) -> Result<(Handle, Option<io::Error>), FsError> {
         for _ in 0..TRIES {
-            if let Some(handle) = self.try_handle(ino)? {
-                return Ok(handle);
+            if let Some(opened) = self.try_open(ino)? {
+                return Ok(opened);
             }
         }
         Err(FsError::Stale(ino))
     }
 
-    fn try_handle(&self, ino: Ino) -> Result<Option<Handle>, FsError> {
+    fn try_open(&self, ino: Ino) -> Result<Option<(Handle, Option<io::Error>)>, FsError> {
         let mut way = Vec::new();
         let mut at = ino;
         let mut handle = loop {
@@ -273,6 +287,7 @@ impl Union {
             way.push((at, name.clone(), raw));
             at = *dir;
         };
+        let mut refusal = None;
         for (at, name, raw) in way.into_iter().rev() {
             let seen = match self.upper.backing().stat_at(handle.as_fd(), &name) {
                 Ok(seen) if seen.ino == raw => seen,
@@ -280,17 +295,17 @@ impl Union {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
                 Err(e) => return Err(e.into()),
             };
-            let (opened, lasting) = self.upper.open_entry(handle.as_fd(), &name, seen.mode)?;
+            let (opened, refused) = self.upper.open_entry(handle.as_fd(), &name, seen.mode)?;
             let opened = share(opened);
-            if self.upper.backing().stat(opened.as_fd())?.ino != raw {
+            if self.upper.backing().stat_without_times(opened.as_fd())?.ino != raw {
                 return Ok(None);
             }
-            if lasting {
+            if refused.is_none() {
                 self.upper.handles().put(at, opened.clone());
             }
-            handle = opened;
+            (handle, refusal) = (opened, refused);
         }
-        Ok(Some(handle))
+        Ok(Some((handle, refusal)))
     }
 
     /// The kernel holds one more reference to an inode.

@@ -75,7 +75,7 @@ impl Union {
         }
         let handle = self.handle(ino)?;
         // Other names may not have been seen yet; then it is found by them again.
-        if self.upper.backing().stat(handle.as_fd())?.nlink > 1 && self.kind(ino)? != Kind::Dir {
+        if self.upper.backing().stat_without_times(handle.as_fd())?.nlink > 1 && self.kind(ino)? != Kind::Dir {
             self.load_all()?;
         }
         if let Some(entry) = self.table_mut().get_mut(ino).filter(|entry| entry.names.len() == 1) {
@@ -85,12 +85,11 @@ impl Union {
         Ok(())
     }
 
-    /// The name has stayed after all.
+    /// The name has stayed after all, and the inode is found by it. What was held may be a descriptor that can only read.
     pub(super) fn release(&self, ino: Ino) {
         let held = self.table_mut().get_mut(ino).and_then(|entry| entry.held.take());
-        if let Some(handle) = held {
-            self.upper.handles().put(ino, handle);
-        }
+        // Closed here, behind the table's lock.
+        drop(held);
     }
 
     /// A name is gone: if it was the last, and nobody has it open, so is the inode.

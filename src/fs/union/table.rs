@@ -30,8 +30,9 @@ pub struct Entry {
     pub data: Data,
     /// Whether the file may have capabilities, which writing below would take away.
     pub capable: bool,
-    /// The modification time that the kernel set last. What it writes back later does not change it.
-    pub told: Option<Time>,
+    /// The modification time that the kernel has for a file that it caches, as far as that is known: it got it when it made
+    /// the file, or set it. What it writes back later does not change it.
+    pub kernel_mtime: Option<Time>,
     /// Links below that are no names: those in the work directory.
     pub spare: u32,
     /// Whether it has not got all of its names yet: until then it must not be changed.
@@ -148,7 +149,7 @@ impl Entry {
             names: Vec::new(),
             data: Data::Upper,
             capable: true,
-            told: None,
+            kernel_mtime: None,
             spare: 0,
             linking: false,
             held: None,

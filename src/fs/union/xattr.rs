@@ -1,9 +1,10 @@
 //! Extended attributes of the union's inodes.
 
-use super::{Union, acl};
-use crate::backing::Handle;
+use super::Union;
+use crate::backing::{Handle, acl};
 use crate::fs::{FsError, Ino};
 use rustix::fs::XattrFlags;
+use rustix::io::Errno;
 use std::borrow::Cow;
 use std::os::fd::AsFd;
 use std::sync::{Arc, PoisonError};
@@ -25,8 +26,13 @@ impl Union {
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Cow<'_, [u8]>, FsError> {
         let Some(handle) = self.up(ino)? else { return self.lower.getxattr(ino, name) };
         let stored = self.upper.dialect().stored(name);
-        let value = self.upper.backing().get_xattr(handle.as_fd(), &stored)?;
-        value.map(Cow::Owned).ok_or(FsError::NoAttribute)
+        let value = self.upper.backing().get_xattr(handle.as_fd(), &stored)?.ok_or(FsError::NoAttribute)?;
+        if name == acl::ACCESS && self.upper.overrides() {
+            // On disk it follows the mode there, which need not be the one that is seen.
+            let mode = self.upper.object_without_times(handle.as_fd())?.mode;
+            return Ok(Cow::Owned(acl::with_mode(value, mode)));
+        }
+        Ok(Cow::Owned(value))
     }
 
     /// The names of an inode's extended attributes.
@@ -60,9 +66,29 @@ impl Union {
         {
             entry.capable = true;
         }
-        self.upper.set_xattr(handle.as_fd(), name, value, flags)?;
+        if name == acl::ACCESS && self.upper.overrides() {
+            self.set_access_acl(&handle, value, flags)?;
+        } else {
+            self.upper.set_xattr(handle.as_fd(), name, value, flags)?;
+        }
         self.forget_default_acl(ino, name);
         Ok(())
+    }
+
+    /// Sets an ACL where the mode may be kept in an attribute. The file system below lets the mode on disk follow the ACL;
+    /// the mode that is seen has to as well.
+    fn set_access_acl(&self, handle: &Handle, value: &[u8], flags: XattrFlags) -> Result<(), FsError> {
+        let before = self.upper.object_without_times(handle.as_fd())?;
+        let mode = acl::mode(value, before.mode).ok_or(FsError::Invalid)?;
+        self.upper.set_xattr(handle.as_fd(), acl::ACCESS, value, flags)?;
+        if acl::is_minimal(value) {
+            // The mode says it all; the file system below may have left the attribute out by itself.
+            match self.upper.backing().remove_xattr(handle.as_fd(), &self.upper.dialect().stored(acl::ACCESS)) {
+                Err(e) if Errno::from_io_error(&e) == Some(Errno::NODATA) => {}
+                removed => removed?,
+            }
+        }
+        Ok(self.upper.set_owner_and_mode(handle.as_fd(), &before, (None, None), Some(mode))?)
     }
 
     /// Removes an extended attribute.

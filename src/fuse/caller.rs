@@ -1,0 +1,96 @@
+//! What a caller may, beyond what a request says of it: whether a file keeps its set-group-ID bit through a change.
+
+use fuser::Request;
+use std::fs;
+
+/// CAP_FSETID (linux/capability.h): set-ID bits stay through changes by others than the group's members.
+const CAP_FSETID: u32 = 4;
+/// The effective user that has every capability, where nothing else is known of the caller.
+const ROOT: u32 = 0;
+
+/// The thread that made a request, and waits for the answer to it.
+#[derive(Clone, Copy)]
+pub(super) struct Caller {
+    pid: u32,
+    uid: u32,
+    gid: u32,
+}
+
+impl Caller {
+    pub fn of(request: &Request) -> Caller {
+        Caller { pid: request.pid(), uid: request.uid(), gid: request.gid() }
+    }
+
+    /// Whether the caller is in the group, or has CAP_FSETID over files of that user and group, as the kernel asks before
+    /// it leaves a file its set-group-ID bit (`in_group_or_capable`).
+    pub fn keeps_set_group(&self, uid: u32, gid: u32) -> bool {
+        if self.gid == gid {
+            return true;
+        }
+        // Of another process namespace, which has no number here.
+        let Ok(status) = fs::read_to_string(format!("/proc/{}/status", self.pid)) else { return self.uid == ROOT };
+        is_in_group(&status, gid) || has_capability(&status, CAP_FSETID) && self.rules_over(uid, gid)
+    }
+
+    /// Whether the caller's capabilities count for files of that user and group: those of another user namespace do for the
+    /// users and groups that it has.
+    fn rules_over(&self, uid: u32, gid: u32) -> bool {
+        let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/user")).ok();
+        let (own, pid) = (namespace("self"), self.pid.to_string());
+        if own.is_some() && namespace(&pid) == own {
+            return true;
+        }
+        let has = |map: &str, id: u32| {
+            fs::read_to_string(format!("/proc/{pid}/{map}")).is_ok_and(|ranges| is_mapped(&ranges, id))
+        };
+        has("uid_map", uid) && has("gid_map", gid)
+    }
+}
+
+fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+}
+
+fn is_in_group(status: &str, gid: u32) -> bool {
+    field(status, "Groups").is_some_and(|groups| groups.split_whitespace().any(|group| group.parse() == Ok(gid)))
+}
+
+fn has_capability(status: &str, capability: u32) -> bool {
+    let effective = field(status, "CapEff").and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+    effective.is_some_and(|set| set >> capability & 1 == 1)
+}
+
+/// Whether a user or group of this namespace is in ranges as `/proc/PID/uid_map` has them (user_namespaces(7)).
+fn is_mapped(ranges: &str, id: u32) -> bool {
+    ranges.lines().any(|range| {
+        let mut numbers = range.split_whitespace().skip(1).map_while(|number| number.parse::<u32>().ok());
+        match (numbers.next(), numbers.next()) {
+            (Some(first), Some(count)) => id.checked_sub(first).is_some_and(|offset| offset < count),
+            _ => false,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_and_capabilities_are_read_from_a_processs_status() {
+        let status = "Name:\tsh\nGid:\t5\t5\t5\t5\nGroups:\t4 24 2000 \nCapEff:\t0000000000000010\n";
+        assert!(is_in_group(status, 24) && is_in_group(status, 2000) && !is_in_group(status, 200));
+        assert!(has_capability(status, CAP_FSETID) && !has_capability(status, 3));
+        let none = "Groups:\t \nCapEff:\t000001ffffffffef\n";
+        assert!(!is_in_group(none, 0) && !has_capability(none, CAP_FSETID));
+    }
+
+    #[test]
+    fn the_ranges_of_a_user_namespace_are_read() {
+        let ranges = "         0       1000          1\n         1     100000      65536\n";
+        assert_eq!(
+            [999, 1000, 1001, 100_000, 165_535, 165_536].map(|id| is_mapped(ranges, id)),
+            [false, true, false, true, true, false]
+        );
+        assert!(is_mapped("0 0 4294967295\n", 7) && !is_mapped("", 0));
+    }
+}

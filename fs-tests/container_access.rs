@@ -5,8 +5,11 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::Duration;
 
 use plyfs::container::control;
+use plyfs::store::Store;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::support::env::{TestEnv, run};
 use super::support::eventually;
@@ -55,15 +58,39 @@ fn a_running_containers_files_are_read_while_it_is_paused() {
     let number = || env.ok(["cp", "web:/n", "-"]);
     let paused = (control::pause(&dir).unwrap(), control::pause(&dir).unwrap());
     let at_rest = number();
-    thread::sleep(std::time::Duration::from_millis(300));
+    thread::sleep(Duration::from_millis(300));
     assert_eq!(number(), at_rest);
     // One who is killed or interrupted leaves the connection closed; the other one has it paused still.
     drop(paused.0);
-    thread::sleep(std::time::Duration::from_millis(300));
+    thread::sleep(Duration::from_millis(300));
     assert_eq!(number(), at_rest);
     drop(paused.1);
     eventually("it goes on", || number() != at_rest);
     env.ok(["rm", "-f", "web"]);
+}
+
+#[test]
+fn a_container_runs_on_however_its_commit_ends() {
+    let env = environment();
+    let _ends = Ends(&env);
+    env.ok(["run", "-d", "--name", "web", "box:1", "sh", "-c", BUSY]);
+    let number = || run(&mut env.command(["cp", "web:/n", "-"])).stdout;
+    eventually("it is busy", || !number().is_empty());
+    for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
+        // The commit pauses the container and waits for the store.
+        let lock = Store::open(&env.root()).unwrap().lock_exclusive().unwrap();
+        let mut commit = env.command(["commit", "web", "busy:1"]).spawn().unwrap();
+        eventually("it is paused", || {
+            let before = number();
+            thread::sleep(Duration::from_millis(200));
+            number() == before
+        });
+        let at_rest = number();
+        kill_process(Pid::from_child(&commit), signal).unwrap();
+        eventually("it goes on", || number() != at_rest);
+        assert!(!commit.wait().unwrap().success());
+        drop(lock);
+    }
 }
 
 #[test]
@@ -73,7 +100,7 @@ fn a_paused_container_can_be_killed() {
     env.ok(["run", "-d", "--name", "web", "box:1", "sh", "-c", BUSY]);
     let paused = control::pause(&folder(&env)).unwrap();
     let mut rm = env.command(["rm", "-f", "web"]).spawn().unwrap();
-    thread::sleep(std::time::Duration::from_millis(200));
+    thread::sleep(Duration::from_millis(200));
     drop(paused);
     assert!(rm.wait().unwrap().success());
 }
@@ -118,7 +145,7 @@ fn logs_has_what_was_printed_at_a_terminal() {
     let tmux = Tmux::start(&env);
     tmux.line(&format!("clear; {plyfs} -t --name term box:1 sh -c 'echo at a terminal'"));
     tmux.until("at a terminal");
-    eventually("it has ended", || env.ok(["ps", "-aq", "-f", "status=exited"]) != "");
+    eventually("it has ended", || !env.ok(["ps", "-aq", "-f", "status=exited"]).is_empty());
     assert_eq!(env.ok(["logs", "term"]), "at a terminal\r\n");
 }
 

@@ -91,7 +91,7 @@ fn what_a_killed_one_leaves_is_collected() {
     fs::write(killed.at.join("new"), "new").unwrap();
     let pid: i32 = env.ok(["mounts", "--format", "{{.PID}}"]).trim().parse().unwrap();
     kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
-    eventually("the mount is dead", || env.ok(["mounts", "-q"]).is_empty());
+    eventually("the mount is dead", || env.ok(["mounts", "--format", "{{.State}}"]) == "dead\n");
     env.ok(["system", "gc"]);
     let dir = killed.at.parent().unwrap();
     let left: Vec<_> = fs::read_dir(dir).map(|all| all.map(|e| e.unwrap().file_name()).collect()).unwrap_or_default();

@@ -29,7 +29,6 @@ pub struct Piece {
 }
 
 /// The lower layers, merged.
-#[expect(clippy::large_enum_variant, reason = "a mount has one of them")]
 pub enum Lower {
     Image(Image),
     Dirs(Dirs),

@@ -103,8 +103,8 @@ fn usable(path: &Path, source: &Digest) -> Option<Index> {
             tracing::info!("{} has format {format}; it is made again in format {}", path.display(), layer::FORMAT);
             None
         }
-        Err(Unusable::Damaged(why)) => {
-            tracing::warn!("{} is damaged: {why}; it is made again", path.display());
+        Err(why) => {
+            tracing::warn!("{} {why}; it is made again", path.display());
             None
         }
     }
@@ -122,12 +122,16 @@ pub(super) enum Unusable {
     /// It is not what was written.
     #[error("is damaged: {0}")]
     Damaged(String),
+    /// This process may not read it, or cannot now. Nothing is known of it.
+    #[error("cannot be read: {0}")]
+    Unread(String),
 }
 
 /// Maps an index or a tree. The mapping that was verified is the one that is returned.
 pub(super) fn map_index_file(path: &Path, source: &Digest) -> std::result::Result<Index, Unusable> {
     let unread = |e: io::Error| match e.kind() {
         io::ErrorKind::NotFound => Unusable::Missing,
+        _ if sys::is_callers(&e) => Unusable::Unread(sys::describe(&e)),
         _ => Unusable::Damaged(sys::describe(&e)),
     };
     let bytes = File::open(path).and_then(|file| sys::map(&file)).map_err(unread)?;

@@ -126,7 +126,12 @@ impl Catalog {
             version: u32,
         }
         let damaged = |why: String| Error::DamagedCatalog { path: path.to_owned(), why };
-        let Some(bytes) = sealed::read(path).map_err(|e| damaged(sys::describe(&e)))? else { return Ok(None) };
+        let bytes = match sealed::read(path) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return Ok(None),
+            Err(e) if sys::is_callers(&e) => return Err(Error::io("read", path)(e)),
+            Err(e) => return Err(damaged(sys::describe(&e))),
+        };
         let header: Sealed<Header> = sealed::decode(&bytes).map_err(damaged)?;
         let version = header.value.version;
         if version > VERSION {

@@ -189,7 +189,7 @@ pub fn is_live(store: &Store, id: &str) -> bool {
 pub fn dead(store: &Store) -> Result<Vec<Info>> {
     let table = sys::mounts().map_err(Error::io("read", Path::new("/proc/self/mountinfo")))?;
     let top = |path: &Path| table.iter().rfind(|mounted| mounted.mountpoint == path);
-    let live = list(store)?;
+    let (live, _) = list_with_damaged(store)?;
     let mut dead: Vec<Info> = Vec::new();
     let mut ended: Vec<Info> = ended(store)?.into_iter().map(|(_, info)| info).collect();
     ended.sort_by(|a, b| b.started.cmp(&a.started));

@@ -5,6 +5,7 @@
 
 use super::{Error, Result, publish};
 use crate::digest::Digest;
+use crate::sys;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use serde::Serialize;
@@ -79,7 +80,8 @@ pub(super) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
 /// [`read`] and [`decode`] in one, for a file that may lack the checksum.
 pub(super) fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let bad = |why: String| Error::State { path: path.to_owned(), why };
-    let Some(bytes) = read(path).map_err(|e| bad(crate::sys::describe(&e)))? else { return Ok(None) };
+    let unread = |e: io::Error| if sys::is_callers(&e) { Error::io("read", path)(e) } else { bad(sys::describe(&e)) };
+    let Some(bytes) = read(path).map_err(unread)? else { return Ok(None) };
     decode(&bytes).map(|sealed| Some(sealed.value)).map_err(bad)
 }
 

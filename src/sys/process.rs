@@ -280,3 +280,9 @@ pub fn describe(error: &io::Error) -> String {
         None => text,
     }
 }
+
+/// Whether an error is about this process, its rights or its limits, and so says nothing of the object.
+pub fn is_callers(error: &io::Error) -> bool {
+    use rustix::io::Errno as E;
+    matches!(E::from_io_error(error), Some(E::ACCESS | E::PERM | E::MFILE | E::NFILE | E::NOMEM | E::INTR))
+}

@@ -28,6 +28,7 @@
 //! keeps the order of changes to directories, as journals do, so only a file's data can be missing, and data is synced
 //! before anything depends on it.
 
+mod form;
 mod object;
 mod open;
 mod whiteouts;

@@ -1,6 +1,6 @@
 //! Opening an upper directory: locks, what the file system below can do, whose it is, and clearing up.
 
-use super::whiteouts::{self, is_refused};
+use super::form::{Opening, is_refused};
 use super::{FIRST_OWN, Numbers, Upper};
 use crate::backing::{Backing, Handles, Still, print, share};
 use crate::digest::Digest;
@@ -159,7 +159,7 @@ pub enum OpenError {
     },
 }
 
-pub(super) fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> OpenError {
+fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> OpenError {
     move |cause| OpenError::Io { action, path: path.into(), cause }
 }
 
@@ -191,15 +191,14 @@ impl Upper {
             Some(namespace) => Some(namespace),
             None => namespace(&*backing, tmp.as_fd(), settings)?,
         };
-        let found = whiteouts::Found {
+        let opening = Opening {
             backing: &*backing,
             root: root.as_fd(),
             tmp: tmp.as_fd(),
-            upper,
             namespace: marks,
             bound: bound.is_some(),
         };
-        let form = found.form()?;
+        let form = opening.form().map_err(|(action, e)| failed(action, upper)(e))?;
         if form != WhiteoutForm::Device {
             check_numbers(&*backing, top.as_fd(), upper)?;
         }
@@ -251,8 +250,7 @@ impl Upper {
             }
         };
         let first = numbers(&Still, root.as_fd(), namespace).map_err(failed("read marks on", upper))?.next;
-        let form =
-            whiteouts::Found::recorded(&Still, root.as_fd(), namespace).map_err(failed("read marks on", upper))?;
+        let form = Opening::recorded(&Still, root.as_fd(), namespace).map_err(failed("read marks on", upper))?;
         let stand_in = || root.try_clone().map_err(failed("open", upper));
         Ok(Upper {
             tmp: stand_in()?,

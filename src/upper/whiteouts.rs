@@ -1,19 +1,17 @@
-//! Whiteouts and opaque directories of an upper directory: which form is written ([`WhiteoutForm`]), and how.
+//! Whiteouts and opaque directories of an upper directory, in the form that is written there ([`WhiteoutForm`]).
 //!
 //! Where a device 0:0 cannot be made (on kernel overlayfs and on another mount of plyfs, that is, in most containers)
 //! RENAME_WHITEOUT is refused too. A rename that must leave a whiteout is then made crash-safe by what is written before
 //! it: [`Mark::Hides`] on the directory, or the marker `.wh.NAME`. Neither has an effect while the name is there.
 
+use super::Upper;
 use super::object::Place;
-use super::{OpenError, Upper};
-use crate::backing::{Backing, Listed, share};
+use crate::backing::{Handle, Listed, share};
 use crate::meta::Kind;
-use crate::whiteout::{self, Mark, Marker, Namespace, OPAQUE, WhiteoutForm, hiding, is_whiteout_device, may_be_marker};
-use rustix::fs::{OFlags, RenameFlags, XattrFlags};
-use rustix::io::Errno;
+use crate::whiteout::{self, Mark, Marker, OPAQUE, WhiteoutForm, hiding, is_whiteout_device, may_be_marker};
+use rustix::fs::{OFlags, RenameFlags};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
 use std::sync::PoisonError;
 
 impl Upper {
@@ -193,7 +191,7 @@ impl Upper {
     }
 
     /// Made in the work directory: an empty file is a file until it has the mark.
-    fn place_file_whiteout(&self, at: Place) -> io::Result<crate::backing::Handle> {
+    fn place_file_whiteout(&self, at: Place) -> io::Result<Handle> {
         let name = self.serial();
         let here = Place { dir: self.tmp.as_fd(), name: name.as_bytes() };
         let file =
@@ -273,93 +271,7 @@ impl Upper {
             }
         };
         if let Err(e) = done {
-            tracing::warn!("`{}` stays hidden by its directory's mark: {e}", crate::name::show(from.name));
+            tracing::warn!("`{}` stays hidden by its directory's mark: {e}", from.name.escape_ascii());
         }
     }
-}
-
-/// What has been found out about the file system of an upper directory.
-pub(super) struct Found<'a> {
-    pub backing: &'a dyn Backing,
-    pub root: BorrowedFd<'a>,
-    /// A directory of the work directory.
-    pub tmp: BorrowedFd<'a>,
-    pub upper: &'a Path,
-    /// Where marks are written; `None` if they cannot be.
-    pub namespace: Option<Namespace>,
-    /// Whether the directory was mounted before.
-    pub bound: bool,
-}
-
-impl Found<'_> {
-    /// The form of the whiteouts. It is chosen once for an upper directory and recorded: trying it again could fail where
-    /// the file system is full. A directory that was copied to another type of file system has it chosen anew.
-    pub fn form(&self) -> Result<WhiteoutForm, OpenError> {
-        let Some(namespace) = self.namespace else { return Ok(WhiteoutForm::Name) };
-        let name = namespace.mark(Mark::Form).to_bytes();
-        let failed = super::open::failed("read marks on", self.upper);
-        let here = format!("{:x}", rustix::fs::fstatfs(self.tmp).map_err(|e| failed(e.into()))?.f_type);
-        let value = self.backing.get_xattr(self.root, name).map_err(&failed)?;
-        let recorded = value.as_deref().and_then(|value| str::from_utf8(value).ok()?.split_once(' '));
-        if let Some((word, there)) = recorded
-            && let Some(form) = WhiteoutForm::of_word(word).filter(|_| there == here)
-        {
-            return Ok(form);
-        }
-        let form = match self.has_devices() {
-            Ok(true) => WhiteoutForm::Device,
-            Ok(false) => WhiteoutForm::Attribute,
-            // Without a record it is from a time when that was the only form.
-            Err(e) if self.bound => {
-                tracing::warn!("cannot try which whiteouts {} can hold: {e}", self.upper.display());
-                return Ok(WhiteoutForm::Device);
-            }
-            Err(e) => return Err(super::open::failed("make whiteouts for", self.upper)(e)),
-        };
-        let value = format!("{} {here}", form.word());
-        let record = self.backing.set_xattr(self.root, name, value.as_bytes(), XattrFlags::empty());
-        match record {
-            Err(e) if !self.bound => return Err(super::open::failed("write marks on", self.upper)(e)),
-            Err(e) => tracing::warn!("cannot record the form of whiteouts on {}: {e}", self.upper.display()),
-            Ok(()) => {}
-        }
-        Ok(form)
-    }
-
-    /// The form that was recorded for a directory that is only looked at.
-    pub fn recorded(backing: &dyn Backing, root: BorrowedFd, namespace: Namespace) -> io::Result<WhiteoutForm> {
-        let value = backing.get_xattr(root, namespace.mark(Mark::Form).to_bytes())?;
-        let word = value.as_deref().and_then(|value| str::from_utf8(value).ok()?.split(' ').next());
-        Ok(word.and_then(WhiteoutForm::of_word).unwrap_or(WhiteoutForm::Device))
-    }
-
-    /// Whether devices 0:0 can be made, left behind by a rename, and seen: another union would take them for its own.
-    fn has_devices(&self) -> io::Result<bool> {
-        let (backing, tmp) = (self.backing, self.tmp);
-        let names: [&[u8]; 2] = [b"probe", b"moved"];
-        let is_device = |name: &&[u8]| {
-            let found = backing.stat_at(tmp, name);
-            found.is_ok_and(|raw| Kind::of(raw.mode) == Some(Kind::Char) && is_whiteout_device(raw.rdev))
-        };
-        let made = backing
-            .mknod(tmp, names[0], Kind::Char.bits(), 0)
-            .and_then(|()| backing.rename(tmp, names[0], tmp, names[1], RenameFlags::WHITEOUT));
-        let found = made.map(|()| names.iter().all(is_device));
-        for name in names {
-            match backing.unlink(tmp, name) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                _ => {}
-            }
-        }
-        match found {
-            Err(e) if is_refused(&e) => Ok(false),
-            found => found,
-        }
-    }
-}
-
-/// Whether an error says that a file system does not do something, rather than that it failed.
-pub(super) fn is_refused(error: &io::Error) -> bool {
-    use Errno as E;
-    matches!(Errno::from_io_error(error), Some(E::PERM | E::ACCESS | E::OPNOTSUPP | E::INVAL | E::NOSYS))
 }

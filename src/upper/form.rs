@@ -1,0 +1,96 @@
+//! Choosing the form in which an upper directory's whiteouts are written, by what its file system can hold.
+
+use crate::backing::Backing;
+use crate::meta::Kind;
+use crate::whiteout::{Mark, Namespace, WhiteoutForm, is_whiteout_device};
+use rustix::fs::{RenameFlags, XattrFlags};
+use rustix::io::Errno;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+/// An upper directory that is being opened.
+pub(super) struct Opening<'a> {
+    pub backing: &'a dyn Backing,
+    pub root: BorrowedFd<'a>,
+    /// A directory of the work directory.
+    pub tmp: BorrowedFd<'a>,
+    /// Where marks are written; `None` if they cannot be.
+    pub namespace: Option<Namespace>,
+    /// Whether the directory was mounted before.
+    pub bound: bool,
+}
+
+impl Opening<'_> {
+    /// The form of the whiteouts. It is chosen once for an upper directory and recorded: trying it again could fail where
+    /// the file system is full. A directory that was copied to another type of file system has it chosen anew.
+    ///
+    /// An error comes with what was tried, as a verb.
+    pub fn form(&self) -> Result<WhiteoutForm, (&'static str, io::Error)> {
+        let Some(namespace) = self.namespace else { return Ok(WhiteoutForm::Name) };
+        let name = namespace.mark(Mark::Form).to_bytes();
+        let unread = |e| ("read marks on", e);
+        let here = format!("{:x}", rustix::fs::fstatfs(self.tmp).map_err(|e| unread(e.into()))?.f_type);
+        let value = self.backing.get_xattr(self.root, name).map_err(unread)?;
+        let recorded = value.as_deref().and_then(|value| str::from_utf8(value).ok()?.split_once(' '));
+        if let Some((word, there)) = recorded
+            && let Some(form) = WhiteoutForm::of_word(word).filter(|_| there == here)
+        {
+            return Ok(form);
+        }
+        let form = match self.has_devices() {
+            Ok(true) => WhiteoutForm::Device,
+            Ok(false) => WhiteoutForm::Attribute,
+            // Without a record it is from a time when that was the only form.
+            Err(e) if self.bound => {
+                tracing::warn!("cannot try which whiteouts the upper directory can hold: {e}");
+                return Ok(WhiteoutForm::Device);
+            }
+            Err(e) => return Err(("make whiteouts for", e)),
+        };
+        let value = format!("{} {here}", form.word());
+        let record = self.backing.set_xattr(self.root, name, value.as_bytes(), XattrFlags::empty());
+        match record {
+            Err(e) if !self.bound => return Err(("write marks on", e)),
+            Err(e) => tracing::warn!("cannot record the form of whiteouts on the upper directory: {e}"),
+            Ok(()) => {}
+        }
+        Ok(form)
+    }
+
+    /// The form that was recorded for a directory that is only looked at.
+    pub fn recorded(backing: &dyn Backing, root: BorrowedFd, namespace: Namespace) -> io::Result<WhiteoutForm> {
+        let value = backing.get_xattr(root, namespace.mark(Mark::Form).to_bytes())?;
+        let word = value.as_deref().and_then(|value| str::from_utf8(value).ok()?.split(' ').next());
+        Ok(word.and_then(WhiteoutForm::of_word).unwrap_or(WhiteoutForm::Device))
+    }
+
+    /// Whether devices 0:0 can be made, left behind by a rename, and seen: another union would take them for its own.
+    fn has_devices(&self) -> io::Result<bool> {
+        let (backing, tmp) = (self.backing, self.tmp);
+        let names: [&[u8]; 2] = [b"probe", b"moved"];
+        let is_device = |name: &&[u8]| {
+            let found = backing.stat_at(tmp, name);
+            found.is_ok_and(|raw| Kind::of(raw.mode) == Some(Kind::Char) && is_whiteout_device(raw.rdev))
+        };
+        let made = backing
+            .mknod(tmp, names[0], Kind::Char.bits(), 0)
+            .and_then(|()| backing.rename(tmp, names[0], tmp, names[1], RenameFlags::WHITEOUT));
+        let found = made.map(|()| names.iter().all(is_device));
+        for name in names {
+            match backing.unlink(tmp, name) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        match found {
+            Err(e) if is_refused(&e) => Ok(false),
+            found => found,
+        }
+    }
+}
+
+/// Whether an error says that a file system does not do something, rather than that it failed.
+pub(super) fn is_refused(error: &io::Error) -> bool {
+    use Errno as E;
+    matches!(Errno::from_io_error(error), Some(E::PERM | E::ACCESS | E::OPNOTSUPP | E::INVAL | E::NOSYS))
+}

@@ -154,6 +154,12 @@ fn what_the_kernel_wrote_is_read() {
 }
 
 #[test]
+fn regression_truncating_a_file_to_its_own_size_leaves_its_time() {
+    let ops = [Create { at: "x", mode: 0o600, excl: true }, Remount, Truncate { at: "x", size: 0 }, Remount];
+    replay(&ops, &|| by_path(PlyfsPlace::new(&[])));
+}
+
+#[test]
 fn regression_holes_are_sought_behind_what_is_not_written_back() {
     replay(
         &[

@@ -98,6 +98,13 @@ impl Union {
                 }
             }
         })?;
+        if change.size == Some(before.raw.size) && change.mtime.is_none() && !times_are_kernels {
+            // The kernel counts that as no change, whatever the file system below does.
+            let mtime = crate::upper::timestamps(None, Some(before.raw.mtime));
+            if let Err(e) = self.upper.backing().utimens(handle.as_fd(), &mtime) {
+                tracing::warn!("inode {ino} keeps the time of a truncation to its own size: {e}");
+            }
+        }
         if let (Some(set), Some(entry)) = (change.mtime, self.table_mut().get_mut(ino)) {
             entry.kernel_mtime = match set {
                 SetTime::To(time) => Some(time),

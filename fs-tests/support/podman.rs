@@ -38,6 +38,8 @@ pub enum Who {
 pub struct Store {
     /// What its images and containers lie on.
     nest: Nest,
+    /// The processes that serve that.
+    serving: Vec<Pid>,
     /// Its folder; files in it can be reached by the user.
     pub env: TestEnv,
     /// Who uses it.
@@ -141,6 +143,7 @@ impl Store {
     fn new(on: On, who: Who, program: Program) -> Store {
         let env = TestEnv::new();
         let nest = Nest::new(&env, on);
+        let serving = named_by(&env);
         fs::set_permissions(env.path(""), PermissionsExt::from_mode(0o755)).unwrap();
         let program = program(&env, who);
         let mount = program.as_ref().map_or(String::new(), |at| format!("mount_program = \"{}\"\n", at.display()));
@@ -168,7 +171,7 @@ impl Store {
             command.arg(format!("{id}:{id}")).args(folders.iter().map(|name| env.path(name)));
             assert_eq!(run(&mut command).code, 0);
         }
-        Store { nest, env, who, program, said: RefCell::default() }
+        Store { nest, serving, env, who, program, said: RefCell::default() }
     }
 
     /// Whether this is fuse-overlayfs, which gets some things wrong: they are asked of the others only.
@@ -292,21 +295,7 @@ impl Store {
 
     /// Processes that were started for this store, and what those started: the store is in their environment.
     fn processes(&self) -> Vec<Pid> {
-        let (at, mut found) = (self.env.path("").display().to_string(), Vec::new());
-        for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
-            // One that ends meanwhile has neither.
-            let has = |name: &str| {
-                fs::read(entry.path().join(name))
-                    .is_ok_and(|bytes| bytes.windows(at.len()).any(|part| part == at.as_bytes()))
-            };
-            if let Some(pid) = number.and_then(Pid::from_raw)
-                && (has("environ") || has("cmdline"))
-            {
-                found.push(pid);
-            }
-        }
-        found
+        named_by(&self.env).into_iter().filter(|pid| !self.serving.contains(pid)).collect()
     }
 
     /// What is mounted in the store's folder, where root sees it, the last one first.
@@ -340,4 +329,23 @@ impl Drop for Store {
             let _ = Command::new("umount").arg("-l").arg(at).status();
         }
     }
+}
+
+/// Processes that have the environment's folder in their command line or environment.
+fn named_by(env: &TestEnv) -> Vec<Pid> {
+    let (at, mut found) = (env.path("").display().to_string(), Vec::new());
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        // One that ends meanwhile has neither.
+        let has = |name: &str| {
+            fs::read(entry.path().join(name))
+                .is_ok_and(|bytes| bytes.windows(at.len()).any(|part| part == at.as_bytes()))
+        };
+        if let Some(pid) = number.and_then(Pid::from_raw)
+            && (has("environ") || has("cmdline"))
+        {
+            found.push(pid);
+        }
+    }
+    found
 }

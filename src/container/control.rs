@@ -3,7 +3,7 @@
 //!
 //! Who started it in front sends signals through a socket pair; everybody else uses the socket `control` in its folder,
 //! which answers `ok` or why not. The process that runs the container sends the signal, as it knows which process that is
-//! and may: nobody needs its number or rights over it. It resumes the container too, so that one whose pauser is killed
+//! and may, without its process ID or rights over it. It resumes the container too, so that one whose pauser is killed
 //! does not stay frozen.
 
 use crate::sys;

@@ -109,7 +109,7 @@ impl Lower {
     /// What tells an inode from others that have its number in other mounts.
     pub fn generation(&self, ino: Ino) -> u32 {
         match self {
-            // Of an image a number means the same for ever.
+            // An image never gives an inode number to another inode.
             Lower::Image(_) => 0,
             Lower::Dirs(dirs) => dirs.generation(ino),
         }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::engine::Engine;
+use crate::load::Load;
 
 /// The arguments that all benchmarks take.
 pub struct Options {
@@ -13,6 +14,8 @@ pub struct Options {
     pub variants: Vec<String>,
     /// The program to measure, to compare builds; else the one built with the benchmark.
     pub plyfs: PathBuf,
+    /// Under what everything is measured, in turn.
+    pub loads: Vec<Load>,
     /// Run only engines whose name contains this.
     only: Option<String>,
     /// Run only workloads whose name contains this.
@@ -36,7 +39,8 @@ impl Options {
     /// Read the command line. `variant` is the one taken if none is named; none if it is empty.
     pub fn read(variant: &str) -> Result<Self, String> {
         let plyfs = PathBuf::from(env!("CARGO_BIN_EXE_plyfs"));
-        let mut options = Self { rounds: 5, variants: Vec::new(), plyfs, only: None, workload: None };
+        let mut options =
+            Self { rounds: 5, variants: Vec::new(), plyfs, loads: vec![Load::Quiet], only: None, workload: None };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or(format!("{word} needs a value"));
@@ -45,6 +49,7 @@ impl Options {
                 "--bench" => {}
                 "--rounds" => options.rounds = value()?.parse().map_err(|e| format!("--rounds: {e}"))?,
                 "--plyfs" => options.plyfs = value()?.into(),
+                "--busy" => options.loads.push(Load::Busy),
                 "--variant" => options.variants.push(value()?),
                 "--only" => options.only = Some(value()?),
                 "--workload" => options.workload = Some(value()?),

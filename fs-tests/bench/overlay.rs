@@ -11,6 +11,7 @@ mod building;
 mod chroot;
 #[expect(dead_code, reason = "what a store needs")]
 mod engine;
+mod load;
 #[expect(dead_code, reason = "what a store needs")]
 mod lower;
 mod options;
@@ -130,10 +131,13 @@ fn bench(options: &Options) -> Outcome<bool> {
         if round == 1 {
             figures.samples = Samples::default();
         }
-        read(&setting, options, &all, &paths, &mut figures)?;
-        write(&setting, options, &all, &scene, &mut figures)?;
-        if let Some(building) = &building {
-            build(building, &all, &mut figures);
+        for load in &options.loads {
+            let _running = figures.samples.under(*load);
+            read(&setting, options, &all, &paths, &mut figures)?;
+            write(&setting, options, &all, &scene, &mut figures)?;
+            if let Some(building) = &building {
+                build(building, &all, &mut figures);
+            }
         }
     }
     finish(&figures, &all)?;

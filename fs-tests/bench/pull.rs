@@ -13,6 +13,7 @@ mod engine;
 #[expect(dead_code, reason = "what tests need")]
 mod env;
 mod floor;
+mod load;
 #[path = "../support/oci.rs"]
 #[expect(dead_code, reason = "what tests need")]
 mod oci;
@@ -102,13 +103,16 @@ fn bench(options: &Options) -> Outcome<()> {
         if round == 1 {
             samples = Samples::default();
         }
-        setting.plyfs(&mut samples)?;
-        setting.podman(&mut samples)?;
-        setting.skopeo_and_umoci(&mut samples)?;
-        rustix::fs::sync();
-        let start = Instant::now();
-        floor::inflate_and_hash(&setting.blobs).map_err(|e| format!("{FLOOR}: {e}"))?;
-        samples.add("pull", Unit::Milliseconds, FLOOR, milliseconds(start.elapsed()));
+        for load in &options.loads {
+            let _running = samples.under(*load);
+            setting.plyfs(&mut samples)?;
+            setting.podman(&mut samples)?;
+            setting.skopeo_and_umoci(&mut samples)?;
+            rustix::fs::sync();
+            let start = Instant::now();
+            floor::inflate_and_hash(&setting.blobs).map_err(|e| format!("{FLOOR}: {e}"))?;
+            samples.add("pull", Unit::Milliseconds, FLOOR, milliseconds(start.elapsed()));
+        }
     }
     finish(&samples, &setting.podman_driver()?)
 }

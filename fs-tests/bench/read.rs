@@ -4,6 +4,7 @@
 //! Nothing here fails because it was slow; it fails if an engine answers wrongly.
 
 mod engine;
+mod load;
 mod options;
 mod paths;
 mod reading;
@@ -71,10 +72,13 @@ fn bench(options: &Options) -> Outcome<bool> {
     warm_up(&setting, &all, &paths)?;
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
-        for workload in WORKLOADS.iter().filter(|workload| options.wants(workload.name)) {
-            for engine in &all {
-                measure(&setting, engine, workload, &paths, &mut samples)
-                    .map_err(|error| format!("{}, {}: {error}", engine.name, workload.name))?;
+        for load in &options.loads {
+            let _running = samples.under(*load);
+            for workload in WORKLOADS.iter().filter(|workload| options.wants(workload.name)) {
+                for engine in &all {
+                    measure(&setting, engine, workload, &paths, &mut samples)
+                        .map_err(|error| format!("{}, {}: {error}", engine.name, workload.name))?;
+                }
             }
         }
     }

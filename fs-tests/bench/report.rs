@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use crate::load::{Load, Running};
+
 /// What one row counts in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
@@ -39,11 +41,21 @@ pub enum Goal {
     Below(f64),
 }
 
-/// All samples of all rows, rows in the order in which they first came.
+/// All samples of all rows, rows in the order in which they first came, for each load.
 #[derive(Default)]
 pub struct Samples {
-    rows: Vec<(String, Unit, BTreeMap<String, Vec<f64>>)>,
+    tables: Vec<Table>,
+    load: Option<Load>,
 }
+
+/// What was measured under one load.
+struct Table {
+    load: Load,
+    rows: Vec<Row>,
+}
+
+/// A row's name, what it counts in, and each engine's samples.
+type Row = (String, Unit, BTreeMap<String, Vec<f64>>);
 
 /// The engine that the ratios of mounts are to.
 pub const BASE: &str = "overlayfs";
@@ -51,74 +63,115 @@ const LABEL: usize = 20;
 const CELL: usize = 15;
 
 impl Samples {
+    /// Starts a load: what is added from here on was measured under it, until another is started.
+    pub fn under(&mut self, load: Load) -> Running {
+        self.load = Some(load);
+        load.start()
+    }
+
+    fn rows(&mut self) -> &mut Vec<Row> {
+        let load = self.load.unwrap_or(Load::Quiet);
+        let at = self.tables.iter().position(|table| table.load == load).unwrap_or_else(|| {
+            self.tables.push(Table { load, rows: Vec::new() });
+            self.tables.len() - 1
+        });
+        &mut self.tables[at].rows
+    }
+
     /// Have a row, even if no engine ever fills it. Returns its place.
     pub fn row(&mut self, row: &str, unit: Unit) -> usize {
-        self.rows.iter().position(|(name, ..)| name == row).unwrap_or_else(|| {
-            self.rows.push((row.to_owned(), unit, BTreeMap::new()));
-            self.rows.len() - 1
+        let rows = self.rows();
+        rows.iter().position(|(name, ..)| name == row).unwrap_or_else(|| {
+            rows.push((row.to_owned(), unit, BTreeMap::new()));
+            rows.len() - 1
         })
     }
 
     /// Keep a sample.
     pub fn add(&mut self, row: &str, unit: Unit, engine: &str, value: f64) {
         let at = self.row(row, unit);
-        self.rows[at].2.entry(engine.to_owned()).or_default().push(value);
+        self.rows()[at].2.entry(engine.to_owned()).or_default().push(value);
     }
 
-    /// The table, with ratios to the engine `base`: a block of columns for as many engines as fit in 100 columns.
+    /// The tables of medians, with ratios to the engine `base`; of what was measured on a busy machine also the worst, with
+    /// ratios to the median on a quiet one.
     pub fn print(&self, engines: &[String], base: &str) {
-        for block in engines.chunks((100 - LABEL - 8) / CELL) {
-            print!("\n{:LABEL$}{:>8}", "median (ratio)", "unit");
-            block.iter().for_each(|engine| print!("{:>CELL$}", engine.chars().take(CELL - 1).collect::<String>()));
-            println!();
-            for (name, unit, samples) in &self.rows {
-                print!("{name:LABEL$}{:>8}", unit.name());
-                block.iter().for_each(|engine| print!("{:>CELL$}", cell(samples, engine, base)));
-                println!();
+        let quiet = self.tables.iter().find(|table| table.load == Load::Quiet);
+        for table in &self.tables {
+            let corner = format!("{} (ratio)", table.load.name());
+            table.print(&corner, engines, |row, engine| {
+                let of = |engine: &str| row.2.get(engine).and_then(|values| median(values));
+                (of(engine), of(base))
+            });
+            if table.load == Load::Busy {
+                table.print("busy, worst", engines, |row, engine| {
+                    let same = quiet.and_then(|quiet| quiet.rows.iter().find(|other| other.0 == row.0));
+                    let quiet = same.and_then(|row| row.2.get(engine)).and_then(|values| median(values));
+                    (row.2.get(engine).and_then(|values| values.iter().copied().reduce(f64::max)), quiet)
+                });
             }
         }
-        println!("\nMedians; in parentheses the ratio to {base}.");
+        println!("\nMedians; in parentheses the ratio to {base}, of the worst that to the same engine's quiet median.");
     }
 
-    /// One line for each goal that there are figures for.
+    /// One line for each goal that there are figures for, on a quiet machine.
     pub fn print_goals(&self, engine: &str, goals: &[(&str, Goal)]) {
-        for (row, goal) in goals {
-            let Some((name, unit, samples)) = self.rows.iter().find(|(name, ..)| name == row) else { continue };
-            let of = |engine: &str| samples.get(engine).and_then(|values| median(values));
-            let (figure, limit, said) = match goal {
-                Goal::Ratio(base, limit) => {
-                    (of(engine).zip(of(base)).map(|(a, b)| a / b), limit, format!(" of {base}"))
-                }
-                Goal::More(base, limit) => {
-                    let more = of(engine).zip(of(base)).map(|(a, b)| a - b);
-                    (more, limit, format!(" {} more than {base}", unit.name()))
-                }
-                Goal::Below(limit) => (of(engine), limit, format!(" {}", unit.name())),
-            };
-            let Some(figure) = figure else { continue };
-            let verdict = if figure <= *limit { "met" } else { "MISSED" };
-            println!("goal {verdict}: {engine}, {name}: {}{said}, at most {limit}", short(figure));
-        }
+        let Some(quiet) = self.tables.iter().find(|table| table.load == Load::Quiet) else { return };
+        goals.iter().for_each(|(row, goal)| quiet.print_goal(engine, row, *goal));
     }
 
     /// Every sample and median, for a program.
     pub fn json(&self) -> Value {
-        let rows = self.rows.iter().map(|(name, unit, samples)| {
+        let rows = self.tables.iter().flat_map(|table| table.rows.iter().map(|row| (table.load.name(), row)));
+        let rows = rows.map(|(load, (name, unit, samples))| {
             let engines: BTreeMap<_, _> = samples
                 .iter()
                 .map(|(engine, values)| (engine, json!({ "median": median(values), "samples": values })))
                 .collect();
-            json!({ "workload": name, "unit": unit.name(), "engines": engines })
+            json!({ "workload": name, "load": load, "unit": unit.name(), "engines": engines })
         });
         rows.collect()
     }
 }
 
-fn cell(samples: &BTreeMap<String, Vec<f64>>, engine: &str, base: &str) -> String {
-    let Some(value) = samples.get(engine).and_then(|values| median(values)) else { return "-".to_owned() };
-    match samples.get(base).and_then(|values| median(values)).filter(|base| *base > 0.0) {
-        Some(base) => format!("{} ({:.2})", short(value), value / base),
-        None => short(value),
+impl Table {
+    /// A block of columns for as many engines as fit in 100 columns. `figures` gives what stands in a cell, and what that is
+    /// to be divided by.
+    fn print(&self, corner: &str, engines: &[String], figures: impl Fn(&Row, &str) -> (Option<f64>, Option<f64>)) {
+        for block in engines.chunks((100 - LABEL - 8) / CELL) {
+            print!("\n{corner:LABEL$}{:>8}", "unit");
+            block.iter().for_each(|engine| print!("{:>CELL$}", engine.chars().take(CELL - 1).collect::<String>()));
+            println!();
+            for row in &self.rows {
+                print!("{:LABEL$}{:>8}", row.0, row.1.name());
+                block.iter().for_each(|engine| print!("{:>CELL$}", cell(figures(row, engine))));
+                println!();
+            }
+        }
+    }
+
+    fn print_goal(&self, engine: &str, row: &str, goal: Goal) {
+        let Some((name, unit, samples)) = self.rows.iter().find(|(name, ..)| name == row) else { return };
+        let of = |engine: &str| samples.get(engine).and_then(|values| median(values));
+        let (figure, limit, said) = match goal {
+            Goal::Ratio(base, limit) => (of(engine).zip(of(base)).map(|(a, b)| a / b), limit, format!(" of {base}")),
+            Goal::More(base, limit) => {
+                let more = of(engine).zip(of(base)).map(|(a, b)| a - b);
+                (more, limit, format!(" {} more than {base}", unit.name()))
+            }
+            Goal::Below(limit) => (of(engine), limit, format!(" {}", unit.name())),
+        };
+        let Some(figure) = figure else { return };
+        let verdict = if figure <= limit { "met" } else { "MISSED" };
+        println!("goal {verdict}: {engine}, {name}: {}{said}, at most {limit}", short(figure));
+    }
+}
+
+fn cell((value, base): (Option<f64>, Option<f64>)) -> String {
+    match (value, base.filter(|base| *base > 0.0)) {
+        (Some(value), Some(base)) => format!("{} ({:.2})", short(value), value / base),
+        (Some(value), None) => short(value),
+        (None, _) => "-".to_owned(),
     }
 }
 

@@ -11,6 +11,7 @@ mod below;
 mod containers;
 #[expect(dead_code, reason = "what mounting needs")]
 mod engine;
+mod load;
 #[path = "../support/oci.rs"]
 #[expect(dead_code, reason = "what tests need")]
 mod oci;
@@ -65,9 +66,12 @@ fn bench(options: &Options) -> Outcome<()> {
         if round == 1 {
             samples = Samples::default();
         }
-        nothing(&setting, &mut samples)?;
-        diff(&setting, &mut samples)?;
-        commit(&setting, &mut samples)?;
+        for load in &options.loads {
+            let _running = samples.under(*load);
+            nothing(&setting, &mut samples)?;
+            diff(&setting, &mut samples)?;
+            commit(&setting, &mut samples)?;
+        }
     }
     finish(&samples, &setting)
 }

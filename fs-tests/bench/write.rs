@@ -7,6 +7,7 @@
 #[path = "../support/chroot.rs"]
 mod chroot;
 mod engine;
+mod load;
 mod lower;
 mod options;
 #[expect(dead_code, reason = "what reading needs")]
@@ -95,10 +96,13 @@ fn bench(options: &Options) -> Outcome<bool> {
         if round == 1 {
             samples = Samples::default();
         }
-        for workload in WRITINGS.iter().filter(|workload| options.wants(workload.name)) {
-            for engine in &all {
-                measure(&setting, engine, workload, &scene, (&mut samples, &mut failures))
-                    .map_err(|error| format!("{}, {}: {error}", engine.name, workload.name))?;
+        for load in &options.loads {
+            let _running = samples.under(*load);
+            for workload in WRITINGS.iter().filter(|workload| options.wants(workload.name)) {
+                for engine in &all {
+                    measure(&setting, engine, workload, &scene, (&mut samples, &mut failures))
+                        .map_err(|error| format!("{}, {}: {error}", engine.name, workload.name))?;
+                }
             }
         }
     }

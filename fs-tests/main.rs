@@ -31,6 +31,7 @@ mod mounting;
 mod nesting;
 mod overlay;
 mod permissions;
+mod placement;
 mod podman;
 mod printed;
 mod progress;

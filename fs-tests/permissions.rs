@@ -27,42 +27,53 @@ fn mount(env: &TestEnv) -> Mount {
     env.mount("one:1", &["--upper", &upper])
 }
 
-/// Who changes a file of user 1000 and group 2000: user, group, further groups.
-const CALLERS: [(&str, &str, &str); 4] =
-    [("0", "0", "0"), ("1000", "1000", "1000"), ("1000", "1000", "1000,2000"), ("1002", "1002", "1002")];
+/// Who changes a file of user 1000 and group 2000, as setpriv(1) is told: root, root without CAP_FSETID, the owner, the
+/// owner as a member of the group, a stranger, a stranger with CAP_FSETID.
+const CALLERS: [&str; 6] = [
+    "--reuid 0 --regid 0 --groups 0",
+    "--reuid 0 --regid 0 --groups 0 --bounding-set -fsetid",
+    "--reuid 1000 --regid 1000 --groups 1000",
+    "--reuid 1000 --regid 1000 --groups 1000,2000",
+    "--reuid 1002 --regid 1002 --groups 1002",
+    "--reuid 1002 --regid 1002 --groups 1002 --inh-caps +fsetid --ambient-caps +fsetid",
+];
 
-const CHANGES: [&str; 9] = [
+const CHANGES: [&str; 11] = [
     "echo y >>f",
     "echo y >f",
     "truncate -s 5 f",
     "fallocate -l 50 f",
     "dd if=/dev/zero of=f bs=4096 count=1 oflag=direct conv=notrunc",
+    "python3 -c \"import os; os.copy_file_range(os.open('source', 0), os.open('f', 1), 4)\"",
     "setfacl -m u:1234:rwx f",
     "setfacl -m u::rwx,g::rwx,o::rwx f",
     "chmod 6775 f",
     "chgrp $(id -g) f",
+    "python3 -c \"import os; os.chown('f', -1, -1)\"",
 ];
 
-/// What the changes leave of a file's mode, in a shell for each caller: all of it in one script, which is faster.
+/// What the changes leave of a file's mode and capabilities, in a shell for each caller: all of it in one script, which is
+/// faster. The file's mode is asked for before, so that the kernel has it in its cache.
 fn modes(dir: &Path) -> String {
     let reset = "rm -f f; echo some data >f; chown 1000:2000 f; chmod $mode f";
-    let mut script = format!("cd {}\n", dir.display());
-    for mode in ["6777", "2767", "2666"] {
-        for (user, group, groups) in CALLERS {
+    let mut script = format!("cd {}; echo source >source\n", dir.display());
+    for (mode, capable) in [("6777", ""), ("2767", ""), ("2666", ""), ("777", "setcap cap_net_raw+ep f;")] {
+        for caller in CALLERS {
             for change in CHANGES {
                 script += &format!(
-                    "mode={mode}; {reset}; setpriv --reuid {user} --regid {group} --groups {groups} sh -c '{change}' \
-                     >/dev/null 2>&1 && ended=done || ended=refused\n\
-                     echo \"$mode {user}/{groups}: {change}: $ended $(stat -c '%a %u:%g' f)\"\n"
+                    "mode={mode}; {reset}; {capable} stat f >/dev/null\n\
+                     setpriv {caller} sh -c {quoted} >/dev/null 2>&1 && ended=done || ended=refused\n\
+                     echo \"$mode {caller}:\" {quoted} \"$ended $(stat -c '%a %u:%g' f) $(getcap f)\"\n",
+                    quoted = format_args!("'{}'", change.replace('\'', "'\\''")),
                 );
             }
         }
     }
-    for (user, group, groups) in CALLERS {
+    for caller in CALLERS {
         script += &format!(
             "rm -rf d; mkdir d; chown 1000:2000 d; chmod 2777 d\n\
-             setpriv --reuid {user} --regid {group} --groups {groups} setfacl -m u:1234:rwx d 2>/dev/null\n\
-             echo \"directory, {user}/{groups}: $(stat -c %a d)\"\n"
+             setpriv {caller} setfacl -m u:1234:rwx d 2>/dev/null\n\
+             echo \"directory, {caller}: $(stat -c %a d)\"\n"
         );
     }
     let output = run(Command::new("sh").arg("-c").arg(script));
@@ -85,7 +96,15 @@ fn set_id_bits_go_with_a_change_as_on_a_local_file_system() {
     let mount = mount(&env);
     fs::set_permissions(mount.path(), Permissions::from_mode(0o755)).unwrap();
     let expected = modes(&env.path("plain"));
-    assert!(expected.contains("6777 1000/1000: setfacl -m u:1234:rwx f: done 4777"), "{expected}");
+    for known in [
+        "6777 --reuid 0 --regid 0 --groups 0: echo y >>f done 6777",
+        "6777 --reuid 0 --regid 0 --groups 0 --bounding-set -fsetid: echo y >>f done 777",
+        "6777 --reuid 1002 --regid 1002 --groups 1002 --inh-caps +fsetid --ambient-caps +fsetid: echo y >>f done 6777",
+        "6777 --reuid 1000 --regid 1000 --groups 1000: setfacl -m u:1234:rwx f done 4777",
+        "777 --reuid 1002 --regid 1002 --groups 1002: setfacl -m u:1234:rwx f refused 777 1000:2000 f cap_net_raw=ep",
+    ] {
+        assert!(expected.contains(known), "not `{known}`:\n{expected}");
+    }
     assert_same_lines(&modes(mount.path()), &expected);
     mount.unmount();
 }

@@ -103,12 +103,18 @@ impl Writable {
         let env = TestEnv::new();
         fs::create_dir(env.path("upper")).unwrap();
         fs::create_dir(env.path("work")).unwrap();
-        Self { env, engine: Engine::chosen(), image: image.to_owned(), lower: Vec::new(), options: Vec::new() }
+        let new =
+            Self { env, engine: Engine::chosen(), image: image.to_owned(), lower: Vec::new(), options: Vec::new() };
+        new.with_options(&[])
     }
 
-    /// Mount with these options of `-o` from now on.
+    /// Mount with these options of `-o` from now on, behind those that the environment variable `PLYFS_TEST_OPTIONS` has for
+    /// every mount of plyfs: a list with commas.
     pub fn with_options(mut self, options: &[&str]) -> Self {
-        self.options = options.iter().map(|option| (*option).to_owned()).collect();
+        let own = matches!(self.engine, Engine::Plyfs | Engine::Directories);
+        let all = std::env::var("PLYFS_TEST_OPTIONS").ok().filter(|_| own).unwrap_or_default();
+        let all = all.split(',').filter(|option| !option.is_empty());
+        self.options = all.chain(options.iter().copied()).map(str::to_owned).collect();
         self
     }
 

@@ -44,7 +44,8 @@ pub(super) struct MountArgs {
     replace: bool,
     /// Mount options, comma-separated: ro, rw, volatile (never wait for the disk), upper=DIR, work=DIR, [no]suid, [no]dev,
     /// [no]exec, allow_other, default_permissions, fsname=NAME, wake=auto|latency|poll|off (what is done against the cost
-    /// of waking idle processors), replace (as --replace), remount (change ro, rw, suid, dev, exec of a mount)
+    /// of waking idle processors), place=auto|follow|off (run the daemon on the processor of its caller: while no processor
+    /// is idle, always, never), replace (as --replace), remount (change ro, rw, suid, dev, exec of a mount)
     #[arg(short, value_name = "OPTIONS")]
     options: Vec<String>,
     /// The image (name, name:tag, name@digest or ID) and the directory to mount it at

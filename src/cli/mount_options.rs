@@ -1,6 +1,6 @@
 //! What stands behind `-o`.
 
-use crate::fuse::{Options, Waking};
+use crate::fuse::{Options, Placing, Waking};
 use crate::sys::RemountFlags;
 use std::path::PathBuf;
 
@@ -78,6 +78,7 @@ fn apply(option: &str, parsed: &mut Parsed) -> anyhow::Result<bool> {
     let options = &mut parsed.options;
     match option.split_once('=') {
         Some(("wake", value)) => options.waking = waking(value)?,
+        Some(("place", value)) => options.placing = placing(value)?,
         Some(("fsname", value)) => options.source = value.into(),
         Some(("root", value)) => parsed.root = Some(value.into()),
         Some(("upper", value)) => parsed.upper = Some(value.into()),
@@ -151,6 +152,16 @@ pub(super) fn waking(value: &str) -> anyhow::Result<Waking> {
     })
 }
 
+/// What `place=` says.
+pub(super) fn placing(value: &str) -> anyhow::Result<Placing> {
+    Ok(match value {
+        "auto" => Placing::Auto,
+        "follow" => Placing::Follow,
+        "off" => Placing::Off,
+        _ => anyhow::bail!("mount option place={value}: wanted auto, follow or off"),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,5 +195,8 @@ mod tests {
         assert_eq!(read("nosiud", false).unwrap_err().to_string(), "unknown mount option: nosiud");
         assert!(read("nosiud", true).is_ok());
         assert!(read("wake=loud", true).is_err());
+        assert_eq!(read("place=follow", false).unwrap().options.placing, Placing::Follow);
+        let wrong = "mount option place=0: wanted auto, follow or off";
+        assert_eq!(read("place=0", false).unwrap_err().to_string(), wrong);
     }
 }

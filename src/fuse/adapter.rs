@@ -3,15 +3,16 @@
 use super::caller::Caller;
 use super::ids::Ids;
 use super::pool::Pool;
-use super::wake::Wake;
+use super::set_id::{self, Cause};
+use super::traffic::Traffic;
 use super::{Options, convert};
 use crate::fs::{ACCESS_ACL, Attr, Change, Fs, FsError, New, Replace};
 use crate::meta::Kind;
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use std::ffi::OsStr;
 use std::io;
@@ -32,7 +33,7 @@ const MAX_REQUEST: u32 = 1 << 20;
 
 pub struct Adapter {
     fs: Arc<Fs>,
-    wake: Arc<Wake>,
+    traffic: Arc<Traffic>,
     pool: Pool,
     /// Whether a worker is waiting for the disk.
     syncing: AtomicBool,
@@ -50,12 +51,12 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    pub fn new(fs: Arc<Fs>, wake: Arc<Wake>, notifier: Arc<OnceLock<Notifier>>, options: &Options) -> Adapter {
+    pub fn new(fs: Arc<Fs>, traffic: Arc<Traffic>, notifier: Arc<OnceLock<Notifier>>, options: &Options) -> Adapter {
         let heed_acls = options.default_permissions && options.acls && options.xattrs && fs.has_acls();
         let ids = Ids { users: options.users.clone(), groups: options.groups.clone() };
         let (pool, syncing, xattrs) = (Pool::default(), AtomicBool::new(false), options.xattrs);
         let (checks, keeps_times) = (options.default_permissions, false);
-        Adapter { fs, wake, pool, syncing, notifier, heed_acls, checks, keeps_times, xattrs, ids }
+        Adapter { fs, traffic, pool, syncing, notifier, heed_acls, checks, keeps_times, xattrs, ids }
     }
 
     /// Attributes as callers see them.
@@ -84,12 +85,19 @@ impl Adapter {
         }
     }
 
-    /// Makes the kernel ask for an inode's attributes and ACLs before it shows them again. Where it does not heed ACLs, it
-    /// remembers them from the first such call on, so that every later change has to be made known.
-    fn forget_attributes(&self, ino: INodeNo) {
-        if let Some(notifier) = self.notifier.get() {
-            // With an offset below 0 no data is forgotten. An error only says that there was nothing to forget.
-            let _not_remembered = notifier.inval_inode(ino, -1, 0);
+    /// What takes a file's set-ID bits before its data is changed. `is_judged` as in [`set_id::strip_written`].
+    fn stripping(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        is_judged: bool,
+    ) -> impl FnOnce(&Fs) -> Result<(), FsError> + Send + 'static {
+        let (ids, caller, notifier) = (self.ids.clone(), Caller::of(request), self.notifier.clone());
+        move |fs| {
+            if set_id::strip_written(fs, ino.0, &ids, caller, is_judged)? {
+                forget_attributes(&notifier, ino);
+            }
+            Ok(())
         }
     }
 
@@ -106,6 +114,15 @@ impl Adapter {
         } else {
             then(what(&self.fs));
         }
+    }
+}
+
+/// Makes the kernel ask for an inode's attributes and ACLs before it shows them again. Where it does not heed ACLs, it
+/// remembers them from the first such call on, so that every later change has to be made known.
+fn forget_attributes(notifier: &OnceLock<Notifier>, ino: INodeNo) {
+    if let Some(notifier) = notifier.get() {
+        // With an offset below 0 no data is forgotten. An error only says that there was nothing to forget.
+        let _not_remembered = notifier.inval_inode(ino, -1, 0);
     }
 }
 
@@ -174,6 +191,10 @@ impl Filesystem for Adapter {
         }
         if self.fs.is_writable() {
             let written = [InitFlags::FUSE_WRITEBACK_CACHE, InitFlags::FUSE_DONT_MASK, InitFlags::FUSE_HAS_IOCTL_DIR];
+            // Without it the kernel takes set-ID bits away by itself, at the price of a question before each write and chown.
+            if config.add_capabilities(InitFlags::FUSE_HANDLE_KILLPRIV_V2).is_err() {
+                tracing::debug!("this kernel's FUSE asks for file capabilities before each write");
+            }
             for flag in written {
                 if config.add_capabilities(flag).is_err() {
                     tracing::warn!(
@@ -199,8 +220,8 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.wake.touch();
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.traffic.note(request);
         let found = match name.as_bytes() {
             // A file handle is opened that stands for an inode which the kernel does not know (any more).
             b"." => self.fs.by_number(parent.0),
@@ -213,16 +234,16 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.wake.touch();
+    fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.traffic.note(request);
         match self.fs.getattr(ino.0) {
             Ok(attr) => reply.attr(&FOREVER, &self.show(&attr)),
             Err(e) => reply.error(failed("getattr", ino, &e)),
         }
     }
 
-    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        self.wake.touch();
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        self.traffic.note(request);
         match self.fs.readlink(ino.0) {
             Ok(target) => reply.data(&target),
             Err(e) => reply.error(failed("readlink", ino, &e)),
@@ -230,20 +251,20 @@ impl Filesystem for Adapter {
     }
 
     /// ENOSYS, once: from then on the kernel opens files by itself and keeps their pages.
-    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.wake.touch();
+    fn open(&self, request: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.traffic.note(request);
         reply.error(Errno::ENOSYS);
     }
 
     /// ENOSYS, once, as for [`Adapter::open`].
-    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.wake.touch();
+    fn opendir(&self, request: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.traffic.note(request);
         reply.error(Errno::ENOSYS);
     }
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -252,15 +273,15 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.wake.touch();
+        self.traffic.note(request);
         match self.fs.read(ino.0, offset, size) {
             Ok(bytes) => reply.data(&bytes),
             Err(e) => reply.error(failed("read", ino, &e)),
         }
     }
 
-    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.wake.touch();
+    fn readdir(&self, request: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        self.traffic.note(request);
         let listed = self.fs.readdir(ino.0, offset, |entry| {
             reply.add(INodeNo(entry.ino), entry.next, convert::kind(entry.kind), OsStr::from_bytes(entry.name))
         });
@@ -270,8 +291,8 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        self.wake.touch();
+    fn readdirplus(&self, request: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        self.traffic.note(request);
         let listed = self.fs.readdirplus(ino.0, offset, |entry, attr| {
             let name = OsStr::from_bytes(entry.name);
             let (shown, generation) = (self.show(attr), self.generation(entry.ino));
@@ -288,8 +309,8 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        self.wake.touch();
+    fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
+        self.traffic.note(request);
         let name_max = crate::name::NAME_MAX as u32;
         match self.fs.statfs() {
             Ok(stat) => reply.statfs(
@@ -306,8 +327,8 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.wake.touch();
+    fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.traffic.note(request);
         if !self.xattrs {
             return reply.error(Errno::ENOSYS);
         }
@@ -321,7 +342,7 @@ impl Filesystem for Adapter {
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.wake.touch();
+        self.traffic.note(request);
         if !self.xattrs {
             return reply.error(Errno::ENOSYS);
         }
@@ -331,8 +352,8 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        self.wake.touch();
+    fn lseek(&self, request: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        self.traffic.note(request);
         let writable = self.fs.is_writable();
         let notifier = self.notifier.clone();
         let seek = move |fs: &Fs| {
@@ -374,23 +395,24 @@ impl Filesystem for Adapter {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        self.wake.touch();
+        self.traffic.note(request);
         let (atime, mtime) = (atime.map(convert::set_time), mtime.map(convert::set_time));
         let (uid, gid) = (uid.map(|id| self.ids.users.stored(id)), gid.map(|id| self.ids.groups.stored(id)));
         let ctime = ctime.map(convert::time_of).filter(|_| self.keeps_times);
         let change = Change { mode, uid, gid, size, atime, mtime, ctime };
         let slow = size.is_some_and(|size| size > 0) && self.fs.is_slow_to_write(ino.0);
         let ids = self.ids.clone();
-        let caller = Some(Caller::of(request)).filter(|_| self.checks && may_strip(&change));
+        let cause = Cause::of(&change, self.checks);
+        let caller = Caller::of(request);
         let keeps_mtime = self.keeps_times && size.is_some() && mtime.is_none();
         if mode.is_some() && !self.heed_acls {
             // The ACL follows the mode.
-            self.forget_attributes(ino);
+            forget_attributes(&self.notifier, ino);
         }
         self.slowly(
             slow,
             move |fs| {
-                let changed = set_attributes(fs, ino, &change, &ids, caller);
+                let changed = set_id::set_attributes(fs, ino.0, &change, &ids, cause.map(|cause| (cause, caller)));
                 if keeps_mtime {
                     fs.keep_mtime(ino.0);
                 }
@@ -403,6 +425,9 @@ impl Filesystem for Adapter {
         );
     }
 
+    // There is no `create`: the kernel then makes a file by `mknod` and opens it by itself, and has nothing to release when
+    // it is closed.
+
     fn mknod(
         &self,
         request: &Request,
@@ -413,65 +438,42 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        self.wake.touch();
+        self.traffic.note(request);
         let new =
             Kind::of(mode).map(|kind| New { rdev, ..self.new_of(request, kind, mode, umask) }).ok_or(FsError::Invalid);
         self.entry(reply, "mknod", parent, new.and_then(|new| self.fs.make(parent.0, name.as_bytes(), &new)));
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        self.wake.touch();
+        self.traffic.note(request);
         let new = self.new_of(request, Kind::Dir, mode, umask);
         self.entry(reply, "mkdir", parent, self.fs.make(parent.0, name.as_bytes(), &new));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        self.wake.touch();
+        self.traffic.note(request);
         let new = New { target: target.as_os_str().as_bytes(), ..self.new_of(request, Kind::Symlink, 0o777, 0) };
         self.entry(reply, "symlink", parent, self.fs.make(parent.0, name.as_bytes(), &new));
     }
 
-    fn create(
-        &self,
-        request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        _: i32,
-        reply: ReplyCreate,
-    ) {
-        self.wake.touch();
-        let new = self.new_of(request, Kind::File, mode, umask);
-        match self.fs.make(parent.0, name.as_bytes(), &new) {
-            Ok(attr) => {
-                self.fs.remember(attr.ino);
-                // No handle: the file is read and written by its number, as one that the kernel opened by itself.
-                let generation = self.generation(attr.ino);
-                reply.created(&FOREVER, &self.show(&attr), generation, FileHandle(0), FopenFlags::empty());
-            }
-            Err(e) => reply.error(failed("create", parent, &e)),
-        }
-    }
-
-    fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.wake.touch();
+    fn link(&self, request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.traffic.note(request);
         self.entry(reply, "link", ino, self.fs.link(ino.0, parent.0, name.as_bytes()));
     }
 
-    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.wake.touch();
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.traffic.note(request);
         empty(reply, "unlink", parent, self.fs.unlink(parent.0, name.as_bytes()));
     }
 
-    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.wake.touch();
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.traffic.note(request);
         empty(reply, "rmdir", parent, self.fs.rmdir(parent.0, name.as_bytes()));
     }
 
     fn rename(
         &self,
-        _: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -479,7 +481,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        self.wake.touch();
+        self.traffic.note(request);
         let moved = convert::replace(flags).and_then(|replace: Replace| {
             self.fs.rename(parent.0, name.as_bytes(), new_parent.0, new_name.as_bytes(), replace)
         });
@@ -494,7 +496,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -504,16 +506,20 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.wake.touch();
+        self.traffic.note(request);
         let written = bytes.len() as u32;
         let then = move |done: Result<(), FsError>| match done {
             Ok(()) => reply.written(written),
             Err(e) => reply.error(failed("write", ino, &e)),
         };
         let held_back = self.keeps_times || flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let write = move |fs: &Fs, bytes: &[u8]| match held_back {
-            true => fs.write_back(ino.0, offset, bytes),
-            false => fs.write(ino.0, offset, bytes),
+        let strip = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| self.stripping(request, ino, true));
+        let write = move |fs: &Fs, bytes: &[u8]| {
+            strip.map_or(Ok(()), |strip| strip(fs))?;
+            match held_back {
+                true => fs.write_back(ino.0, offset, bytes),
+                false => fs.write(ino.0, offset, bytes),
+            }
         };
         if self.fs.is_slow_to_write(ino.0) {
             let bytes = bytes.to_vec();
@@ -523,12 +529,23 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn fallocate(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, len: u64, mode: i32, reply: ReplyEmpty) {
-        self.wake.touch();
+    fn fallocate(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        len: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        self.traffic.note(request);
         let slow = self.fs.is_slow_to_write(ino.0);
         let then = move |done| empty(reply, "fallocate", ino, done);
         let keeps_mtime = self.keeps_times;
+        let strip = self.stripping(request, ino, false);
         let allocate = move |fs: &Fs| {
+            strip(fs)?;
             fs.fallocate(ino.0, mode, offset, len)?;
             if keeps_mtime {
                 fs.keep_mtime(ino.0);
@@ -540,7 +557,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _: &Request,
+        request: &Request,
         from: INodeNo,
         _: FileHandle,
         at: u64,
@@ -551,9 +568,11 @@ impl Filesystem for Adapter {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        self.wake.touch();
+        self.traffic.note(request);
         let keeps_mtime = self.keeps_times;
+        let strip = self.stripping(request, to, false);
         let copy = move |fs: &Fs| {
+            strip(fs)?;
             let copied = fs.copy_range(from.0, at, to.0, to_at, len)?;
             if keeps_mtime {
                 fs.keep_mtime(to.0);
@@ -576,40 +595,42 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyEmpty,
     ) {
-        self.wake.touch();
+        self.traffic.note(request);
         if !self.xattrs {
             return reply.error(Errno::ENOSYS);
         }
         let value = self.ids.store_value(name.as_bytes(), value.to_vec());
         let mut done = self.fs.setxattr(ino.0, name.as_bytes(), &value, flags);
         if done.is_ok() && name.as_bytes() == ACCESS_ACL {
-            let caller = Some(Caller::of(request)).filter(|_| self.checks);
             // It changed the mode.
-            self.forget_attributes(ino);
-            done = self
-                .fs
-                .getattr(ino.0)
-                .and_then(|attr| strip_set_group(&self.fs, attr, attr.gid, &self.ids, caller))
-                .map(drop);
+            forget_attributes(&self.notifier, ino);
+            if self.checks {
+                let caller = Caller::of(request);
+                let stripped = self
+                    .fs
+                    .getattr(ino.0)
+                    .and_then(|attr| set_id::strip(&self.fs, attr, &self.ids, Cause::Mode, caller));
+                done = stripped.map(drop);
+            }
         }
         empty(reply, "setxattr", ino, done);
     }
 
-    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.wake.touch();
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.traffic.note(request);
         if !self.xattrs {
             return reply.error(Errno::ENOSYS);
         }
         let done = self.fs.removexattr(ino.0, name.as_bytes());
         if done.is_ok() && name.as_bytes() == ACCESS_ACL {
-            self.forget_attributes(ino);
+            forget_attributes(&self.notifier, ino);
         }
         empty(reply, "removexattr", ino, done);
     }
 
     fn ioctl(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         _: IoctlFlags,
@@ -618,12 +639,12 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyIoctl,
     ) {
-        self.wake.touch();
+        self.traffic.note(request);
         match control(&self.fs, ino.0, command, given) {
             Ok(answer) => {
                 if matches!(command, FS_IOC_SETFLAGS | FS_IOC_FSSETXATTR) {
                     // It changed the change time.
-                    self.forget_attributes(ino);
+                    forget_attributes(&self.notifier, ino);
                 }
                 reply.ioctl(0, &answer);
             }
@@ -637,8 +658,8 @@ impl Filesystem for Adapter {
     }
 
     /// Of an image ENOSYS, once: nothing is ever written, and the kernel need not ask.
-    fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
-        self.wake.touch();
+    fn fsync(&self, request: &Request, ino: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        self.traffic.note(request);
         if !self.fs.is_writable() {
             return reply.error(Errno::ENOSYS);
         }
@@ -655,49 +676,6 @@ impl Filesystem for Adapter {
 
     fn fsyncdir(&self, request: &Request, ino: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
         self.fsync(request, ino, handle, data_only, reply);
-    }
-}
-
-/// The bit, of a mode.
-const SET_GROUP: u16 = 0o2000;
-
-/// Whether a change of attributes may take the set-group-ID bit from a file: one of anything but times. The kernel takes
-/// set-ID bits away before it writes, and then asks for a new mode; or for nothing at all where the mode would stay the
-/// same by its older rule, which left files their set-group-ID bit that the group may not run.
-fn may_strip(change: &Change) -> bool {
-    let sets_times = change.atime.is_some() || change.mtime.is_some() || change.ctime.is_some();
-    let changes = change.mode.is_some() || change.uid.is_some() || change.gid.is_some() || change.size.is_some();
-    changes || !sets_times
-}
-
-/// Changes attributes for a caller whose rights decide about the set-group-ID bit, if there is one given.
-fn set_attributes(fs: &Fs, ino: INodeNo, change: &Change, ids: &Ids, caller: Option<Caller>) -> Result<Attr, FsError> {
-    let squashes = ids.squashes() && (change.uid.is_some() || change.gid.is_some());
-    // The group that it had decides.
-    let group = match (caller, change.gid) {
-        (Some(_), Some(_)) => Some(fs.getattr(ino.0)?.gid),
-        _ => None,
-    };
-    let changed = match fs.setattr(ino.0, change) {
-        // Nobody sees owners as they are, so it is no fault that this one cannot be set.
-        Err(FsError::Io(_)) if squashes => fs.setattr(ino.0, &Change { uid: None, gid: None, ..*change }),
-        done => done,
-    }?;
-    // A directory's bit goes only where the mode is set, which the kernel looks to.
-    let caller = caller.filter(|_| changed.kind != Kind::Dir);
-    strip_set_group(fs, changed, group.unwrap_or(changed.gid), ids, caller)
-}
-
-/// Takes the set-group-ID bit away that a change by the caller, if one is given, must not leave. Gives the attributes.
-fn strip_set_group(fs: &Fs, attr: Attr, group: u32, ids: &Ids, caller: Option<Caller>) -> Result<Attr, FsError> {
-    let (uid, gid) = (ids.users.shown(attr.uid), ids.groups.shown(group));
-    match caller {
-        Some(caller) if attr.mode & SET_GROUP != 0 && !caller.keeps_set_group(uid, gid) => {
-            let mode = Some(u32::from(attr.mode & !SET_GROUP));
-            let stripped = fs.setattr(attr.ino, &Change { mode, ..Change::default() })?;
-            Ok(Attr { mtime: attr.mtime, ctime: attr.ctime, ..stripped })
-        }
-        _ => Ok(attr),
     }
 }
 

@@ -1,10 +1,14 @@
-//! What a caller may, beyond what a request says of it: whether a file keeps its set-group-ID bit through a change.
+//! What a caller may, beyond what a request says of it: whether a file keeps its set-ID bits through a change.
 
 use fuser::Request;
 use std::fs;
 
 /// CAP_FSETID (linux/capability.h): set-ID bits stay through changes by others than the group's members.
 const CAP_FSETID: u32 = 4;
+/// CAP_FOWNER: what is the owner's to do.
+const CAP_FOWNER: u32 = 3;
+/// The initial user namespace, as `/proc/PID/ns/user` names it (PROC_USER_INIT_INO of linux/proc_ns.h).
+const INITIAL: &str = "user:[4026531837]";
 /// The effective user that has every capability, where nothing else is known of the caller.
 const ROOT: u32 = 0;
 
@@ -30,6 +34,22 @@ impl Caller {
         // Of another process namespace, which has no number here.
         let Ok(status) = fs::read_to_string(format!("/proc/{}/status", self.pid)) else { return self.uid == ROOT };
         is_in_group(&status, gid) || has_capability(&status, CAP_FSETID) && self.rules_over(uid, gid)
+    }
+
+    /// Whether what the caller writes leaves a file its set-ID bits: by CAP_FSETID in the initial user namespace.
+    pub fn keeps_set_ids(&self) -> bool {
+        let Ok(status) = fs::read_to_string(format!("/proc/{}/status", self.pid)) else { return self.uid == ROOT };
+        let namespace = fs::read_link(format!("/proc/{}/ns/user", self.pid));
+        has_capability(&status, CAP_FSETID) && namespace.is_ok_and(|namespace| namespace.as_os_str() == INITIAL)
+    }
+
+    /// Whether the caller owns files of that user and group, or has CAP_FOWNER over them (`inode_owner_or_capable`).
+    pub fn owns(&self, uid: u32, gid: u32) -> bool {
+        if self.uid == uid {
+            return true;
+        }
+        let Ok(status) = fs::read_to_string(format!("/proc/{}/status", self.pid)) else { return self.uid == ROOT };
+        has_capability(&status, CAP_FOWNER) && self.rules_over(uid, gid)
     }
 
     /// Whether the caller's capabilities count for files of that user and group: those of another user namespace do for the

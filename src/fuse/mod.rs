@@ -4,23 +4,30 @@
 mod adapter;
 mod caller;
 mod convert;
+mod governor;
 mod ids;
+mod placement;
 mod pool;
+mod processors;
+mod set_id;
+mod traffic;
 mod wake;
 
 pub use ids::{IdMap, IdRange};
+pub use placement::Placing;
 pub use wake::Waking;
 
 use crate::fs::Fs;
 use crate::sys::{self, MountFlags};
 use adapter::Adapter;
 use fuser::{Config, MountOption, SessionACL};
+use governor::Governor;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
-use wake::{Governor, Wake};
+use traffic::Traffic;
 
 /// How an image is mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +60,8 @@ pub struct Options {
     pub exec: bool,
     /// What is done against the cost of wake-ups.
     pub waking: Waking,
+    /// Worker placement.
+    pub placing: Placing,
 }
 
 impl Options {
@@ -75,6 +84,7 @@ impl Options {
             dev: root,
             exec: true,
             waking: Waking::Auto,
+            placing: Placing::Auto,
         }
     }
 
@@ -177,15 +187,15 @@ pub fn mount(fs: Arc<Fs>, at: &Path, options: &Options) -> Result<Session, Mount
     if !mountpoint.is_dir() {
         return Err(unusable("it is not a directory".into()));
     }
-    let wake = Arc::new(Wake::default());
+    let traffic = Arc::new(Traffic::new());
     let waking = options.waking.settle();
     let writable = fs.is_writable() && !options.read_only;
     let notifier = Arc::new(OnceLock::new());
-    let adapter = Adapter::new(fs, wake.clone(), notifier.clone(), options);
+    let adapter = Adapter::new(fs, traffic.clone(), notifier.clone(), options);
     let session = options.connect(adapter, &mountpoint, waking, writable).map_err(refused)?;
     notifier.get_or_init(|| session.notifier());
     // From here on the mount is there, and must not stay if nobody is to answer for it.
-    serve(session, wake, waking, mountpoint.clone()).map_err(|e| {
+    serve(session, &traffic, (waking, options.placing), mountpoint.clone()).map_err(|e| {
         let _gone = sys::unmount(&mountpoint, true);
         refused(e)
     })
@@ -193,11 +203,11 @@ pub fn mount(fs: Arc<Fs>, at: &Path, options: &Options) -> Result<Session, Mount
 
 fn serve(
     session: fuser::Session<Adapter>,
-    wake: Arc<Wake>,
-    waking: Waking,
+    traffic: &Arc<Traffic>,
+    (waking, placing): (Waking, Placing),
     mountpoint: PathBuf,
 ) -> io::Result<Session> {
-    let governor = Governor::start(&wake, waking, session.as_fd().try_clone_to_owned()?)?;
+    let governor = Governor::start(traffic, waking, placing, session.as_fd().try_clone_to_owned()?)?;
     let worker = std::thread::Builder::new().name("plyfs-serve".into()).spawn(move || session.run())?;
     let device = sys::device_of(&mountpoint)?;
     if let Err(e) = sys::set_read_ahead(device, READ_AHEAD_KIB) {

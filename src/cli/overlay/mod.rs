@@ -39,7 +39,8 @@ what is unknown is warned about):
   noacl, noxattrs          without POSIX ACLs, without extended attributes
   static_nlink             one link for every directory
   allow_other, allow_root, default_permissions, ro, [no]suid, [no]dev,
-  [no]exec, fsname=NAME, context=LABEL, wake=auto|latency|poll|off
+  [no]exec, fsname=NAME, context=LABEL, wake=auto|latency|poll|off,
+  place=auto|follow|off
   replace                  unmount a dead mount at the mountpoint first
   remount                  change ro, rw, [no]suid, [no]dev, [no]exec of a mount
 

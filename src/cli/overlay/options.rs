@@ -254,6 +254,7 @@ fn apply_value(key: &str, value: &[u8], parsed: &mut Parsed) -> anyhow::Result<b
             options.kernel_options.extend(Some(label).filter(|_| Path::new("/sys/fs/selinux/enforce").exists()));
         }
         "wake" => options.waking = mount_options::waking(&text)?,
+        "place" => options.placing = mount_options::placing(&text)?,
         "comment" => {}
         _ => return Ok(VALUES_WITHOUT_EFFECT.contains(&key) || key.starts_with("x-")),
     }

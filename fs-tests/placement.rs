@@ -1,0 +1,264 @@
+//! On which processors a mount's workers run: with their caller, within what the process was given, and back again.
+
+use crate::support::env::{Mount, TestEnv, run};
+use crate::support::eventually;
+use crate::support::oci::Image;
+use crate::support::small::processes;
+use crate::support::tar::Tar;
+use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+fn env() -> TestEnv {
+    let env = TestEnv::new();
+    Image::new().layer(Tar::new().dir("dir").finish()).tag("1").write_layout(&env.path("one"));
+    env.ok(["pull", "-q", &format!("oci:{}:1", env.path("one").display())]);
+    env
+}
+
+/// What this process may use, two of which these tests need.
+fn given() -> Vec<usize> {
+    let set = sched_getaffinity(None).unwrap();
+    let given: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|processor| set.is_set(*processor)).collect();
+    assert!(given.len() > 1, "where callers are followed can only be seen on two processors");
+    given
+}
+
+fn only(processors: &[usize]) -> CpuSet {
+    let mut set = CpuSet::new();
+    processors.iter().for_each(|processor| set.set(*processor));
+    set
+}
+
+/// The process that serves a mount.
+fn server(mount: &Mount) -> u32 {
+    let found = processes(&mount.path().display().to_string());
+    assert_eq!(found.len(), 1, "{found:?}");
+    found[0]
+}
+
+/// The processors of each of its threads that answer requests.
+fn workers(server: u32) -> Vec<Vec<usize>> {
+    let threads = fs::read_dir(format!("/proc/{server}/task")).unwrap().map(|entry| entry.unwrap().file_name());
+    let threads = threads.map(|number| number.to_str().unwrap().to_owned());
+    let is_worker = |number: &String| {
+        fs::read_to_string(format!("/proc/{server}/task/{number}/comm")).is_ok_and(|name| name.starts_with("fuser"))
+    };
+    let affinity = |number: String| {
+        let set = sched_getaffinity(Pid::from_raw(number.parse().unwrap())).unwrap();
+        (0..CpuSet::MAX_CPU).filter(|processor| set.is_set(*processor)).collect()
+    };
+    threads.filter(is_worker).map(affinity).collect()
+}
+
+/// Whether every worker that has answered anything may run on just these.
+fn all_run_on(server: u32, processors: &[usize]) -> bool {
+    workers(server).iter().all(|worker| worker == processors)
+}
+
+/// Whether one worker at least may run on just this one, and others that had nothing to do yet anywhere.
+fn some_run_on(server: u32, processor: usize) -> bool {
+    workers(server).contains(&vec![processor])
+}
+
+/// A thread that asks a mount for one missing name after the other, on a processor that can be changed.
+struct Caller {
+    ended: Arc<AtomicBool>,
+    processor: Arc<AtomicUsize>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Caller {
+    fn on(processor: usize, at: &Path) -> Caller {
+        let (ended, at): (Arc<AtomicBool>, PathBuf) = (Arc::default(), at.join("dir"));
+        let processor = Arc::new(AtomicUsize::new(processor));
+        let (stop, place) = (ended.clone(), processor.clone());
+        let thread = std::thread::spawn(move || {
+            let (mut number, mut placed) = (0, usize::MAX);
+            while !stop.load(Ordering::Relaxed) {
+                let wanted = place.load(Ordering::Relaxed);
+                if wanted != placed {
+                    sched_setaffinity(None, &only(&[wanted])).unwrap();
+                    placed = wanted;
+                }
+                fs::symlink_metadata(at.join(format!("missing-{number}"))).unwrap_err();
+                number += 1;
+            }
+        });
+        Caller { ended, processor, thread: Some(thread) }
+    }
+
+    fn move_to(&self, processor: usize) {
+        self.processor.store(processor, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+#[test]
+fn workers_follow_their_caller_and_are_free_when_it_ends() {
+    let (env, given) = (env(), given());
+    let mount = env.mount("one:1", &["-o", "place=follow"]);
+    let server = server(&mount);
+    assert!(all_run_on(server, &given), "{:?}", workers(server));
+    let caller = Caller::on(given[1], mount.path());
+    eventually("the workers follow", || some_run_on(server, given[1]));
+    caller.move_to(given[0]);
+    eventually("the workers follow elsewhere", || some_run_on(server, given[0]) && !some_run_on(server, given[1]));
+    drop(caller);
+    eventually("the workers are free again", || all_run_on(server, &given));
+}
+
+#[test]
+fn callers_that_come_and_go_leave_the_workers_free() {
+    let (env, given) = (env(), given());
+    let mount = env.mount("one:1", &["-o", "place=follow"]);
+    let server = server(&mount);
+    let mut followed = false;
+    for number in 0..300 {
+        let at = mount.path().join("dir");
+        let processor = given[number / 50 % 2];
+        let asks = move || {
+            sched_setaffinity(None, &only(&[processor])).unwrap();
+            (0..20).for_each(|name| drop(fs::symlink_metadata(at.join(format!("missing-{number}-{name}")))));
+        };
+        std::thread::spawn(asks).join().unwrap();
+        followed |= !all_run_on(server, &given);
+    }
+    assert!(followed, "the workers followed nobody");
+    eventually("the workers are free again", || all_run_on(server, &given));
+    assert!(mount.path().join("dir").is_dir());
+}
+
+#[test]
+fn workers_stay_within_what_the_process_was_given() {
+    let (env, given) = (env(), given());
+    let mut command = Command::new("taskset");
+    let made = env.command(["mount", "-o", "place=follow", "one:1"]);
+    command.arg("-c").arg(given[0].to_string()).arg(made.get_program()).args(made.get_args());
+    let mount = Mount::by(&env, &mut command);
+    let server = server(&mount);
+    let other = Caller::on(given[1], mount.path());
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert!(all_run_on(server, &given[..1]), "{:?}", workers(server));
+    drop(other);
+    // The process may use both from now on.
+    let both = format!("{},{}", given[0], given[1]);
+    assert_eq!(run(Command::new("taskset").args(["-apc", &both, &server.to_string()])).code, 0);
+    let caller = Caller::on(given[1], mount.path());
+    eventually("the workers follow", || some_run_on(server, given[1]));
+    // And now no longer, while they are there.
+    assert_eq!(run(Command::new("taskset").args(["-apc", &given[0].to_string(), &server.to_string()])).code, 0);
+    eventually("the workers have left", || all_run_on(server, &given[..1]));
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert!(all_run_on(server, &given[..1]), "{:?}", workers(server));
+    drop(caller);
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert!(all_run_on(server, &given[..1]), "{:?}", workers(server));
+}
+
+/// A cpuset of the first hierarchy that this machine has, removed at the end.
+struct Cpuset(PathBuf);
+
+impl Cpuset {
+    fn new(name: &str) -> Cpuset {
+        let (first, second) = (Path::new("/sys/fs/cgroup/cpuset"), Path::new("/sys/fs/cgroup"));
+        let above = if first.join("cpuset.cpus").exists() { first } else { second };
+        let made = Cpuset(above.join(name));
+        fs::create_dir(&made.0).unwrap();
+        if above == second {
+            fs::write(second.join("cgroup.subtree_control"), "+cpuset").unwrap();
+        } else {
+            fs::write(made.0.join("cpuset.mems"), fs::read(first.join("cpuset.mems")).unwrap()).unwrap();
+        }
+        made
+    }
+
+    fn allow(&self, processors: &[usize]) {
+        let list: Vec<String> = processors.iter().map(usize::to_string).collect();
+        fs::write(self.0.join("cpuset.cpus"), list.join(",")).unwrap();
+    }
+
+    fn take(&self, process: u32) {
+        fs::write(self.0.join("cgroup.procs"), process.to_string()).unwrap();
+    }
+}
+
+impl Drop for Cpuset {
+    fn drop(&mut self) {
+        let above = self.0.parent().unwrap().join("cgroup.procs");
+        for process in fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default().lines() {
+            let _ended = fs::write(&above, process);
+        }
+        let _gone = fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn workers_obey_a_cpuset_that_changes_under_them() {
+    let (env, given) = (env(), given());
+    let mount = env.mount("one:1", &["-o", "place=follow"]);
+    let server = server(&mount);
+    let cpuset = Cpuset::new(&format!("plyfs-test-{}", std::process::id()));
+    cpuset.allow(&given);
+    cpuset.take(server);
+    let caller = Caller::on(given[1], mount.path());
+    eventually("the workers follow", || some_run_on(server, given[1]));
+    cpuset.allow(&given[..1]);
+    eventually("the workers have left", || all_run_on(server, &given[..1]));
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert!(all_run_on(server, &given[..1]), "{:?}", workers(server));
+    cpuset.allow(&given);
+    eventually("the workers follow again", || some_run_on(server, given[1]));
+    drop(caller);
+    eventually("the workers are free again", || all_run_on(server, &given));
+    drop(mount);
+}
+
+/// A loop on each processor, as important as a compiler on a build host.
+struct Busy(Arc<AtomicBool>);
+
+impl Busy {
+    fn start(processors: &[usize]) -> Busy {
+        let ended = Arc::new(AtomicBool::new(false));
+        for processor in processors {
+            let (ended, processor) = (ended.clone(), *processor);
+            std::thread::spawn(move || {
+                rustix::process::nice(10).unwrap();
+                sched_setaffinity(None, &only(&[processor])).unwrap();
+                while !ended.load(Ordering::Relaxed) {}
+            });
+        }
+        Busy(ended)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn on_a_busy_machine_workers_follow_unless_that_is_off() {
+    let (env, given) = (env(), given());
+    let (auto, off) = (env.mount("one:1", &[]), env.mount("one:1", &["-o", "place=off"]));
+    let servers = [&auto, &off].map(server);
+    let busy = Busy::start(&given);
+    let callers = [&auto, &off].map(|mount| Caller::on(given[0], mount.path()));
+    eventually("the workers follow", || some_run_on(servers[0], given[0]));
+    assert!(all_run_on(servers[1], &given), "{:?}", workers(servers[1]));
+    drop((callers, busy));
+    eventually("the workers are free again", || all_run_on(servers[0], &given));
+}

@@ -1,0 +1,219 @@
+//! Which set-ID bits (set-user-ID, set-group-ID) a file keeps through a change. The kernel leaves that to the server
+//! (FUSE_HANDLE_KILLPRIV_V2), and so need not ask for anything before each write. The rules are those of `notify_change`
+//! and `setattr_should_drop_suidgid` in the kernel's fs/attr.c.
+
+use super::caller::Caller;
+use super::ids::Ids;
+use crate::fs::{Attr, Change, Fs, FsError, Ino};
+use crate::meta::Kind;
+
+const SET_USER: u16 = 0o4000;
+const SET_GROUP: u16 = 0o2000;
+const GROUP_RUNS: u16 = 0o0010;
+
+/// What a change is of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Cause {
+    /// The data, or the size.
+    Data,
+    /// The owner or the group.
+    Owner,
+    /// Neither: chown(2) with -1 for both. It takes set-ID bits away all the same, so only the owner may do it.
+    NoOwner,
+    /// The mode, or the ACL.
+    Mode,
+}
+
+impl Cause {
+    /// `None` if the change takes no bits. `checks` is whether permissions are checked. A request that changes nothing, or
+    /// the change time alone, is that of chown(2) with -1 for both.
+    pub fn of(change: &Change, checks: bool) -> Option<Cause> {
+        let sets_times = change.atime.is_some() || change.mtime.is_some();
+        match change {
+            Change { uid: Some(_), .. } | Change { gid: Some(_), .. } => Some(Cause::Owner),
+            Change { size: Some(_), .. } => Some(Cause::Data),
+            Change { mode: Some(_), .. } => checks.then_some(Cause::Mode),
+            _ if sets_times => None,
+            _ => Some(if checks { Cause::NoOwner } else { Cause::Owner }),
+        }
+    }
+}
+
+/// What a caller may that counts here.
+trait Rights {
+    /// Whether it is in the file's group, or its CAP_FSETID counts for the file.
+    fn is_of_group(&self) -> bool;
+    /// Whether it has CAP_FSETID in the initial user namespace.
+    fn keeps_set_ids(&self) -> bool;
+    /// Whether it owns the file, or its CAP_FOWNER counts for the file.
+    fn owns(&self) -> bool;
+}
+
+/// The mode that is left. EPERM if the caller may not take the bits.
+fn left(mode: u16, kind: Kind, cause: Cause, rights: &impl Rights) -> Result<u16, FsError> {
+    let concerned = match cause {
+        Cause::Data => kind == Kind::File,
+        Cause::Owner | Cause::NoOwner => kind != Kind::Dir,
+        Cause::Mode => true,
+    };
+    // What is asked about a caller is read from /proc, so nothing is asked that does not matter.
+    let has = |bit: u16| concerned && mode & bit != 0;
+    let loses_user = has(SET_USER) && cause != Cause::Mode;
+    let runs = has(GROUP_RUNS) && cause != Cause::Mode;
+    let loses_group = has(SET_GROUP) && (runs || !rights.is_of_group());
+    if !loses_user && !loses_group || cause == Cause::Data && rights.keeps_set_ids() {
+        return Ok(mode);
+    }
+    if cause == Cause::NoOwner && !rights.owns() {
+        return Err(FsError::NotPermitted);
+    }
+    Ok(mode & !(if loses_user { SET_USER } else { 0 }) & !(if loses_group { SET_GROUP } else { 0 }))
+}
+
+/// A caller, and the owners of a file as it sees them.
+struct Of {
+    caller: Caller,
+    uid: u32,
+    gid: u32,
+    /// The kernel says that it has no CAP_FSETID.
+    is_judged: bool,
+}
+
+impl Rights for Of {
+    fn is_of_group(&self) -> bool {
+        self.caller.keeps_set_group(self.uid, self.gid)
+    }
+
+    fn keeps_set_ids(&self) -> bool {
+        !self.is_judged && self.caller.keeps_set_ids()
+    }
+
+    fn owns(&self) -> bool {
+        self.caller.owns(self.uid, self.gid)
+    }
+}
+
+/// Takes from a file the set-ID bits that a caller's change must not leave. Gives the attributes then.
+pub(super) fn strip(fs: &Fs, attr: Attr, ids: &Ids, cause: Cause, caller: Caller) -> Result<Attr, FsError> {
+    let (uid, gid) = (ids.users.shown(attr.uid), ids.groups.shown(attr.gid));
+    strip_for(fs, attr, cause, &Of { caller, uid, gid, is_judged: false })
+}
+
+/// [`strip`] before a change of a file's data. `is_judged` if the kernel says that the caller has no CAP_FSETID. Says
+/// whether bits were taken.
+pub(super) fn strip_written(fs: &Fs, ino: Ino, ids: &Ids, caller: Caller, is_judged: bool) -> Result<bool, FsError> {
+    let attr = fs.getattr(ino)?;
+    let (uid, gid) = (ids.users.shown(attr.uid), ids.groups.shown(attr.gid));
+    let left = strip_for(fs, attr, Cause::Data, &Of { caller, uid, gid, is_judged })?;
+    Ok(left.mode != attr.mode)
+}
+
+fn strip_for(fs: &Fs, attr: Attr, cause: Cause, rights: &Of) -> Result<Attr, FsError> {
+    let left = left(attr.mode, attr.kind, cause, rights)?;
+    if left == attr.mode {
+        return Ok(attr);
+    }
+    let stripped = fs.setattr(attr.ino, &Change { mode: Some(left.into()), ..Change::default() })?;
+    Ok(Attr { mtime: attr.mtime, ctime: attr.ctime, ..stripped })
+}
+
+/// Changes attributes for a caller whose rights decide about set-ID bits, if the change can take any.
+pub(super) fn set_attributes(
+    fs: &Fs,
+    ino: Ino,
+    change: &Change,
+    ids: &Ids,
+    by: Option<(Cause, Caller)>,
+) -> Result<Attr, FsError> {
+    let squashes = ids.squashes() && (change.uid.is_some() || change.gid.is_some());
+    // The group that it had decides.
+    let group = match (by, change.gid) {
+        (Some(_), Some(_)) => Some(fs.getattr(ino)?.gid),
+        _ => None,
+    };
+    let changed = match fs.setattr(ino, change) {
+        // Nobody sees owners as they are, so it is no fault that this one cannot be set.
+        Err(FsError::Io(_)) if squashes => fs.setattr(ino, &Change { uid: None, gid: None, ..*change }),
+        done => done,
+    }?;
+    // Before a write the kernel asks for a change of nothing, to take the bits; of chown(2) it sends a file's change time.
+    let is_write = changed.kind == Kind::File && change.ctime.is_none();
+    let by = by.map(
+        |(cause, caller)| if cause == Cause::NoOwner && is_write { (Cause::Data, caller) } else { (cause, caller) },
+    );
+    match by {
+        // A directory's bit goes only where the mode is set, which the kernel looks to.
+        Some((cause, caller)) if changed.kind != Kind::Dir => {
+            let (uid, gid) = (ids.users.shown(changed.uid), ids.groups.shown(group.unwrap_or(changed.gid)));
+            strip_for(fs, changed, cause, &Of { caller, uid, gid, is_judged: false })
+        }
+        _ => Ok(changed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Member of the group, and root.
+    struct Fixed(bool, bool);
+
+    impl Rights for Fixed {
+        fn is_of_group(&self) -> bool {
+            self.0 || self.1
+        }
+
+        fn keeps_set_ids(&self) -> bool {
+            self.1
+        }
+
+        fn owns(&self) -> bool {
+            self.0 || self.1
+        }
+    }
+
+    const STRANGER: Fixed = Fixed(false, false);
+    const MEMBER: Fixed = Fixed(true, false);
+    const ROOT: Fixed = Fixed(false, true);
+
+    #[test]
+    fn bits_go_and_stay_as_on_a_local_file_system() {
+        use Cause::{Data, Mode, NoOwner, Owner};
+        let left = |mode, kind, cause, rights: &Fixed| left(mode, kind, cause, rights).map_err(|e| e.to_string());
+        let file = |mode, cause, rights: &Fixed| left(mode, Kind::File, cause, rights).unwrap();
+        for (mode, cause, [stranger, member, root]) in [
+            (0o6777, Data, [0o0777, 0o0777, 0o6777]),
+            (0o6767, Data, [0o0767, 0o2767, 0o6767]),
+            (0o4755, Data, [0o0755, 0o0755, 0o4755]),
+            (0o2755, Data, [0o0755, 0o0755, 0o2755]),
+            (0o6777, Owner, [0o0777, 0o0777, 0o0777]),
+            (0o6767, Owner, [0o0767, 0o2767, 0o2767]),
+            (0o2765, Owner, [0o0765, 0o2765, 0o2765]),
+            (0o6777, Mode, [0o4777, 0o6777, 0o6777]),
+            (0o6767, Mode, [0o4767, 0o6767, 0o6767]),
+            (0o1755, Data, [0o1755; 3]),
+            (0o0644, Owner, [0o0644; 3]),
+        ] {
+            let found = [&STRANGER, &MEMBER, &ROOT].map(|rights| file(mode, cause, rights));
+            assert_eq!(found, [stranger, member, root], "{mode:o} {cause:?}");
+        }
+        assert_eq!(left(0o6777, Kind::Dir, Owner, &STRANGER), Ok(0o6777));
+        assert_eq!(left(0o6777, Kind::Fifo, Owner, &STRANGER), Ok(0o0777));
+        assert_eq!(left(0o6777, Kind::Fifo, Data, &STRANGER), Ok(0o6777));
+        assert_eq!(left(0o2777, Kind::Dir, Mode, &STRANGER), Ok(0o0777));
+        assert!(left(0o4777, Kind::File, NoOwner, &STRANGER).is_err());
+        assert_eq!(left(0o0777, Kind::File, NoOwner, &STRANGER), Ok(0o0777));
+        assert_eq!(left(0o6767, Kind::File, NoOwner, &MEMBER), Ok(0o2767));
+    }
+
+    #[test]
+    fn what_a_change_is_of() {
+        let change = Change { ctime: Some(Default::default()), ..Change::default() };
+        let of = |change| [true, false].map(|checks| Cause::of(&change, checks));
+        assert_eq!(of(change), [Some(Cause::NoOwner), Some(Cause::Owner)]);
+        assert_eq!(of(Change { mode: Some(0), gid: Some(0), ..change }), [Some(Cause::Owner); 2]);
+        assert_eq!(of(Change { mode: Some(0), ..change }), [Some(Cause::Mode), None]);
+        assert_eq!(of(Change { size: Some(0), mode: Some(0), ..change }), [Some(Cause::Data); 2]);
+        assert_eq!(of(Change { atime: Some(crate::fs::SetTime::Now), ..change }), [None; 2]);
+    }
+}

@@ -43,16 +43,21 @@ fn server(mount: &Mount) -> u32 {
 
 /// The processors of each of its threads that answer requests.
 fn workers(server: u32) -> Vec<Vec<usize>> {
+    threads(server, "fuser")
+}
+
+/// The processors of each of its threads whose name begins so.
+fn threads(server: u32, name: &str) -> Vec<Vec<usize>> {
     let threads = fs::read_dir(format!("/proc/{server}/task")).unwrap().map(|entry| entry.unwrap().file_name());
     let threads = threads.map(|number| number.to_str().unwrap().to_owned());
-    let is_worker = |number: &String| {
-        fs::read_to_string(format!("/proc/{server}/task/{number}/comm")).is_ok_and(|name| name.starts_with("fuser"))
+    let is_named = |number: &String| {
+        fs::read_to_string(format!("/proc/{server}/task/{number}/comm")).is_ok_and(|found| found.starts_with(name))
     };
     let affinity = |number: String| {
         let set = sched_getaffinity(Pid::from_raw(number.parse().unwrap())).unwrap();
         (0..CpuSet::MAX_CPU).filter(|processor| set.is_set(*processor)).collect()
     };
-    threads.filter(is_worker).map(affinity).collect()
+    threads.filter(is_named).map(affinity).collect()
 }
 
 /// Whether every worker that has answered anything may run on just these.
@@ -118,6 +123,23 @@ fn workers_follow_their_caller_and_are_free_when_it_ends() {
     eventually("the workers follow elsewhere", || some_run_on(server, given[0]) && !some_run_on(server, given[1]));
     drop(caller);
     eventually("the workers are free again", || all_run_on(server, &given));
+}
+
+#[test]
+fn threads_that_a_bound_worker_starts_are_not_bound() {
+    let (env, given) = (env(), given());
+    let mount = env.mount("one:1", &["--upper", &env.path("upper").display().to_string(), "-o", "place=follow"]);
+    fs::write(mount.path().join("file"), "data").unwrap();
+    let (server, caller) = (server(&mount), Caller::on(given[1], mount.path()));
+    eventually("the workers follow", || some_run_on(server, given[1]));
+    // A search for holes is answered by a thread of its own.
+    let file = fs::File::open(mount.path().join("file")).unwrap();
+    eventually("there is such a thread", || {
+        rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(0)).unwrap();
+        threads(server, "plyfs-slow").contains(&given)
+    });
+    drop((caller, file));
+    mount.unmount();
 }
 
 #[test]

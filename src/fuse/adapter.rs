@@ -3,7 +3,7 @@
 use super::caller::Caller;
 use super::ids::Ids;
 use super::pool::Pool;
-use super::set_id::{self, Cause};
+use super::set_id;
 use super::traffic::Traffic;
 use super::{Options, convert};
 use crate::fs::{ACCESS_ACL, Attr, Change, Fs, FsError, New, Replace};
@@ -85,7 +85,7 @@ impl Adapter {
         }
     }
 
-    /// What takes a file's set-ID bits before its data is changed. `is_judged` as in [`set_id::strip_written`].
+    /// What takes a file's set-ID bits before its data is changed. `is_judged` as in [`set_id::strip_before_write`].
     fn stripping(
         &self,
         request: &Request,
@@ -94,7 +94,7 @@ impl Adapter {
     ) -> impl FnOnce(&Fs) -> Result<(), FsError> + Send + 'static {
         let (ids, caller, notifier) = (self.ids.clone(), Caller::of(request), self.notifier.clone());
         move |fs| {
-            if set_id::strip_written(fs, ino.0, &ids, caller, is_judged)? {
+            if set_id::strip_before_write(fs, ino.0, &ids, caller, is_judged)? {
                 forget_attributes(&notifier, ino);
             }
             Ok(())
@@ -402,8 +402,7 @@ impl Filesystem for Adapter {
         let change = Change { mode, uid, gid, size, atime, mtime, ctime };
         let slow = size.is_some_and(|size| size > 0) && self.fs.is_slow_to_write(ino.0);
         let ids = self.ids.clone();
-        let cause = Cause::of(&change, self.checks);
-        let caller = Caller::of(request);
+        let (caller, checks) = (Caller::of(request), self.checks);
         let keeps_mtime = self.keeps_times && size.is_some() && mtime.is_none();
         if mode.is_some() && !self.heed_acls {
             // The ACL follows the mode.
@@ -412,7 +411,7 @@ impl Filesystem for Adapter {
         self.slowly(
             slow,
             move |fs| {
-                let changed = set_id::set_attributes(fs, ino.0, &change, &ids, cause.map(|cause| (cause, caller)));
+                let changed = set_id::set_attributes(fs, ino.0, &change, &ids, caller, checks);
                 if keeps_mtime {
                     fs.keep_mtime(ino.0);
                 }
@@ -605,12 +604,7 @@ impl Filesystem for Adapter {
             // It changed the mode.
             forget_attributes(&self.notifier, ino);
             if self.checks {
-                let caller = Caller::of(request);
-                let stripped = self
-                    .fs
-                    .getattr(ino.0)
-                    .and_then(|attr| set_id::strip(&self.fs, attr, &self.ids, Cause::Mode, caller));
-                done = stripped.map(drop);
+                done = set_id::strip_after_acl(&self.fs, ino.0, &self.ids, Caller::of(request));
             }
         }
         empty(reply, "setxattr", ino, done);

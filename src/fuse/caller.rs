@@ -1,5 +1,6 @@
 //! What a caller may, beyond what a request says of it: whether a file keeps its set-ID bits through a change.
 
+use crate::sys;
 use fuser::Request;
 use std::fs;
 
@@ -25,20 +26,30 @@ impl Caller {
         Caller { pid: request.pid(), uid: request.uid(), gid: request.gid() }
     }
 
+    /// The text of `/proc/PID/status`, with the caller's groups and capabilities. `None` if it is not the caller's own: a
+    /// process without a number in this PID namespace, or a server's thread (nfsd, io_uring) that acts for the caller with
+    /// other credentials than its own.
+    fn status(&self) -> Option<String> {
+        let text = fs::read_to_string(sys::proc_dir(self.pid)?.join("status")).ok()?;
+        // Real, effective, saved and file system's ID: the request has the last.
+        let acts_as =
+            |name, id: u32| field(&text, name)?.split_whitespace().nth(3)?.parse().ok().map(|own: u32| own == id);
+        (acts_as("Uid", self.uid)? && acts_as("Gid", self.gid)?).then_some(text)
+    }
+
     /// Whether the caller is in the group, or has CAP_FSETID over files of that user and group, as the kernel asks before
     /// it leaves a file its set-group-ID bit (`in_group_or_capable`).
     pub fn keeps_set_group(&self, uid: u32, gid: u32) -> bool {
         if self.gid == gid {
             return true;
         }
-        // Of another process namespace, which has no number here.
-        let Ok(status) = fs::read_to_string(format!("/proc/{}/status", self.pid)) else { return self.uid == ROOT };
+        let Some(status) = self.status() else { return self.uid == ROOT };
         is_in_group(&status, gid) || has_capability(&status, CAP_FSETID) && self.rules_over(uid, gid)
     }
 
     /// Whether what the caller writes leaves a file its set-ID bits: by CAP_FSETID in the initial user namespace.
     pub fn keeps_set_ids(&self) -> bool {
-        let Ok(status) = fs::read_to_string(format!("/proc/{}/status", self.pid)) else { return self.uid == ROOT };
+        let Some(status) = self.status() else { return self.uid == ROOT };
         let namespace = fs::read_link(format!("/proc/{}/ns/user", self.pid));
         has_capability(&status, CAP_FSETID) && namespace.is_ok_and(|namespace| namespace.as_os_str() == INITIAL)
     }
@@ -48,7 +59,7 @@ impl Caller {
         if self.uid == uid {
             return true;
         }
-        let Ok(status) = fs::read_to_string(format!("/proc/{}/status", self.pid)) else { return self.uid == ROOT };
+        let Some(status) = self.status() else { return self.uid == ROOT };
         has_capability(&status, CAP_FOWNER) && self.rules_over(uid, gid)
     }
 

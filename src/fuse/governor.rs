@@ -2,10 +2,11 @@
 //! threads ([`super::placement`]). It sleeps while no requests arrive.
 
 use super::placement::{Placement, Placing, Seen};
-use super::processors::{Idleness, processor_of, runnable};
+use super::processors::{Idleness, given, processor_of, runnable};
 use super::traffic::Traffic;
 use super::wake::{Method, Waking};
-use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
+use rustix::io::Errno;
+use rustix::thread::{CpuSet, Pid, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -23,6 +24,8 @@ const LOOK: Duration = Duration::from_millis(10);
 const REMEMBERED: u8 = 10;
 /// How often idle time is measured.
 const MEASURE: Duration = Duration::from_millis(50);
+/// A longer interval says nothing about the present. With many processors the budget allows a measurement every second.
+const STALE: Duration = Duration::from_secs(3);
 /// Observing may take a 200th of the time: half a percent of a processor.
 const FRUGAL: i64 = 200;
 /// The most that may be saved up for a burst of observations, in nanoseconds.
@@ -98,7 +101,8 @@ impl Watch {
             }
         }
         self.switch(false);
-        if let Some(workers) = &mut self.workers {
+        // The workers of a connection that has ended are gone, and their thread IDs may be others'.
+        if let Some(workers) = self.workers.as_mut().filter(|_| !self.traffic.has_ended()) {
             workers.release();
         }
     }
@@ -143,9 +147,7 @@ impl Workers {
             return;
         }
         let begun = processor_time();
-        // This thread is never bound to a processor, so its affinity is the process's own: by taskset or a cpuset, which may
-        // have changed since.
-        let Ok(given) = sched_getaffinity(None) else { return };
+        let Ok(given) = given() else { return };
         let idle = self.measure(&given, now);
         let (callers, live) = self.find(traffic);
         let whole = given.count() as usize == self.idleness.processors();
@@ -181,7 +183,7 @@ impl Workers {
     fn measure(&mut self, given: &CpuSet, now: Instant) -> Option<u8> {
         match self.measured.map(|measured| now - measured) {
             Some(since) if since < MEASURE => return None,
-            Some(since) if since > 2 * MEASURE => self.idleness.forget(),
+            Some(since) if since > STALE => self.idleness.forget(),
             _ => {}
         }
         self.measured = Some(now);
@@ -213,7 +215,7 @@ impl Workers {
     /// Leaves placement to the scheduler.
     fn release(&mut self) {
         if self.placed.is_some()
-            && let Ok(given) = sched_getaffinity(None)
+            && let Ok(given) = given()
         {
             self.spread(&given);
             tracing::debug!("the workers run where the scheduler puts them");
@@ -223,12 +225,23 @@ impl Workers {
 
     fn spread(&mut self, given: &CpuSet) {
         let Some((_, workers)) = self.placed.take() else { return };
+        // Where the process may use all processors, the workers may use those too that come later.
+        let whole = given.count() as usize == self.idleness.processors();
+        let given = if whole { &all() } else { given };
         for worker in workers {
-            if let Err(e) = sched_setaffinity(Some(worker), given) {
-                tracing::warn!("a worker stays on the processor it was put on: {e}");
+            match sched_setaffinity(Some(worker), given) {
+                // The connection has ended.
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(e) => tracing::warn!("a worker thread stays bound to its processor: {e}"),
             }
         }
     }
+}
+
+fn all() -> CpuSet {
+    let mut all = CpuSet::new();
+    (0..CpuSet::MAX_CPU).for_each(|processor| all.set(processor));
+    all
 }
 
 /// Processor time that observing may take (a token bucket).

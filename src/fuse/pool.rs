@@ -1,6 +1,8 @@
 //! Threads for what takes long, so that those that take the kernel's requests stay free. They come as they are needed
 //! and go when they are not.
 
+use super::processors::given;
+use rustix::thread::sched_setaffinity;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -60,6 +62,12 @@ impl Pool {
 
 impl Shared {
     fn work(&self) {
+        // A worker that is bound to its caller's processor started this thread, which inherited that.
+        if let Ok(given) = given()
+            && let Err(e) = sched_setaffinity(None, &given)
+        {
+            tracing::debug!("a thread of the pool stays bound to a processor: {e}");
+        }
         let mut state = self.lock();
         loop {
             if let Some(job) = state.jobs.pop_front() {

@@ -1,7 +1,8 @@
 //! Processor statistics from /proc: the processor a thread runs on (proc_pid_stat(5)), idle time (proc_stat(5)), runnable
 //! threads (proc_loadavg(5)).
 
-use rustix::thread::CpuSet;
+use crate::sys;
+use rustix::thread::{CpuSet, Pid, sched_getaffinity};
 use std::fs;
 
 /// The index of field 39, `processor`, of `/proc/PID/stat` among the fields after the name.
@@ -14,9 +15,14 @@ const FIELDS: usize = 8;
 /// The shortest interval to measure, in ticks.
 const LEAST: u64 = 4;
 
+/// The processors that this process may use, by taskset(1) or a cpuset: those of its main thread, which is never bound to one.
+pub fn given() -> rustix::io::Result<CpuSet> {
+    sched_getaffinity(Pid::from_raw(std::process::id().cast_signed()))
+}
+
 /// The processor that a thread runs on, or ran on last. `None` if the thread has ended or /proc does not show it.
 pub fn processor_of(thread: u32) -> Option<usize> {
-    after_name(&fs::read_to_string(format!("/proc/{thread}/stat")).ok()?)?.nth(PROCESSOR)?.parse().ok()
+    after_name(&fs::read_to_string(sys::proc_dir(thread)?.join("stat")).ok()?)?.nth(PROCESSOR)?.parse().ok()
 }
 
 /// The name, in parentheses, may contain anything.

@@ -20,21 +20,29 @@ pub(super) enum Cause {
     Owner,
     /// Neither: chown(2) with -1 for both. It takes set-ID bits away all the same, so only the owner may do it.
     NoOwner,
-    /// The mode, or the ACL.
-    Mode,
+    /// The access ACL, and with it the mode.
+    Acl,
 }
 
 impl Cause {
-    /// `None` if the change takes no bits. `checks` is whether permissions are checked. A request that changes nothing, or
-    /// the change time alone, is that of chown(2) with -1 for both.
-    pub fn of(change: &Change, checks: bool) -> Option<Cause> {
+    /// Of a request to change attributes; `None` if it takes no bits. chmod(2) is not here: the kernel has checked the mode.
+    fn of(change: &Change) -> Option<Cause> {
         let sets_times = change.atime.is_some() || change.mtime.is_some();
         match change {
             Change { uid: Some(_), .. } | Change { gid: Some(_), .. } => Some(Cause::Owner),
             Change { size: Some(_), .. } => Some(Cause::Data),
-            Change { mode: Some(_), .. } => checks.then_some(Cause::Mode),
-            _ if sets_times => None,
-            _ => Some(if checks { Cause::NoOwner } else { Cause::Owner }),
+            Change { mode: Some(_), .. } => None,
+            _ => (!sets_times).then_some(Cause::NoOwner),
+        }
+    }
+
+    /// Before it writes to a regular file the kernel asks for a change of nothing, to take the bits. chown(2) with -1 for both
+    /// is a change of nothing too, but has a regular file's change time. `checks` is whether the kernel checks permissions.
+    fn resolved(self, change: &Change, kind: Kind, checks: bool) -> Cause {
+        match self {
+            Cause::NoOwner if kind == Kind::File && change.ctime.is_none() => Cause::Data,
+            Cause::NoOwner if !checks => Cause::Owner,
+            cause => cause,
         }
     }
 }
@@ -54,12 +62,12 @@ fn left(mode: u16, kind: Kind, cause: Cause, rights: &impl Rights) -> Result<u16
     let concerned = match cause {
         Cause::Data => kind == Kind::File,
         Cause::Owner | Cause::NoOwner => kind != Kind::Dir,
-        Cause::Mode => true,
+        Cause::Acl => true,
     };
     // What is asked about a caller is read from /proc, so nothing is asked that does not matter.
     let has = |bit: u16| concerned && mode & bit != 0;
-    let loses_user = has(SET_USER) && cause != Cause::Mode;
-    let runs = has(GROUP_RUNS) && cause != Cause::Mode;
+    let loses_user = has(SET_USER) && cause != Cause::Acl;
+    let runs = has(GROUP_RUNS) && cause != Cause::Acl;
     let loses_group = has(SET_GROUP) && (runs || !rights.is_of_group());
     if !loses_user && !loses_group || cause == Cause::Data && rights.keeps_set_ids() {
         return Ok(mode);
@@ -75,7 +83,7 @@ struct Of {
     caller: Caller,
     uid: u32,
     gid: u32,
-    /// The kernel says that it has no CAP_FSETID.
+    /// Whether the kernel says that it has no CAP_FSETID.
     is_judged: bool,
 }
 
@@ -93,62 +101,75 @@ impl Rights for Of {
     }
 }
 
-/// Takes from a file the set-ID bits that a caller's change must not leave. Gives the attributes then.
-pub(super) fn strip(fs: &Fs, attr: Attr, ids: &Ids, cause: Cause, caller: Caller) -> Result<Attr, FsError> {
-    let (uid, gid) = (ids.users.shown(attr.uid), ids.groups.shown(attr.gid));
-    strip_for(fs, attr, cause, &Of { caller, uid, gid, is_judged: false })
+impl Of {
+    fn new(caller: Caller, attr: &Attr, ids: &Ids) -> Of {
+        Of { caller, uid: ids.users.shown(attr.uid), gid: ids.groups.shown(attr.gid), is_judged: false }
+    }
 }
 
-/// [`strip`] before a change of a file's data. `is_judged` if the kernel says that the caller has no CAP_FSETID. Says
-/// whether bits were taken.
-pub(super) fn strip_written(fs: &Fs, ino: Ino, ids: &Ids, caller: Caller, is_judged: bool) -> Result<bool, FsError> {
+/// Takes the set-group-ID bit that the caller's new ACL for an inode must not leave.
+pub(super) fn strip_after_acl(fs: &Fs, ino: Ino, ids: &Ids, caller: Caller) -> Result<(), FsError> {
     let attr = fs.getattr(ino)?;
-    let (uid, gid) = (ids.users.shown(attr.uid), ids.groups.shown(attr.gid));
-    let left = strip_for(fs, attr, Cause::Data, &Of { caller, uid, gid, is_judged })?;
-    Ok(left.mode != attr.mode)
+    strip(fs, &attr, Cause::Acl, &Of::new(caller, &attr, ids)).map(drop)
 }
 
-fn strip_for(fs: &Fs, attr: Attr, cause: Cause, rights: &Of) -> Result<Attr, FsError> {
+/// Takes the set-ID bits that the caller's change of a file's data must not leave, before the change. `is_judged` if the
+/// kernel says that the caller has no CAP_FSETID. Returns whether bits were taken.
+pub(super) fn strip_before_write(
+    fs: &Fs,
+    ino: Ino,
+    ids: &Ids,
+    caller: Caller,
+    is_judged: bool,
+) -> Result<bool, FsError> {
+    let attr = fs.getattr(ino)?;
+    strip(fs, &attr, Cause::Data, &Of { is_judged, ..Of::new(caller, &attr, ids) })
+}
+
+fn strip(fs: &Fs, attr: &Attr, cause: Cause, rights: &Of) -> Result<bool, FsError> {
     let left = left(attr.mode, attr.kind, cause, rights)?;
     if left == attr.mode {
-        return Ok(attr);
+        return Ok(false);
     }
-    let stripped = fs.setattr(attr.ino, &Change { mode: Some(left.into()), ..Change::default() })?;
-    Ok(Attr { mtime: attr.mtime, ctime: attr.ctime, ..stripped })
+    fs.setattr(attr.ino, &Change { mode: Some(left.into()), ..Change::default() })?;
+    Ok(true)
 }
 
-/// Changes attributes for a caller whose rights decide about set-ID bits, if the change can take any.
+/// Changes attributes, and with them takes the set-ID bits that the change must not leave. `checks` is whether the kernel
+/// checks permissions.
 pub(super) fn set_attributes(
     fs: &Fs,
     ino: Ino,
     change: &Change,
     ids: &Ids,
-    by: Option<(Cause, Caller)>,
+    caller: Caller,
+    checks: bool,
 ) -> Result<Attr, FsError> {
     let squashes = ids.squashes() && (change.uid.is_some() || change.gid.is_some());
-    // The group that it had decides.
-    let group = match (by, change.gid) {
-        (Some(_), Some(_)) => Some(fs.getattr(ino)?.gid),
-        _ => None,
-    };
-    let changed = match fs.setattr(ino, change) {
+    let change = with_mode_left(fs, ino, change, ids, caller, checks)?;
+    match fs.setattr(ino, &change) {
         // Nobody sees owners as they are, so it is no fault that this one cannot be set.
-        Err(FsError::Io(_)) if squashes => fs.setattr(ino, &Change { uid: None, gid: None, ..*change }),
+        Err(FsError::Io(_)) if squashes => fs.setattr(ino, &Change { uid: None, gid: None, ..change }),
         done => done,
-    }?;
-    // Before a write the kernel asks for a change of nothing, to take the bits; of chown(2) it sends a file's change time.
-    let is_write = changed.kind == Kind::File && change.ctime.is_none();
-    let by = by.map(
-        |(cause, caller)| if cause == Cause::NoOwner && is_write { (Cause::Data, caller) } else { (cause, caller) },
-    );
-    match by {
-        // A directory's bit goes only where the mode is set, which the kernel looks to.
-        Some((cause, caller)) if changed.kind != Kind::Dir => {
-            let (uid, gid) = (ids.users.shown(changed.uid), ids.groups.shown(group.unwrap_or(changed.gid)));
-            strip_for(fs, changed, cause, &Of { caller, uid, gid, is_judged: false })
-        }
-        _ => Ok(changed),
     }
+}
+
+/// The change, with the mode that it leaves. The owner and the group before it decide.
+fn with_mode_left(
+    fs: &Fs,
+    ino: Ino,
+    change: &Change,
+    ids: &Ids,
+    caller: Caller,
+    checks: bool,
+) -> Result<Change, FsError> {
+    let Some(cause) = Cause::of(change) else { return Ok(*change) };
+    let before = fs.getattr(ino)?;
+    let cause = cause.resolved(change, before.kind, checks);
+    // A kernel without FUSE_HANDLE_KILLPRIV_V2 names the mode itself.
+    let mode = change.mode.map_or(before.mode, |mode| mode as u16);
+    let left = left(mode, before.kind, cause, &Of::new(caller, &before, ids))?;
+    Ok(if left == mode { *change } else { Change { mode: Some(left.into()), ..*change } })
 }
 
 #[cfg(test)]
@@ -178,7 +199,7 @@ mod tests {
 
     #[test]
     fn bits_go_and_stay_as_on_a_local_file_system() {
-        use Cause::{Data, Mode, NoOwner, Owner};
+        use Cause::{Acl, Data, NoOwner, Owner};
         let left = |mode, kind, cause, rights: &Fixed| left(mode, kind, cause, rights).map_err(|e| e.to_string());
         let file = |mode, cause, rights: &Fixed| left(mode, Kind::File, cause, rights).unwrap();
         for (mode, cause, [stranger, member, root]) in [
@@ -189,8 +210,8 @@ mod tests {
             (0o6777, Owner, [0o0777, 0o0777, 0o0777]),
             (0o6767, Owner, [0o0767, 0o2767, 0o2767]),
             (0o2765, Owner, [0o0765, 0o2765, 0o2765]),
-            (0o6777, Mode, [0o4777, 0o6777, 0o6777]),
-            (0o6767, Mode, [0o4767, 0o6767, 0o6767]),
+            (0o6777, Acl, [0o4777, 0o6777, 0o6777]),
+            (0o6767, Acl, [0o4767, 0o6767, 0o6767]),
             (0o1755, Data, [0o1755; 3]),
             (0o0644, Owner, [0o0644; 3]),
         ] {
@@ -200,7 +221,7 @@ mod tests {
         assert_eq!(left(0o6777, Kind::Dir, Owner, &STRANGER), Ok(0o6777));
         assert_eq!(left(0o6777, Kind::Fifo, Owner, &STRANGER), Ok(0o0777));
         assert_eq!(left(0o6777, Kind::Fifo, Data, &STRANGER), Ok(0o6777));
-        assert_eq!(left(0o2777, Kind::Dir, Mode, &STRANGER), Ok(0o0777));
+        assert_eq!(left(0o2777, Kind::Dir, Acl, &STRANGER), Ok(0o0777));
         assert!(left(0o4777, Kind::File, NoOwner, &STRANGER).is_err());
         assert_eq!(left(0o0777, Kind::File, NoOwner, &STRANGER), Ok(0o0777));
         assert_eq!(left(0o6767, Kind::File, NoOwner, &MEMBER), Ok(0o2767));
@@ -209,11 +230,14 @@ mod tests {
     #[test]
     fn what_a_change_is_of() {
         let change = Change { ctime: Some(Default::default()), ..Change::default() };
-        let of = |change| [true, false].map(|checks| Cause::of(&change, checks));
-        assert_eq!(of(change), [Some(Cause::NoOwner), Some(Cause::Owner)]);
-        assert_eq!(of(Change { mode: Some(0), gid: Some(0), ..change }), [Some(Cause::Owner); 2]);
-        assert_eq!(of(Change { mode: Some(0), ..change }), [Some(Cause::Mode), None]);
-        assert_eq!(of(Change { size: Some(0), mode: Some(0), ..change }), [Some(Cause::Data); 2]);
-        assert_eq!(of(Change { atime: Some(crate::fs::SetTime::Now), ..change }), [None; 2]);
+        let of = |change, kind| [true, false].map(|c| Cause::of(&change).map(|cause| cause.resolved(&change, kind, c)));
+        let (file, fifo, nothing) = (Kind::File, Kind::Fifo, Change::default());
+        assert_eq!(of(change, file), [Some(Cause::NoOwner), Some(Cause::Owner)]);
+        assert_eq!(of(nothing, file), [Some(Cause::Data); 2], "the kernel, before a write");
+        assert_eq!(of(nothing, fifo), [Some(Cause::NoOwner), Some(Cause::Owner)]);
+        assert_eq!(of(Change { mode: Some(0), gid: Some(0), ..change }, file), [Some(Cause::Owner); 2]);
+        assert_eq!(of(Change { mode: Some(0), ..change }, file), [None; 2]);
+        assert_eq!(of(Change { size: Some(0), mode: Some(0), ..change }, file), [Some(Cause::Data); 2]);
+        assert_eq!(of(Change { atime: Some(crate::fs::SetTime::Now), ..change }, file), [None; 2]);
     }
 }

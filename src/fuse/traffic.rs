@@ -43,7 +43,7 @@ impl Traffic {
         }
     }
 
-    /// Counts a request. The worker that answers it calls this first; it costs two relaxed stores.
+    /// Counts a request. The worker that answers it calls this first; it costs an atomic addition and a store.
     pub fn note(&self, request: &Request) {
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
         self.callers[number as usize % RECENT].store(request.pid(), Ordering::Relaxed);

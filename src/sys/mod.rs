@@ -20,6 +20,6 @@ pub use namespace::{
 };
 pub use process::{
     Fork, Received, Signals, begin_with_all_signals, close_inherited, describe, detach_from_terminal, fork, fork_first,
-    is_callers, is_root, raise_descriptor_limit, user_name,
+    is_callers, is_root, proc_dir, raise_descriptor_limit, user_name,
 };
 pub use wait::{Ended, kill, leave, wait_for, wait_for_any};

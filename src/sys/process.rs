@@ -7,7 +7,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 /// Whether the process acts as root (effective user 0), in whatever user namespace it is.
 pub fn is_root() -> bool {
@@ -41,6 +43,15 @@ pub fn raise_descriptor_limit() -> io::Result<u64> {
         }
     };
     if done { Ok(limit.rlim_cur) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The directory of a process or thread in /proc. `None` for 0, which stands for one without a number in this PID namespace,
+/// and where /proc is that of another PID namespace, whose numbers stand for others.
+pub fn proc_dir(id: u32) -> Option<PathBuf> {
+    static IS_OURS: OnceLock<bool> = OnceLock::new();
+    let names_us =
+        || std::fs::read_link("/proc/self").is_ok_and(|own| own == Path::new(&std::process::id().to_string()));
+    (id != 0 && *IS_OURS.get_or_init(names_us)).then(|| Path::new("/proc").join(id.to_string()))
 }
 
 /// The two sides of [`fork`].

@@ -28,7 +28,7 @@ pub struct Entry {
     pub names: Vec<(Ino, Name)>,
     /// Where a file's data is.
     pub data: Data,
-    /// Whether the file may have capabilities, which writing below would take away.
+    /// Whether the file may have capabilities, which a write in the upper directory would remove.
     pub capable: bool,
     /// The modification time that the kernel has for a file that it caches, as far as that is known: it got it when it made
     /// the file, or set it. What it writes back later does not change it.

@@ -25,6 +25,10 @@ impl Union {
     /// The value of an inode's extended attribute.
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Cow<'_, [u8]>, FsError> {
         let Some(handle) = self.up(ino)? else { return self.lower.getxattr(ino, name) };
+        // The kernel asks for it before the first write of each file and at each chown.
+        if name == CAPABILITY && !self.may_be_capable(ino) {
+            return Err(FsError::NoAttribute);
+        }
         let stored = self.upper.dialect().stored(name);
         let value = self.upper.backing().get_xattr(handle.as_fd(), &stored)?.ok_or(FsError::NoAttribute)?;
         if name == acl::ACCESS && self.upper.overrides() {

@@ -38,7 +38,7 @@
 //! | [`image`] | the glue: sources, pull, import, commit, signatures, push, save, open, remove, check |
 //! | [`upper`] | the writable directory: its form, its work directory, single objects made whole and put in place by one call; views of it |
 //! | [`fs`] | inodes and operations, without a kernel: tests call it directly; lower layers (an image, or plain directories) as they are, or their union with an upper; what differs between them |
-//! | [`fuse`] | the kernel's side: converts, calls `fs`, replies; the only module that names fuser |
+//! | [`fuse`] | the FUSE server: converts requests, calls `fs`, replies; the governor (cheap wake-ups, worker placement); set-ID bits; the only module that names fuser |
 //! | [`container`] | an image as a running root: its users and paths, namespaces, chroot; containers: what keeps and runs one, how it is reached |
 //! | [`cli`] | the door: arguments, Docker's words, the mount helper, the daemon |
 //!

@@ -6,7 +6,7 @@ use crate::support::faulty::{Control, Fault};
 use crate::support::handles::FileHandle;
 use crate::support::tar::Tar;
 use crate::support::writable::Writable;
-use plyfs::fs::{Dirs, DirsOptions, Forms, Fs, FsError, Ino, New, ROOT, Replace};
+use plyfs::fs::{Forms, Fs, FsError, Ino, LowerDirs, LowerDirsOptions, New, ROOT, Replace};
 use plyfs::meta::Kind;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, mount_remount};
@@ -244,8 +244,8 @@ fn a_file_handle_is_of_another_generation_over_other_directories() {
     let dirs = ["a", "b"].map(|_| tempfile::tempdir().unwrap());
     let generation = |layers: &[&tempfile::TempDir], ino: Ino| {
         let layers = layers.iter().map(|dir| dir.path().to_owned()).collect();
-        let options = DirsOptions { layers, static_nlink: false, descriptors: 4 };
-        let dirs = Dirs::open(&options).map_err(|(_, e)| e).unwrap();
+        let options = LowerDirsOptions { layers, static_nlink: false, descriptors: 4 };
+        let dirs = LowerDirs::open(&options).map_err(|(_, e)| e).unwrap();
         Fs::of_dirs(dirs, None, Forms::default()).unwrap().generation(ino)
     };
     let [a, b] = &dirs;

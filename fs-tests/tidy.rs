@@ -1,5 +1,6 @@
 //! The house rules that a program can see. Each reads the source, so that none is kept by memory alone.
 
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -15,9 +16,14 @@ const TOP: &[&str] = &[
     ".git",
     ".gitignore",
     "CHANGELOG.md",
+    "CONTRIBUTING.md",
     "Cargo.lock",
     "Cargo.toml",
+    "LICENSE-APACHE",
+    "LICENSE-MIT",
     "README.md",
+    "SECURITY.md",
+    "deny.toml",
     "fs-tests",
     "rustfmt.toml",
     "scripts",
@@ -260,6 +266,132 @@ fn imports_follow_the_arrows() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The files of `src/` by their module path, as `fs::union`; `mod.rs` is its folder's.
+fn modules() -> BTreeMap<String, String> {
+    let path = |source: &Source| {
+        let inside = source.path.trim_start_matches("src/").trim_end_matches(".rs");
+        inside.strip_suffix("/mod").unwrap_or(inside).replace('/', "::")
+    };
+    let code = |source: &Source| source.code().map(|(_, line)| line.to_owned() + "\n").collect::<String>();
+    sources("src").iter().map(|source| (path(source), code(source))).collect()
+}
+
+/// The trees of the `use`s in code, and whether each is passed on (`pub use`).
+fn uses(code: &str) -> Vec<(bool, String)> {
+    let mut found = Vec::new();
+    let mut lines = code.lines();
+    while let Some(line) = lines.next() {
+        let line = line.trim_start();
+        let rest = line.strip_prefix("pub").map_or(line, |rest| rest.split_once(' ').map_or(rest, |(_, rest)| rest));
+        let Some(tree) = rest.strip_prefix("use ") else { continue };
+        let mut tree = tree.to_owned();
+        while !tree.contains(';') {
+            tree += lines.next().unwrap();
+        }
+        found.push((line.starts_with("pub"), tree.split(';').next().unwrap().to_owned()));
+    }
+    found
+}
+
+/// The paths of a `use`, with its groups written out.
+fn expand(tree: &str) -> Vec<String> {
+    let tree = tree.trim();
+    let Some((before, rest)) = tree.split_once('{') else {
+        return vec![tree.split(" as ").next().unwrap().to_owned()];
+    };
+    let (mut depth, mut parts, mut part) = (0, Vec::new(), String::new());
+    for c in rest[..rest.rfind('}').unwrap()].chars() {
+        match c {
+            ',' if depth == 0 => parts.push(std::mem::take(&mut part)),
+            c => {
+                depth += i32::from(c == '{') - i32::from(c == '}');
+                part.push(c);
+            }
+        }
+    }
+    parts.push(part);
+    let parts = parts.iter().filter(|part| !part.trim().is_empty());
+    parts.flat_map(|part| expand(part)).map(|part| before.to_owned() + &part).collect()
+}
+
+/// All paths that begin with `crate`, `self` or `super` in code, and those of its `use`s.
+fn paths(code: &str) -> Vec<String> {
+    let uses = uses(code).into_iter().flat_map(|(_, tree)| expand(&tree));
+    let begins = ["crate::", "self::", "super::"].into_iter().flat_map(|root| code.match_indices(root));
+    let inline = begins.map(|(at, _)| code[at..].chars().take_while(|c| c.is_alphanumeric() || "_:".contains(*c)));
+    uses.chain(inline.map(|path| path.collect::<String>())).collect()
+}
+
+/// The file that a path leads to from a module, and what is left of the path.
+fn resolve(modules: &BTreeMap<String, String>, from: &str, path: &str) -> Option<(String, Vec<String>)> {
+    let mut base: Vec<&str> = from.split("::").collect();
+    let mut parts: VecDeque<&str> = path.split("::").filter(|part| !part.is_empty()).collect();
+    match *parts.front()? {
+        "crate" => base.clear(),
+        "self" | "super" => {}
+        child if modules.contains_key(&format!("{from}::{child}")) => {}
+        _ => return None,
+    }
+    while let Some(root) = parts.front().filter(|part| ["crate", "self", "super"].contains(part)) {
+        if *root == "super" {
+            base.pop();
+        }
+        parts.pop_front();
+    }
+    base.extend(parts);
+    (1..=base.len()).rev().find_map(|len| {
+        let module = base[..len].join("::");
+        modules.contains_key(&module).then(|| (module, base[len..].iter().map(|part| (*part).to_owned()).collect()))
+    })
+}
+
+/// The file that has what a path names: where a module only passes it on, the one that it has it from.
+fn source_of(modules: &BTreeMap<String, String>, from: &str, path: &str) -> Option<String> {
+    let (mut module, rest) = resolve(modules, from, path)?;
+    let Some(item) = rest.first() else { return Some(module) };
+    for _ in 0..4 {
+        let passed = uses(&modules[&module]).into_iter().filter(|(passed, _)| *passed);
+        let mut passed = passed.flat_map(|(_, tree)| expand(&tree));
+        match passed
+            .find(|path| path.rsplit("::").next() == Some(item))
+            .and_then(|path| resolve(modules, &module, &path))
+        {
+            Some((next, _)) if next != module => module = next,
+            _ => break,
+        }
+    }
+    Some(module)
+}
+
+/// Imports from an ancestor are none: its types are there for its children.
+#[test]
+fn imports_between_files_form_no_cycle() {
+    let modules = modules();
+    let imports = |module: &String| -> BTreeSet<String> {
+        let named = paths(&modules[module]).into_iter().filter_map(|path| source_of(&modules, module, &path));
+        named.filter(|other| other != module && !module.starts_with(&format!("{other}::"))).collect()
+    };
+    let mut left: BTreeMap<String, BTreeSet<String>> =
+        modules.keys().map(|module| (module.clone(), imports(module))).collect();
+    assert!(left["fs"].contains("fs::union") && left["cli"].contains("store"), "the imports are not read: {left:#?}");
+    // What imports nothing that is left is in no cycle.
+    loop {
+        let free: Vec<String> =
+            left.iter().filter(|(_, imports)| imports.is_empty()).map(|(module, _)| module.clone()).collect();
+        if free.is_empty() {
+            break;
+        }
+        left.retain(|module, _| !free.contains(module));
+        left.values_mut().for_each(|imports| imports.retain(|module| !free.contains(module)));
+    }
+    // What is imported by nothing that is left only leads to one.
+    while let Some(leads) = left.keys().find(|module| !left.values().any(|imports| imports.contains(*module))).cloned()
+    {
+        left.remove(&leads);
+    }
+    assert!(left.is_empty(), "files import each other in a circle: {left:#?}");
 }
 
 #[test]

@@ -251,7 +251,7 @@ fn a_full_disk_is_reported_and_loses_nothing() {
     let data = fs::read(&big).unwrap();
     assert!(data.len() >= BIG && data[..BIG].iter().all(|byte| *byte == b'b'), "{} bytes", data.len());
     assert_eq!((fs::metadata(&big).unwrap().ino(), fs::metadata(&big).unwrap().mode() & 0o777), (number, 0o600));
-    // Room can be made.
+    // Sandbox can be made.
     fs::write(&big, "").unwrap();
     fs::write(mount.path().join("new"), vec![1; 100_000]).unwrap();
     fs::remove_file(&big).unwrap();

@@ -1,8 +1,8 @@
-//! Content digests: parsed and checked once, here, before anything is named after them.
+//! Content digests (`sha256:...`): parsing, hashing, and verification of streams.
 //!
 //! [`Digest`] is the only type that may become part of a path in the store: its grammar admits an algorithm from a
-//! closed list and lower-case hex of exactly the right length, so no separator and no `..` can reach a path
-//! (CVE-2024-3727 is what happens otherwise).
+//! closed list and lower-case hex of exactly the right length, so no separator and no `..` can get into a path
+//! (CVE-2024-3727 is the result of not checking).
 
 use sha2::Digest as _;
 use std::fmt;
@@ -19,7 +19,7 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// The name before the colon.
+    /// Returns the name before the colon.
     pub fn name(self) -> &'static str {
         match self {
             Algorithm::Sha256 => "sha256",
@@ -27,7 +27,7 @@ impl Algorithm {
         }
     }
 
-    /// The digest of `bytes`.
+    /// Computes the digest of `bytes`.
     pub fn digest_of(self, bytes: &[u8]) -> Digest {
         let mut hasher = Hasher::new(self);
         hasher.update(bytes);
@@ -42,35 +42,35 @@ impl Algorithm {
     }
 }
 
-/// A checked content digest, `sha256:<64 hex>` or `sha512:<128 hex>`.
+/// A validated content digest, `sha256:<64 hex>` or `sha512:<128 hex>`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest {
     algorithm: Algorithm,
     hex: Box<str>,
 }
 
-/// Why a text is not a digest.
+/// The text is not a valid digest.
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is not a digest (wanted sha256: and 64, or sha512: and 128, lower-case hex digits)")]
 pub struct ParseDigestError(String);
 
 impl Digest {
-    /// The digest of `bytes` under sha256.
+    /// Computes the sha256 digest of `bytes`.
     pub fn of(bytes: &[u8]) -> Digest {
         Algorithm::Sha256.digest_of(bytes)
     }
 
-    /// The hash function.
+    /// Returns the hash function.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// The lower-case hex digits, without the algorithm: safe as a file name.
+    /// Returns the lower-case hex digits, without the algorithm: safe as a file name.
     pub fn hex(&self) -> &str {
         &self.hex
     }
 
-    /// The first twelve hex digits, as people see them.
+    /// Returns the first twelve hex digits, for display.
     pub fn short(&self) -> &str {
         &self.hex[..12]
     }
@@ -120,7 +120,7 @@ impl<'de> serde::Deserialize<'de> for Digest {
     }
 }
 
-/// A running hash of one of the accepted kinds.
+/// A running hash.
 #[derive(Clone)]
 pub enum Hasher {
     /// A running sha256.
@@ -130,7 +130,7 @@ pub enum Hasher {
 }
 
 impl Hasher {
-    /// An empty hash.
+    /// Creates a hash of no bytes.
     pub fn new(algorithm: Algorithm) -> Hasher {
         match algorithm {
             Algorithm::Sha256 => Hasher::Sha256(sha2::Sha256::new()),
@@ -146,7 +146,7 @@ impl Hasher {
         }
     }
 
-    /// The digest of everything added.
+    /// Returns the digest of all bytes added.
     pub fn finish(self) -> Digest {
         match self {
             Hasher::Sha256(h) => Digest { algorithm: Algorithm::Sha256, hex: hex(&h.finalize()) },
@@ -164,7 +164,7 @@ fn hex(bytes: &[u8]) -> Box<str> {
         .into()
 }
 
-/// Why a stream was not what its descriptor said.
+/// Why a stream does not match its descriptor.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
     /// Fewer bytes than the descriptor's size.
@@ -172,7 +172,7 @@ pub enum VerifyError {
     Short {
         /// The descriptor's size.
         want: u64,
-        /// What came.
+        /// The bytes received.
         got: u64,
     },
     /// More bytes than the descriptor's size.
@@ -181,20 +181,19 @@ pub enum VerifyError {
         /// The descriptor's size.
         want: u64,
     },
-    /// Another digest.
+    /// The digest differs.
     #[error("has digest {got}, its descriptor says {want}")]
     Digest {
         /// The descriptor's digest.
         want: Digest,
-        /// What the bytes hash to.
+        /// The digest of the received bytes.
         got: Digest,
     },
 }
 
-/// Passes a stream through while checking it against its descriptor. It never yields a byte past the descriptor's
-/// size; an end that comes early, a byte too many or a wrong digest is an [`io::Error`] of kind `InvalidData` carrying
-/// a [`VerifyError`], at the latest when the inner stream ends. A caller that stops before the end calls
-/// [`Verifier::drain`].
+/// A reader that verifies a stream against its descriptor. It never yields a byte past the descriptor's size; a short
+/// stream, an extra byte or a wrong digest is an [`io::Error`] of kind `InvalidData` with a [`VerifyError`], at the
+/// latest when the inner stream ends. A caller that stops before the end must call [`Verifier::drain`].
 pub struct Verifier<R> {
     inner: R,
     hasher: Option<Hasher>,
@@ -204,12 +203,12 @@ pub struct Verifier<R> {
 }
 
 impl<R: Read> Verifier<R> {
-    /// Checks `inner` against `want` and `size` bytes.
+    /// Verifies `inner` against `want` and a size of `size` bytes.
     pub fn new(inner: R, want: &Digest, size: u64) -> Verifier<R> {
         Verifier { inner, hasher: Some(Hasher::new(want.algorithm())), want: want.clone(), size, got: 0 }
     }
 
-    /// Reads what is left, so that size and digest are checked although the consumer stopped early.
+    /// Reads the rest, so that size and digest are verified although the caller stopped early.
     pub fn drain(&mut self) -> io::Result<()> {
         io::copy(self, &mut io::sink()).map(drop)
     }
@@ -265,13 +264,13 @@ mod tests {
     const EMPTY: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
     #[test]
-    fn known_answers() {
+    fn digests_match_known_answers() {
         assert_eq!(Digest::of(b"").to_string(), EMPTY);
         assert_eq!(Digest::of(b"abc").short(), "ba7816bf8f01");
     }
 
     #[test]
-    fn only_the_grammar_parses() {
+    fn only_the_exact_grammar_is_accepted() {
         assert!(EMPTY.parse::<Digest>().is_ok());
         let upper = EMPTY.to_uppercase();
         for bad in ["", "sha256", "sha256:", "md5:00", "sha256:../../etc", &EMPTY[..70], upper.as_str()] {
@@ -280,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_is_checked_to_its_end() {
+    fn a_stream_is_verified_to_its_end() {
         let want = Digest::of(b"hello");
         let read = |bytes: &'static [u8], size| {
             let mut v = Verifier::new(bytes, &want, size);

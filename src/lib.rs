@@ -2,7 +2,7 @@
 //!
 //! An image's layers are never unpacked. Each stays one plain tar beside a small index; the indexes are merged into one
 //! tree, and a FUSE driver serves that tree out of the mapped tars. An image never changes, so the kernel may cache
-//! everything for ever. The README says what the program does; this page is the map of how.
+//! everything without a time limit. The README says what the program does; this page is the map of how.
 //!
 //! # Data flows one way
 //!
@@ -27,20 +27,20 @@
 //! | [`digest`] | content digests, parsed once and checked while streaming; the only type that becomes a blob's path |
 //! | [`name`] | one checked path component, and a path inside a layer |
 //! | [`meta`] | file kinds, modes, owners, times, extended attributes |
-//! | [`whiteout`] | the only code that knows how layers and upper directories write deletions down |
+//! | [`whiteout`] | whiteouts and opaque marks: how layers and upper directories record deletions |
 //! | [`mod@reference`] | names of images: `name`, `name:tag`, `name@digest` |
 //! | [`registry`] | the distribution protocol: credentials, tokens, mirrors, manifests, blob streams, uploads, search |
 //! | [`template`] | Go templates over plain data, as `--format` takes them |
-//! | [`backing`] | the system calls on directories of layers and changes, narrow enough to be made to fail; owner and mode in an attribute |
+//! | [`backing`] | system calls on lower and upper directories behind a trait, so that tests can make each fail; owner and mode in an attribute |
 //! | [`layer`] | one immutable layer: reads its tar once, makes its index, reads it where it is mapped; or a plain directory; writes tars |
 //! | [`tree`] | the one merge rule: finished indexes in, one merged index out; for plain directories a directory at a time; no I/O |
 //! | [`store`] | what is on disk and how it changes: publishing, locks, sessions, mounts, collection; documents the format |
-//! | [`image`] | the glue: sources, pull, import, commit, signatures, push, save, open, remove, check |
+//! | [`image`] | images: sources, pull, import, commit, signatures, push, save, open, remove, check |
 //! | [`upper`] | the writable directory: its form, its work directory, single objects made whole and put in place by one call; views of it |
 //! | [`fs`] | inodes and operations, without a kernel: tests call it directly; lower layers (an image, or plain directories) as they are, or their union with an upper; what differs between them |
 //! | [`fuse`] | the FUSE server: converts requests, calls `fs`, replies; the governor (cheap wake-ups, worker placement); set-ID bits; the only module that names fuser |
-//! | [`container`] | an image as a running root: its users and paths, namespaces, chroot; containers: what keeps and runs one, how it is reached |
-//! | [`cli`] | the door: arguments, Docker's words, the mount helper, the daemon |
+//! | [`container`] | containers: the sandbox process (PID 1 of a PID namespace) and its root file system, users and paths in it, runtime spec, monitor, exec, copy; chroot |
+//! | [`cli`] | the command line: arguments, Docker's messages and exit codes, the mount helper, the daemon that serves a mount |
 //!
 //! # Invariants
 //!
@@ -52,9 +52,10 @@
 //! 4. A layer's index is complete before any merge: an opaque marker hides lower layers only, wherever it stands in the
 //!    tar.
 //! 5. Errno is chosen in `fs/error.rs` alone, by an exhaustive match; operations return a typed error with its cause.
-//! 6. Environment, printing and exit belong to the door.
-//! 7. Nothing unwraps or expects outside tests; a poisoned lock is entered, as what it guards is whole at every step.
+//! 6. Environment, printing and exit belong to `cli` and `main`.
+//! 7. Nothing unwraps or expects outside tests.
 //! 8. A file stays under 800 lines without its tests, a function under 70; exceptions are listed with their reason.
+//! 9. Imports form no cycle, between modules or between files.
 //!
 //! # Locks
 //!
@@ -67,7 +68,7 @@
 //! Inside a process: what a session made and which layers wait for a worker are each behind a mutex that is held for a
 //! few instructions and under which no other lock is taken. A session's folder is removed under its own mutex, by the
 //! session or by the signal that ends it. An image in `fs` locks nothing; plain directories' locks are in
-//! `fs/dirs/mod.rs`, the union's and their order in `fs/union/mod.rs`. No lock is held while a file's data is copied, but that file's own.
+//! `fs/lowerdirs/mod.rs`, the union's and their order in `fs/union/mod.rs`. No lock is held while a file's data is copied, but that file's own.
 
 // A test that cannot go on says so by panicking.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]

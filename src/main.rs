@@ -1,4 +1,4 @@
-//! The `plyfs` program: one binary, also reached as `mount.plyfs` by the name it is called under.
+//! The `plyfs` executable. Called as `mount.plyfs` or `fuse-overlayfs`, it behaves as that program.
 
 fn main() -> std::process::ExitCode {
     plyfs::cli::main(std::env::args_os().collect())

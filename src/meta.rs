@@ -1,4 +1,4 @@
-//! What a file system entry is: its kind, and the forms of its mode, time and device number.
+//! Kind, mode bits, time and device number of a file system entry.
 
 /// The kinds of file, as the type bits of `st_mode`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,7 +38,7 @@ impl Kind {
         }
     }
 
-    /// The kind of a mode; `None` if its type bits are no kind's.
+    /// Returns the kind of a mode; `None` if its type bits are invalid.
     pub fn of(mode: u32) -> Option<Kind> {
         let all = [Kind::Dir, Kind::File, Kind::Symlink, Kind::Char, Kind::Block, Kind::Fifo, Kind::Socket];
         all.into_iter().find(|kind| kind.bits() == mode & TYPE_BITS)
@@ -54,13 +54,13 @@ pub struct Time {
     pub nsec: u32,
 }
 
-/// The device number as Linux's 32-bit `new_encode_dev` has it, which is what FUSE carries: 12 bits of major, 20 of
-/// minor. `None` if a part does not fit, as no Linux system could hold such a device.
+/// Encodes a device number in Linux's 32-bit form (`new_encode_dev`), which FUSE uses: 12 bits of major, 20 of minor.
+/// `None` if a part does not fit, as no Linux system can have such a device.
 pub fn device(major: u32, minor: u32) -> Option<u32> {
     (major < 1 << 12 && minor < 1 << 20).then_some((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))
 }
 
-/// The major and the minor number of a [`device`].
+/// Returns the major and the minor number of a [`device`].
 pub fn device_parts(number: u32) -> (u32, u32) {
     ((number >> 8) & 0xfff, (number & 0xff) | ((number >> 12) & 0xfff00))
 }

@@ -1,30 +1,30 @@
-//! Names of directory entries, and paths inside a layer.
+//! Names of directory entries, and paths in a layer: parsing, limits, and display.
 
 /// The longest name of a directory entry, in bytes (NAME_MAX).
 pub const NAME_MAX: usize = 255;
 /// The longest path of an entry, in bytes (PATH_MAX less its NUL).
 pub const PATH_MAX: usize = 4095;
 
-/// Why a path of an archive cannot be a path inside a layer.
+/// Why an archive's path cannot be used in a layer.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// A component over [`NAME_MAX`].
+    /// A component is longer than [`NAME_MAX`].
     #[error("has a name of {0} bytes, 255 is the most a file system takes")]
     NameTooLong(usize),
-    /// Over [`PATH_MAX`].
+    /// The path is longer than [`PATH_MAX`].
     #[error("has a path of {0} bytes, 4095 is the most a file system takes")]
     PathTooLong(usize),
-    /// A NUL byte.
+    /// The path contains a NUL byte.
     #[error("has a NUL byte in its path")]
     Nul,
-    /// `..` beyond the root.
+    /// `..` leads out of the root.
     #[error("leads out of the layer by `..`")]
     Escapes,
 }
 
-/// The components of an archive's path: leading slashes, `.` and empty components are dropped and `..` is resolved by
-/// its text, as archivers write them. The root is the empty list. Lengths of the components are not judged here: a
-/// whiteout's name may be longer than the name it hides, so [`check`] is for the caller once it knows which it has.
+/// Splits an archive's path into components: leading slashes, `.` and empty components are dropped and `..` is resolved
+/// lexically, as archivers write them. The root is the empty list. Lengths of components are not checked: a whiteout's
+/// name may be longer than the name it hides, so the caller must call [`check`] once it knows which it has.
 pub fn components(path: &[u8]) -> Result<Vec<&[u8]>, NameError> {
     if path.contains(&0) {
         return Err(NameError::Nul);
@@ -44,12 +44,12 @@ pub fn components(path: &[u8]) -> Result<Vec<&[u8]>, NameError> {
     Ok(parts)
 }
 
-/// Judges one component's length.
+/// Checks the length of a component.
 pub fn check(name: &[u8]) -> Result<(), NameError> {
     if name.len() > NAME_MAX { Err(NameError::NameTooLong(name.len())) } else { Ok(()) }
 }
 
-/// Whether `name` can stand in a directory: what [`crate::layer::Index::check`] holds every stored name against.
+/// Whether `name` is valid in a directory: [`crate::layer::Index::check`] applies this to every stored name.
 pub fn is_valid(name: &[u8]) -> bool {
     !name.is_empty()
         && name != b"."
@@ -59,7 +59,7 @@ pub fn is_valid(name: &[u8]) -> bool {
         && !name.contains(&0)
 }
 
-/// A path as one line for people: UTF-8 where it is, `\xNN` where not, control characters escaped.
+/// Formats a path as one printable line: UTF-8 where valid, `\xNN` otherwise, control characters escaped.
 pub fn show(path: &[u8]) -> String {
     let mut line = String::with_capacity(path.len());
     for chunk in path.utf8_chunks() {
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn archive_paths_are_cleaned_by_their_text() {
+    fn archive_paths_are_normalized_lexically() {
         let parts: &[&[u8]] = &[b"a", b"b"];
         for path in ["a/b", "/a/b", "./a//b/", "a/./b", "x/../a/b"] {
             assert_eq!(components(path.as_bytes()).unwrap(), parts, "{path}");
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_file_system_holds_is_refused() {
+    fn names_beyond_file_system_limits_are_rejected() {
         assert_eq!(components(b"../a"), Err(NameError::Escapes));
         assert_eq!(components(b"a/../../b"), Err(NameError::Escapes));
         assert_eq!(components(b"a\0b"), Err(NameError::Nul));

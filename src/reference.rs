@@ -1,7 +1,7 @@
 //! Image references: `name`, `name:tag`, `name@digest`, with Docker's short forms.
 //!
-//! `alpine` means `docker.io/library/alpine`; people see the short ("familiar") form, the store keeps the long
-//! ("canonical") one, so that two spellings of one name are one name.
+//! `alpine` means `docker.io/library/alpine`. Output uses the short ("familiar") form, the store the long ("canonical")
+//! one, so that two spellings of one name are equal.
 
 use crate::digest::Digest;
 use std::fmt;
@@ -10,12 +10,12 @@ use std::str::FromStr;
 const DEFAULT_DOMAIN: &str = "docker.io";
 const LEGACY_DOMAIN: &str = "index.docker.io";
 const OFFICIAL: &str = "library/";
-/// The tag that a bare name means.
+/// The tag of a reference without tag and digest.
 pub const DEFAULT_TAG: &str = "latest";
 const NAME_MAX: usize = 255;
 const TAG_MAX: usize = 128;
 
-/// A checked, normalised image reference.
+/// A validated, normalized image reference.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Reference {
     domain: String,
@@ -27,37 +27,37 @@ pub struct Reference {
 /// Why a text is not an image reference.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ParseReferenceError {
-    /// It follows no form of the grammar.
+    /// The text does not match the grammar.
     #[error("invalid reference format")]
     Format,
-    /// A repository name with capitals.
+    /// The repository name has capitals.
     #[error("invalid reference format: repository name ({0}) must be lowercase")]
     Uppercase(String),
-    /// A longer repository name than registries take.
+    /// The repository name is longer than registries accept.
     #[error("repository name must not be more than {NAME_MAX} characters")]
     TooLong,
-    /// Sixty-four hex digits: an image ID and never a name.
+    /// Sixty-four hex digits: an image ID, never a name.
     #[error("invalid repository name ({0}), cannot specify 64-byte hexadecimal strings")]
     LooksLikeId(String),
 }
 
 impl Reference {
-    /// The repository's canonical name, `docker.io/library/alpine`.
+    /// Returns the repository's canonical name, `docker.io/library/alpine`.
     pub fn name(&self) -> String {
         format!("{}/{}", self.domain, self.path)
     }
 
-    /// The registry, `docker.io` or `localhost:5000`.
+    /// Returns the registry, `docker.io` or `localhost:5000`.
     pub fn domain(&self) -> &str {
         &self.domain
     }
 
-    /// The repository within its registry, `library/alpine`.
+    /// Returns the repository within its registry, `library/alpine`.
     pub fn path(&self) -> &str {
         &self.path
     }
 
-    /// The repository's name as people write it, `alpine`.
+    /// Returns the repository's short name, `alpine`.
     pub fn familiar_name(&self) -> String {
         if self.domain != DEFAULT_DOMAIN {
             return self.name();
@@ -68,22 +68,22 @@ impl Reference {
         }
     }
 
-    /// The whole reference as people write it, `alpine:latest`.
+    /// Returns the whole reference in its short form, `alpine:latest`.
     pub fn familiar(&self) -> String {
         self.with_suffix(self.familiar_name())
     }
 
-    /// The tag, if it has one.
+    /// Returns the tag, if any.
     pub fn tag(&self) -> Option<&str> {
         self.tag.as_deref()
     }
 
-    /// The digest, if it has one.
+    /// Returns the digest, if any.
     pub fn digest(&self) -> Option<&Digest> {
         self.digest.as_ref()
     }
 
-    /// The same with the tag `latest`, where neither tag nor digest was given.
+    /// Adds the tag `latest` to a reference without tag and digest.
     pub fn or_latest(mut self) -> Reference {
         if self.tag.is_none() && self.digest.is_none() {
             self.tag = Some(DEFAULT_TAG.to_owned());
@@ -91,12 +91,12 @@ impl Reference {
         self
     }
 
-    /// The same repository by digest alone.
+    /// Returns the repository with only the digest.
     pub fn by_digest(&self, digest: &Digest) -> Reference {
         Reference { tag: None, digest: Some(digest.clone()), ..self.clone() }
     }
 
-    /// The same repository with another tag and no digest.
+    /// Returns the repository with another tag and no digest.
     pub fn by_tag(&self, tag: &str) -> Result<Reference, ParseReferenceError> {
         if !is_tag(tag) {
             return Err(ParseReferenceError::Format);
@@ -104,7 +104,7 @@ impl Reference {
         Ok(Reference { tag: Some(tag.to_owned()), digest: None, ..self.clone() })
     }
 
-    /// Makes the nearest valid repository name out of a file's name: lower case, anything else a hyphen.
+    /// Converts a file name to the nearest valid repository name: lower case, with a hyphen for anything else.
     pub fn from_file_name(name: &str) -> Reference {
         let mut path = String::new();
         for c in name.chars().flat_map(char::to_lowercase) {
@@ -190,7 +190,7 @@ impl<'de> serde::Deserialize<'de> for Reference {
     }
 }
 
-/// The first part is a registry when it has a dot, a port or capitals, or is `localhost`.
+/// Splits off the registry: the first part is one if it has a dot, a port or capitals, or is `localhost`.
 fn split_domain(name: &str) -> (String, String) {
     let (mut domain, mut path) = match name.split_once('/') {
         Some((first, rest))
@@ -221,7 +221,7 @@ fn is_tag(tag: &str) -> bool {
         && tag.bytes().all(|b| word(b) || b == b'.' || b == b'-')
 }
 
-/// Runs of `[a-z0-9]` joined by `.`, `_`, `__` or hyphens.
+/// Whether the text is runs of `[a-z0-9]` joined by `.`, `_`, `__` or hyphens.
 fn is_component(text: &str) -> bool {
     let alnum = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = text.as_bytes();
@@ -265,7 +265,7 @@ mod tests {
     const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
     #[test]
-    fn short_and_long_forms() {
+    fn familiar_and_canonical_names_agree() {
         for (text, familiar, canonical) in [
             ("alpine", "alpine", "docker.io/library/alpine"),
             ("index.docker.io/alpine:3", "alpine:3", "docker.io/library/alpine:3"),
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_ones_are_refused() {
+    fn invalid_references_are_rejected() {
         let long = "a".repeat(250);
         let id = "a".repeat(64);
         for bad in
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn file_names_become_names() {
+    fn file_names_become_repository_names() {
         for (file, name) in
             [("My Image", "my-image"), ("..", "image"), ("a__b.oci", "a_b.oci"), ("x-", "x"), ("é", "image")]
         {

@@ -1,46 +1,47 @@
-//! The only code that knows how a deletion is written down, in a layer and in an upper directory.
+//! Whiteouts, opaque directories, redirects and metacopies: how they are encoded in a layer and in an upper directory.
+//! The only code that knows the encodings.
 //!
 //! In an OCI layer (image-spec, layer.md, "Whiteouts") an empty file `.wh.NAME` hides NAME of the layers below, and
-//! `.wh..wh..opq` hides everything that they have in its directory. Both are judged by name alone, whatever type the
-//! entry has: tools have shipped them as hard links.
+//! `.wh..wh..opq` makes its directory opaque. Both are recognized by name alone, whatever type the entry has: some
+//! tools have written them as hard links.
 //!
-//! In an upper directory the marks are those of the kernel's overlayfs (overlayfs.rst): a character device 0:0 hides a
-//! name, and extended attributes say the rest. The kernel hides every attribute under `overlay.` from those who use its
-//! mount, so what it has no form for lies there too, under `overlay.plyfs.`.
+//! In an upper directory the marks are those of kernel overlayfs (overlayfs.rst): a character device 0:0 is a whiteout,
+//! and extended attributes encode the rest. The kernel hides all attributes under `overlay.` from users of its mount,
+//! so marks that it does not define are there too, under `overlay.plyfs.`.
 //!
-//! Directories that other tools use too may have all of these, and marks of those tools' own; then every form is read and
-//! the kernel's written ([`Dialect`]). A name `.wh.NAME` is judged by [`marker`] there.
+//! Directories that are shared with other tools may have all of these, and those tools' own marks; then every form is
+//! read and the kernel's is written ([`Dialect`]). A name `.wh.NAME` is interpreted by [`marker`] there.
 
 use crate::meta::Kind;
 use std::borrow::Cow;
 use std::ffi::CStr;
 
 const PREFIX: &[u8] = b".wh.";
-/// The marker by which a layer's directory hides what the layers below have in it.
+/// The opaque marker of a layer's directory.
 pub const OPAQUE: &[u8] = b".wh..wh..opq";
-/// AUFS kept its own bookkeeping under this prefix (`.wh..wh.aufs`, `.wh..wh.plnk`); nothing below it is the image's.
+/// The prefix of AUFS's own files (`.wh..wh.aufs`, `.wh..wh.plnk`), which are not part of the image.
 const RESERVED: &[u8] = b".wh..wh.";
 
-/// What a name in a layer stands for.
+/// The meaning of a name in a layer.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Marker<'a> {
-    /// An entry like any other.
+    /// An ordinary entry.
     Plain,
-    /// The directory that holds the entry hides what lower layers have in it.
+    /// The directory of the entry is opaque.
     Opaque,
-    /// The named entry of lower layers is hidden.
+    /// A whiteout of the given name.
     Whiteout(&'a [u8]),
-    /// Left over from AUFS: no part of the image.
+    /// A leftover of AUFS, not part of the image.
     Reserved,
 }
 
-/// A whiteout that names nothing that could be deleted.
+/// A whiteout of a name that cannot exist.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("is a whiteout of {}", if .0.is_empty() { "nothing".to_string() } else { format!("`{}`, which cannot be deleted", crate::name::show(.0)) })]
 pub struct InvalidWhiteout(Vec<u8>);
 
-/// Classifies one path component of a layer's entry. `.wh.`, `.wh..` and `.wh...` are errors: the specification has no
-/// meaning for them, and containerd once deleted a parent directory by one.
+/// Classifies one path component of a layer's entry. `.wh.`, `.wh..` and `.wh...` are errors: the specification does
+/// not define them, and containerd once deleted a parent directory because of one.
 pub fn classify(name: &[u8]) -> Result<Marker<'_>, InvalidWhiteout> {
     if name == OPAQUE {
         return Ok(Marker::Opaque);
@@ -55,23 +56,23 @@ pub fn classify(name: &[u8]) -> Result<Marker<'_>, InvalidWhiteout> {
     }
 }
 
-/// The name of the empty file by which a layer hides a name of the layers below.
-pub fn hiding(name: &[u8]) -> Vec<u8> {
+/// Returns the name of a layer's whiteout for a name.
+pub fn whiteout_name(name: &[u8]) -> Vec<u8> {
     [PREFIX, name].concat()
 }
 
-/// A name that no layer can have, though every file system can.
+/// A name that cannot be in a layer, though any file system can have it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a name that begins with `.wh.` means a deletion there")]
 pub struct NoName;
 
-/// Whether an entry of a layer can have that name.
+/// Checks that an entry of a layer can have a name.
 pub fn check_name(name: &[u8]) -> Result<(), NoName> {
     if name.starts_with(PREFIX) { Err(NoName) } else { Ok(()) }
 }
 
-/// Where an upper directory's marks are kept: the kernel reads `trusted.overlay.*`, which only root may write, and with
-/// its option `userxattr` `user.overlay.*`.
+/// The xattr namespace of an upper directory's marks: the kernel reads `trusted.overlay.*`, which only root may write,
+/// and with its option `userxattr` `user.overlay.*`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Namespace {
     /// `trusted.overlay.*`.
@@ -80,21 +81,22 @@ pub enum Namespace {
     User,
 }
 
-/// How an upper directory's whiteouts are written. All forms are read, also mixed.
+/// The form of whiteouts that an upper directory uses. All forms are read, also mixed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WhiteoutForm {
-    /// Character devices 0:0, the kernel's first form; RENAME_WHITEOUT writes it.
+    /// Character devices 0:0, the kernel's original form, which RENAME_WHITEOUT writes.
     Device,
     /// Empty regular files with [`Mark::Whiteout`] in directories whose [`Mark::Opaque`] is `x`, the kernel's form for
-    /// nested overlays (overlayfs.rst, "Nesting overlayfs mounts"; kernel 6.7): where a device 0:0 cannot be made.
+    /// nested overlays (overlayfs.rst, "Nesting overlayfs mounts"; kernel 6.7): used where a device 0:0 cannot be
+    /// created.
     Attribute,
-    /// Empty files `.wh.NAME` and `.wh..wh..opq`, as fuse-overlayfs writes them: where attributes are refused too. Nothing
-    /// else can be recorded there: no redirect, no metacopy, no inode number.
+    /// Empty files `.wh.NAME` and `.wh..wh..opq`, as fuse-overlayfs writes them: used where extended attributes are
+    /// refused too. No redirect, metacopy or inode number can be recorded there.
     Name,
 }
 
 impl WhiteoutForm {
-    /// The form as [`Mark::Form`] records it.
+    /// Returns the word for the form in [`Mark::Form`].
     pub fn word(self) -> &'static str {
         match self {
             WhiteoutForm::Device => "device",
@@ -103,40 +105,42 @@ impl WhiteoutForm {
         }
     }
 
-    /// The reverse of [`WhiteoutForm::word`].
+    /// Parses the word of a form.
     pub fn of_word(word: &str) -> Option<WhiteoutForm> {
         [WhiteoutForm::Device, WhiteoutForm::Attribute, WhiteoutForm::Name].into_iter().find(|form| form.word() == word)
     }
 }
 
-/// The extended attributes that an upper directory's own bookkeeping is in.
+/// Marks: the extended attributes in which an upper directory records overlay state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mark {
-    /// `y`: the directory hides what lower layers have in it. `x`: it may hold whiteouts in the form of an attribute.
+    /// `y`: the directory is opaque. `x`: it may hold whiteouts in the form of an attribute.
     Opaque,
-    /// Where the lower layers have what has been moved here: a path from the root, or a name in the same directory.
+    /// The redirect of a moved inode: the path in the lower layers from the root, or a name in the same directory.
     Redirect,
-    /// The file has attributes only; its data is the lower layers'.
+    /// The file is a metacopy: its data is in the lower layers.
     Metacopy,
     /// The empty regular file is a whiteout.
     Whiteout,
-    /// The inode number, for ever.
+    /// The inode number.
     Id,
-    /// On the root: which image this is the upper directory of.
+    /// On the root: the image (ChainID) that this upper directory belongs to.
     Image,
-    /// On the root: no inode number from here on has ever been given away.
+    /// On the root: the first inode number that was never used.
     Next,
-    /// On the root: the form of the whiteouts ([`WhiteoutForm::word`]), and the type of the file system that it was chosen for.
+    /// On the root: the form of the whiteouts ([`WhiteoutForm::word`]), and the file system type that it was selected
+    /// for.
     Form,
     /// On a directory: names, separated by `/`, that count as whiteouts unless the directory has them. Written before a
     /// rename that must leave a whiteout where RENAME_WHITEOUT is refused.
     Hides,
-    /// Owner and mode of what an unprivileged user keeps, as `uid:gid:mode[:kind]`.
+    /// Owner and mode of an unprivileged user's files, as `uid:gid:mode[:kind]`.
     Override,
 }
 
 impl Namespace {
-    /// The mark's name. The override is one that other tools know too, and has no namespace of its own.
+    /// Returns the attribute name of a mark. The override is shared with other tools, and has one name in both
+    /// namespaces.
     pub fn mark(self, mark: Mark) -> &'static CStr {
         let names = all_names(mark);
         match (self, mark) {
@@ -154,25 +158,26 @@ impl Namespace {
     }
 }
 
-/// How a directory keeps what has no native form there: its own marks, and attributes that users of the mount set.
+/// How a directory encodes what its file system has no native form for: marks, and attributes that users of the mount
+/// set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Dialect {
-    /// Where its own marks are.
+    /// The namespace of its own marks.
     pub namespace: Namespace,
-    /// Whether other tools write marks of their own there, which are obeyed: what users of the mount set under such a
-    /// name must not be taken for one.
+    /// Whether other tools write their own marks there, which are obeyed: an attribute that users of the mount set must
+    /// then not be taken for such a mark.
     pub shared: bool,
-    /// Whether only `user.` attributes can be set: a plain user's directory, who may set no others on his own files.
+    /// Whether only `user.` attributes can be set, as on an unprivileged user's files.
     pub plain: bool,
 }
 
 impl Dialect {
-    /// The mark's name.
+    /// Returns the attribute name of a mark.
     pub fn mark(self, mark: Mark) -> &'static CStr {
         self.namespace.mark(mark)
     }
 
-    /// All names under which a mark is read.
+    /// Returns all attribute names from which a mark is read.
     pub fn read(self, mark: Mark) -> &'static [&'static CStr] {
         match (self.shared, self.namespace, mark) {
             (true, ..) => all_names(mark),
@@ -182,9 +187,10 @@ impl Dialect {
         }
     }
 
-    /// The name under which an attribute that a user of the mount sets is kept. One that looks like a mark gets a second
-    /// `overlay.`, as the kernel has it, so that it is neither obeyed nor lost; what the kernel has no such form for
-    /// (other tools' marks, and in a plain user's directory whatever he may not set) is kept among plyfs's own.
+    /// Returns the name on disk of an attribute that a user of the mount sets. A name that looks like a mark gets a
+    /// second `overlay.`, as the kernel does (escaping), so it is neither obeyed nor lost; names that the kernel does
+    /// not escape (other tools' marks, and in an unprivileged user's directory all that the user may not set) are
+    /// stored under plyfs's own prefix.
     pub fn stored(self, name: &[u8]) -> Cow<'_, [u8]> {
         let prefix = self.namespace.prefix();
         if let Some(rest) = name.strip_prefix(prefix) {
@@ -195,7 +201,7 @@ impl Dialect {
         if foreign { Cow::Owned([prefix, FOREIGN, name].concat()) } else { Cow::Borrowed(name) }
     }
 
-    /// The reverse of [`Dialect::stored`]; `None` for what is bookkeeping.
+    /// The reverse of [`Dialect::stored`]; `None` for a mark.
     pub fn shown(self, stored: &[u8]) -> Option<Vec<u8>> {
         let prefix = self.namespace.prefix();
         if let Some(own) = stored.strip_prefix(prefix) {
@@ -208,7 +214,7 @@ impl Dialect {
     }
 }
 
-/// Under which name a lower directory's attribute is seen; `None` for what any tool keeps there for itself.
+/// Returns the visible name of a lower directory's attribute; `None` for a mark of any tool.
 pub fn shown_in_layer(stored: &[u8]) -> Option<Vec<u8>> {
     let namespaces = [Namespace::Trusted, Namespace::User];
     let own = namespaces.into_iter().find(|namespace| stored.starts_with(namespace.prefix()));
@@ -216,7 +222,7 @@ pub fn shown_in_layer(stored: &[u8]) -> Option<Vec<u8>> {
     Dialect { namespace, shared: true, plain: false }.shown(stored)
 }
 
-/// The names under which directories that any tool wrote carry a mark: root's, and those of users.
+/// Returns the attribute names of a mark in directories that any tool wrote: in root's and in the users' namespace.
 pub fn all_names(mark: Mark) -> &'static [&'static CStr] {
     match mark {
         Mark::Opaque => &[c"trusted.overlay.opaque", c"user.overlay.opaque", c"user.fuseoverlayfs.opaque"],
@@ -232,7 +238,7 @@ pub fn all_names(mark: Mark) -> &'static [&'static CStr] {
     }
 }
 
-/// The first of several attributes that there is, and its value.
+/// Returns the first of several attributes that exists, and its value.
 pub fn first_of<E>(
     names: impl IntoIterator<Item = &'static CStr>,
     read: impl Fn(&CStr) -> Result<Option<Vec<u8>>, E>,
@@ -245,27 +251,28 @@ pub fn first_of<E>(
     Ok(None)
 }
 
-/// In which attribute owner and mode of a directory's objects are, if in any: the directory itself has it then.
+/// Returns the override attribute that a directory tree uses, if any: its root then has the attribute.
 pub fn override_of<E>(read: impl Fn(&CStr) -> Result<Option<Vec<u8>>, E>) -> Result<Option<&'static CStr>, E> {
     Ok(first_of(all_names(Mark::Override).iter().copied(), read)?.map(|(name, _)| name))
 }
 
-/// Whether an attribute is one that tools keep in layers for themselves.
+/// Whether an attribute is a mark that tools keep in layers.
 fn is_tools_own(name: &[u8]) -> bool {
     let prefixes = [Namespace::Trusted.prefix(), Namespace::User.prefix(), b"user.fuseoverlayfs."];
     prefixes.iter().any(|prefix| name.starts_with(prefix))
         || all_names(Mark::Override).iter().any(|own| own.to_bytes() == name)
 }
 
-/// The attribute for owner and mode that container tools share.
+/// The override attribute (owner and mode) that container tools share.
 pub const CONTAINERS_OVERRIDE: &CStr = c"user.containers.override_stat";
-/// The same, where only root may write it.
+/// The same in a namespace that only root may write.
 pub const PRIVILEGED_OVERRIDE: &CStr = c"security.fuseoverlayfs.override_stat";
-/// Behind the namespace's prefix: attributes that cannot be kept under their own names.
+/// The prefix, after the namespace, of attributes that cannot be stored under their own names.
 const FOREIGN: &[u8] = b"plyfs.x.";
 
-/// What an entry of a directory stands for by its name: the name that it hides, or nothing at all. `None` for one like any
-/// other, as whatever carries a number of a mount of plyfs is (`is_numbered`): it was made under that name.
+/// Interprets the name of an entry on a shared directory: a whiteout, an opaque marker, or a reserved name. `None` for
+/// an ordinary entry. An object that carries a plyfs inode number (`is_numbered`) is ordinary: a user of the mount
+/// created it under that name.
 pub fn marker<E>(
     name: &[u8],
     kind: Option<Kind>,
@@ -274,17 +281,17 @@ pub fn marker<E>(
     if check_name(name).is_ok() || !may_be_marker(kind) || is_numbered()? {
         return Ok(None);
     }
-    // One that names nothing which could be deleted is no part of the tree either.
+    // A whiteout of a name that cannot exist is not part of the tree either.
     Ok(Some(classify(name).unwrap_or(Marker::Reserved)))
 }
 
-/// What tools write the markers of a layer as where it is unpacked, whatever they are in its tar. What else has such a name
-/// was given it by somebody.
+/// Whether an entry of that kind may be a marker. Tools create markers as files of this kind when they unpack a layer,
+/// whatever kind they had in its tar; anything else was given the name by a user.
 pub fn may_be_marker(kind: Option<Kind>) -> bool {
     matches!(kind, None | Some(Kind::File | Kind::Char | Kind::Dir))
 }
 
-/// Whether a device of that number, as a character device, is a whiteout.
+/// Whether a character device of that number is a whiteout.
 pub fn is_whiteout_device(rdev: u32) -> bool {
     rdev == 0
 }
@@ -304,10 +311,12 @@ mod tests {
     }
 
     #[test]
-    fn what_hides_a_name_is_read_as_that() {
-        assert_eq!(classify(&hiding(b"a")), Ok(Marker::Whiteout(b"a")));
+    fn a_whiteout_name_classifies_as_a_whiteout() {
+        assert_eq!(classify(&whiteout_name(b"a")), Ok(Marker::Whiteout(b"a")));
         assert_eq!(classify(OPAQUE), Ok(Marker::Opaque));
-        assert!(check_name(b"wh.a").is_ok() && check_name(&hiding(b"a")).is_err() && check_name(OPAQUE).is_err());
+        assert!(
+            check_name(b"wh.a").is_ok() && check_name(&whiteout_name(b"a")).is_err() && check_name(OPAQUE).is_err()
+        );
     }
 
     #[test]
@@ -331,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn what_looks_like_a_mark_is_kept_apart_and_comes_back() {
+    fn attributes_that_look_like_marks_are_escaped_and_restored() {
         for dialect in dialects() {
             for name in [
                 &b"trusted.overlay.opaque"[..],
@@ -370,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layers_own_attributes_are_seen_and_tools_marks_are_not() {
+    fn a_lower_directory_shows_its_attributes_but_no_marks() {
         for mark in MARKS {
             assert!(all_names(mark).iter().all(|name| shown_in_layer(name.to_bytes()).is_none()));
         }

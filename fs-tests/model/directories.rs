@@ -25,7 +25,7 @@ use crate::support::env::{Mount, TestEnv, unmount, wait_until_unused};
 use crate::support::faulty::{Limited, Refuses};
 use crate::support::nest::{Nest, On};
 use crate::support::tree::{Contents, Tree, diff, scan};
-use plyfs::fs::{Dirs, DirsOptions, Forms, Fs};
+use plyfs::fs::{Forms, Fs, LowerDirs, LowerDirsOptions};
 use plyfs::upper::{Below, Owners, Settings, Upper, User};
 
 /// What is different from a mount of an image: numbers follow from the file system below, which gives them again.
@@ -136,7 +136,7 @@ pub fn over(count: usize, user: User, refuses: Refuses) -> Box<dyn Harness> {
     let layers = lowers(dir.path(), count);
     ["upper", "work"].into_iter().for_each(|name| make_dir(&dir.path().join(name)));
     let open = move || {
-        let options = DirsOptions { layers: layers.clone(), static_nlink: false, descriptors: 6 };
+        let options = LowerDirsOptions { layers: layers.clone(), static_nlink: false, descriptors: 6 };
         let settings = Settings {
             upper: dir.path().join("upper"),
             work: dir.path().join("work"),
@@ -146,7 +146,7 @@ pub fn over(count: usize, user: User, refuses: Refuses) -> Box<dyn Harness> {
             descriptors: 4,
         };
         let upper = Upper::open(&settings, Box::new(Limited(refuses))).unwrap();
-        Fs::of_dirs(Dirs::open(&options).map_err(|(_, e)| e).unwrap(), Some(upper), Forms::default()).unwrap()
+        Fs::of_dirs(LowerDirs::open(&options).map_err(|(_, e)| e).unwrap(), Some(upper), Forms::default()).unwrap()
     };
     Box::new(ByInode::new(Union::by(open), umask(), CHECKS))
 }

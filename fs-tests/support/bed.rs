@@ -7,7 +7,7 @@ use std::process::Command;
 
 use plyfs::backing::{Backing, Disk};
 use plyfs::digest::Digest;
-use plyfs::fs::{Attr, Data, Dirs, DirsOptions, Forms, Fs, FsError, Ino, ROOT};
+use plyfs::fs::{Attr, Data, Forms, Fs, FsError, Ino, LowerDirs, LowerDirsOptions, ROOT};
 use plyfs::layer::{Index, Limits, index_tar};
 use plyfs::meta::Kind;
 use plyfs::sys::Bytes;
@@ -115,9 +115,9 @@ impl Bed {
     pub fn with(&self, upper: Upper) -> Result<Fs, FsError> {
         if !self.dirs.is_empty() {
             let layers = self.dirs.iter().rev().cloned().collect();
-            let options = DirsOptions { layers, static_nlink: false, descriptors: 6 };
+            let options = LowerDirsOptions { layers, static_nlink: false, descriptors: 6 };
             return Fs::of_dirs(
-                Dirs::open(&options).unwrap_or_else(|(_, e)| panic!("{e}")),
+                LowerDirs::open(&options).unwrap_or_else(|(_, e)| panic!("{e}")),
                 Some(upper),
                 Forms::default(),
             );

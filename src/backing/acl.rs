@@ -1,13 +1,13 @@
-//! POSIX ACLs (acl(5)): what a directory hands down ("OBJECT CREATION AND DEFAULT ACLs"), and the entries that an ACL has in
-//! common with a mode ("CORRESPONDENCE BETWEEN ACL ENTRIES AND FILE PERMISSION BITS").
+//! POSIX ACLs (acl(5)): inheritance ("OBJECT CREATION AND DEFAULT ACLs"), and the entries that correspond to mode bits
+//! ("CORRESPONDENCE BETWEEN ACL ENTRIES AND FILE PERMISSION BITS").
 
-/// The attribute that decides about access.
+/// The extended attribute of the access ACL.
 pub const ACCESS: &[u8] = b"system.posix_acl_access";
-/// The attribute that a directory's new entries inherit.
+/// The extended attribute of a directory's default ACL, which new entries inherit.
 pub const DEFAULT: &[u8] = b"system.posix_acl_default";
 
 const VERSION: [u8; 4] = 2u32.to_le_bytes();
-/// The length of an entry: its tag, its permissions, a user or a group.
+/// The length of an ACL entry: tag, permissions, user or group ID.
 const ENTRY: usize = 8;
 const USER_OBJ: u16 = 0x01;
 const GROUP_OBJ: u16 = 0x04;
@@ -17,8 +17,8 @@ const OTHER: u16 = 0x20;
 /// An object's extended attributes.
 type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
 
-/// The mode of an object made with `mode` in a directory with the default ACL `default`, and the attributes that it
-/// gets. An ACL that says no more than a mode can is left out. `None` if the ACL is malformed.
+/// Computes mode and ACL attributes of an object created with `mode` in a directory with the default ACL `default`. An
+/// ACL that a mode can express is left out. `None` if the ACL is malformed.
 pub fn inherit(default: &[u8], mode: u32, is_dir: bool) -> Option<(u32, Attributes)> {
     let mut acl = default.to_vec();
     let mut given = mode & !0o777;
@@ -37,7 +37,7 @@ pub fn inherit(default: &[u8], mode: u32, is_dir: bool) -> Option<(u32, Attribut
     Some((given, attributes))
 }
 
-/// The mode `before` with the permission bits of an access ACL. `None` if the ACL is malformed.
+/// Returns the mode `before` with the permission bits of an access ACL. `None` if the ACL is malformed.
 pub fn mode(acl: &[u8], before: u32) -> Option<u32> {
     let mut mode = before & !0o777;
     each_shared(&mut acl.to_vec(), |shift, granted| {
@@ -47,12 +47,12 @@ pub fn mode(acl: &[u8], before: u32) -> Option<u32> {
     Some(mode)
 }
 
-/// Whether an ACL says no more than a mode can.
+/// Whether a mode can express the whole ACL.
 pub fn is_minimal(acl: &[u8]) -> bool {
     tags(acl).all(|tag| [USER_OBJ, GROUP_OBJ, OTHER].contains(&tag))
 }
 
-/// An access ACL with the permission bits of a mode, as chmod(2) leaves it. One that is malformed stays as it is.
+/// Applies the permission bits of a mode to an access ACL, as chmod(2) does. A malformed one is returned as it is.
 pub fn with_mode(mut acl: Vec<u8>, mode: u32) -> Vec<u8> {
     each_shared(&mut acl, |shift, _| (mode >> shift) & 7);
     acl
@@ -65,8 +65,8 @@ fn tags(acl: &[u8]) -> impl Iterator<Item = u16> {
         .map(|entry| u16::from_le_bytes([entry[0], entry[1]]))
 }
 
-/// Replaces the permissions of the entries that correspond to a mode's bits: `new` gets the bits' position in the mode, and
-/// what is granted. `None` if the ACL is malformed.
+/// Replaces the permissions of the entries that correspond to mode bits: `new` gets the shift of the bits in the mode,
+/// and the current permissions. `None` if the ACL is malformed.
 fn each_shared(acl: &mut [u8], mut new: impl FnMut(u32, u32) -> u32) -> Option<()> {
     if acl.strip_prefix(&VERSION)?.len() % ENTRY != 0 {
         return None;
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minimal_acl_is_a_mode() {
+    fn a_minimal_acl_becomes_a_mode() {
         let default = acl(&[(USER_OBJ, 7), (GROUP_OBJ, 5), (OTHER, 0)]);
         assert_eq!(inherit(&default, 0o4666, false), Some((0o4640, vec![])));
         let (mode, attributes) = inherit(&default, 0o777, true).unwrap();
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn malformed_acls_are_rejected() {
         assert_eq!(inherit(b"", 0o644, false), None);
         assert_eq!(inherit(&[1, 0, 0, 0], 0o644, false), None);
         assert_eq!(inherit(&[2, 0, 0, 0, 1], 0o644, false), None);

@@ -1,4 +1,4 @@
-//! The calls as the system has them.
+//! The implementation of [`Backing`] by system calls.
 
 use super::{Backing, Listed, Raw, Space};
 use crate::meta::{Kind, Time};
@@ -13,15 +13,15 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-/// The real thing.
+/// The backing file system, accessed by system calls.
 pub struct Disk;
 
-/// The path by which an object that a descriptor stands for can be named.
-fn by_number(fd: BorrowedFd) -> String {
+/// Returns the /proc/self/fd path of an open object.
+fn fd_path(fd: BorrowedFd) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
-fn below(dir: BorrowedFd, entry: &[u8]) -> Vec<u8> {
+fn entry_path(dir: BorrowedFd, entry: &[u8]) -> Vec<u8> {
     let mut path = String::with_capacity(32);
     // Writing to a String cannot fail.
     let _infallible = write!(path, "/proc/self/fd/{}/", dir.as_raw_fd());
@@ -30,7 +30,7 @@ fn below(dir: BorrowedFd, entry: &[u8]) -> Vec<u8> {
     path
 }
 
-/// Where the direct form of a call does not take an `O_PATH` descriptor, the form by path does.
+/// Repeats a call by path if it does not accept an `O_PATH` descriptor (EBADF).
 fn or_by_path<T>(direct: Result<T, Errno>, by_path: impl FnOnce() -> Result<T, Errno>) -> io::Result<T> {
     match direct {
         Err(Errno::BADF) => Ok(by_path()?),
@@ -38,7 +38,7 @@ fn or_by_path<T>(direct: Result<T, Errno>, by_path: impl FnOnce() -> Result<T, E
     }
 }
 
-/// Attributes of any size: the buffer grows until it fits.
+/// Reads an attribute of any size, growing the buffer until the value fits.
 fn grow(read: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
     let mut buffer = vec![0; 256];
     loop {
@@ -90,7 +90,7 @@ fn wide_device(rdev: u32) -> u64 {
     rustix::fs::makedev((rdev >> 8) & 0xfff, (rdev & 0xff) | ((rdev >> 12) & !0xff))
 }
 
-/// The entries of a directory that was opened for this.
+/// Lists a directory through a descriptor that was opened for this.
 pub(super) fn list(dir: OwnedFd) -> io::Result<Vec<Listed>> {
     let mut buffer = vec![MaybeUninit::uninit(); 32 << 10];
     let mut reader = RawDir::new(dir, &mut buffer);
@@ -105,7 +105,7 @@ pub(super) fn list(dir: OwnedFd) -> io::Result<Vec<Listed>> {
     Ok(all)
 }
 
-/// Reads all of it.
+/// Fills `into` from `offset` on.
 pub fn read_exact(fd: BorrowedFd, mut into: &mut [u8], mut offset: u64) -> io::Result<()> {
     while !into.is_empty() {
         match Disk.read(fd, into, offset)? {
@@ -124,8 +124,8 @@ impl Backing for Disk {
         let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let opened = rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(mode))?;
         if !flags.contains(OFlags::PATH) {
-            // The mount shows no access times of reads (`noatime`), so none must reach the disk either. Only the owner may
-            // have that, so a refusal is no fault; and asked for here, it cannot make the call above fail.
+            // The mount reports no access times of reads (`noatime`), so none must be written to disk either. Only the
+            // owner may set O_NOATIME, so an error is ignored; set at open, it would make the open fail.
             let _refused = rustix::fs::fcntl_setfl(&opened, OFlags::NOATIME);
         }
         Ok(opened)
@@ -181,7 +181,7 @@ impl Backing for Disk {
     }
 
     fn link(&self, fd: BorrowedFd, dir: BorrowedFd, name: &[u8]) -> io::Result<()> {
-        Ok(rustix::fs::linkat(CWD, by_number(fd), dir, name, AtFlags::SYMLINK_FOLLOW)?)
+        Ok(rustix::fs::linkat(CWD, fd_path(fd), dir, name, AtFlags::SYMLINK_FOLLOW)?)
     }
 
     fn unlink(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<()> {
@@ -198,7 +198,7 @@ impl Backing for Disk {
 
     fn chmod(&self, fd: BorrowedFd, mode: u32) -> io::Result<()> {
         let mode = Mode::from_raw_mode(mode);
-        or_by_path(rustix::fs::fchmod(fd, mode), || rustix::fs::chmod(by_number(fd), mode))
+        or_by_path(rustix::fs::fchmod(fd, mode), || rustix::fs::chmod(fd_path(fd), mode))
     }
 
     fn chown(&self, fd: BorrowedFd, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
@@ -206,37 +206,37 @@ impl Backing for Disk {
     }
 
     fn utimens(&self, fd: BorrowedFd, times: &Timestamps) -> io::Result<()> {
-        let by_path = || rustix::fs::utimensat(CWD, by_number(fd), times, AtFlags::empty());
+        let by_path = || rustix::fs::utimensat(CWD, fd_path(fd), times, AtFlags::empty());
         or_by_path(rustix::fs::futimens(fd, times), by_path)
     }
 
     fn get_xattr(&self, fd: BorrowedFd, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
         let direct = grow(|buffer| rustix::fs::fgetxattr(fd, name, buffer));
-        present(or_by_path(direct, || grow(|buffer| rustix::fs::getxattr(by_number(fd), name, buffer))))
+        present(or_by_path(direct, || grow(|buffer| rustix::fs::getxattr(fd_path(fd), name, buffer))))
     }
 
     fn get_xattr_at(&self, dir: BorrowedFd, entry: &[u8], name: &CStr) -> io::Result<Option<Vec<u8>>> {
-        let path = below(dir, entry);
+        let path = entry_path(dir, entry);
         present(grow(|buffer| rustix::fs::lgetxattr(&*path, name, buffer)).map_err(io::Error::from))
     }
 
     fn set_xattr(&self, fd: BorrowedFd, name: &[u8], value: &[u8], flags: XattrFlags) -> io::Result<()> {
-        let by_path = || rustix::fs::setxattr(by_number(fd), name, value, flags);
+        let by_path = || rustix::fs::setxattr(fd_path(fd), name, value, flags);
         or_by_path(rustix::fs::fsetxattr(fd, name, value, flags), by_path)
     }
 
     fn remove_xattr(&self, fd: BorrowedFd, name: &[u8]) -> io::Result<()> {
-        or_by_path(rustix::fs::fremovexattr(fd, name), || rustix::fs::removexattr(by_number(fd), name))
+        or_by_path(rustix::fs::fremovexattr(fd, name), || rustix::fs::removexattr(fd_path(fd), name))
     }
 
     fn list_xattrs(&self, fd: BorrowedFd) -> io::Result<Vec<u8>> {
         let direct = grow(|buffer| rustix::fs::flistxattr(fd, buffer));
-        let listed = or_by_path(direct, || grow(|buffer| rustix::fs::listxattr(by_number(fd), buffer)));
+        let listed = or_by_path(direct, || grow(|buffer| rustix::fs::listxattr(fd_path(fd), buffer)));
         Ok(present(listed)?.unwrap_or_default())
     }
 
     fn list_xattrs_at(&self, dir: BorrowedFd, entry: &[u8]) -> io::Result<Vec<u8>> {
-        let path = below(dir, entry);
+        let path = entry_path(dir, entry);
         let listed = grow(|buffer| rustix::fs::llistxattr(&*path, buffer)).map_err(io::Error::from);
         Ok(present(listed)?.unwrap_or_default())
     }

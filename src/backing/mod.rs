@@ -1,17 +1,17 @@
-//! The system calls that directories of layers and changes are read and kept with, as a trait so narrow that a test can
-//! count them, fail any of them and forget what was not synced. It decides nothing: what a name or an attribute means is
-//! known to [`crate::whiteout`], but for owner and mode, which an object may carry in an attribute ([`Object`]).
+//! The backing file system: the system calls on layers and upper directories, as a narrow trait that tests can
+//! implement to count calls, inject errors and drop unsynced data. It makes no decisions: the meaning of names and
+//! attributes is in [`crate::whiteout`], except for the attribute that holds owner and mode ([`Object`]).
 
 pub mod acl;
 mod disk;
-mod handles;
+mod fd_cache;
 mod owner;
-mod still;
+mod readonly;
 
 pub use disk::{Disk, read_exact};
-pub use handles::{Handle, Handles, share};
+pub use fd_cache::{Handle, Handles, share};
 pub use owner::{Object, print};
-pub use still::Still;
+pub use readonly::ReadOnly;
 
 use crate::meta::{Kind, Time};
 use crate::sys;
@@ -20,16 +20,16 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-/// Attributes of an object as the file system below has them.
+/// Attributes of an object on the backing file system, as stat(2) returns them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Raw {
     /// Device number (`st_dev`) of the file system.
     pub dev: u64,
-    /// Inode number there.
+    /// Inode number on that file system.
     pub ino: u64,
     /// Type and permission bits.
     pub mode: u32,
-    /// Links there.
+    /// Link count on that file system.
     pub nlink: u32,
     /// Owner.
     pub uid: u32,
@@ -37,7 +37,7 @@ pub struct Raw {
     pub gid: u32,
     /// Device number, in the kernel's 32-bit form.
     pub rdev: u32,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
     /// 512-byte blocks.
     pub blocks: u64,
@@ -49,36 +49,36 @@ pub struct Raw {
     pub ctime: Time,
 }
 
-/// One entry of a directory.
+/// A directory entry as listed.
 #[derive(Clone, Debug)]
 pub struct Listed {
     /// Its name, never `.` or `..`.
     pub name: Vec<u8>,
-    /// The inode number there.
+    /// The listed inode number.
     pub ino: u64,
-    /// What the directory says that it is, if it does.
+    /// The listed kind (`d_type`), if the file system fills it in.
     pub kind: Option<Kind>,
 }
 
-/// Space of the file system below, in units of `block` bytes.
+/// Size and free space of the backing file system (statfs), in units of `block` bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Space {
-    /// Bytes of a block.
+    /// Block size in bytes.
     pub block: u64,
-    /// All blocks.
+    /// Total blocks.
     pub blocks: u64,
-    /// Free ones.
+    /// Free blocks.
     pub free: u64,
-    /// Those free for anybody.
+    /// Free blocks for unprivileged users.
     pub available: u64,
-    /// All inodes.
+    /// Total inodes.
     pub files: u64,
-    /// Free ones.
+    /// Free inodes.
     pub files_free: u64,
 }
 
-/// The calls. Descriptors may be `O_PATH` ones wherever the object and not its data is meant. All errors are the
-/// system's own.
+/// System calls on the backing file system. `O_PATH` descriptors are accepted wherever the object and not its data is
+/// meant. All errors are the kernel's own.
 #[allow(missing_docs, reason = "each is the system call of its name, on the object that the descriptor stands for")]
 pub trait Backing: Send + Sync {
     fn open(&self, dir: BorrowedFd, name: &[u8], flags: OFlags, mode: u32) -> io::Result<OwnedFd>;
@@ -116,23 +116,24 @@ pub trait Backing: Send + Sync {
     fn get_attributes(&self, fd: BorrowedFd) -> io::Result<[u8; 28]>;
     fn set_attributes(&self, fd: BorrowedFd, attributes: &[u8; 28]) -> io::Result<()>;
 
-    /// A number that tells the inode of a directory's entry, or with an empty name of the descriptor itself, from those
-    /// that have its inode number at other times. An error where the file system has no such thing.
+    /// Returns a hash of the file handle of a directory's entry, or with an empty name of the descriptor itself, which
+    /// distinguishes inodes that have the same number at different times. An error where the file system has no file
+    /// handles.
     fn generation(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<u32> {
         // FNV-1a: it must be the same in every release.
         let mix = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
         Ok(sys::file_handle(&dir, name)?.into_iter().fold(0x811c_9dc5, mix))
     }
 
-    /// As `stat`, but the file system is not asked for the times of modification and change: the access time stands for
-    /// them, which it equals in an object that has just been made. A file system with multigrain timestamps (ext4, xfs,
-    /// btrfs, tmpfs) gives what changes after such a question a time finer than the clock's tick, which differs from the
-    /// time of the same change that the kernel keeps for a cached file.
+    /// The same as `stat`, but the modification and change times are not queried: the access time stands for them,
+    /// which it equals in a new object. After a query, a file system with multigrain timestamps (ext4, xfs, btrfs,
+    /// tmpfs) gives the next change a timestamp finer than the clock tick, which differs from the time that the kernel
+    /// keeps for the same change of a cached file.
     fn stat_without_times(&self, fd: BorrowedFd) -> io::Result<Raw> {
         self.stat(fd)
     }
 
-    /// Up to `most` bytes from `offset` on, fewer only at the file's end.
+    /// Reads up to `most` bytes at `offset`; fewer only at the end of the file.
     fn read_most(&self, fd: BorrowedFd, offset: u64, most: usize) -> io::Result<Vec<u8>> {
         let (mut bytes, mut done) = (vec![0; most], 0);
         while done < most {

@@ -1,14 +1,14 @@
-//! Owner, mode and kind of an object: native ones, or those that an attribute says instead, in the form that container
-//! tools share (`user.containers.override_stat` and its kin): `uid:gid:mode[:kind]`.
+//! Owner, mode and kind of an object: the native ones, or those in an override attribute that container tools share
+//! (`user.containers.override_stat` and its variants): `uid:gid:mode[:kind]`.
 
 use super::Raw;
 use crate::meta::{Kind, PERMISSION_BITS};
 use std::io;
 
-/// Attributes of an object as it is to be seen.
+/// Attributes of an object as users see them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Object {
-    /// What the file system below says.
+    /// The attributes on the backing file system.
     pub raw: Raw,
     /// Kind.
     pub kind: Kind,
@@ -20,12 +20,13 @@ pub struct Object {
     pub gid: u32,
     /// Device number of a device.
     pub rdev: u32,
-    /// Whether owner and mode come from the attribute.
+    /// Whether owner and mode come from the override attribute.
     pub overridden: bool,
 }
 
 impl Object {
-    /// With what the attribute says, if the object has it; an error if its type is unknown.
+    /// Builds the attributes from stat(2) and the override attribute, if the object has one; an error if the file type
+    /// is unknown.
     pub fn seen(raw: Raw, said: Option<Vec<u8>>) -> io::Result<Object> {
         let object = match said {
             Some(value) => Object::overridden(raw, &value),
@@ -34,7 +35,7 @@ impl Object {
         object.ok_or_else(|| io::Error::other("an object of an unknown type"))
     }
 
-    /// As the file system below has it; `None` if its type is unknown.
+    /// Builds the attributes from stat(2) alone; `None` if the file type is unknown.
     pub fn native(raw: Raw) -> Option<Object> {
         let kind = Kind::of(raw.mode)?;
         let rdev = if matches!(kind, Kind::Char | Kind::Block) { raw.rdev } else { 0 };
@@ -42,7 +43,7 @@ impl Object {
         Some(Object { raw, kind, mode, uid: raw.uid, gid: raw.gid, rdev, overridden: false })
     }
 
-    /// With what the attribute says instead; one that cannot be read says nothing.
+    /// Builds the attributes with the override applied, if it can be parsed; `None` if the file type is unknown.
     pub fn overridden(raw: Raw, value: &[u8]) -> Option<Object> {
         let native = Object::native(raw)?;
         let Some(said) = parse(value) else { return Some(native) };
@@ -58,9 +59,9 @@ impl Object {
     }
 }
 
-/// What the attribute says.
+/// The parsed override attribute.
 #[derive(Debug, PartialEq, Eq)]
-struct Said {
+struct Override {
     uid: u32,
     gid: u32,
     mode: u32,
@@ -68,7 +69,7 @@ struct Said {
     rdev: u32,
 }
 
-fn parse(value: &[u8]) -> Option<Said> {
+fn parse(value: &[u8]) -> Option<Override> {
     let mut fields = str::from_utf8(value).ok()?.trim_end_matches('\0').split(':');
     let uid = fields.next()?.parse().ok()?;
     let gid = fields.next()?.parse().ok()?;
@@ -80,7 +81,7 @@ fn parse(value: &[u8]) -> Option<Said> {
             (Some(kind), rdev)
         }
     };
-    fields.next().is_none().then_some(Said { uid, gid, mode, kind, rdev })
+    fields.next().is_none().then_some(Override { uid, gid, mode, kind, rdev })
 }
 
 fn kind_of(word: &str) -> Option<(Kind, u32)> {
@@ -102,7 +103,7 @@ fn kind_of(word: &str) -> Option<(Kind, u32)> {
     })
 }
 
-/// The attribute's value.
+/// Formats the override attribute.
 pub fn print(kind: Kind, mode: u32, uid: u32, gid: u32, rdev: u32) -> String {
     let (major, minor) = ((rdev >> 8) & 0xfff, (rdev & 0xff) | ((rdev >> 12) & !0xff));
     let kind = match kind {
@@ -122,18 +123,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_printed_is_read_back() {
+    fn formatted_overrides_parse_back() {
         let devices = [(Kind::Char, 0x503), (Kind::Block, 0xfff0_01ff)];
         let others = [Kind::File, Kind::Dir, Kind::Symlink, Kind::Fifo, Kind::Socket].map(|kind| (kind, 0));
         for (kind, rdev) in devices.into_iter().chain(others) {
             let said = parse(print(kind, 0o104_755, 7, u32::MAX - 1, rdev).as_bytes()).unwrap();
-            assert_eq!(said, Said { uid: 7, gid: u32::MAX - 1, mode: 0o4755, kind: Some(kind), rdev });
+            assert_eq!(said, Override { uid: 7, gid: u32::MAX - 1, mode: 0o4755, kind: Some(kind), rdev });
         }
     }
 
     #[test]
-    fn what_other_tools_write_is_read() {
-        assert_eq!(parse(b"0:5:100644").unwrap(), Said { uid: 0, gid: 5, mode: 0o644, kind: None, rdev: 0 });
+    fn overrides_of_other_tools_are_parsed() {
+        assert_eq!(parse(b"0:5:100644").unwrap(), Override { uid: 0, gid: 5, mode: 0o644, kind: None, rdev: 0 });
         assert_eq!(parse(b"0:0:755:block-8-1").unwrap().rdev, 0x801);
         for bad in [&b""[..], b"0:0", b"a:0:644", b"0:0:9", b"0:0:644:door", b"0:0:644:char-1", b"0:0:644:file:x"] {
             assert_eq!(parse(bad), None);

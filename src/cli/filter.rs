@@ -1,22 +1,22 @@
-//! `--filter` of images: which ones a user means, by Docker's rules.
+//! Image filters: `--filter` of `images` and `image prune`, by Docker's rules.
 
-use super::Exit;
-use super::inspect::config;
-use super::pattern::{self, BadPattern};
+use crate::cli::Exit;
+use crate::cli::image::document::config;
+use crate::cli::output::glob::{self, BadPattern};
 use crate::reference::Reference;
 use crate::store::{Catalog, Image, Store};
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-/// Which filters a verb knows.
-pub(super) const LIST: &[&str] = &["before", "dangling", "label", "label!", "reference", "since", "until"];
-/// The same for `image prune`.
-pub(super) const PRUNE: &[&str] = &["dangling", "label", "label!", "until"];
+/// The filters of `images`.
+pub(in crate::cli) const LIST: &[&str] = &["before", "dangling", "label", "label!", "reference", "since", "until"];
+/// The filters of `image prune`.
+pub(in crate::cli) const PRUNE: &[&str] = &["dangling", "label", "label!", "until"];
 
-/// What was asked for. Different filters must all agree; several patterns for the reference are alternatives.
+/// Parsed filters. An image must match every filter, but only one of several reference patterns.
 #[derive(Default, Debug)]
-pub(super) struct Filters {
-    /// Without a tag, or with one.
+pub(in crate::cli) struct Filters {
+    /// Whether the image must be without a tag (`true`) or with one (`false`).
     pub dangling: Option<bool>,
     before: Option<Timestamp>,
     since: Option<Timestamp>,
@@ -27,8 +27,8 @@ pub(super) struct Filters {
 }
 
 impl Filters {
-    /// Reads `name=value` texts. Images that they name are looked up in the catalog.
-    pub(super) fn parse(texts: &[String], known: &[&str], catalog: &Catalog) -> anyhow::Result<Filters> {
+    /// Parses `name=value` filters. `before` and `since` look their images up in the catalog.
+    pub(in crate::cli) fn parse(texts: &[String], known: &[&str], catalog: &Catalog) -> anyhow::Result<Filters> {
         let mut filters = Filters::default();
         for text in texts {
             let Some((name, value)) = split(text) else {
@@ -69,13 +69,13 @@ impl Filters {
         Ok(())
     }
 
-    /// One more pattern for the reference.
-    pub(super) fn or_reference(&mut self, pattern: &str) {
+    /// Adds a reference pattern, as an alternative to those given.
+    pub(in crate::cli) fn or_reference(&mut self, pattern: &str) {
         self.references.push(pattern.to_owned());
     }
 
-    /// The image with only the names that fit, if it is one of those asked for.
-    pub(super) fn apply(&self, store: &Store, image: &Image) -> anyhow::Result<Option<Image>> {
+    /// Returns the image, reduced to its matching names; `None` if it does not match.
+    pub(in crate::cli) fn apply(&self, store: &Store, image: &Image) -> anyhow::Result<Option<Image>> {
         let date = created(image).unwrap_or(Timestamp::UNIX_EPOCH);
         let too_late = self.before.is_some_and(|before| date >= before) || self.until.is_some_and(|until| date > until);
         if too_late || self.since.is_some_and(|since| date <= since) || !self.labels_fit(store, image)? {
@@ -118,23 +118,23 @@ impl Filters {
     }
 }
 
-/// When the image was built, where it says so.
-pub(super) fn created(image: &Image) -> Option<Timestamp> {
+/// The creation time in the image's config, if it is present and valid.
+pub(in crate::cli) fn created(image: &Image) -> Option<Timestamp> {
     image.created.as_ref()?.parse().ok()
 }
 
-/// The name in lower case without space, and the value; `label!=x` is the filter `label!`.
-pub(super) fn split(text: &str) -> Option<(String, &str)> {
+/// Splits `name=value`: the name in lower case, both trimmed. `label!=x` is the filter `label!`.
+pub(in crate::cli) fn split(text: &str) -> Option<(String, &str)> {
     let (name, value) = text.split_once('=')?;
     Some((name.trim().to_lowercase(), value.trim()))
 }
 
-/// Whether any pattern fits the name: short or long, with or without what follows the repository.
+/// Whether any pattern matches the name in any form: familiar or fully qualified, with or without tag and digest.
 fn fits(name: &Reference, patterns: &[String]) -> Result<bool, BadPattern> {
     let forms = [name.familiar(), name.familiar_name(), name.to_string(), name.name()];
     for pattern in patterns {
         for form in &forms {
-            if pattern::matches(pattern, form)? {
+            if glob::matches(pattern, form)? {
                 return Ok(true);
             }
         }
@@ -144,9 +144,9 @@ fn fits(name: &Reference, patterns: &[String]) -> Result<bool, BadPattern> {
 
 const UNTIL: &str = "\"until\" filter";
 
-/// A moment as Docker reads it: a Go duration back from now, seconds since 1970, a date, or RFC 3339.
-/// `what` says in the error what the moment is for.
-pub(super) fn moment(text: &str, now: Timestamp, what: &str) -> anyhow::Result<Timestamp> {
+/// Parses a point in time as Docker does: a Go duration before `now`, seconds since 1970, a date, or RFC 3339.
+/// `what` names the option in the error.
+pub(in crate::cli) fn moment(text: &str, now: Timestamp, what: &str) -> anyhow::Result<Timestamp> {
     let bad = || anyhow::anyhow!("invalid value for {what}: failed to parse value as time or duration: \"{text}\"");
     if let Some(back) = duration(text) {
         let seconds = now.as_second().checked_sub(back).ok_or_else(bad)?;
@@ -165,7 +165,7 @@ pub(super) fn moment(text: &str, now: Timestamp, what: &str) -> anyhow::Result<T
     tries.iter().find_map(|t| t.parse::<Timestamp>().ok()).ok_or_else(bad)
 }
 
-/// `1h30m` and the like, in whole seconds.
+/// Parses a Go duration such as `1h30m` into whole seconds.
 fn duration(text: &str) -> Option<i64> {
     let mut total = 0.0;
     let mut rest = text;
@@ -186,7 +186,7 @@ fn duration(text: &str) -> Option<i64> {
             };
         rest = &rest[unit..];
     }
-    // Beyond any date there is: the caller says so.
+    // The cast saturates; the caller rejects a value beyond the range of dates.
     #[allow(clippy::cast_possible_truncation)]
     (!text.is_empty()).then_some(total as i64)
 }
@@ -196,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn moments() {
+    fn times_are_parsed_as_docker_does() {
         let now: Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
         for (text, want) in [
             ("24h", "2026-01-01T00:00:00Z"),
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_see_every_form_of_a_name() {
+    fn reference_patterns_match_every_form_of_a_name() {
         let fits = |pattern: &str, name: &str| fits(&name.parse().unwrap(), &[pattern.to_owned()]).unwrap();
         assert!(fits("*:latest", "alpine:latest") && fits("alp*", "alpine:3") && fits("alpine", "alpine:3"));
         assert!(fits("docker.io/library/alpine:3", "alpine:3") && fits("docker.io/*/alpine", "alpine:3"));

@@ -1,53 +1,20 @@
-//! The command line: Docker's shape and messages. A dispatcher; each family of verbs has its own file.
+//! Command-line interface: the clap parser and the dispatcher. Syntax and messages follow Docker's; each group of
+//! commands has its own module.
 //!
-//! Exit codes: 0; 1 for failures and a wrong number of arguments; 64 for a bad template; 125 for flags that are unknown or
-//! malformed.
+//! Exit codes: 0 for success; 1 for failures and a wrong number of arguments; 64 for a bad template; 125 for unknown or
+//! malformed flags; 141 if the reader of the output closed the pipe.
 
-mod archive;
-mod args;
-mod attach;
-mod bundle;
-mod changed;
-mod chroot;
-mod cp;
-mod create;
-mod daemon;
-mod df;
-mod exec;
-mod export;
+mod completion;
+mod container;
 mod filter;
-mod format;
-mod generate;
-mod history;
-pub mod human;
-mod images;
-mod import;
-mod inspect;
-mod inspect_container;
+mod image;
 mod interrupt;
-mod lifecycle;
 mod log;
-mod login;
-mod logs;
-mod manifest;
 mod mount;
-mod mount_options;
-mod mountpoint;
 mod output;
-mod overlay;
-mod pattern;
-mod progress;
-mod prune;
-mod ps;
-mod pull;
-mod push;
 mod registry;
-mod run;
-mod save;
-mod search;
 mod system;
-mod tag;
-mod terminal;
+mod usage_errors;
 
 use crate::store::Store;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -73,95 +40,96 @@ const EXAMPLES: &str = "Examples:
   plyfs umount /mnt
 
 Environment:
-  PLYFS_ROOT               the store, as --root
-  PLYFS_LOG                what to log, as --log-level
-  DOCKER_DEFAULT_PLATFORM  for which machine to pull, as --platform
-  REGISTRY_AUTH_FILE       credentials, as --authfile
+  PLYFS_ROOT               store directory, as --root
+  PLYFS_LOG                log level, as --log-level
+  DOCKER_DEFAULT_PLATFORM  platform to pull, as --platform
+  REGISTRY_AUTH_FILE       credentials file, as --authfile
   CONTAINERS_REGISTRIES_CONF
-                           mirrors, instead of podman's usual registries.conf
-  DOCKER_CONFIG            where Docker's config.json is, instead of ~/.docker; if set, it is read first
+                           registry mirrors, instead of podman's registries.conf
+  DOCKER_CONFIG            directory of Docker's config.json, instead of
+                           ~/.docker; if set, it is read first
   XDG_DATA_HOME, XDG_CONFIG_HOME, XDG_RUNTIME_DIR
-                           where a user's store, settings and credentials are
+                           directories of the store, settings and credentials
   ALL_PROXY, HTTPS_PROXY, HTTP_PROXY, NO_PROXY
-                           how registries are reached, also in lower case
+                           proxies for registries, also in lower case
   SSL_CERT_FILE, SSL_CERT_DIR
-                           certificates to trust instead of the system's";
+                           trusted certificates, instead of the system's";
 const GLOBAL: &str = "Global options";
 const LOG_VARIABLE: &str = "PLYFS_LOG";
 
-/// What every verb takes.
+/// Options of every command.
 #[derive(clap::Args)]
 struct Global {
-    /// The store [default: /var/lib/plyfs for root, else $XDG_DATA_HOME/plyfs]
+    /// Store directory [default: /var/lib/plyfs for root, else $XDG_DATA_HOME/plyfs]
     #[arg(long, global = true, value_name = "DIR", env = "PLYFS_ROOT", hide_env_values = true, help_heading = GLOBAL)]
     root: Option<PathBuf>,
-    /// What to log: off, error, warn, info, debug, trace, or a filter such as plyfs::pull=debug [default: warn; for a
-    /// mount's daemon info]
+    /// Log level: off, error, warn, info, debug, trace, or a filter such as plyfs::pull=debug [default: warn; info for
+    /// the daemon of a mount]
     #[arg(long, global = true, value_name = "LEVEL", env = LOG_VARIABLE, hide_env_values = true, help_heading = GLOBAL)]
     log_level: Option<String>,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Bring in an image
-    Pull(pull::PullArgs),
-    /// Put an image into a registry
-    Push(push::PushArgs),
-    /// Bring in the images of an archive
-    Load(pull::LoadArgs),
-    /// Write images into an archive
-    Save(save::SaveArgs),
-    /// Make an image out of a tar
-    Import(import::ImportArgs),
-    /// Write an image's files as one tar
-    Export(export::ExportArgs),
-    /// Make a container of an image and run a command in it
-    Run(run::RunArgs),
-    /// Make a container
-    Create(run::OnlyCreateArgs),
-    /// Have containers run again
-    Start(run::StartArgs),
-    /// Make a bundle of an image, for a runtime
-    Bundle(bundle::BundleArgs),
+    /// Pull an image from a registry, an OCI layout or an archive
+    Pull(registry::pull::PullArgs),
+    /// Push an image to a registry
+    Push(registry::push::PushArgs),
+    /// Load images from an archive
+    Load(registry::pull::LoadArgs),
+    /// Save images to an archive
+    Save(image::save::SaveArgs),
+    /// Create an image from a tar archive of a file system
+    Import(image::import::ImportArgs),
+    /// Export the file system of an image as a tar archive
+    Export(image::export::ExportArgs),
+    /// Create a container from an image and run a command in it
+    Run(container::run::RunArgs),
+    /// Create a container
+    Create(container::run::OnlyCreateArgs),
+    /// Start stopped containers
+    Start(container::run::StartArgs),
+    /// Create an OCI runtime bundle from an image
+    Bundle(container::bundle::BundleArgs),
     /// Run a command in a running container
-    Exec(exec::ExecArgs),
-    /// Show what a container printed
-    Logs(logs::LogsArgs),
-    /// End containers
-    Stop(lifecycle::StopArgs),
-    /// Send containers a signal
-    Kill(lifecycle::KillArgs),
-    /// Wait for the end of containers
-    Wait(lifecycle::WaitArgs),
+    Exec(container::exec::ExecArgs),
+    /// Show the logs of a container
+    Logs(container::logs::LogsArgs),
+    /// Stop running containers
+    Stop(container::lifecycle::StopArgs),
+    /// Send a signal to containers
+    Kill(container::lifecycle::KillArgs),
+    /// Wait until containers stop, then print their exit codes
+    Wait(container::lifecycle::WaitArgs),
     /// Remove containers
-    Rm(lifecycle::RmArgs),
-    /// Copy files between a container and this machine
-    Cp(cp::CpArgs),
-    /// Show what a container or an upper directory changes
-    Diff(changed::DiffArgs),
-    /// Make an image of what a container or an upper directory changes
-    Commit(changed::CommitArgs),
+    Rm(container::lifecycle::RmArgs),
+    /// Copy files between a container and the host
+    Cp(container::cp::CpArgs),
+    /// Show the changes in a container or an upper directory
+    Diff(container::diff::DiffArgs),
+    /// Create an image from the changes in a container or an upper directory
+    Commit(container::commit::CommitArgs),
     /// List containers
-    Ps(ps::PsArgs),
+    Ps(container::ps::PsArgs),
     /// List images
-    Images(images::ImagesArgs),
-    /// Show what is known of containers and images
-    Inspect(inspect::InspectArgs),
-    /// Show how an image was built
-    History(history::HistoryArgs),
-    /// Give an image another name
-    Tag(tag::TagArgs),
+    Images(image::images::ImagesArgs),
+    /// Show detailed information on containers and images
+    Inspect(image::inspect::InspectArgs),
+    /// Show the history of an image
+    History(image::history::HistoryArgs),
+    /// Add a name to an image
+    Tag(image::tag::TagArgs),
     /// Remove images
-    Rmi(tag::RmiArgs),
+    Rmi(image::tag::RmiArgs),
     /// Log in to a registry
-    Login(login::LoginArgs),
+    Login(registry::login::LoginArgs),
     /// Log out from a registry
-    Logout(login::LogoutArgs),
+    Logout(registry::login::LogoutArgs),
     /// Search Docker Hub or another registry for images
-    Search(search::SearchArgs),
-    /// Look at manifests in registries
+    Search(registry::search::SearchArgs),
+    /// Inspect image manifests in registries
     #[command(subcommand, arg_required_else_help = true)]
-    Manifest(manifest::ManifestCommand),
+    Manifest(registry::manifest::ManifestCommand),
     /// Manage containers
     #[command(subcommand, arg_required_else_help = true)]
     Container(ContainerCommand),
@@ -169,125 +137,127 @@ enum Command {
     #[command(subcommand, arg_required_else_help = true)]
     Image(ImageCommand),
     /// Mount an image
-    Mount(mount::MountArgs),
-    /// Unmount
+    Mount(mount::image::MountArgs),
+    /// Unmount one or more mountpoints
     #[command(alias = "unmount")]
-    Umount(mount::UmountArgs),
+    Umount(mount::image::UmountArgs),
     /// List mounts
-    Mounts(mount::MountsArgs),
-    /// Merge directories at a mountpoint, as fuse-overlayfs does
-    Overlay(overlay::OverlayArgs),
-    /// Run a command in an image, without a runtime
-    Chroot(chroot::ChrootArgs),
-    /// Look after the store
+    Mounts(mount::image::MountsArgs),
+    /// Mount a union of directories, compatible with fuse-overlayfs
+    Overlay(mount::overlay::OverlayArgs),
+    /// Run a command in an image, without a container runtime
+    Chroot(container::chroot::ChrootArgs),
+    /// Manage the store
     #[command(subcommand, arg_required_else_help = true)]
-    System(system::SystemCommand),
+    System(system::store::SystemCommand),
     /// Show the version
-    Version(system::VersionArgs),
-    /// Print completions for a shell
-    Completion(generate::CompletionArgs),
-    /// Write manual pages
+    Version(system::store::VersionArgs),
+    /// Print a shell completion script
+    Completion(completion::CompletionArgs),
+    /// Write the manual pages
     #[command(hide = true)]
-    Man(generate::ManArgs),
+    Man(completion::ManArgs),
 }
 
 #[derive(Subcommand)]
 enum ContainerCommand {
-    /// Make a container of an image and run a command in it
-    Run(run::RunArgs),
-    /// Make a container
-    Create(run::OnlyCreateArgs),
-    /// Have containers run again
-    Start(run::StartArgs),
+    /// Create a container from an image and run a command in it
+    Run(container::run::RunArgs),
+    /// Create a container
+    Create(container::run::OnlyCreateArgs),
+    /// Start stopped containers
+    Start(container::run::StartArgs),
     /// Run a command in a running container
-    Exec(exec::ExecArgs),
+    Exec(container::exec::ExecArgs),
     /// List containers
     #[command(aliases = ["list", "ps"])]
-    Ls(ps::PsArgs),
-    /// Show what a container printed
-    Logs(logs::LogsArgs),
-    /// End containers
-    Stop(lifecycle::StopArgs),
-    /// Send containers a signal
-    Kill(lifecycle::KillArgs),
-    /// Wait for the end of containers
-    Wait(lifecycle::WaitArgs),
+    Ls(container::ps::PsArgs),
+    /// Show the logs of a container
+    Logs(container::logs::LogsArgs),
+    /// Stop running containers
+    Stop(container::lifecycle::StopArgs),
+    /// Send a signal to containers
+    Kill(container::lifecycle::KillArgs),
+    /// Wait until containers stop, then print their exit codes
+    Wait(container::lifecycle::WaitArgs),
     /// Remove containers
     #[command(alias = "remove")]
-    Rm(lifecycle::RmArgs),
-    /// Show what is known of containers
-    Inspect(inspect::InspectArgs),
-    /// Copy files between a container and this machine
-    Cp(cp::CpArgs),
-    /// Show what a container changes
-    Diff(changed::DiffArgs),
-    /// Make an image of what a container changes
-    Commit(changed::CommitArgs),
+    Rm(container::lifecycle::RmArgs),
+    /// Show detailed information on containers
+    Inspect(image::inspect::InspectArgs),
+    /// Copy files between a container and the host
+    Cp(container::cp::CpArgs),
+    /// Show the changes in a container
+    Diff(container::diff::DiffArgs),
+    /// Create an image from the changes in a container
+    Commit(container::commit::CommitArgs),
 }
 
 #[derive(Subcommand)]
 enum ImageCommand {
     /// List images
     #[command(alias = "list")]
-    Ls(images::ImagesArgs),
-    /// Bring in an image
-    Pull(pull::PullArgs),
-    /// Put an image into a registry
-    Push(push::PushArgs),
-    /// Bring in the images of an archive
-    Load(pull::LoadArgs),
-    /// Write images into an archive
-    Save(save::SaveArgs),
-    /// Make an image out of a tar
-    Import(import::ImportArgs),
-    /// Show what is known of images
-    Inspect(inspect::ImageInspectArgs),
-    /// Show how an image was built
-    History(history::HistoryArgs),
-    /// Remove images that nobody needs
-    Prune(prune::PruneArgs),
-    /// Give an image another name
-    Tag(tag::TagArgs),
+    Ls(image::images::ImagesArgs),
+    /// Pull an image from a registry, an OCI layout or an archive
+    Pull(registry::pull::PullArgs),
+    /// Push an image to a registry
+    Push(registry::push::PushArgs),
+    /// Load images from an archive
+    Load(registry::pull::LoadArgs),
+    /// Save images to an archive
+    Save(image::save::SaveArgs),
+    /// Create an image from a tar archive of a file system
+    Import(image::import::ImportArgs),
+    /// Show detailed information on images
+    Inspect(image::inspect::ImageInspectArgs),
+    /// Show the history of an image
+    History(image::history::HistoryArgs),
+    /// Remove unused images
+    Prune(image::prune::PruneArgs),
+    /// Add a name to an image
+    Tag(image::tag::TagArgs),
     /// Remove images
     #[command(alias = "remove")]
-    Rm(tag::RmiArgs),
+    Rm(image::tag::RmiArgs),
 }
 
-/// How a verb ends when it does not simply succeed.
+/// An exit code other than 0 and 1, or an error without the `Error: ` prefix.
 #[derive(Debug, thiserror::Error)]
 enum Exit {
-    /// With this code and this text on standard error, as it stands.
+    /// Prints the text to standard error, without a prefix, and exits with the code.
     #[error("{1}")]
     Text(u8, String),
-    /// With this code; everything has been said.
+    /// Exits with the code and prints nothing: the errors are printed already.
     #[error("exit {0}")]
     Said(u8),
 }
 
-/// Runs the program with these arguments, the first being the name it was called under.
+/// Runs the program. The first argument is the name it was called under, which selects its behaviour.
 pub fn main(args: Vec<OsString>) -> ExitCode {
     let called = args.first().map(Path::new).and_then(Path::file_name).unwrap_or_default();
     let done = match called.to_str() {
-        Some("mount.plyfs" | "mount.fuse.plyfs") => helper(&args[1..], mount::Caller::Mount),
-        Some("fuse-overlayfs") => overlay::as_fuse_overlayfs(&args[1..], std::env::var(LOG_VARIABLE).ok().as_deref()),
-        _ if is_called_by_mount_fuse(&args) => helper(&args[1..], mount::Caller::MountFuse),
+        Some("mount.plyfs" | "mount.fuse.plyfs") => helper(&args[1..], mount::image::Caller::Mount),
+        Some("fuse-overlayfs") => {
+            mount::overlay::as_fuse_overlayfs(&args[1..], std::env::var(LOG_VARIABLE).ok().as_deref())
+        }
+        _ if is_called_by_mount_fuse(&args) => helper(&args[1..], mount::image::Caller::MountFuse),
         _ => dispatch(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => ExitCode::from(complain(&error)),
+        Err(error) => ExitCode::from(print_error(&error)),
     }
 }
 
-/// Prints an error as it should be printed; returns the exit code.
-fn complain(error: &anyhow::Error) -> u8 {
+/// Prints an error to standard error and returns the exit code.
+fn print_error(error: &anyhow::Error) -> u8 {
     let broken_pipe = |e: &io::Error| e.kind() == io::ErrorKind::BrokenPipe;
     if error.downcast_ref::<io::Error>().is_some_and(broken_pipe) {
-        // Whoever read our output has seen enough: the code of a death by SIGPIPE, and silence.
+        // The reader closed the pipe: no message, and the exit code of a process killed by SIGPIPE (128 + 13).
         return 141;
     }
     let mut stderr = io::stderr().lock();
-    // Nothing is left to complain to when standard error is gone.
+    // An error on standard error cannot be reported anywhere.
     match error.downcast_ref::<Exit>() {
         Some(Exit::Said(code)) => *code,
         Some(Exit::Text(code, text)) => {
@@ -301,80 +271,79 @@ fn complain(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// Whether these are the arguments that mount.fuse(8) has for the program of a type `fuse.plyfs`:
-/// `plyfs IMAGE /MOUNTPOINT -o OPTIONS`.
+/// Whether mount.fuse(8) called the program, for type `fuse.plyfs`: `plyfs IMAGE /MOUNTPOINT -o OPTIONS`.
 fn is_called_by_mount_fuse(args: &[OsString]) -> bool {
     let [_, source, at, flag, _] = args else { return false };
     let is_verb = || source.to_str().is_some_and(|word| Cli::command().find_subcommand(word).is_some());
     flag == "-o" && Path::new(at).is_absolute() && !source.as_encoded_bytes().starts_with(b"-") && !is_verb()
 }
 
-/// The program as mount(8)'s helper, which has no flags of its own.
-fn helper(args: &[OsString], caller: mount::Caller) -> anyhow::Result<()> {
+/// Runs as a mount helper (mount.plyfs), which has no global options.
+fn helper(args: &[OsString], caller: mount::image::Caller) -> anyhow::Result<()> {
     log::begin(std::env::var(LOG_VARIABLE).ok().as_deref())?;
-    mount::helper(args, caller)
+    mount::image::helper(args, caller)
 }
 
 fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
-        Err(error) => return args::clap_error(&error, &Cli::command(), args),
+        Err(error) => return usage_errors::clap_error(&error, &Cli::command(), args),
     };
     log::begin(cli.global.log_level.as_deref())?;
     let global = &cli.global;
     match cli.command {
-        Command::Pull(a) | Command::Image(ImageCommand::Pull(a)) => pull::pull(global, &a),
-        Command::Push(a) | Command::Image(ImageCommand::Push(a)) => push::push(global, &a),
-        Command::Load(a) | Command::Image(ImageCommand::Load(a)) => pull::load(global, &a),
-        Command::Save(a) | Command::Image(ImageCommand::Save(a)) => save::save(global, &a),
-        Command::Import(a) | Command::Image(ImageCommand::Import(a)) => import::import(global, &a),
-        Command::Export(a) => export::export(global, &a),
-        Command::Run(a) | Command::Container(ContainerCommand::Run(a)) => run::run(global, &a),
-        Command::Create(a) | Command::Container(ContainerCommand::Create(a)) => run::create(global, &a),
-        Command::Start(a) | Command::Container(ContainerCommand::Start(a)) => run::start(global, &a),
-        Command::Bundle(a) => bundle::bundle(global, &a),
-        Command::Exec(a) | Command::Container(ContainerCommand::Exec(a)) => exec::exec(global, &a),
-        Command::Logs(a) | Command::Container(ContainerCommand::Logs(a)) => logs::logs(global, &a),
-        Command::Stop(a) | Command::Container(ContainerCommand::Stop(a)) => lifecycle::stop(global, &a),
-        Command::Kill(a) | Command::Container(ContainerCommand::Kill(a)) => lifecycle::kill(global, &a),
-        Command::Wait(a) | Command::Container(ContainerCommand::Wait(a)) => lifecycle::wait_for(global, &a),
-        Command::Rm(a) | Command::Container(ContainerCommand::Rm(a)) => lifecycle::rm(global, &a),
-        Command::Cp(a) | Command::Container(ContainerCommand::Cp(a)) => cp::cp(global, &a),
-        Command::Diff(a) | Command::Container(ContainerCommand::Diff(a)) => changed::diff(global, &a),
-        Command::Commit(a) | Command::Container(ContainerCommand::Commit(a)) => changed::commit(global, &a),
-        Command::Ps(a) | Command::Container(ContainerCommand::Ls(a)) => ps::ps(global, &a),
-        Command::Images(a) | Command::Image(ImageCommand::Ls(a)) => images::images(global, &a),
-        Command::Inspect(a) => inspect::inspect(global, &a),
-        Command::Container(ContainerCommand::Inspect(a)) => inspect::inspect_containers(global, a),
-        Command::Image(ImageCommand::Inspect(a)) => inspect::inspect_images(global, &a),
-        Command::History(a) | Command::Image(ImageCommand::History(a)) => history::history(global, &a),
-        Command::Image(ImageCommand::Prune(a)) => prune::prune(global, &a),
-        Command::Tag(a) | Command::Image(ImageCommand::Tag(a)) => tag::tag(global, &a),
-        Command::Rmi(a) | Command::Image(ImageCommand::Rm(a)) => tag::rmi(global, &a),
-        Command::Login(a) => login::login(&a),
-        Command::Logout(a) => login::logout(&a),
-        Command::Search(a) => search::search(&a),
-        Command::Manifest(manifest::ManifestCommand::Inspect(a)) => manifest::inspect(&a),
-        Command::Mount(a) => mount::mount(global, &a),
-        Command::Umount(a) => mount::umount(global, &a),
-        Command::Mounts(a) => mount::mounts(global, &a),
-        Command::Overlay(a) => overlay::overlay(&a),
-        Command::Chroot(a) => chroot::chroot(global, &a),
-        Command::System(a) => system::system(global, &a),
-        Command::Version(a) => system::version(&a),
-        Command::Completion(a) => generate::completion(&a),
-        Command::Man(a) => generate::man(&a),
+        Command::Pull(a) | Command::Image(ImageCommand::Pull(a)) => registry::pull::pull(global, &a),
+        Command::Push(a) | Command::Image(ImageCommand::Push(a)) => registry::push::push(global, &a),
+        Command::Load(a) | Command::Image(ImageCommand::Load(a)) => registry::pull::load(global, &a),
+        Command::Save(a) | Command::Image(ImageCommand::Save(a)) => image::save::save(global, &a),
+        Command::Import(a) | Command::Image(ImageCommand::Import(a)) => image::import::import(global, &a),
+        Command::Export(a) => image::export::export(global, &a),
+        Command::Run(a) | Command::Container(ContainerCommand::Run(a)) => container::run::run(global, &a),
+        Command::Create(a) | Command::Container(ContainerCommand::Create(a)) => container::run::create(global, &a),
+        Command::Start(a) | Command::Container(ContainerCommand::Start(a)) => container::run::start(global, &a),
+        Command::Bundle(a) => container::bundle::bundle(global, &a),
+        Command::Exec(a) | Command::Container(ContainerCommand::Exec(a)) => container::exec::exec(global, &a),
+        Command::Logs(a) | Command::Container(ContainerCommand::Logs(a)) => container::logs::logs(global, &a),
+        Command::Stop(a) | Command::Container(ContainerCommand::Stop(a)) => container::lifecycle::stop(global, &a),
+        Command::Kill(a) | Command::Container(ContainerCommand::Kill(a)) => container::lifecycle::kill(global, &a),
+        Command::Wait(a) | Command::Container(ContainerCommand::Wait(a)) => container::lifecycle::wait_for(global, &a),
+        Command::Rm(a) | Command::Container(ContainerCommand::Rm(a)) => container::lifecycle::rm(global, &a),
+        Command::Cp(a) | Command::Container(ContainerCommand::Cp(a)) => container::cp::cp(global, &a),
+        Command::Diff(a) | Command::Container(ContainerCommand::Diff(a)) => container::diff::diff(global, &a),
+        Command::Commit(a) | Command::Container(ContainerCommand::Commit(a)) => container::commit::commit(global, &a),
+        Command::Ps(a) | Command::Container(ContainerCommand::Ls(a)) => container::ps::ps(global, &a),
+        Command::Images(a) | Command::Image(ImageCommand::Ls(a)) => image::images::images(global, &a),
+        Command::Inspect(a) => image::inspect::inspect(global, &a),
+        Command::Container(ContainerCommand::Inspect(a)) => image::inspect::inspect_containers(global, a),
+        Command::Image(ImageCommand::Inspect(a)) => image::inspect::inspect_images(global, &a),
+        Command::History(a) | Command::Image(ImageCommand::History(a)) => image::history::history(global, &a),
+        Command::Image(ImageCommand::Prune(a)) => image::prune::prune(global, &a),
+        Command::Tag(a) | Command::Image(ImageCommand::Tag(a)) => image::tag::tag(global, &a),
+        Command::Rmi(a) | Command::Image(ImageCommand::Rm(a)) => image::tag::rmi(global, &a),
+        Command::Login(a) => registry::login::login(&a),
+        Command::Logout(a) => registry::login::logout(&a),
+        Command::Search(a) => registry::search::search(&a),
+        Command::Manifest(registry::manifest::ManifestCommand::Inspect(a)) => registry::manifest::inspect(&a),
+        Command::Mount(a) => mount::image::mount(global, &a),
+        Command::Umount(a) => mount::image::umount(global, &a),
+        Command::Mounts(a) => mount::image::mounts(global, &a),
+        Command::Overlay(a) => mount::overlay::overlay(&a),
+        Command::Chroot(a) => container::chroot::chroot(global, &a),
+        Command::System(a) => system::store::system(global, &a),
+        Command::Version(a) => system::store::version(&a),
+        Command::Completion(a) => completion::completion(&a),
+        Command::Man(a) => completion::man(&a),
     }
 }
 
 impl Global {
-    /// Opens the store that the flags and the environment mean.
+    /// Opens the store that `--root` or the environment names, else the default one.
     fn store(&self) -> anyhow::Result<Store> {
         open_store(self.root.as_deref())
     }
 }
 
-/// Opens the store that was named, or the user's own.
+/// Opens the store at `root`, or the user's default store.
 fn open_store(root: Option<&Path>) -> anyhow::Result<Store> {
     let root = match root {
         Some(root) => root.into(),
@@ -385,7 +354,7 @@ fn open_store(root: Option<&Path>) -> anyhow::Result<Store> {
 
 fn default_root() -> anyhow::Result<PathBuf> {
     use std::os::unix::fs::MetadataExt;
-    // A process's own folder belongs to its effective user.
+    // /proc/self belongs to the effective user.
     if std::fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0) {
         return Ok("/var/lib/plyfs".into());
     }

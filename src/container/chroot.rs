@@ -1,11 +1,11 @@
-//! Running a command in an image without a runtime.
+//! Chroot: running a command in an image without an OCI runtime.
 //!
-//! The child in its room (`room`) furnishes the image's tree as programs expect it, starts the command in it, and reaps
-//! until the command has ended. This separates programs; it does not lock them in. They have the machine's network, its
-//! limits, and as root its devices' rights.
+//! The sandbox's child mounts /proc, /sys and /dev in the image's root file system, starts the command, and reaps
+//! processes until the command has exited. This is no security boundary: the command has the host's network and
+//! resource limits, and as root it may access the host's devices.
 
-use super::inside::Inside;
-use super::room::{self, Refusal, Say};
+use super::rootfs::Rootfs;
+use super::sandbox::{self, RunError, StartupPipe};
 use super::userns::Mapping;
 use super::volumes::{copy_of, copy_of_source};
 use super::{User, user};
@@ -20,7 +20,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Nodes of this machine that every program may use.
+/// Device nodes bind-mounted from the host's /dev.
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 const LINKS: [(&str, &str); 5] = [
     ("fd", "/proc/self/fd"),
@@ -29,89 +29,89 @@ const LINKS: [(&str, &str); 5] = [
     ("stderr", "/proc/self/fd/2"),
     ("ptmx", "pts/ptmx"),
 ];
-/// How the network is reached is this machine's matter.
+/// Files bind-mounted read-only from the host, because the command uses the host's network.
 const NETWORK_FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
-/// The group of terminals, which devpts gives them.
+/// The group ID of pseudoterminals, a mount option of devpts.
 const TTY_GROUP: &str = "5";
 const CLOSED: Restrictions = Restrictions { read_only: false, no_devices: true, no_programs: true };
 
-/// What is to be run, and in what.
+/// The parameters of a chroot.
 pub struct Plan {
-    /// An existing directory that the tree is mounted over.
+    /// An existing directory, on which the root file system is mounted.
     pub at: PathBuf,
-    /// Whether the tree can be written.
+    /// Whether the root file system is writable.
     pub writable: bool,
-    /// What of this machine is mounted in it besides the usual.
+    /// Bind mounts that the user requested.
     pub binds: Vec<Bind>,
-    /// `USER[:GROUP]` of the image; empty for root.
+    /// `USER[:GROUP]`, resolved in the image; empty for root.
     pub user: String,
-    /// The directory to run it in; made if it is not there and the tree can be written.
+    /// The working directory; created if missing and the root file system is writable.
     pub directory: PathBuf,
-    /// The environment, later ones winning. `HOME` is the user's unless it is here.
+    /// The environment; later entries override earlier ones. `HOME` defaults to the user's home directory.
     pub env: Vec<(OsString, OsString)>,
     /// The program and its arguments.
     pub command: Vec<OsString>,
-    /// Who is who, if this is in a user namespace; what [`super::room::isolate`] gave.
+    /// The ID mapping returned by [`super::sandbox::isolate`], if the process is in a user namespace.
     pub mapping: Option<Mapping>,
-    /// The terminal that the command is run at; what [`terminal`] gave.
+    /// The path returned by [`terminal`], mounted at /dev/console.
     pub terminal: Option<PathBuf>,
 }
 
-/// The terminal that standard input is, if it is one. Asked before [`super::room::isolate`].
+/// The path of the terminal on standard input, if any. Must be called before [`super::sandbox::isolate`].
 pub fn terminal() -> Option<PathBuf> {
     let stdin = io::stdin();
     stdin.is_terminal().then(|| terminal_of(&stdin)).flatten()
 }
 
-/// What the child of a [`room::Room`] does: runs the command, and gives the code that it ended with.
-pub fn work(plan: &Plan, say: Say, signals: &Signals) -> i32 {
-    match begin(plan, say, signals) {
-        Ok(command) => room::wait(command, signals).map_or(125, Ended::code),
+/// The work of the [`sandbox::Sandbox`]'s child: runs the command and returns its exit code.
+pub fn work(plan: &Plan, startup: StartupPipe, signals: &Signals) -> i32 {
+    match begin(plan, startup, signals) {
+        Ok(command) => sandbox::wait(command, signals).map_or(125, Ended::code),
         Err(code) => code,
     }
 }
 
-/// Starts the command; the code that says why not if it cannot be.
-fn begin(plan: &Plan, mut say: Say, signals: &Signals) -> Result<i32, i32> {
-    let (root, user) = prepare(plan).map_err(|refusal| say.refuse(&refusal))?;
+/// Starts the command and returns its PID. After a failure, reports the error and returns the exit code as `Err`.
+fn begin(plan: &Plan, mut startup: StartupPipe, signals: &Signals) -> Result<i32, i32> {
+    let (root, user) = prepare(plan).map_err(|error| startup.report(&error))?;
     match sys::fork() {
         Ok(Fork::Parent(command)) => Ok(command),
-        Ok(Fork::Child) => sys::leave(say.refuse(&run(plan, &root, &user, signals))),
-        Err(e) => Err(say.refuse(&Refusal::own(format!("cannot make a process: {}", sys::describe(&e))))),
+        Ok(Fork::Child) => sys::leave(startup.report(&run(plan, &root, &user, signals))),
+        Err(e) => Err(startup.report(&RunError::own(format!("cannot make a process: {}", sys::describe(&e))))),
     }
 }
 
-/// Makes the tree ready; gives its root and who the command is to be.
-fn prepare(plan: &Plan) -> Result<(Inside, User), Refusal> {
-    let failed = |e: io::Error| Refusal::own(format!("cannot enter the image: {}", sys::describe(&e)));
+/// Prepares the root file system; returns it and the command's user.
+fn prepare(plan: &Plan) -> Result<(Rootfs, User), RunError> {
+    let failed = |e: io::Error| RunError::own(format!("cannot enter the image: {}", sys::describe(&e)));
     sys::unshare(Namespaces { mount: true, ..Namespaces::default() }).map_err(failed)?;
-    let root = Inside::open(&plan.at).map_err(failed)?;
-    let user = user::resolve(&root, &plan.user).map_err(|e| Refusal::own(e.to_string()))?;
-    let furniture = Furniture { plan, root };
-    furniture.furnish()?;
+    let root = Rootfs::open(&plan.at).map_err(failed)?;
+    let user = user::resolve(&root, &plan.user).map_err(|e| RunError::own(e.to_string()))?;
+    let mounts = Mounts { plan, root };
+    mounts.mount_all()?;
     if plan.writable {
-        let made = furniture.root.make_mountpoint(&plan.directory, true);
+        let made = mounts.root.make_mountpoint(&plan.directory, true);
         made.map_err(|e| unusable_directory(&plan.directory, &e))?;
     }
-    Ok((furniture.root, user))
+    Ok((mounts.root, user))
 }
 
-struct Furniture<'a> {
+struct Mounts<'a> {
     plan: &'a Plan,
-    root: Inside,
+    root: Rootfs,
 }
 
-impl Furniture<'_> {
-    /// Mounts what programs expect, and what the user wants. What the image has no place for is left out where it cannot
-    /// be made, but not what the user named.
-    fn furnish(&self) -> Result<(), Refusal> {
+impl Mounts<'_> {
+    /// Mounts /proc, /sys and /dev, the user's bind mounts and the network files. Skips a mount whose mount point is
+    /// missing and cannot be created, except for the user's bind mounts, which fail.
+    fn mount_all(&self) -> Result<(), RunError> {
         let usual = self.proc().and_then(|()| self.sys()).and_then(|()| self.dev());
-        usual.map_err(|e| Refusal::own(format!("cannot set /proc, /sys and /dev up: {}", sys::describe(&e))))?;
+        usual.map_err(|e| RunError::own(format!("cannot set /proc, /sys and /dev up: {}", sys::describe(&e))))?;
         for bind in &self.plan.binds {
             self.volume(bind)?;
         }
         for path in NETWORK_FILES.iter().filter(|path| !self.plan.binds.iter().any(|bind| bind.target == **path)) {
-            // Without it there is one thing less that works.
+            // Not fatal: only name resolution may fail.
             let done = copy_of(Path::new(path)).and_then(|file| {
                 sys::make_read_only(&file)?;
                 self.put(&file, path, false)
@@ -123,7 +123,7 @@ impl Furniture<'_> {
         Ok(())
     }
 
-    /// Whether there was a place for it.
+    /// Attaches a mount. Returns false if the mount point is missing and cannot be created.
     fn put(&self, mount: &OwnedFd, at: &str, is_dir: bool) -> io::Result<bool> {
         match self.root.mountpoint(at, is_dir) {
             Ok((place, _)) => sys::attach(mount, &place).map(|()| true),
@@ -134,14 +134,15 @@ impl Furniture<'_> {
         }
     }
 
-    /// Where this machine hides parts of its own /proc, the kernel makes no new one for a plain user.
+    /// Mounts a new procfs, or the host's: in a user namespace the kernel refuses a new procfs if parts of the visible
+    /// one are hidden by mounts.
     fn proc(&self) -> io::Result<()> {
         let proc =
             sys::new_file_system("proc", &[("source", "proc")], CLOSED).or_else(|_| copy_of(Path::new("/proc")))?;
         self.put(&proc, "/proc", true).map(drop)
     }
 
-    /// Only who owns the network may mount a new one.
+    /// Mounts a new sysfs, or the host's read-only: a new sysfs requires ownership of the network namespace.
     fn sys(&self) -> io::Result<()> {
         let read_only = Restrictions { read_only: true, ..CLOSED };
         let sys = sys::new_file_system("sysfs", &[("source", "sysfs")], read_only).or_else(|_| {
@@ -165,13 +166,13 @@ impl Furniture<'_> {
             rustix::fs::symlinkat(target, &dev, name)?;
         }
         let pts = [("source", "devpts"), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", TTY_GROUP)];
-        // A group that is nobody's in the user namespace cannot be named.
+        // The mount fails for a group ID that is not mapped in the user namespace.
         let named = if matches!(self.plan.mapping, Some(Mapping::Own { .. })) { &pts[..3] } else { &pts[..] };
         let pts = sys::new_file_system("devpts", named, Restrictions { no_devices: false, ..CLOSED })?;
         attach_dir(&dev, "pts", &pts)?;
         let shm = [("source", "shm"), ("mode", "1777"), ("size", "65536k")];
         attach_dir(&dev, "shm", &sys::new_file_system("tmpfs", &shm, CLOSED)?)?;
-        // The queues are this machine's, and not everybody may have them.
+        // The IPC namespace is the host's, and in a user namespace a new mqueue mount of it is denied.
         let queues = sys::new_file_system("mqueue", &[("source", "mqueue")], CLOSED);
         if let Ok(queues) = queues.or_else(|_| copy_of(Path::new("/dev/mqueue"))) {
             attach_dir(&dev, "mqueue", &queues)?;
@@ -182,7 +183,7 @@ impl Furniture<'_> {
         Ok(())
     }
 
-    /// A node of this machine under that name; nothing if this machine lacks it.
+    /// Bind-mounts a device node of the host; does nothing if the host has no such node.
     fn device(&self, dev: &OwnedFd, name: &str, source: &Path) -> io::Result<()> {
         let copy = match copy_of(source) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -193,16 +194,16 @@ impl Furniture<'_> {
         sys::attach(&copy, &file)
     }
 
-    fn volume(&self, bind: &Bind) -> Result<(), Refusal> {
+    fn volume(&self, bind: &Bind) -> Result<(), RunError> {
         let (copy, is_dir) = copy_of_source(bind)
-            .map_err(|e| Refusal::own(format!("cannot mount {}: {}", bind.source, sys::describe(&e))))?;
+            .map_err(|e| RunError::own(format!("cannot mount {}: {}", bind.source, sys::describe(&e))))?;
         let placed = self.root.mountpoint(&bind.target, is_dir).and_then(|(place, _)| sys::attach(&copy, &place));
         placed.map_err(|e| {
             let why = match Errno::from_io_error(&e) {
                 Some(Errno::ROFS) => "the image has no such place, and none can be made without --rw".to_owned(),
                 _ => sys::describe(&e),
             };
-            Refusal::own(format!("cannot mount {} at {}: {why}", bind.source, bind.target))
+            RunError::own(format!("cannot mount {} at {}: {why}", bind.source, bind.target))
         })
     }
 }
@@ -213,14 +214,14 @@ fn attach_dir(dev: &OwnedFd, name: &str, mount: &OwnedFd) -> io::Result<()> {
     sys::attach(mount, &place)
 }
 
-fn unusable_directory(path: &Path, error: &io::Error) -> Refusal {
-    Refusal::own(format!("cannot work in the directory {}: {}", path.display(), sys::describe(error)))
+fn unusable_directory(path: &Path, error: &io::Error) -> RunError {
+    RunError::own(format!("cannot work in the directory {}: {}", path.display(), sys::describe(error)))
 }
 
-/// Becomes the command; comes back only with why not.
-fn run(plan: &Plan, root: &Inside, user: &User, signals: &Signals) -> Refusal {
+/// Executes the command in this process. Returns only on failure.
+fn run(plan: &Plan, root: &Rootfs, user: &User, signals: &Signals) -> RunError {
     if let Err(e) = sys::enter_root(root.root()) {
-        return Refusal::own(format!("cannot enter the image: {}", sys::describe(&e)));
+        return RunError::own(format!("cannot enter the image: {}", sys::describe(&e)));
     }
     if let Err(e) = std::env::set_current_dir(&plan.directory) {
         return unusable_directory(&plan.directory, &e);
@@ -228,16 +229,16 @@ fn run(plan: &Plan, root: &Inside, user: &User, signals: &Signals) -> Refusal {
     rustix::process::umask(Mode::from(0o022));
     let groups = (!matches!(plan.mapping, Some(Mapping::Own { .. }))).then_some(&user.groups[..]);
     if let Err(e) = sys::become_user(user.uid, user.gid, groups) {
-        return Refusal::own(format!("cannot run as user {}:{}: {}", user.uid, user.gid, why_nobody(plan, &e)));
+        return RunError::own(format!("cannot run as user {}:{}: {}", user.uid, user.gid, why_nobody(plan, &e)));
     }
     let Some((program, arguments)) = plan.command.split_first() else {
-        return Refusal::own("no command specified".to_owned());
+        return RunError::own("no command specified".to_owned());
     };
     let mut command = Command::new(program);
     command.args(arguments).env_clear().env("HOME", &user.home).envs(plan.env.iter().map(|(k, v)| (k, v)));
     match signals.let_through() {
         Ok(()) => not_executed(program, &command.exec()),
-        Err(e) => Refusal::own(format!("cannot let signals through: {}", sys::describe(&e))),
+        Err(e) => RunError::own(format!("cannot let signals through: {}", sys::describe(&e))),
     }
 }
 
@@ -249,18 +250,18 @@ fn why_nobody(plan: &Plan, error: &io::Error) -> String {
     }
 }
 
-/// Docker's codes and words.
-fn not_executed(program: &OsString, error: &io::Error) -> Refusal {
+/// The error of a failed execve(2), with Docker's exit codes and messages.
+fn not_executed(program: &OsString, error: &io::Error) -> RunError {
     let name = program.to_string_lossy();
     let (code, why) = match error.kind() {
         io::ErrorKind::NotFound if !name.contains('/') => (127, "executable file not found in $PATH".to_owned()),
         io::ErrorKind::NotFound => (127, "no such file or directory".to_owned()),
         _ => (126, sys::describe(error).to_lowercase()),
     };
-    Refusal { code, text: format!("exec: {name:?}: {why}") }
+    RunError { exit_code: code, text: format!("exec: {name:?}: {why}") }
 }
 
-/// The terminal behind a descriptor as a path of this machine, if it is one that can be mounted elsewhere.
+/// The host path of a terminal's descriptor; `None` if the path names another file, so that it cannot be bind-mounted.
 fn terminal_of(fd: &impl AsFd) -> Option<PathBuf> {
     use std::os::fd::AsRawFd;
     let path = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())).ok()?;

@@ -1,33 +1,34 @@
-//! Requests to a running container, a line each: `kill N` sends a signal, `pause` freezes all its processes until the
-//! connection is closed.
+//! The control socket of a running container. Requests are one line each: `kill N` sends a signal, `pause` freezes all
+//! processes of the container until the connection is closed.
 //!
-//! Who started it in front sends signals through a socket pair; everybody else uses the socket `control` in its folder,
-//! which answers `ok` or why not. The process that runs the container sends the signal, as it knows which process that is
-//! and may, without its process ID or rights over it. It resumes the container too, so that one whose pauser is killed
-//! does not stay frozen.
+//! A foreground `run` or `start` sends its requests through a socket pair; every other process uses the socket
+//! `control` in the container's folder, which answers `ok` or an error. The container's init sends the signal: it knows
+//! the process and may signal it, so that the client needs neither the PID nor the privilege. Init also thaws the
+//! container, so that it does not stay frozen when the client is killed.
 
 use crate::sys;
+use parking_lot::Mutex;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-/// In a container's folder.
+/// The control socket's name in a container's folder.
 pub(super) const SOCKET: &str = "control";
 
-/// What is done with a signal that is asked for.
+/// Sends a requested signal to the container.
 pub(super) type Deliver = Arc<dyn Fn(i32) -> io::Result<()> + Send + Sync>;
-/// Freezes all processes of the container, or lets them run again.
+/// Freezes (`true`) or thaws (`false`) all processes of the container.
 pub(super) type Freeze = Arc<dyn Fn(bool) -> io::Result<()> + Send + Sync>;
 
-/// How long a pause may take. A container's runner that knows no pause does not answer.
+/// Timeout of a pause request. An init from before `pause` was added does not answer it.
 const PAUSE_LIMIT: Duration = Duration::from_secs(15);
 
-/// One line.
+/// A request line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Request {
     /// Send this signal.
@@ -36,25 +37,25 @@ pub(super) enum Request {
     Pause,
 }
 
-/// A paused container. It is resumed when this is dropped, or the process ends in whatever way.
+/// A paused container. It resumes when this is dropped, and when the process exits or is killed.
 pub struct Paused {
     _connection: UnixStream,
 }
 
-/// Asks for a signal.
+/// Requests a signal, without waiting for an answer.
 pub fn send(mut to: &UnixStream, signal: i32) -> io::Result<()> {
     to.write_all(format!("kill {signal}\n").as_bytes())
 }
 
-/// Sends a signal to the running container whose folder that is, and waits until it is sent. If nobody runs it any more,
-/// the error is [`io::ErrorKind::ConnectionRefused`] or [`io::ErrorKind::NotFound`].
+/// Sends a signal to the running container whose folder is `dir`, and waits until it is sent. Fails with
+/// [`io::ErrorKind::ConnectionRefused`] or [`io::ErrorKind::NotFound`] if the container is not running.
 pub fn signal(dir: &Path, signal: i32) -> io::Result<()> {
     let stream = connect(dir)?;
     send(&stream, signal)?;
     answer(&stream)
 }
 
-/// Pauses the running container whose folder that is: all its processes are frozen when this returns.
+/// Pauses the running container whose folder is `dir`. All its processes are frozen when this returns.
 pub fn pause(dir: &Path) -> io::Result<Paused> {
     let stream = connect(dir)?;
     stream.set_read_timeout(Some(PAUSE_LIMIT))?;
@@ -64,7 +65,7 @@ pub fn pause(dir: &Path) -> io::Result<Paused> {
 }
 
 fn connect(dir: &Path) -> io::Result<UnixStream> {
-    // A socket's path may have 107 bytes, and a store may lie deep.
+    // A socket path is limited to 107 bytes (unix(7)), which a store's path may exceed.
     let dir = File::open(dir)?;
     UnixStream::connect(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd()))
 }
@@ -79,7 +80,7 @@ fn answer(stream: &UnixStream) -> io::Result<()> {
     }
 }
 
-/// Answers at the socket `control` of the working directory, in threads of its own.
+/// Serves the socket `control` in the working directory, one thread per connection.
 pub(super) fn listen(deliver: Deliver, freeze: Freeze) -> io::Result<()> {
     match std::fs::remove_file(SOCKET) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -100,8 +101,8 @@ pub(super) fn listen(deliver: Deliver, freeze: Freeze) -> io::Result<()> {
                         Request::Pause => pauses.begin().map(|pause| paused = Some(pause)),
                     };
                     let text = done.map_or_else(|e| sys::describe(&e), |()| "ok".into());
-                    // Who asked may not wait for it.
-                    let _unheard = writeln!(answers, "{text}");
+                    // The client may have closed the connection.
+                    let _unread = writeln!(answers, "{text}");
                 });
             };
             if let Err(e) = thread::Builder::new().name("plyfs-answer".into()).spawn(answer) {
@@ -112,18 +113,18 @@ pub(super) fn listen(deliver: Deliver, freeze: Freeze) -> io::Result<()> {
     Ok(())
 }
 
-/// Who has the container paused: it is frozen as long as anybody has.
+/// Counts the clients that pause the container: it is thawed when the last one resumes.
 struct Pauses {
     count: Mutex<usize>,
     freeze: Freeze,
 }
 
-/// One who has it paused, until this is dropped.
+/// One client's pause; dropping it resumes.
 struct Pause<'a>(&'a Pauses);
 
 impl Pauses {
     fn begin(&self) -> io::Result<Pause<'_>> {
-        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = self.count.lock();
         if *count == 0 {
             (self.freeze)(true)?;
         }
@@ -134,7 +135,7 @@ impl Pauses {
 
 impl Drop for Pause<'_> {
     fn drop(&mut self) {
-        let mut count = self.0.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = self.0.count.lock();
         *count -= 1;
         if *count == 0
             && let Err(e) = (self.0.freeze)(false)
@@ -144,7 +145,7 @@ impl Drop for Pause<'_> {
     }
 }
 
-/// Does what is asked on `from`, until that is closed.
+/// Calls `act` for each request read from `from`, until end of file. Ignores unknown requests.
 pub(super) fn each(from: impl Read, mut act: impl FnMut(Request)) {
     for line in BufReader::new(from).lines() {
         let Ok(line) = line else { return };
@@ -162,36 +163,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn signals_that_are_asked_for_are_delivered_in_order() {
+    fn requested_signals_are_delivered_in_order() {
         let (asks, hears) = UnixStream::pair().unwrap();
         send(&asks, 15).unwrap();
         (&asks).write_all(b"nonsense\nkill x\nkill 9\n").unwrap();
         drop(asks);
         let got = Mutex::new(Vec::new());
-        each(hears, |request| got.lock().unwrap().push(request));
-        assert_eq!(*got.lock().unwrap(), [Request::Kill(15), Request::Kill(9)]);
+        each(hears, |request| got.lock().push(request));
+        assert_eq!(*got.lock(), [Request::Kill(15), Request::Kill(9)]);
     }
 
     #[test]
-    fn a_container_is_frozen_as_long_as_anybody_has_it_paused() {
+    fn a_container_is_thawed_when_the_last_client_resumes_it() {
         let calls = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&calls);
         let freeze: Freeze = Arc::new(move |frozen| {
-            seen.lock().unwrap().push(frozen);
+            seen.lock().push(frozen);
             Ok(())
         });
         let pauses = Pauses { count: Mutex::new(0), freeze };
         let (first, second) = (pauses.begin().unwrap(), pauses.begin().unwrap());
         drop(first);
-        assert_eq!(*calls.lock().unwrap(), [true]);
+        assert_eq!(*calls.lock(), [true]);
         drop(second);
-        assert_eq!(*calls.lock().unwrap(), [true, false]);
+        assert_eq!(*calls.lock(), [true, false]);
         let never = Pauses { count: Mutex::new(0), freeze: Arc::new(|_| Err(io::ErrorKind::Unsupported.into())) };
-        assert!(never.begin().is_err() && *never.count.lock().unwrap() == 0);
+        assert!(never.begin().is_err() && *never.count.lock() == 0);
     }
 
     #[test]
-    fn a_container_that_nobody_runs_cannot_be_reached() {
+    fn signalling_a_stopped_container_fails() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(signal(dir.path(), 15).unwrap_err().kind(), io::ErrorKind::NotFound);
         drop(UnixListener::bind(dir.path().join(SOCKET)).unwrap());

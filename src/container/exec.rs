@@ -1,9 +1,9 @@
-//! One more program in a running container.
+//! Exec: another process in a running container, started by the OCI runtime.
 
-use super::inside::Inside;
-use super::room::{self, Refusal};
-use super::spec::{self, Exec, Machine, Place};
-use super::{reach, runtime, user};
+use super::rootfs::Rootfs;
+use super::sandbox::{self, RunError};
+use super::spec::{self, Exec, HostInfo, SpecInput};
+use super::{access, runtime, user};
 use crate::store::Store;
 use crate::store::containers::{self, Container, State, Status};
 use crate::sys::{self, Signals};
@@ -12,56 +12,57 @@ use std::io;
 use std::path::PathBuf;
 use std::process::Stdio;
 
-/// What is to be run.
+/// The parameters of an exec.
 pub struct Plan {
     /// The program and its arguments.
     pub command: Vec<String>,
-    /// Variables over the container's own, `NAME=VALUE`.
+    /// Environment variables, `NAME=VALUE`, that override the container's.
     pub env: Vec<String>,
-    /// The directory to run in; none: the container's.
+    /// The working directory; `None`: the container's.
     pub directory: Option<String>,
-    /// Whom to run as; none: the container's user.
+    /// The user, `USER[:GROUP]`; `None`: the container's.
     pub user: Option<String>,
-    /// Whether it gets a terminal; this process's is passed on then.
+    /// Whether to allocate a terminal, connected to this process's.
     pub terminal: bool,
-    /// Whether it reads what this process reads.
+    /// Whether to pass on this process's standard input.
     pub input: bool,
-    /// Whether to come back as soon as it runs.
+    /// Whether to return as soon as the process has started.
     pub detach: bool,
 }
 
-/// Runs it, and gives the code that it ended with. The process must have one thread, and is good for nothing else
-/// afterwards: it works in the container's namespaces.
-pub fn run(store: &Store, container: &Container, plan: &Plan) -> Result<i32, Refusal> {
-    // Whatever fails because the container has just ended, that is why.
-    attempt(store, container, plan).map_err(|refusal| running(store, container).err().unwrap_or(refusal))
+/// Runs the command and returns its exit code. The process must be single-threaded, and must not do other work
+/// afterwards: it has entered the container's namespaces.
+pub fn run(store: &Store, container: &Container, plan: &Plan) -> Result<i32, RunError> {
+    // If the container exited meanwhile, that is the error to report, not the step that failed.
+    attempt(store, container, plan).map_err(|error| running(store, container).err().unwrap_or(error))
 }
 
-fn attempt(store: &Store, container: &Container, plan: &Plan) -> Result<i32, Refusal> {
-    let failed = |what: &'static str| move |e: io::Error| Refusal::own(format!("cannot {what}: {}", sys::describe(&e)));
+fn attempt(store: &Store, container: &Container, plan: &Plan) -> Result<i32, RunError> {
+    let failed =
+        |what: &'static str| move |e: io::Error| RunError::own(format!("cannot {what}: {}", sys::describe(&e)));
     let state = running(store, container)?;
     let there = Namespaces::enter_users(&state).map_err(failed("enter the container's namespaces"))?;
-    // The numbers were read before somebody else could have them only if the container still runs.
+    // The PIDs in the state were not reused only if the container is still running.
     running(store, container)?;
     let dir = store.container_dir(&container.id);
-    let root = Inside::open(&reach::tree_of(store, container, &state)).map_err(failed("enter the container"))?;
+    let root = Rootfs::open(&access::tree_of(store, container, &state)).map_err(failed("enter the container"))?;
     let spec_of = plan.user.as_deref().unwrap_or(container.text("User"));
-    let user = user::resolve(&root, spec_of).map_err(|e| Refusal::own(e.to_string()))?;
-    let place = Place {
+    let user = user::resolve(&root, spec_of).map_err(|e| RunError::own(e.to_string()))?;
+    let input = SpecInput {
         container,
         user: &user,
         root: &dir,
         binds: &[],
         mapping: None,
         terminal: plan.terminal,
-        machine: &Machine::look().map_err(failed("look at this machine"))?,
+        host_info: &HostInfo::detect().map_err(failed("look at this machine"))?,
     };
     let wanted = Exec { args: &plan.command, env: &plan.env, directory: plan.directory.as_deref() };
-    let process = spec::exec(&place, &wanted).map_err(|e| Refusal::own(e.to_string()))?;
+    let process = spec::exec(&input, &wanted).map_err(|e| RunError::own(e.to_string()))?;
     let files = Files::new(&dir);
-    let bytes = serde_json::to_vec(&process).map_err(|e| Refusal::own(e.to_string()))?;
+    let bytes = serde_json::to_vec(&process).map_err(|e| RunError::own(e.to_string()))?;
     fs::write(&files.process, bytes).map_err(failed("write what is to be run"))?;
-    // From here on /proc tells nothing of this process.
+    // From here on, /proc is that of the container's PID namespace, without this process.
     there.enter().map_err(failed("enter the container's namespaces"))?;
     let program = PathBuf::from(&state.runtime);
     let mut call = runtime::call(&program, &dir, &files.log);
@@ -74,47 +75,47 @@ fn attempt(store: &Store, container: &Container, plan: &Plan) -> Result<i32, Ref
     }
     let signals = Signals::block_for_child()?;
     let child = call.arg(&container.id).spawn();
-    let child = child.map_err(|e| Refusal::own(format!("cannot run {}: {}", state.runtime, sys::describe(&e))))?;
-    let code = room::wait(child.id() as i32, &signals)?.code();
+    let child = child.map_err(|e| RunError::own(format!("cannot run {}: {}", state.runtime, sys::describe(&e))))?;
+    let code = sandbox::wait(child.id() as i32, &signals)?.code();
     match runtime::why_if_said(&program, &files.log) {
-        Some(refusal) if code != 0 && plan.detach => Err(refusal),
-        // The runtime has said why, where the program would have said something.
-        Some(refusal) if code != 0 => Ok(refusal.code.into()),
+        Some(error) if code != 0 && plan.detach => Err(error),
+        // The runtime has printed the error to the same standard error as the program.
+        Some(error) if code != 0 => Ok(error.exit_code.into()),
         _ => Ok(code),
     }
 }
 
-fn running(store: &Store, container: &Container) -> Result<State, Refusal> {
-    let state = containers::state(store, &container.id).map_err(|e| Refusal::own(e.to_string()))?;
+fn running(store: &Store, container: &Container) -> Result<State, RunError> {
+    let state = containers::state(store, &container.id).map_err(|e| RunError::own(e.to_string()))?;
     if state.status == Status::Running {
         return Ok(state);
     }
-    Err(Refusal { code: 1, text: format!("container {} is not running", container.id) })
+    Err(RunError { exit_code: 1, text: format!("container {} is not running", container.id) })
 }
 
-/// Where the container's runtime works.
+/// The mount and PID namespace of the container's `init`, where the runtime is called.
 struct Namespaces {
     mounts: File,
     processes: File,
 }
 
 impl Namespaces {
-    /// Opens them, and enters the user namespace, which is asked first.
+    /// Opens both namespaces and enters the user namespace, whose privileges [`Namespaces::enter`] needs.
     fn enter_users(state: &State) -> io::Result<Namespaces> {
-        let of = |kind: &str| File::open(format!("/proc/{}/ns/{kind}", state.runner));
+        let of = |kind: &str| File::open(format!("/proc/{}/ns/{kind}", state.init));
         let there = Namespaces { mounts: of("mnt")?, processes: of("pid")? };
-        reach::enter_users(state.runner)?;
+        access::enter_users(state.init)?;
         Ok(there)
     }
 
-    /// Enters all others.
+    /// Enters the PID namespace, for children, and the mount namespace.
     fn enter(&self) -> io::Result<()> {
         sys::enter_process_namespace(&self.processes)?;
         sys::enter_mount_namespace(&self.mounts)
     }
 }
 
-/// What the runtime reads and writes for one call; gone with this value.
+/// The runtime's input file and log of one exec; removed on drop.
 struct Files {
     process: PathBuf,
     log: PathBuf,

@@ -1,8 +1,8 @@
-//! What a container prints, as the Kubernetes runtimes write it (CRI): a line each, with the time,
-//! `stdout` or `stderr`, and `F`, or `P` where the line goes on in the next one.
+//! Container logs, in the CRI log format of Kubernetes: one line per entry, with the time, `stdout` or `stderr`, and
+//! `F` for a full line or `P` for a partial one that the next entry continues.
 //!
 //! ```text
-//! 2026-11-26T21:38:20.123456789Z stdout F what it printed
+//! 2026-11-26T21:38:20.123456789Z stdout F text
 //! ```
 
 use std::fs::File;
@@ -10,21 +10,21 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// Longer lines are written in parts.
+/// The maximum bytes per entry; longer lines are split into partial entries.
 const LONGEST: usize = 16 << 10;
 
-/// One piece of output.
+/// A log entry.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Entry {
-    /// When it was printed, RFC 3339.
+    /// The time of the output, RFC 3339.
     pub time: String,
-    /// Whether it went to standard error.
+    /// Whether the stream is stderr.
     pub is_error: bool,
-    /// The text, with its end of line unless it goes on.
+    /// The text, with a newline unless the entry is partial.
     pub text: Vec<u8>,
 }
 
-/// Opens a container's log for what is printed next. What a crash cut off in it stays a line of its own.
+/// Opens a container's log for appending. Ends an incomplete last line, which a crash left, with a newline.
 pub fn open(path: &Path) -> io::Result<File> {
     let mut log = File::options().create(true).append(true).read(true).open(path)?;
     let length = log.metadata()?.len();
@@ -38,13 +38,13 @@ pub fn open(path: &Path) -> io::Result<File> {
     Ok(log)
 }
 
-/// Writes one stream of a container into its log. Lines are whole in the log whoever else writes there; a line is written
-/// when its end is known, or with the value's drop. What cannot be written, as on a full disk, is lost: whoever prints
-/// must not end of that.
+/// Writes one stream of a container to its log. Each entry is one append, so that streams do not mix within a line. A
+/// line is written when it is complete, or on drop. Output that cannot be written, as on a full disk, is lost, so that
+/// the container does not fail.
 pub(super) struct Writer<'a> {
     log: &'a File,
     is_error: bool,
-    /// A line whose end has not come yet.
+    /// An incomplete line.
     begun: Vec<u8>,
     failing: bool,
 }
@@ -54,7 +54,7 @@ impl<'a> Writer<'a> {
         Writer { log, is_error, begun: Vec::new(), failing: false }
     }
 
-    /// Takes the next piece of what is printed.
+    /// Appends output.
     pub(super) fn put(&mut self, text: &[u8]) {
         for part in text.split_inclusive(|byte| *byte == b'\n') {
             let mut rest = part;
@@ -99,8 +99,8 @@ impl Drop for Writer<'_> {
     }
 }
 
-/// Reads the next entry; none at the end, and where one is just being written. What is no entry is left out: a crash may
-/// have cut one off.
+/// Reads the next entry; `None` at the end of the file, or if the last line is incomplete because it is being written.
+/// Skips malformed lines, which a crash may have cut off.
 pub fn next(from: &mut BufReader<File>) -> io::Result<Option<Entry>> {
     let mut line = Vec::new();
     loop {
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_kept_is_read_back_byte_for_byte() {
+    fn logged_output_is_read_back_byte_for_byte() {
         let long = [vec![b'x'; LONGEST + 10], b"\nend without a line".to_vec()].concat();
         let printed = [b"one\n\n two \xff\0\n".to_vec(), long].concat();
         let dir = tempfile::tempdir().unwrap();
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_stops_nobody_who_prints() {
+    fn a_full_disk_does_not_block_output() {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let mut writer = Writer::new(&full, false);
         writer.put(b"one\ntwo\nthree");
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_crash_cut_off_is_left_out() {
+    fn incomplete_entries_are_skipped() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         std::fs::write(&path, "2026-11-26T21:38:20Z stdout F whole\n2026-11-26T21:38:20Z std").unwrap();

@@ -1,41 +1,44 @@
-//! An image as the root of running programs.
+//! Containers and `chroot`: running programs with an image as their root file system.
 //!
-//! What is in an image is found inside of it (`inside`, `user`): its paths and names never lead out to this machine.
-//! `userns` gives a plain user root's rights over his own. A `room` is a tree that is served for one child, which works
-//! in namespaces of its own: for `chroot` that is the command itself, for a container it is the `runner`.
+//! Paths and user names of an image are resolved inside its root and never lead to the host's files (`rootfs`, `user`).
+//! `userns` creates a user namespace in which an unprivileged user is root. A `sandbox` is a child process in its own
+//! PID and mount namespace, with a root file system that its parent serves: for `chroot` the child runs the command,
+//! for a container it is `init`.
 //!
-//! A container: the `keeper` serves its tree; the `runner` in the room makes its `bundle` (`spec`, `volumes`), has a
-//! `runtime` start it, and carries what it reads and prints (`stdio`, `log`). Others reach it by signals (`control`), by
-//! its files (`reach`, `copy`), and with programs (`exec`).
+//! For a container, the `monitor` serves the root file system. `init`, in the sandbox, writes the OCI `bundle` (`spec`,
+//! `volumes`), calls the OCI `runtime`, and copies the standard streams (`streams`, `log`). Other processes send
+//! requests to `init` (`control`), access the container's files (`access`, `copy`) and start more processes in it
+//! (`exec`).
 
+pub mod access;
 pub mod bundle;
 pub mod chroot;
 pub mod control;
 pub mod copy;
 pub mod exec;
-pub mod inside;
-pub mod keeper;
+mod init;
 pub mod log;
-pub mod reach;
-pub mod room;
-mod runner;
+pub mod monitor;
+pub mod names;
+pub mod rootfs;
 pub mod runtime;
+pub mod sandbox;
+pub mod signals;
 pub mod spec;
-pub mod stdio;
+pub mod streams;
 pub mod user;
 pub mod userns;
 mod volumes;
-pub mod words;
 
-/// For whom a program runs, in numbers of the container.
+/// The credentials that a program runs with, as IDs inside the container.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct User {
-    /// The user.
+    /// The user ID.
     pub uid: u32,
-    /// Its first group.
+    /// The primary group ID.
     pub gid: u32,
-    /// Its supplementary groups.
+    /// The supplementary group IDs.
     pub groups: Vec<u32>,
-    /// Its home directory; `/` if the image knows none.
+    /// The home directory; `/` if the image's /etc/passwd has none.
     pub home: String,
 }

@@ -1,7 +1,7 @@
-//! The program that runs containers: runc, crun or youki. Finding it, calling it, reading what it says, and clearing away
-//! what it leaves.
+//! The OCI runtime (runc, crun or youki): finding and calling it, parsing its log, removing its state and cgroups, and
+//! the cgroup freezer.
 
-use super::room::Refusal;
+use super::sandbox::RunError;
 use crate::sys;
 use serde_json::Value;
 use std::ffi::OsStr;
@@ -12,19 +12,20 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Those that are looked for, in this order.
+/// The runtimes to search for, in this order.
 pub const KNOWN: [&str; 3] = ["runc", "crun", "youki"];
-/// In a container's folder: the runtime's own state, its log, and the number of the container's first process.
+/// The runtime's state directory in a container's folder.
 const STATE: &str = "state";
+/// The runtime's log in a container's folder.
 const LOG: &str = "runtime.log";
-/// In a container's folder: the number of its first process in the room's process namespace.
+/// The PID file in a container's folder: the PID of its first process in the sandbox's PID namespace.
 pub(super) const PID_FILE: &str = "pid";
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// Finds the runtime that is wanted, a name or a path, or the first of those that there are. `search` is `PATH`; beside
-/// each directory `bin` in it that called `sbin` is looked in too, where distributions put them and a plain user's path
-/// does not lead.
-pub fn find(wanted: Option<&str>, search: Option<&OsStr>) -> Result<PathBuf, Refusal> {
+/// Finds the runtime `wanted`, a name or a path, or else the first installed one of [`KNOWN`]. `search` is the value of
+/// `PATH`; for each `bin` directory in it, the sibling `sbin` is searched too, where distributions install runtimes and
+/// which an unprivileged user's `PATH` lacks.
+pub fn find(wanted: Option<&str>, search: Option<&OsStr>) -> Result<PathBuf, RunError> {
     let in_path = |name: &str| {
         let places = std::env::split_paths(search.unwrap_or_default()).flat_map(|dir| {
             let beside = (dir.file_name() == Some(OsStr::new("bin"))).then(|| dir.with_file_name("sbin"));
@@ -36,11 +37,11 @@ pub fn find(wanted: Option<&str>, search: Option<&OsStr>) -> Result<PathBuf, Ref
         Some(path) if path.contains('/') => std::path::absolute(path)
             .ok()
             .filter(|path| is_program(path))
-            .ok_or_else(|| Refusal::own(format!("the runtime {path} is no program"))),
+            .ok_or_else(|| RunError::own(format!("the runtime {path} is no program"))),
         Some(name) => in_path(name)
-            .ok_or_else(|| Refusal::own(format!("the runtime {name} is not installed: it is nowhere on PATH"))),
+            .ok_or_else(|| RunError::own(format!("the runtime {name} is not installed: it is nowhere on PATH"))),
         None => KNOWN.iter().find_map(|name| in_path(name)).ok_or_else(|| {
-            Refusal::own(
+            RunError::own(
                 "no container runtime is installed: install runc, crun or youki, or use 'plyfs chroot', which needs none",
             )
         }),
@@ -51,57 +52,57 @@ fn is_program(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
 }
 
-/// A call of the runtime for the container whose folder is `dir`. What it logs is read by [`why`] after it failed.
+/// Prepares a runtime call for the container whose folder is `dir`. [`why`] reads `log` after a failure.
 pub(super) fn call(program: &Path, dir: &Path, log: &Path) -> Command {
     let mut command = Command::new(program);
-    // The container has them from it.
+    // The container inherits the signal mask from the runtime.
     sys::begin_with_all_signals(&mut command);
     command.arg("--root").arg(dir.join(STATE)).arg("--log").arg(log).args(["--log-format", "json"]);
     command
 }
 
-/// Where [`call`]s that start a container log to.
+/// The log path of [`call`]s that start a container.
 pub(super) fn log(dir: &Path) -> PathBuf {
     dir.join(LOG)
 }
 
-/// Why a call failed, by what it logged, with Docker's exit code for it.
-pub(super) fn why(program: &Path, log: &Path) -> Refusal {
-    let silent = || Refusal::own(format!("{} failed and did not say why", program.display()));
+/// The error of a failed call, from the runtime's log, with Docker's exit code for it.
+pub(super) fn why(program: &Path, log: &Path) -> RunError {
+    let silent = || RunError::own(format!("{} failed and did not say why", program.display()));
     why_if_said(program, log).unwrap_or_else(silent)
 }
 
-/// The same; none if it logged no failure.
-pub(super) fn why_if_said(program: &Path, log: &Path) -> Option<Refusal> {
+/// Like [`why`]; `None` if the runtime logged no error.
+pub(super) fn why_if_said(program: &Path, log: &Path) -> Option<RunError> {
     let text = fs::read_to_string(log).unwrap_or_default();
     let mut errors = text.lines().filter_map(|line| {
         let line: Value = serde_json::from_str(line).ok()?;
         let severe = matches!(line.get("level").and_then(Value::as_str), Some("error" | "fatal"));
         severe.then(|| line.get("msg").and_then(Value::as_str).map(str::to_owned)).flatten()
     });
-    errors.next_back().map(|message| refusal(program, &message))
+    errors.next_back().map(|message| parse_failure(program, &message))
 }
 
-fn refusal(program: &Path, message: &str) -> Refusal {
+fn parse_failure(program: &Path, message: &str) -> RunError {
     let message = message.replace(['\n', '\r'], " ");
     let Some(at) = message.find("exec: ") else {
         let name = program.file_name().unwrap_or_default().to_string_lossy();
-        return Refusal::own(format!("{name}: {}", message.trim_start_matches(&format!("{name} run failed: "))));
+        return RunError::own(format!("{name}: {}", message.trim_start_matches(&format!("{name} run failed: "))));
     };
     let text = message[at..].to_owned();
     let code = match () {
         () if text.contains("executable file not found") || text.contains("no such file or directory") => 127,
         () => 126,
     };
-    Refusal { code, text }
+    RunError { exit_code: code, text }
 }
 
-/// The cgroup of a container that root runs, as its document names it.
+/// The cgroup path of a container run by root, as in its config.json.
 pub fn cgroup(id: &str) -> String {
     format!("/plyfs/{id}")
 }
 
-/// Clears away what the runtime has of a container whose processes are gone: its state and its cgroups.
+/// Removes the runtime's state and the cgroups of a container whose processes have exited.
 pub fn sweep(dir: &Path, id: &str) {
     let gone = |done: std::io::Result<()>, what: &Path| match done {
         Err(e) if e.kind() != ErrorKind::NotFound => tracing::debug!("cannot remove {}: {e}", what.display()),
@@ -111,7 +112,7 @@ pub fn sweep(dir: &Path, id: &str) {
     gone(fs::remove_dir_all(&state), &state);
     let mut hierarchies = vec![PathBuf::from(CGROUPS)];
     hierarchies.extend(fs::read_dir(CGROUPS).into_iter().flatten().flatten().map(|entry| entry.path()));
-    // Only an empty one can be removed.
+    // rmdir(2) removes only a cgroup without processes.
     let all = hierarchies.iter().map(|hierarchy| hierarchy.join(cgroup(id).trim_start_matches('/')));
     let (removed, left): (Vec<_>, Vec<_>) = all.map(|path| (fs::remove_dir(&path), path)).partition(|(d, _)| d.is_ok());
     left.into_iter().for_each(|(done, path)| gone(done, &path));
@@ -121,8 +122,8 @@ pub fn sweep(dir: &Path, id: &str) {
     }
 }
 
-/// Removes the cgroups above that of a container that is gone, where no other container has one in them. While another
-/// one is being started they stay, and are removed with that.
+/// Removes the parent cgroups of a removed container, unless other containers have cgroups in them. Keeps them while
+/// another container is being started; they are removed with that one.
 fn remove_parent_cgroups<'a>(parents: impl Iterator<Item = &'a Path>) {
     let Ok(all) = File::open(CGROUPS) else { return };
     if all.try_lock().is_err() {
@@ -135,8 +136,8 @@ fn remove_parent_cgroups<'a>(parents: impl Iterator<Item = &'a Path>) {
     }
 }
 
-/// As long as the result lives nobody removes the cgroup that all containers' are in: a runtime makes that first, and the
-/// container's own then.
+/// Locks the containers' parent cgroup against removal until the result is dropped: a runtime creates first the parent,
+/// then the container's own cgroup. `None` if the lock cannot be had in time.
 pub(super) fn keep_parent_cgroup() -> Option<File> {
     let all = File::open(CGROUPS).ok()?;
     let deadline = Instant::now() + PARENT_LIMIT;
@@ -149,21 +150,21 @@ pub(super) fn keep_parent_cgroup() -> Option<File> {
     Some(all)
 }
 
-/// How long the start of a container waits for those that remove the cgroup of all. Anybody may lock that directory, and
-/// must not keep a container from starting.
+/// How long a start waits for the lock of [`keep_parent_cgroup`]. Any user may lock that directory, and must not be
+/// able to keep a container from starting.
 const PARENT_LIMIT: Duration = Duration::from_millis(500);
 
-/// How long a container's processes may take to be frozen: one that waits for a disk is frozen when the disk answers.
+/// Timeout of a freeze: a process in disk sleep freezes only when the disk answers.
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Freezes all processes of a container, or lets them run again, by its cgroup. A plain user's container has none:
-/// [`ErrorKind::Unsupported`]. When this returns they have stopped.
+/// Freezes or thaws all processes of a container with the cgroup freezer, v1 or v2. They have stopped when this
+/// returns. Fails with [`ErrorKind::Unsupported`] for an unprivileged user's container, which has no cgroup.
 pub(super) fn freeze(id: &str, frozen: bool) -> io::Result<()> {
     let own = cgroup(id);
     let own = own.trim_start_matches('/');
     let unified = Path::new(CGROUPS).join(own);
     let split = Path::new(CGROUPS).join("freezer").join(own).join("freezer.state");
-    let (file, told, text, wanted) = if unified.join("cgroup.freeze").exists() {
+    let (file, status_file, text, wanted) = if unified.join("cgroup.freeze").exists() {
         let text = if frozen { "1" } else { "0" };
         (unified.join("cgroup.freeze"), unified.join("cgroup.events"), text, format!("frozen {text}"))
     } else if split.exists() {
@@ -174,9 +175,9 @@ pub(super) fn freeze(id: &str, frozen: bool) -> io::Result<()> {
     };
     let deadline = Instant::now() + FREEZE_LIMIT;
     loop {
-        // Again each time: the first version of cgroups misses processes that are just being made.
+        // Written in each round: cgroup v1 misses processes that are being forked.
         fs::write(&file, text)?;
-        if fs::read_to_string(&told)?.lines().any(|line| line == wanted) {
+        if fs::read_to_string(&status_file)?.lines().any(|line| line == wanted) {
             return Ok(());
         }
         if Instant::now() > deadline {
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn the_runtime_is_the_one_that_is_named_or_the_first_that_there_is() {
+    fn the_named_or_the_first_installed_runtime_is_found() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         program(&at("usr/sbin/crun"));
@@ -219,11 +220,11 @@ mod tests {
     }
 
     #[test]
-    fn what_a_runtime_logs_becomes_a_line_and_a_code() {
+    fn runtime_errors_become_one_line_with_dockers_exit_code() {
         let start = "runc run failed: unable to start container process: ";
         let said = |message: &str| {
-            let r = refusal(Path::new("/usr/sbin/runc"), message);
-            (r.code, r.text)
+            let r = parse_failure(Path::new("/usr/sbin/runc"), message);
+            (r.exit_code, r.text)
         };
         let missing = "exec: \"x\": executable file not found in $PATH";
         assert_eq!(said(&format!("{start}{missing}")), (127, missing.into()));

@@ -1,29 +1,29 @@
-//! `USER[:GROUP]`, as Docker takes it, looked up in the image's own `/etc/passwd` and `/etc/group`.
+//! Resolves `USER[:GROUP]`, in Docker's syntax, with the image's /etc/passwd and /etc/group.
 
 use super::User;
-use super::inside::Inside;
+use super::rootfs::Rootfs;
 use crate::sys;
 use rustix::io::Errno;
 use std::io;
 
-/// Longer ones are refused: a program must not be made to read gigabytes by a file in an image.
+/// The maximum size of /etc/passwd and /etc/group in bytes: an image must not make plyfs read gigabytes.
 const CAP: u64 = 8 << 20;
-/// Docker takes no larger number.
+/// The largest ID that Docker accepts.
 const LARGEST: u32 = i32::MAX as u32;
 
-/// Why nobody could be found. Each is one whole line.
+/// Why a user could not be resolved. Messages are one line.
 #[derive(Debug, thiserror::Error)]
 pub enum UserError {
-    /// A user's name that the image does not know.
+    /// The user name is not in /etc/passwd.
     #[error("unable to find user {0}: no matching entries in passwd file")]
     NoUser(String),
-    /// A group's name that the image does not know.
+    /// The group name is not in /etc/group.
     #[error("unable to find group {0}: no matching entries in group file")]
     NoGroup(String),
-    /// A number that none can have.
+    /// The ID is out of range.
     #[error("uids and gids must be in range 0-{LARGEST}")]
     Range,
-    /// The image's file cannot be read.
+    /// /etc/passwd or /etc/group cannot be read.
     #[error("cannot read the image's {0}: {why}", why = sys::describe(.1))]
     Unreadable(&'static str, io::Error),
 }
@@ -43,12 +43,12 @@ struct Group {
     members: Vec<String>,
 }
 
-/// Finds the user that `spec` means in that root: names or numbers, `USER`, `USER:GROUP` or `:GROUP`; nothing is root. A
-/// number that the image does not know is taken as it is, with group 0.
+/// Resolves `spec`: `USER`, `USER:GROUP` or `:GROUP`, as names or IDs; an empty `spec` is root. An ID that is not in
+/// /etc/passwd is used as it is, with group 0.
 ///
-/// The supplementary groups are those of `/etc/group` that list the user, unless a group was given. The first group is
-/// always among them: where it is not, a program with a set-group-id bit sheds it, and with it what it is denied.
-pub fn resolve(root: &Inside, spec: &str) -> Result<User, UserError> {
+/// The supplementary groups are those in /etc/group that list the user, unless `spec` has a group. The primary group is
+/// always among them: otherwise a set-group-ID program would drop it, and gain access that the group is denied.
+pub fn resolve(root: &Rootfs, spec: &str) -> Result<User, UserError> {
     let accounts = read(root, "/etc/passwd")?;
     let accounts: Vec<Account> = lines(&accounts).filter_map(account).collect();
     let (name, group) = spec.split_once(':').unwrap_or((spec, ""));
@@ -81,7 +81,7 @@ fn find_group(groups: &[Group], wanted: &str) -> Result<u32, UserError> {
     found.map(|g| g.gid).or(number).ok_or_else(|| UserError::NoGroup(wanted.to_owned()))
 }
 
-/// What is no number is a name; a number that is out of range is neither.
+/// Parses an ID; `None` for a name. Fails if the ID is out of range.
 fn number(text: &str) -> Result<Option<u32>, UserError> {
     let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
@@ -90,8 +90,8 @@ fn number(text: &str) -> Result<Option<u32>, UserError> {
     text.parse().ok().filter(|n| *n <= LARGEST).map(Some).ok_or(UserError::Range)
 }
 
-/// The text of a file; nothing where there is no such file, or something else in its place.
-fn read(root: &Inside, path: &'static str) -> Result<String, UserError> {
+/// Reads a file; returns an empty text if there is no such regular file.
+fn read(root: &Rootfs, path: &'static str) -> Result<String, UserError> {
     use io::ErrorKind::{InvalidInput, NotADirectory, NotFound};
     match root.read(path, CAP) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
@@ -101,12 +101,12 @@ fn read(root: &Inside, path: &'static str) -> Result<String, UserError> {
     }
 }
 
-/// Lines that say something.
+/// The lines that are neither empty nor comments.
 fn lines(text: &str) -> impl Iterator<Item = &str> {
     text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
-/// A line whose numbers cannot be read counts as missing. Docker reads such a number as 0, which makes anybody root.
+/// Parses a line of /etc/passwd. Ignores a line with invalid IDs; Docker reads these as 0, which would mean root.
 fn account(line: &str) -> Option<Account> {
     let mut fields = line.split(':');
     let name = fields.next()?.to_owned();
@@ -158,13 +158,13 @@ broken:x:x:ann
 void:x:60
 ";
 
-    fn place(passwd: &str, group: &str) -> (tempfile::TempDir, Inside) {
+    fn place(passwd: &str, group: &str) -> (tempfile::TempDir, Rootfs) {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("etc")).unwrap();
         fs::write(dir.path().join("etc/passwd"), passwd).unwrap();
         fs::write(dir.path().join("etc/group"), group).unwrap();
-        let inside = Inside::open(dir.path()).unwrap();
-        (dir, inside)
+        let rootfs = Rootfs::open(dir.path()).unwrap();
+        (dir, rootfs)
     }
 
     fn user(uid: u32, gid: u32, groups: &[u32], home: &str) -> User {
@@ -192,7 +192,7 @@ void:x:60
     }
 
     #[test]
-    fn who_is_not_there_is_named_in_dockers_words() {
+    fn unknown_users_and_groups_give_dockers_errors() {
         let (_dir, root) = place(PASSWD, GROUP);
         let said = |spec: &str| resolve(&root, spec).unwrap_err().to_string();
         assert_eq!(said("bob"), "unable to find user bob: no matching entries in passwd file");
@@ -210,7 +210,7 @@ void:x:60
     #[test]
     fn an_image_without_the_files_or_with_traps_in_their_place() {
         let dir = tempfile::tempdir().unwrap();
-        let root = Inside::open(dir.path()).unwrap();
+        let root = Rootfs::open(dir.path()).unwrap();
         assert_eq!(resolve(&root, "").unwrap(), user(0, 0, &[0], "/"));
         assert_eq!(resolve(&root, "7:8").unwrap(), user(7, 8, &[8], "/"));
         assert!(matches!(resolve(&root, "root"), Err(UserError::NoUser(_))));
@@ -225,7 +225,7 @@ void:x:60
     }
 
     #[test]
-    fn odd_bytes_do_no_harm() {
+    fn malformed_lines_are_ignored() {
         let (dir, root) = place("", "");
         fs::write(dir.path().join("etc/passwd"), b"\xff\xfe:x:1:1\n:::::\n:\n::0:0\0\nok:x:9:9::/h\r\n").unwrap();
         assert_eq!(resolve(&root, "ok").unwrap(), user(9, 9, &[9], "/h"));

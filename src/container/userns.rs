@@ -1,8 +1,8 @@
-//! Root's rights for a plain user, over nothing but his own: a user namespace.
+//! User namespaces, in which an unprivileged user is root.
 //!
-//! In it he is root, and the other users of an image are numbers of his that the administrator has set apart for him
-//! (`/etc/subuid`, `/etc/subgid`), given by the set-id programs newuidmap and newgidmap. Where there are none, only root
-//! is anybody there: programs run, but none can give a file to another user or become one.
+//! The other IDs of an image are mapped to the user's subordinate IDs (/etc/subuid, /etc/subgid) by the set-user-ID
+//! programs newuidmap and newgidmap. Without subordinate IDs only root is mapped: programs run, but cannot change a
+//! file's owner or become another user.
 
 use crate::sys::{self, Fork, Namespaces};
 use rustix::io::Errno;
@@ -12,33 +12,33 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// The kernel takes at most as many lines in a map.
+/// The maximum number of lines in an ID map (user_namespaces(7): 340), less the user's own.
 const MOST_RANGES: usize = 339;
 
-/// Who is who in the user namespace.
+/// The ID mapping of a user namespace.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Mapping {
-    /// 0 is the user himself, and the numbers from 1 are his too.
+    /// ID 0 is the user; IDs from 1 are the user's subordinate IDs.
     Ranges {
-        /// The largest user number.
+        /// The largest mapped user ID.
         last_user: u32,
-        /// The largest group number.
+        /// The largest mapped group ID.
         last_group: u32,
     },
-    /// 0 is the user himself, and there is nobody else.
+    /// Only ID 0 is mapped, to the user.
     Own {
-        /// Why, as a whole line.
+        /// Why no subordinate IDs are mapped; one line.
         why: String,
     },
 }
 
-/// Why there is no user namespace. One whole line.
+/// Why a user namespace could not be created. Messages are one line.
 #[derive(Debug, thiserror::Error)]
 pub enum UsernsError {
     /// The kernel refused.
     #[error("cannot make a user namespace: {}{}", sys::describe(.0), hint(.0))]
     Refused(io::Error),
-    /// What is needed beside it failed.
+    /// A step of the setup failed.
     #[error("cannot set the user namespace up: {}", sys::describe(.0))]
     Setup(#[from] io::Error),
 }
@@ -51,15 +51,15 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// A part of the numbers of this machine that is a user's.
+/// A range of subordinate IDs on the host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Range {
     first: u32,
     count: u32,
 }
 
-/// Enters a new user namespace, with all capabilities there, as user and group 0; and a new mount namespace, cut off from
-/// the one before. The process must have one thread. Supplementary groups stay: what they open is open still.
+/// Enters a new user namespace as root with all capabilities, and a new private mount namespace. The process must be
+/// single-threaded. Supplementary groups are kept, and still give access to files.
 pub fn enter() -> Result<Mapping, UsernsError> {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let ranges = subordinate(uid);
@@ -81,18 +81,18 @@ pub fn enter() -> Result<Mapping, UsernsError> {
     Ok(mapping)
 }
 
-/// Maps nobody but the user himself. A group map that is there already stays.
+/// Maps only the user's own IDs. Keeps a group map that is written already.
 fn map_only(uid: u32, gid: u32) -> io::Result<()> {
     std::fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
     if std::fs::read("/proc/self/gid_map")?.is_empty() {
-        // Or he could shed a group that denies him something.
+        // The kernel requires this (user_namespaces(7)): dropping a group could grant access that the group denies.
         std::fs::write("/proc/self/setgroups", "deny")?;
         std::fs::write("/proc/self/gid_map", format!("0 {gid} 1"))?;
     }
     Ok(())
 }
 
-/// A map's lines: the user himself, then his ranges, without a gap.
+/// The lines of an ID map (ID inside, ID outside, count): the user's own ID, then the ranges, without gaps.
 fn map(own: u32, ranges: &[Range]) -> Vec<[u32; 3]> {
     let mut lines = vec![[0, own, 1]];
     let mut next = 1;
@@ -110,7 +110,7 @@ fn last(map: &[[u32; 3]]) -> u32 {
     map.last().map_or(0, |[first, _, count]| first + count - 1)
 }
 
-/// A user's subordinate users and groups, or why there are none.
+/// A user's subordinate user and group IDs, or why there are none.
 fn subordinate(uid: u32) -> Result<(Vec<Range>, Vec<Range>), String> {
     let name = sys::user_name(uid);
     let name = name.as_ref().map_or(&b""[..], |name| name.as_bytes());
@@ -122,7 +122,7 @@ fn subordinate(uid: u32) -> Result<(Vec<Range>, Vec<Range>), String> {
     Ok((of("/etc/subuid")?, of("/etc/subgid")?))
 }
 
-/// The ranges that a table like `/etc/subuid` gives to the user, named by name or number.
+/// Parses a user's ranges in a file like /etc/subuid, where the user is listed by name or ID.
 fn ranges_of(table: &[u8], name: &[u8], uid: u32) -> Vec<Range> {
     let range = |line: &[u8]| {
         let mut fields = line.trim_ascii().split(|b| *b == b':');
@@ -136,50 +136,54 @@ fn ranges_of(table: &[u8], name: &[u8], uid: u32) -> Vec<Range> {
     table.split(|b| *b == b'\n').filter_map(range).collect()
 }
 
-/// A process outside of the namespace that runs newuidmap and newgidmap for it.
+/// A helper process outside the namespace that runs newuidmap and newgidmap.
 struct Helper {
     process: i32,
-    go: io::PipeWriter,
-    said: PipeReader,
+    /// One byte starts the mapping.
+    release: io::PipeWriter,
+    /// The helper's error text.
+    errors: PipeReader,
     users: u32,
     groups: u32,
 }
 
 impl Helper {
     fn start(users: Vec<[u32; 3]>, groups: Vec<[u32; 3]>) -> io::Result<Helper> {
-        let (mut wait, go) = io::pipe()?;
-        let (said, mut say) = io::pipe()?;
+        let (mut wait, release) = io::pipe()?;
+        let (errors, mut error_writer) = io::pipe()?;
         let namespace = std::process::id();
         match sys::fork()? {
-            Fork::Parent(process) => Ok(Helper { process, go, said, users: last(&users), groups: last(&groups) }),
+            Fork::Parent(process) => {
+                Ok(Helper { process, release, errors, users: last(&users), groups: last(&groups) })
+            }
             Fork::Child => {
-                drop(go);
-                // Without a word the other side has given up.
+                drop(release);
+                // End of file: the parent could not create the namespace.
                 if wait.read_exact(&mut [0]).is_err() {
                     sys::leave(1);
                 }
                 let done = run_mapper("newgidmap", namespace, &groups)
                     .and_then(|()| run_mapper("newuidmap", namespace, &users));
                 if let Err(why) = &done {
-                    // Who does not hear it sees the code.
-                    let _unheard = say.write_all(why.as_bytes());
+                    // If the parent cannot read it, the exit code still shows the failure.
+                    let _unread = error_writer.write_all(why.as_bytes());
                 }
                 sys::leave(i32::from(done.is_err()))
             }
         }
     }
 
-    /// Has the maps written, now that there is a namespace.
+    /// Has the helper write the maps. The namespace must exist.
     fn finish(self) -> io::Result<Mapping> {
-        let Helper { process, mut go, mut said, users, groups } = self;
-        go.write_all(&[1])?;
-        drop(go);
+        let Helper { process, mut release, mut errors, users, groups } = self;
+        release.write_all(&[1])?;
+        drop(release);
         if sys::wait_for(process)? == sys::Ended::Code(0) {
             return Ok(Mapping::Ranges { last_user: users, last_group: groups });
         }
-        // The reader of its own pipe holds no writing end of it: the process that had that has ended.
+        // Does not block: this process dropped its write end, and the helper has exited.
         let mut why = String::new();
-        said.read_to_string(&mut why)?;
+        errors.read_to_string(&mut why)?;
         Ok(Mapping::Own { why })
     }
 }
@@ -191,17 +195,17 @@ fn run_mapper(program: &str, process: u32, map: &[[u32; 3]]) -> Result<(), Strin
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let line = said.lines().next().unwrap_or("failed");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let line = stderr.lines().next().unwrap_or("failed");
     Err(format!("{program}: {}", line.trim_start_matches(program).trim_start_matches(": ")))
 }
 
-/// Opens a user namespace of another process, to enter it.
+/// Opens another process's user namespace.
 pub fn of_process(process: u32) -> io::Result<File> {
     File::open(format!("/proc/{process}/ns/user"))
 }
 
-/// Whether a user namespace is not this process's own.
+/// Whether a user namespace differs from this process's own.
 pub fn is_other(namespace: &File) -> io::Result<bool> {
     let identity = |file: &File| rustix::fs::fstat(file).map(|stat| (stat.st_dev, stat.st_ino));
     Ok(identity(namespace)? != identity(&File::open("/proc/self/ns/user")?)?)

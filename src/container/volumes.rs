@@ -1,8 +1,10 @@
-//! What of this machine is mounted in a container. Anonymous volumes: what an image declares as a place for data has a directory beside the container's changes, filled
-//! with what the image has there when the container is first started.
+//! Anonymous volumes and bind mount sources of a container.
+//!
+//! Each path that the image declares as `VOLUME` gets a directory in the container's folder, beside its upper
+//! directory. At the container's first start it is filled with the image's files at that path.
 
 use super::copy;
-use super::inside::Inside;
+use super::rootfs::Rootfs;
 use crate::store::containers::{Bind, Container};
 use crate::sys;
 use rustix::fs::{Mode, OFlags};
@@ -12,9 +14,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-/// Makes the container's volumes where they are not there yet, in its folder; gives where they are mounted. Those over
-/// which the user mounts something are not made.
-pub(super) fn make(container: &Container, dir: &Path, root: &Inside) -> io::Result<Vec<Bind>> {
+/// Creates the container's missing anonymous volumes in its folder `dir`; returns the bind mounts of all of them. Skips
+/// paths on which the user mounts something else.
+pub(super) fn make(container: &Container, dir: &Path, root: &Rootfs) -> io::Result<Vec<Bind>> {
     let declared = container.config.get("Volumes").and_then(Value::as_object);
     let clean = |path: &str| Path::new(path).components().collect::<std::path::PathBuf>();
     let host = &container.host;
@@ -36,7 +38,8 @@ pub(super) fn make(container: &Container, dir: &Path, root: &Inside) -> io::Resu
     Ok(all)
 }
 
-/// What is to be mounted by `bind`, mounted nowhere yet, and whether it is a directory.
+/// Clones the source of a bind mount as a detached mount, read-only if `bind` is; also returns whether it is a
+/// directory.
 pub(super) fn copy_of_source(bind: &Bind) -> io::Result<(OwnedFd, bool)> {
     let source = Path::new(&bind.source);
     let copy = copy_of(source)?;
@@ -46,23 +49,23 @@ pub(super) fn copy_of_source(bind: &Bind) -> io::Result<(OwnedFd, bool)> {
     Ok((copy, source.is_dir()))
 }
 
-/// What is at a path of this machine, to be mounted elsewhere.
+/// Clones the mount at a host path as a detached mount.
 pub(super) fn copy_of(path: &Path) -> io::Result<OwnedFd> {
     let source = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     sys::copy_mount(&source)
 }
 
-/// Under another name first: half a volume must not be taken for a whole one.
-fn fill(root: &Inside, target: &str, source: &Path) -> io::Result<()> {
+/// Fills a volume under a temporary name and renames it, so that an interrupted copy is never used as a volume.
+fn fill(root: &Rootfs, target: &str, source: &Path) -> io::Result<()> {
     let partial = source.with_extension("partial");
     match fs::remove_dir_all(&partial) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
     fs::create_dir_all(&partial)?;
-    // A place that the image does not have is an empty volume.
+    // A path that the image does not have makes an empty volume.
     if root.open_dir(target).is_ok() {
-        copy::tree(root, Path::new(target), &Inside::open(&partial)?, Path::new("/")).map_err(io::Error::other)?;
+        copy::tree(root, Path::new(target), &Rootfs::open(&partial)?, Path::new("/")).map_err(io::Error::other)?;
     }
     fs::rename(&partial, source)
 }

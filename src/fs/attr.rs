@@ -1,4 +1,4 @@
-//! What `stat` and `statfs` tell, and what `setattr` is told.
+//! Inode attributes (stat, setattr), file system statistics (statfs), and the arguments of create and rename.
 
 use super::Ino;
 use crate::backing::{Object, Space};
@@ -13,7 +13,7 @@ pub struct Attr {
     pub kind: Kind,
     /// Permission, set-id and sticky bits.
     pub mode: u16,
-    /// Link count; of a directory 2 and one for each directory in it.
+    /// Link count; of a directory, 2 plus the number of its subdirectories.
     pub nlink: u32,
     /// Owner.
     pub uid: u32,
@@ -21,7 +21,7 @@ pub struct Attr {
     pub gid: u32,
     /// Device number of a device, in the kernel's 32-bit form.
     pub rdev: u32,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
     /// 512-byte blocks that hold data.
     pub blocks: u64,
@@ -34,7 +34,8 @@ pub struct Attr {
 }
 
 impl Attr {
-    /// Those of an object on disk. Directories have the size of one block, and what has no data has none.
+    /// Builds the attributes of an object on disk. Directories have the size of one block, and inodes without data use
+    /// no blocks.
     pub(super) fn of(ino: Ino, object: &Object, nlink: u32) -> Attr {
         let (size, blocks) = match object.kind {
             Kind::Dir => (BLOCK_SIZE.into(), 8),
@@ -61,20 +62,20 @@ impl Attr {
 /// The block size that files and the file system report.
 pub const BLOCK_SIZE: u32 = 4096;
 
-/// What `statfs` tells, in units of `block` bytes. Of an image alone everything is used and nothing is free.
+/// File system statistics (statfs), in units of `block` bytes. An image alone is full: no free blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Statfs {
-    /// Bytes of a block.
+    /// Block size in bytes.
     pub block: u32,
-    /// Blocks.
+    /// Total blocks.
     pub blocks: u64,
-    /// Free ones.
+    /// Free blocks.
     pub free: u64,
-    /// Those free for anybody.
+    /// Free blocks for unprivileged users.
     pub available: u64,
-    /// Inodes.
+    /// Total inodes.
     pub files: u64,
-    /// Free ones.
+    /// Free inodes.
     pub files_free: u64,
 }
 
@@ -91,16 +92,16 @@ impl From<Space> for Statfs {
     }
 }
 
-/// A time to set.
+/// A timestamp to set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SetTime {
-    /// This one.
+    /// The given time.
     To(Time),
-    /// The present.
+    /// The current time.
     Now,
 }
 
-/// What `setattr` changes: what is given.
+/// The attributes that `setattr` changes: those that are `Some`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Change {
     /// Permission, set-id and sticky bits.
@@ -115,37 +116,37 @@ pub struct Change {
     pub atime: Option<SetTime>,
     /// Modification time.
     pub mtime: Option<SetTime>,
-    /// The change time that the kernel has for a file that it caches. No file system can be made to take it; it is for the
-    /// answer.
+    /// The change time that the kernel has cached for a file. No file system call can set it; it is used for the reply
+    /// only.
     pub ctime: Option<Time>,
 }
 
-/// What is to be made under a new name.
+/// The attributes of an object to be created.
 #[derive(Clone, Copy, Debug)]
 pub struct New<'a> {
-    /// Kind.
+    /// Kind of file.
     pub kind: Kind,
     /// Permission, set-id and sticky bits, before `umask`.
     pub mode: u32,
-    /// Bits that are taken out of the mode, unless the directory has a default ACL.
+    /// Bits that are cleared in the mode, unless the directory has a default ACL.
     pub umask: u32,
     /// Device number of a device, in the kernel's 32-bit form.
     pub rdev: u32,
     /// Owner.
     pub uid: u32,
-    /// Group; a directory with the set-group-ID bit hands down its own instead.
+    /// Group; in a directory with the set-group-ID bit, the directory's group is used instead.
     pub gid: u32,
     /// A symbolic link's target.
     pub target: &'a [u8],
 }
 
-/// What a rename does with the new name.
+/// How a rename treats an existing new name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replace {
-    /// What has it goes.
+    /// It is replaced.
     Allow,
-    /// Nothing may have it (RENAME_NOREPLACE).
+    /// It must not exist (RENAME_NOREPLACE).
     Forbid,
-    /// What has it gets the old name (RENAME_EXCHANGE).
+    /// The two names are exchanged (RENAME_EXCHANGE).
     Exchange,
 }

@@ -1,44 +1,44 @@
-//! What is different in a union from its image, path by path, as Docker's `diff` tells it.
+//! The diff of a union against its image, path by path, as `docker diff` reports it.
 //!
-//! A directory counts as changed if it has other attributes than the image's, or if anything below it is another; one
-//! that was only copied up does not. What stands over something of the image is changed, whatever kind either is. A
-//! directory that is gone is one deletion, one that is new comes with all that is in it; one that was moved is both. A
-//! file that was copied up and is the same still, because another of its names came or went, is no change.
+//! A directory counts as changed if its attributes differ from the image's, or if anything below it differs; a mere
+//! copy-up is no change. A path that replaces one of the image is changed, whatever the kinds are. A removed directory
+//! is one deletion; a new one is listed with all its content; a moved one is both. A file that was copied up only
+//! because another of its hard links was added or removed is no change.
 
 use super::Ino;
 use crate::meta::Kind;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// How a path is different.
+/// The kind of difference.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum How {
-    /// The image has nothing there.
+    /// The path does not exist in the image.
     Added,
-    /// The image has something else there.
+    /// The path differs from the image's.
     Changed,
-    /// Only the image has something there.
+    /// The path exists in the image only.
     Deleted,
 }
 
-/// A path that is different.
+/// A path that differs from the image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Changed {
-    /// How.
+    /// The kind of difference.
     pub how: How,
-    /// The inode there; of what is deleted, the image's.
+    /// The inode at the path; for a deletion, the image's.
     pub ino: Ino,
-    /// Its kind.
+    /// The inode's kind.
     pub kind: Kind,
-    /// A directory in the place of one of the image, whose content does not show through.
+    /// Whether it is a directory in the place of one of the image, whose content does not show through.
     pub replaces: bool,
-    /// Only a directory's modification time differs.
+    /// Whether the modification time is the only difference of a directory.
     pub(super) by_time: bool,
-    /// A file without content.
+    /// Whether it is a file without content.
     pub(super) empty: bool,
 }
 
 impl Changed {
-    /// Whether there is a file now.
+    /// Whether the path is a regular file now.
     pub fn is_file(&self) -> bool {
         self.how != How::Deleted && self.kind == Kind::File
     }
@@ -48,20 +48,20 @@ impl Changed {
     }
 }
 
-/// All of them, sorted, each by its path from the root, which is `/`.
+/// All differences by absolute path, sorted; the root is `/`.
 pub type Changes = BTreeMap<Vec<u8>, Changed>;
 
-/// What a walk found: without the directories that count as changed for what is below them.
+/// The result of a walk, without directories that count as changed only because of their content.
 pub(super) struct Found {
     pub changes: Changes,
-    /// Directories of the union that lie over ones of the image, as far as the walk came.
+    /// Directories of the union over ones of the image, as far as the walk visited them.
     pub passed: HashMap<Vec<u8>, Ino>,
 }
 
 impl Found {
-    /// Leaves out what is not to count, and counts the directories above all others.
+    /// Removes the paths in `left_out` and adds the directories above all others.
     pub fn settle(mut self, left_out: &BTreeSet<Vec<u8>>) -> Changes {
-        // Those deep down first: what they leave empty may be one of them.
+        // The deepest first: removing one may leave its parent empty, which may be in `left_out` too.
         left_out.iter().rev().for_each(|path| self.leave_out(path));
         let paths: Vec<Vec<u8>> = self.changes.keys().cloned().collect();
         for path in paths {
@@ -75,7 +75,7 @@ impl Found {
         self.changes
     }
 
-    /// Leaves out a mountpoint, the directories that were made to hold it, and the time of the one that has it.
+    /// Removes a mountpoint, the directories created to hold it, and the modification time of the existing parent.
     fn leave_out(&mut self, path: &[u8]) {
         if !self.is_made_empty(path) {
             return;
@@ -91,7 +91,7 @@ impl Found {
         }
     }
 
-    /// Whether the path is an empty file, or a directory with nothing in it, that the image does not have.
+    /// Whether the path is an empty file or directory that the image does not have.
     fn is_made_empty(&self, path: &[u8]) -> bool {
         let Some(changed) = self.changes.get(path) else { return false };
         let below = [path, b"/"].concat();
@@ -100,7 +100,7 @@ impl Found {
     }
 }
 
-/// The directory that a path lies in; the root's is itself.
+/// Returns the parent of a path; the root is its own parent.
 pub(super) fn parent(path: &[u8]) -> &[u8] {
     match path.iter().rposition(|byte| *byte == b'/') {
         None | Some(0) => b"/",
@@ -108,15 +108,16 @@ pub(super) fn parent(path: &[u8]) -> &[u8] {
     }
 }
 
-/// The path of a name in a directory.
+/// Joins a directory's path and a name.
 pub(super) fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
     if dir == b"/" { [dir, name].concat() } else { [dir, b"/", name].concat() }
 }
 
-/// Attributes by which a system's own policy labels files. They say nothing of a tree, and another system has others.
+/// Attributes in which the host's security policy labels files. They are no part of an image, and another host has
+/// others.
 const LABELS: [&[u8]; 4] = [b"security.selinux", b"security.ima", b"security.evm", b"security.SMACK64"];
 
-/// Whether an extended attribute is the running system's own.
+/// Whether an extended attribute is a label of the host.
 pub(super) fn is_label(name: &[u8]) -> bool {
     LABELS.contains(&name)
 }
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn mountpoints_are_left_out_with_what_was_made_for_them() {
+    fn mountpoints_are_left_out_with_the_directories_made_for_them() {
         let changes = [
             ("/", How::Changed, Kind::Dir),
             ("/etc", How::Changed, Kind::Dir),

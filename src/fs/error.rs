@@ -1,76 +1,76 @@
-//! What can go wrong in an operation, and the one place where an errno is chosen for it.
+//! Errors of file system operations, and their errno.
 
 use super::Ino;
 use crate::layer::IndexError;
 use std::io;
 
-/// Why an operation failed.
+/// An error of a file system operation.
 #[derive(Debug, thiserror::Error)]
 pub enum FsError {
-    /// No such name in the directory.
+    /// ENOENT: the directory has no such name.
     #[error("no such file or directory")]
     NotFound,
-    /// The name is longer than 255 bytes.
+    /// ENAMETOOLONG: the name is longer than 255 bytes.
     #[error("the name is too long")]
     NameTooLong,
-    /// Not a directory.
+    /// ENOTDIR: not a directory.
     #[error("not a directory")]
     NotDir,
-    /// A directory where a file is needed.
+    /// EISDIR: a directory where a file is required.
     #[error("is a directory")]
     IsDir,
-    /// readlink of something else, or read of something without data.
+    /// EINVAL: readlink of something else than a symbolic link, or read of an inode without data.
     #[error("the operation does not suit the file's type")]
     WrongType,
-    /// The name is there already.
+    /// EEXIST: the name exists.
     #[error("the name exists already")]
     Exists,
-    /// The directory is not empty.
+    /// ENOTEMPTY: the directory is not empty.
     #[error("the directory is not empty")]
     NotEmpty,
-    /// A directory cannot lie in itself, `.` cannot be removed.
+    /// EINVAL: a directory cannot be moved below itself, and `.` cannot be removed.
     #[error("the names make no sense together")]
     Invalid,
-    /// Nobody may do that.
+    /// EPERM: no caller may do this.
     #[error("the operation is not permitted")]
     NotPermitted,
-    /// The operation cannot be done here.
+    /// EOPNOTSUPP: the operation is not supported here.
     #[error("the operation is not supported")]
     Unsupported,
-    /// What is to be moved would have to be copied.
+    /// EXDEV: a move that would need a copy of a directory.
     #[error("a directory of the lower layers cannot be moved")]
     OtherDevice,
-    /// No such device control.
+    /// ENOTTY: no such ioctl.
     #[error("no such control")]
     NoControl,
-    /// No extended attribute of that name.
+    /// ENODATA: no extended attribute of that name.
     #[error("no such attribute")]
     NoAttribute,
-    /// The caller's buffer is too small for the attribute.
+    /// ERANGE: the caller's buffer is too small for the attribute.
     #[error("the buffer is too small")]
     Range,
-    /// No data or no hole behind the offset.
+    /// ENXIO: no data or no hole after the offset.
     #[error("the offset lies beyond the file's data")]
     NoData,
-    /// The image is mounted read-only.
+    /// EROFS: the file system is mounted read-only.
     #[error("the file system is read-only")]
     ReadOnly,
-    /// An inode number that no lookup gave.
+    /// ESTALE: no inode has the number.
     #[error("no inode has the number {0}")]
     Stale(Ino),
-    /// The index is damaged.
+    /// EIO: the index is damaged.
     #[error(transparent)]
     Index(#[from] IndexError),
-    /// What belongs together does not.
+    /// EIO: structures that refer to each other do not match.
     #[error("damage: {0}")]
     Damaged(&'static str),
-    /// What the file system of the layers or of the upper directory said.
+    /// The error of a system call on the layers or on the upper directory.
     #[error("{}", crate::sys::describe(.0))]
     Io(#[from] io::Error),
 }
 
 impl FsError {
-    /// The errno that the caller sees.
+    /// Returns the errno that the caller receives.
     pub fn errno(&self) -> i32 {
         match self {
             FsError::NotFound => libc::ENOENT,
@@ -90,13 +90,13 @@ impl FsError {
             FsError::NoData => libc::ENXIO,
             FsError::ReadOnly => libc::EROFS,
             FsError::Stale(_) => libc::ESTALE,
-            // Damage is the disk's; EUCLEAN is what local file systems answer for their own, but few programs know it.
+            // A fault of the disk: EIO. Local file systems report EUCLEAN for their own, but few programs know it.
             FsError::Index(_) | FsError::Damaged(_) => libc::EIO,
             FsError::Io(e) => e.raw_os_error().unwrap_or(libc::EIO),
         }
     }
 
-    /// Whether something is not there, or not any more.
+    /// Whether the error means that the object does not exist (any more).
     pub fn is_absence(&self) -> bool {
         match self {
             FsError::NotFound | FsError::Stale(_) => true,
@@ -105,7 +105,7 @@ impl FsError {
         }
     }
 
-    /// Whether the fault is the store's, so that it belongs in the log.
+    /// Whether the store is damaged, so that the error belongs in the log.
     pub fn is_damage(&self) -> bool {
         match self {
             FsError::Index(_) | FsError::Damaged(_) => true,

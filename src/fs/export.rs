@@ -1,44 +1,15 @@
-//! A whole tree as one tar.
+//! Export of a whole file system tree as one tar archive.
 
-use super::entries::{Entries, Rules};
+use super::tar_export::{Entries, ExportError, Rules};
 use super::{Fs, FsError, Ino, ROOT};
 use crate::meta::Kind;
-use crate::name::show;
-use crate::whiteout::NoName;
-use std::io::{self, Write};
+use std::io::Write;
 
-/// Why a tree could not be written as a tar.
-#[derive(Debug, thiserror::Error)]
-pub enum ExportError {
-    /// Something in it cannot be read.
-    #[error("cannot read /{}: {cause}", show(.path))]
-    Read {
-        /// Where it is.
-        path: Vec<u8>,
-        /// Why not.
-        cause: FsError,
-    },
-    /// A file is being cut while it is read.
-    #[error("/{} became shorter while it was read", show(.0))]
-    Shorter(Vec<u8>),
-    /// Something has a name that a layer cannot say.
-    #[error("/{} cannot be in a layer: {why}", show(.path))]
-    Name {
-        /// Where it is.
-        path: Vec<u8>,
-        /// Why not.
-        why: NoName,
-    },
-    /// The tar cannot be written.
-    #[error("cannot write the archive: {0}")]
-    Output(#[from] io::Error),
-}
-
-/// Writes everything that is seen: the root directory first, then each directory before what is in it, sorted by name.
-/// The second and further names of a file are hard links to its first. Sockets are left out: a tar cannot have them.
+/// Writes the whole tree: the root directory first, then each directory before its entries, sorted by name. Further
+/// hard links of an inode become link entries to its first name. Sockets are skipped: tar has no type for them.
 pub fn export<W: Write>(fs: &Fs, out: W) -> Result<W, ExportError> {
     let mut entries = Entries::new(fs, out, Rules::default());
-    // A stack of its own: a tree may be thousands of directories deep.
+    // An explicit stack: a tree may be thousands of directories deep.
     let mut todo: Vec<(Vec<u8>, Ino)> = vec![(Vec::new(), ROOT)];
     while let Some((path, ino)) = todo.pop() {
         let failed = |cause| ExportError::Read { path: path.clone(), cause };
@@ -54,7 +25,7 @@ pub fn export<W: Write>(fs: &Fs, out: W) -> Result<W, ExportError> {
     Ok(entries.finish()?.0)
 }
 
-/// What is in a directory.
+/// Returns the names and inodes in a directory, without `.` and `..`, in listing order.
 pub(super) fn names(fs: &Fs, dir: Ino) -> Result<Vec<(Vec<u8>, Ino)>, FsError> {
     let mut found = Vec::new();
     fs.readdir(dir, 0, |entry| {

@@ -1,29 +1,31 @@
 //! The file system: inodes and the operations on them, without a kernel.
 //!
-//! Every operation takes inode numbers and gives plain data or an [`FsError`]; `fuse` only converts. Numbers are stable
-//! across remounts, and the root is 1, as FUSE wants it. A mount shows either lower layers as they are (`lower`: an image,
-//! or plain directories) or the union of them and an upper directory (`union`), where everything can be changed.
+//! Every operation takes inode numbers and returns plain data or an [`FsError`]; `fuse` only converts. Inode numbers
+//! are stable across remounts, and the root is 1, as FUSE requires. A mount shows either lower layers read-only
+//! (`lower`: an image, or lower directories) or the union of them and an upper directory (`union`), which is writable.
 
 mod attr;
 mod changes;
-mod dirs;
-mod entries;
 mod error;
 mod export;
 mod image;
+mod layer_diff;
 mod lower;
-mod new_layer;
+mod lower_types;
+mod lowerdirs;
 mod readdir;
+mod tar_export;
 mod union;
 
 pub use attr::{Attr, BLOCK_SIZE, Change, New, Replace, SetTime, Statfs};
 pub use changes::{Changed, Changes, How};
-pub use dirs::{Dirs, Options as DirsOptions};
 pub use error::FsError;
-pub use export::{ExportError, export};
+pub use export::export;
 pub use image::Data;
-pub use new_layer::NewLayer;
+pub use layer_diff::NewLayer;
+pub use lowerdirs::{LowerDirs, Options as LowerDirsOptions};
 pub use readdir::DirEntry;
+pub use tar_export::ExportError;
 
 pub use crate::backing::acl::ACCESS as ACCESS_ACL;
 use crate::layer::Index;
@@ -35,21 +37,21 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use union::Union;
 
-/// An inode number, as `stat` shows it.
+/// An inode number (`st_ino`).
 pub type Ino = u64;
 
 /// The root directory's inode number.
 pub const ROOT: Ino = 1;
 
-/// What is mounted. All methods may be called from many threads.
+/// A mounted file system: an image, lower directories, or a union. All methods are thread-safe.
 pub struct Fs(Shown);
 
-/// Which forms may be written into an upper directory that not every tool knows.
+/// The overlayfs features that may be used in an upper directory, since not every tool supports them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forms {
-    /// A directory of the lower layers is moved by writing down where it came from; else that is EXDEV.
+    /// A directory of the lower layers is renamed by a redirect; without it, the rename fails with EXDEV.
     pub redirects: bool,
-    /// Attributes are copied up without the data; else both are.
+    /// Copy-up of attributes leaves the data in the lower layer (metacopy); without it, the data is copied too.
     pub metacopies: bool,
 }
 
@@ -65,30 +67,30 @@ enum Shown {
 }
 
 impl Fs {
-    /// Serves `tree`, the merge of the layers whose tars are `layers`, the bottom one first. Nothing can be changed.
+    /// Serves the image `tree`, merged from the layers whose tars are `layers`, the bottom one first. Read-only.
     pub fn new(tree: Index, layers: Vec<Data>) -> Fs {
         Fs(Shown::Lower(Box::new(Lower::Image(Image::new(tree, layers)))))
     }
 
-    /// Serves the same with an upper directory on top, which takes all changes; a view of one takes none.
+    /// Serves the same with an upper directory on top, which takes all changes; with a view of one, read-only.
     pub fn writable(tree: Index, layers: Vec<Data>, upper: Upper) -> Result<Fs, FsError> {
         Ok(Fs(Shown::Union(Box::new(Union::new(Lower::Image(Image::new(tree, layers)), upper, Forms::default())?))))
     }
 
-    /// Serves plain directories, with an upper directory on top if there is one.
-    pub fn of_dirs(dirs: Dirs, upper: Option<Upper>, forms: Forms) -> Result<Fs, FsError> {
+    /// Serves lower directories, with an upper directory on top if there is one.
+    pub fn of_dirs(dirs: LowerDirs, upper: Option<Upper>, forms: Forms) -> Result<Fs, FsError> {
         Ok(Fs(match upper {
-            None => Shown::Lower(Box::new(Lower::Dirs(dirs))),
-            Some(upper) => Shown::Union(Box::new(Union::new(Lower::Dirs(dirs), upper, forms)?)),
+            None => Shown::Lower(Box::new(Lower::LowerDirs(dirs))),
+            Some(upper) => Shown::Union(Box::new(Union::new(Lower::LowerDirs(dirs), upper, forms)?)),
         }))
     }
 
-    /// Whether there is an upper directory that takes changes.
+    /// Whether an upper directory takes changes.
     pub fn is_writable(&self) -> bool {
         self.union().is_ok()
     }
 
-    /// Whether any inode has a POSIX ACL, or may get one, so that the kernel must be asked to heed them.
+    /// Whether any inode has a POSIX ACL, or may get one: the kernel must then be told to enforce ACLs.
     pub fn has_acls(&self) -> bool {
         match &self.0 {
             Shown::Lower(lower) => lower.has_acls(),
@@ -96,7 +98,7 @@ impl Fs {
         }
     }
 
-    /// The union, for changes.
+    /// Returns the union; EROFS if there is none.
     fn union(&self) -> Result<&Union, FsError> {
         match &self.0 {
             Shown::Union(union) if !union.is_view() => Ok(union),
@@ -104,7 +106,7 @@ impl Fs {
         }
     }
 
-    /// The inode that `name` is in the directory `parent`. `..` is not a name here; the kernel asks [`Fs::parent`].
+    /// Looks up `name` in the directory `parent`. `..` is not handled here; the kernel calls [`Fs::parent`].
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr, FsError> {
         if name.len() > NAME_MAX {
             return Err(FsError::NameTooLong);
@@ -115,7 +117,7 @@ impl Fs {
         }
     }
 
-    /// The directory that holds the directory `ino`; the root holds itself.
+    /// Returns the parent of the directory `ino`; the root is its own parent.
     pub fn parent(&self, ino: Ino) -> Result<Ino, FsError> {
         match &self.0 {
             Shown::Lower(lower) => lower.parent(ino),
@@ -123,8 +125,9 @@ impl Fs {
         }
     }
 
-    /// The attributes of an inode that is known by its number alone, as a file handle has it (open_by_handle_at(2), NFS):
-    /// no lookup need have led to it in this mount. ESTALE if nothing that can be seen has the number.
+    /// Returns the attributes of an inode that is known only by its number, as from a file handle
+    /// (open_by_handle_at(2), NFS): it need not have been looked up in this mount. ESTALE if no visible inode has the
+    /// number.
     pub fn by_number(&self, ino: Ino) -> Result<Attr, FsError> {
         match &self.0 {
             Shown::Lower(lower) => lower.by_number(ino),
@@ -132,8 +135,9 @@ impl Fs {
         }
     }
 
-    /// What tells an inode from all others that had or will have its number, in this mount and in others: a file handle
-    /// is good for inodes of its own generation only. The same for as long as the inode can be seen or is open.
+    /// Returns an inode's generation, which distinguishes it from all inodes that had or will have its number, in this
+    /// mount and in others: a file handle is valid for one generation only. Constant while the inode is visible or
+    /// open.
     pub fn generation(&self, ino: Ino) -> u32 {
         match &self.0 {
             Shown::Lower(lower) => lower.generation(ino),
@@ -141,22 +145,22 @@ impl Fs {
         }
     }
 
-    /// Counts one more reference that the kernel holds to an inode: one for every answer that names it. What has no name
-    /// any more lives until the last is gone.
+    /// Adds one kernel reference to an inode: one for every reply that names it. An inode without names is kept until
+    /// the last reference is dropped.
     pub fn remember(&self, ino: Ino) {
         if let Shown::Union(union) = &self.0 {
             union.remember(ino);
         }
     }
 
-    /// Takes back `count` of [`Fs::remember`].
+    /// Drops `count` references that [`Fs::remember`] added.
     pub fn forget(&self, ino: Ino, count: u64) {
         if let Shown::Union(union) = &self.0 {
             union.forget(ino, count);
         }
     }
 
-    /// An inode's attributes.
+    /// Returns an inode's attributes.
     pub fn getattr(&self, ino: Ino) -> Result<Attr, FsError> {
         match &self.0 {
             Shown::Lower(lower) => lower.getattr(ino),
@@ -164,12 +168,12 @@ impl Fs {
         }
     }
 
-    /// Changes attributes, and gives all of them.
+    /// Changes attributes, and returns the new ones.
     pub fn setattr(&self, ino: Ino, change: &Change) -> Result<Attr, FsError> {
         self.union()?.setattr(ino, change)
     }
 
-    /// A symbolic link's target.
+    /// Returns a symbolic link's target.
     pub fn readlink(&self, ino: Ino) -> Result<Cow<'_, [u8]>, FsError> {
         match &self.0 {
             Shown::Lower(lower) => lower.readlink(ino),
@@ -177,17 +181,17 @@ impl Fs {
         }
     }
 
-    /// Makes an object under a name that nothing has, else EEXIST.
+    /// Creates an object under a new name; EEXIST if the name exists.
     pub fn make(&self, parent: Ino, name: &[u8], new: &New) -> Result<Attr, FsError> {
         self.union()?.make(parent, name, new)
     }
 
-    /// Gives an inode that is no directory one more name.
+    /// Creates a hard link to an inode that is not a directory.
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr, FsError> {
         self.union()?.link(ino, parent, name)
     }
 
-    /// Removes a name of what is no directory.
+    /// Removes a name that is not a directory.
     pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<(), FsError> {
         self.union()?.unlink(parent, name)
     }
@@ -197,8 +201,8 @@ impl Fs {
         self.union()?.rmdir(parent, name)
     }
 
-    /// Moves a name, also a whole directory of the image. Gives the directories that have another parent now: what the
-    /// kernel remembers of their listings has the old one.
+    /// Renames a name, also a whole directory of the image. Returns the directories whose parent has changed: the `..`
+    /// in the kernel's cached listings of them is stale.
     pub fn rename(
         &self,
         parent: Ino,
@@ -210,8 +214,9 @@ impl Fs {
         self.union()?.rename(parent, name, new_parent, new_name, replace)
     }
 
-    /// Up to `size` bytes of a file from `offset` on, fewer only at its end. What lies in one piece in a layer's tar is
-    /// a piece of the mapping, untouched, so a fault of the disk shows where it is handed on.
+    /// Reads up to `size` bytes of a file at `offset`; fewer only at its end. Data that is contiguous in a layer's tar
+    /// is returned as a slice of the mapping, unread, so a disk fault shows where the slice is
+    /// used.
     pub fn read(&self, ino: Ino, offset: u64, size: u32) -> Result<Cow<'_, [u8]>, FsError> {
         match &self.0 {
             Shown::Lower(lower) => lower.read(ino, offset, size),
@@ -224,35 +229,39 @@ impl Fs {
         self.union()?.write(ino, offset, bytes)
     }
 
-    /// Writes what the kernel held back for a while. The times are its business: one that it has set meanwhile stays.
+    /// Writes pages from the kernel's write-back cache. The kernel owns the times: one that it has set meanwhile is
+    /// kept.
     pub fn write_back(&self, ino: Ino, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
         self.union()?.write_back(ino, offset, bytes)
     }
 
-    /// Sets a file's modification time back to the one that the kernel has for it, if that is known. For whatever changes
-    /// the data of a file that the kernel caches: the kernel keeps the time of such a file, and sends it when it is another.
+    /// Restores a file's modification time to the kernel's cached one, if that is known. Must be called after changing
+    /// the data of a file that the kernel caches: the kernel keeps the time of such a file, and sends it only when it
+    /// changes.
     pub fn keep_mtime(&self, ino: Ino) {
         if let Ok(union) = self.union() {
             union.keep_mtime(ino);
         }
     }
 
-    /// Whether a change of a file's data, or of its size, may take long: its data must be copied first.
+    /// Whether a change of a file's data or size may take long, because its data must be copied up first.
     pub fn is_slow_to_write(&self, ino: Ino) -> bool {
         self.union().is_ok_and(|union| union.is_slow_to_write(ino))
     }
 
-    /// Allocates or frees space in a file; `mode` is fallocate(2)'s.
+    /// Allocates or deallocates space in a file; `mode` is fallocate(2)'s.
     pub fn fallocate(&self, ino: Ino, mode: i32, offset: u64, len: u64) -> Result<(), FsError> {
         self.union()?.fallocate(ino, mode as u32, offset, len)
     }
 
-    /// Copies from file to file, and says how much: some of it at least, unless there is no more.
+    /// Copies data from file to file (copy_file_range(2)), and returns the length copied: 0 only at the end of the
+    /// source.
     pub fn copy_range(&self, from: Ino, at: u64, to: Ino, to_at: u64, len: u64) -> Result<u64, FsError> {
         self.union()?.copy_range(from, at, to, to_at, len)
     }
 
-    /// Where the next data (or the next hole) at or behind `offset` begins; the end of the file counts as a hole.
+    /// Returns the start of the next data (or the next hole) at or after `offset`; the end of the file counts as a hole
+    /// (lseek(2)).
     pub fn seek(&self, ino: Ino, offset: u64, hole: bool) -> Result<u64, FsError> {
         match &self.0 {
             Shown::Lower(lower) => lower.seek(ino, offset, hole),
@@ -260,12 +269,12 @@ impl Fs {
         }
     }
 
-    /// Makes a file or a directory lasting.
+    /// Syncs a file or a directory to disk.
     pub fn fsync(&self, ino: Ino, data_only: bool) -> Result<(), FsError> {
         self.union()?.fsync(ino, data_only)
     }
 
-    /// The value of an inode's extended attribute.
+    /// Returns the value of an inode's extended attribute.
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Cow<'_, [u8]>, FsError> {
         match &self.0 {
             Shown::Lower(lower) => lower.getxattr(ino, name),
@@ -273,7 +282,7 @@ impl Fs {
         }
     }
 
-    /// The names of an inode's extended attributes, each followed by a NUL. `trusted.` ones are listed for a
+    /// Returns the names of an inode's extended attributes, each followed by a NUL. `trusted.` ones are returned to a
     /// `privileged` caller only (xattr(7)).
     pub fn listxattr(&self, ino: Ino, privileged: bool) -> Result<Vec<u8>, FsError> {
         let names = match &self.0 {
@@ -294,7 +303,7 @@ impl Fs {
         self.union()?.removexattr(ino, name)
     }
 
-    /// A file's flags, as `lsattr` shows them (FS_IOC_GETFLAGS).
+    /// Returns a file's inode flags, as `lsattr` shows them (FS_IOC_GETFLAGS).
     pub fn get_flags(&self, ino: Ino) -> Result<u32, FsError> {
         match &self.0 {
             Shown::Lower(_) => Ok(0),
@@ -302,12 +311,12 @@ impl Fs {
         }
     }
 
-    /// Sets a file's flags (FS_IOC_SETFLAGS).
+    /// Sets a file's inode flags (FS_IOC_SETFLAGS).
     pub fn set_flags(&self, ino: Ino, flags: u32) -> Result<(), FsError> {
         self.union()?.set_flags(ino, flags)
     }
 
-    /// A file's `struct fsxattr`, as bytes (FS_IOC_FSGETXATTR).
+    /// Returns a file's `struct fsxattr`, as bytes (FS_IOC_FSGETXATTR).
     pub fn get_attributes(&self, ino: Ino) -> Result<[u8; 28], FsError> {
         match &self.0 {
             Shown::Lower(_) => Ok([0; 28]),
@@ -320,9 +329,9 @@ impl Fs {
         self.union()?.set_attributes(ino, attributes)
     }
 
-    /// What an upper directory makes different from the image below: every path at which something else is to be seen.
-    /// Takes time by the changes, not by the image. `left_out` are paths that whoever ran something in the tree made:
-    /// an empty directory or file at one of them that the image does not have is no change.
+    /// Returns the diff of the upper directory against the image: every path that differs. The time taken depends on
+    /// the number of changes, not on the image. `left_out` are mountpoints that a container runtime created: an empty
+    /// directory or file at one of them that the image does not have is no change.
     pub fn changes(&self, left_out: &BTreeSet<Vec<u8>>) -> Result<Changes, FsError> {
         match &self.0 {
             Shown::Lower(_) => Ok(Changes::new()),
@@ -330,7 +339,7 @@ impl Fs {
         }
     }
 
-    /// All paths by which an inode that is no directory can be seen. In an image alone it is not asked.
+    /// Returns all paths of an inode that is not a directory. Unused for an image alone.
     fn paths_of(&self, ino: Ino) -> Result<Vec<Vec<u8>>, FsError> {
         match &self.0 {
             Shown::Lower(_) => Ok(Vec::new()),
@@ -338,7 +347,7 @@ impl Fs {
         }
     }
 
-    /// The size of the image, or what is left where the upper directory lies.
+    /// Returns the size of the image, or the free space of the upper directory's file system.
     pub fn statfs(&self) -> Result<Statfs, FsError> {
         match &self.0 {
             Shown::Lower(lower) => lower.statfs(),
@@ -346,8 +355,8 @@ impl Fs {
         }
     }
 
-    /// Lists the directory `ino` from `from` on, 0 being its start, until `full` says so of an entry that it did not
-    /// take.
+    /// Lists the directory `ino` from offset `from` on (0 is its start), until `full` returns true for an entry, which
+    /// then does not count as listed.
     pub fn readdir(&self, ino: Ino, from: u64, full: impl FnMut(&DirEntry) -> bool) -> Result<(), FsError> {
         match &self.0 {
             Shown::Lower(lower) => lower.readdir(ino, from, full),
@@ -355,7 +364,7 @@ impl Fs {
         }
     }
 
-    /// As [`Fs::readdir`], each entry with its inode's attributes.
+    /// The same as [`Fs::readdir`], with the attributes of each entry's inode.
     pub fn readdirplus(
         &self,
         ino: Ino,

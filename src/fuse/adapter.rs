@@ -1,4 +1,4 @@
-//! The kernel's requests: convert, call [`Fs`], reply.
+//! FUSE request handlers: convert a request, call [`Fs`], reply. Implements fuser's `Filesystem` trait.
 
 use super::caller::Caller;
 use super::ids::Ids;
@@ -22,29 +22,31 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// An image never changes, and an upper directory changes through the kernel alone: it may keep what it has been told
-/// for ever. The longest time that does not overflow
-/// when the kernel turns it into ticks.
-const FOREVER: Duration = Duration::from_secs(1 << 31);
-/// How many requests may be under way that nobody waits for, as writing back and reading ahead.
+/// The cache timeout of attributes and entries: never. An image does not change, and an upper directory changes
+/// through this mount only. This is the longest time that does not overflow when the kernel converts it to jiffies.
+const NO_EXPIRY: Duration = Duration::from_secs(1 << 31);
+/// The maximum of background requests in flight, such as write-back and read-ahead (`max_background`).
 const BACKGROUND: u16 = 64;
-/// The largest request that the kernel makes by default (fs.fuse.max_pages_limit).
+/// The largest request that the kernel sends by default, in bytes (fs.fuse.max_pages_limit).
 const MAX_REQUEST: u32 = 1 << 20;
 
+/// The FUSE server of one mount.
 pub struct Adapter {
     fs: Arc<Fs>,
     traffic: Arc<Traffic>,
     pool: Pool,
-    /// Whether a worker is waiting for the disk.
+    /// Whether a worker is in fsync; see [`Syncing`].
     syncing: AtomicBool,
-    /// The way to tell the kernel what it must not remember any more; there once the session is.
+    /// Invalidates the kernel's caches. Set once the session is established.
     notifier: Arc<OnceLock<Notifier>>,
-    /// Whether the kernel is to heed POSIX ACLs. That makes it check all permissions, so it is for mounts that want
-    /// that only; and it costs a request per inode that a caller's group decides about, so for images with ACLs only.
-    heed_acls: bool,
-    /// Whether permissions are checked, and so who changes a file may lose its set-group-ID bit.
+    /// Whether the kernel enforces POSIX ACLs (FUSE_POSIX_ACL). That implies permission checks by the kernel, so it
+    /// requires `default_permissions`; and it costs a request per inode whose permissions depend on the caller's
+    /// groups, so only if there are ACLs.
+    honors_acls: bool,
+    /// Whether the kernel checks permissions (`default_permissions`); then a change may clear the set-group-ID bit.
     checks: bool,
-    /// Whether the kernel keeps the times of files that it caches (FUSE_WRITEBACK_CACHE). It sends those that it sets.
+    /// Whether the kernel maintains the mtime and ctime of files (FUSE_WRITEBACK_CACHE). It sends the times that it
+    /// sets.
     keeps_times: bool,
     xattrs: bool,
     ids: Ids,
@@ -52,19 +54,19 @@ pub struct Adapter {
 
 impl Adapter {
     pub fn new(fs: Arc<Fs>, traffic: Arc<Traffic>, notifier: Arc<OnceLock<Notifier>>, options: &Options) -> Adapter {
-        let heed_acls = options.default_permissions && options.acls && options.xattrs && fs.has_acls();
+        let honors_acls = options.default_permissions && options.acls && options.xattrs && fs.has_acls();
         let ids = Ids { users: options.users.clone(), groups: options.groups.clone() };
         let (pool, syncing, xattrs) = (Pool::default(), AtomicBool::new(false), options.xattrs);
         let (checks, keeps_times) = (options.default_permissions, false);
-        Adapter { fs, traffic, pool, syncing, notifier, heed_acls, checks, keeps_times, xattrs, ids }
+        Adapter { fs, traffic, pool, syncing, notifier, honors_acls, checks, keeps_times, xattrs, ids }
     }
 
-    /// Attributes as callers see them.
+    /// Converts attributes, with owners mapped to shown IDs.
     fn show(&self, attr: &Attr) -> FileAttr {
         convert::attr(&self.ids.show(attr))
     }
 
-    /// What a caller makes.
+    /// Describes a new inode, owned by the caller.
     fn new_of<'a>(&self, request: &Request, kind: Kind, mode: u32, umask: u32) -> New<'a> {
         let (uid, gid) = (self.ids.users.stored(request.uid()), self.ids.groups.stored(request.gid()));
         New { kind, mode, umask, rdev: 0, uid, gid, target: b"" }
@@ -74,19 +76,20 @@ impl Adapter {
         Generation(self.fs.generation(ino).into())
     }
 
-    /// Answers with an inode. The kernel holds a reference to it from then on.
-    fn entry(&self, reply: ReplyEntry, operation: &str, parent: INodeNo, made: Result<Attr, FsError>) {
+    /// Replies with an inode. The kernel then holds a reference (`nlookup`) to it.
+    fn reply_entry(&self, reply: ReplyEntry, operation: &str, parent: INodeNo, made: Result<Attr, FsError>) {
         match made {
             Ok(attr) => {
                 self.fs.remember(attr.ino);
-                reply.entry(&FOREVER, &self.show(&attr), self.generation(attr.ino));
+                reply.entry(&NO_EXPIRY, &self.show(&attr), self.generation(attr.ino));
             }
             Err(e) => reply.error(failed(operation, parent, &e)),
         }
     }
 
-    /// What takes a file's set-ID bits before its data is changed. `is_judged` as in [`set_id::strip_before_write`].
-    fn stripping(
+    /// Returns a closure that strips a file's set-ID bits before a write. `is_judged` as in
+    /// [`set_id::strip_before_write`].
+    fn set_id_stripper(
         &self,
         request: &Request,
         ino: INodeNo,
@@ -101,8 +104,8 @@ impl Adapter {
         }
     }
 
-    /// Does it here, or on a thread of its own if it may take long.
-    fn slowly<T: Send + 'static>(
+    /// Runs an operation in this worker, or, if it is slow, on a thread of the pool; then passes its result to `then`.
+    fn dispatch<T: Send + 'static>(
         &self,
         slow: bool,
         what: impl FnOnce(&Fs) -> T + Send + 'static,
@@ -117,16 +120,16 @@ impl Adapter {
     }
 }
 
-/// Makes the kernel ask for an inode's attributes and ACLs before it shows them again. Where it does not heed ACLs, it
-/// remembers them from the first such call on, so that every later change has to be made known.
+/// Invalidates the kernel's cached attributes and ACLs of an inode. Without FUSE_POSIX_ACL the kernel caches ACLs
+/// from the first such call on, so every later change must be notified as well.
 fn forget_attributes(notifier: &OnceLock<Notifier>, ino: INodeNo) {
     if let Some(notifier) = notifier.get() {
-        // With an offset below 0 no data is forgotten. An error only says that there was nothing to forget.
-        let _not_remembered = notifier.inval_inode(ino, -1, 0);
+        // With a negative offset no data is invalidated. An error only means that the inode is not cached.
+        let _not_cached = notifier.inval_inode(ino, -1, 0);
     }
 }
 
-/// The errno for the caller, and a line in the log if the fault is the store's.
+/// Returns the errno for the caller. Logs the error if the store is damaged.
 fn failed(operation: &str, ino: INodeNo, error: &FsError) -> Errno {
     if error.is_damage() {
         tracing::error!("{operation} of inode {}: {error}", ino.0);
@@ -134,15 +137,15 @@ fn failed(operation: &str, ino: INodeNo, error: &FsError) -> Errno {
     convert::errno(error)
 }
 
-fn empty(reply: ReplyEmpty, operation: &str, ino: INodeNo, done: Result<(), FsError>) {
+fn reply_empty(reply: ReplyEmpty, operation: &str, ino: INodeNo, done: Result<(), FsError>) {
     match done {
         Ok(()) => reply.ok(),
         Err(e) => reply.error(failed(operation, ino, &e)),
     }
 }
 
-/// What a name that does not exist is answered with, so that the kernel remembers its absence: inode 0. The kernel looks
-/// at nothing else of it.
+/// The reply for a name that does not exist: inode 0 makes the kernel cache a negative dentry. It ignores the other
+/// attributes.
 const ABSENT: FileAttr = FileAttr {
     ino: INodeNo(0),
     size: 0,
@@ -161,9 +164,9 @@ const ABSENT: FileAttr = FileAttr {
     flags: 0,
 };
 
-fn xattr_reply(reply: ReplyXattr, size: u32, value: &[u8]) {
+fn reply_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
     if size == 0 {
-        // Values and lists are held to 64 KiB when a layer is indexed.
+        // Fits: the indexer limits values and lists to 64 KiB.
         reply.size(value.len() as u32);
     } else if value.len() > size as usize {
         reply.error(convert::errno(&FsError::Range));
@@ -180,8 +183,8 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_PARALLEL_DIROPS,
-            // File handles outlive what they stand for: of what is removed the number is not found any more, and an inode
-            // that has it later is of another generation.
+            // NFS file handles may outlive their inode: lookups of a removed inode's number fail, and a later inode
+            // with the same number has another generation.
             InitFlags::FUSE_EXPORT_SUPPORT,
         ];
         for flag in wanted {
@@ -191,7 +194,7 @@ impl Filesystem for Adapter {
         }
         if self.fs.is_writable() {
             let written = [InitFlags::FUSE_WRITEBACK_CACHE, InitFlags::FUSE_DONT_MASK, InitFlags::FUSE_HAS_IOCTL_DIR];
-            // Without it the kernel takes set-ID bits away by itself, at the price of a question before each write and chown.
+            // Without it the kernel clears set-ID bits itself, with a getxattr request before each write and chown.
             if config.add_capabilities(InitFlags::FUSE_HANDLE_KILLPRIV_V2).is_err() {
                 tracing::debug!("this kernel's FUSE asks for file capabilities before each write");
             }
@@ -207,10 +210,10 @@ impl Filesystem for Adapter {
                 config.set_max_background(fits).ok();
             }
         }
-        if self.heed_acls && config.add_capabilities(InitFlags::FUSE_POSIX_ACL).is_err() {
+        if self.honors_acls && config.add_capabilities(InitFlags::FUSE_POSIX_ACL).is_err() {
             tracing::warn!("this kernel's FUSE does not heed POSIX ACLs: they are shown, but grant nothing");
         }
-        // Both calls fail only by naming the nearest value that fits, which is then taken.
+        // Both calls fail only for a value out of range, and return the nearest valid one.
         if let Err(fits) = config.set_max_write(MAX_REQUEST) {
             config.set_max_write(fits).ok();
         }
@@ -223,21 +226,21 @@ impl Filesystem for Adapter {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.traffic.note(request);
         let found = match name.as_bytes() {
-            // A file handle is opened that stands for an inode which the kernel does not know (any more).
+            // open_by_handle_at(2) of an inode that is not in the kernel's cache.
             b"." => self.fs.by_number(parent.0),
             b".." => self.fs.parent(parent.0).and_then(|ino| self.fs.getattr(ino)),
             name => self.fs.lookup(parent.0, name),
         };
         match found {
-            Err(FsError::NotFound) => reply.entry(&FOREVER, &ABSENT, Generation(0)),
-            found => self.entry(reply, "lookup", parent, found),
+            Err(FsError::NotFound) => reply.entry(&NO_EXPIRY, &ABSENT, Generation(0)),
+            found => self.reply_entry(reply, "lookup", parent, found),
         }
     }
 
     fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         self.traffic.note(request);
         match self.fs.getattr(ino.0) {
-            Ok(attr) => reply.attr(&FOREVER, &self.show(&attr)),
+            Ok(attr) => reply.attr(&NO_EXPIRY, &self.show(&attr)),
             Err(e) => reply.error(failed("getattr", ino, &e)),
         }
     }
@@ -250,13 +253,13 @@ impl Filesystem for Adapter {
         }
     }
 
-    /// ENOSYS, once: from then on the kernel opens files by itself and keeps their pages.
+    /// ENOSYS: the kernel sends no further open requests, and keeps cached pages across opens (FUSE_NO_OPEN_SUPPORT).
     fn open(&self, request: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         self.traffic.note(request);
         reply.error(Errno::ENOSYS);
     }
 
-    /// ENOSYS, once, as for [`Adapter::open`].
+    /// ENOSYS, as for [`Adapter::open`].
     fn opendir(&self, request: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         self.traffic.note(request);
         reply.error(Errno::ENOSYS);
@@ -296,8 +299,8 @@ impl Filesystem for Adapter {
         let listed = self.fs.readdirplus(ino.0, offset, |entry, attr| {
             let name = OsStr::from_bytes(entry.name);
             let (shown, generation) = (self.show(attr), self.generation(entry.ino));
-            let full = reply.add(INodeNo(entry.ino), entry.next, name, &FOREVER, &shown, generation);
-            // The kernel takes no reference of these two.
+            let full = reply.add(INodeNo(entry.ino), entry.next, name, &NO_EXPIRY, &shown, generation);
+            // The kernel takes no reference to `.` and `..`.
             if !full && entry.name != b"." && entry.name != b".." {
                 self.fs.remember(entry.ino);
             }
@@ -334,9 +337,9 @@ impl Filesystem for Adapter {
         }
         match self.fs.getxattr(ino.0, name.as_bytes()) {
             Ok(value) if self.ids.concerns(name.as_bytes()) => {
-                xattr_reply(reply, size, &self.ids.show_value(name.as_bytes(), value.into_owned()));
+                reply_xattr(reply, size, &self.ids.show_value(name.as_bytes(), value.into_owned()));
             }
-            Ok(value) => xattr_reply(reply, size, &value),
+            Ok(value) => reply_xattr(reply, size, &value),
             Err(e) => reply.error(failed("getxattr", ino, &e)),
         }
     }
@@ -347,7 +350,7 @@ impl Filesystem for Adapter {
             return reply.error(Errno::ENOSYS);
         }
         match self.fs.listxattr(ino.0, request.uid() == 0) {
-            Ok(names) => xattr_reply(reply, size, &names),
+            Ok(names) => reply_xattr(reply, size, &names),
             Err(e) => reply.error(failed("listxattr", ino, &e)),
         }
     }
@@ -358,13 +361,13 @@ impl Filesystem for Adapter {
         let notifier = self.notifier.clone();
         let seek = move |fs: &Fs| {
             let from = u64::try_from(offset).map_err(|_| FsError::NoData)?;
-            // The kernel does not write back first what it holds; to be told that it is out of date makes it do so.
+            // The kernel does not write back dirty pages before lseek; an invalidation makes it do so.
             if let Some(notifier) = notifier.get().filter(|_| writable) {
-                let _nothing_held = notifier.inval_inode(ino, offset, 0);
+                let _not_cached = notifier.inval_inode(ino, offset, 0);
             }
             fs.seek(ino.0, from, whence == libc::SEEK_HOLE)
         };
-        self.slowly(writable, seek, move |found| match found {
+        self.dispatch(writable, seek, move |found| match found {
             Ok(at) => reply.offset(at as i64),
             Err(e) => reply.error(failed("lseek", ino, &e)),
         });
@@ -374,8 +377,8 @@ impl Filesystem for Adapter {
         self.fs.forget(ino.0, count);
     }
 
-    // The kernel keeps writers out of a read-only mount by itself, unless root has remounted it writable: then each of
-    // these is answered by `fs` that it is read-only.
+    // The kernel rejects changes on a read-only mount, unless root has remounted it read-write: then `fs` returns
+    // EROFS for each of the following requests.
 
     fn setattr(
         &self,
@@ -404,11 +407,11 @@ impl Filesystem for Adapter {
         let ids = self.ids.clone();
         let (caller, checks) = (Caller::of(request), self.checks);
         let keeps_mtime = self.keeps_times && size.is_some() && mtime.is_none();
-        if mode.is_some() && !self.heed_acls {
-            // The ACL follows the mode.
+        if mode.is_some() && !self.honors_acls {
+            // The mode change also changes the ACL.
             forget_attributes(&self.notifier, ino);
         }
-        self.slowly(
+        self.dispatch(
             slow,
             move |fs| {
                 let changed = set_id::set_attributes(fs, ino.0, &change, &ids, caller, checks);
@@ -418,13 +421,13 @@ impl Filesystem for Adapter {
                 changed.map(|attr| convert::attr(&ids.show(&attr)))
             },
             move |done| match done {
-                Ok(attr) => reply.attr(&FOREVER, &attr),
+                Ok(attr) => reply.attr(&NO_EXPIRY, &attr),
                 Err(e) => reply.error(failed("setattr", ino, &e)),
             },
         );
     }
 
-    // There is no `create`: the kernel then makes a file by `mknod` and opens it by itself, and has nothing to release when
+    // No `create` handler: the kernel then sends mknod, opens the file without a request, and sends no release when
     // it is closed.
 
     fn mknod(
@@ -440,34 +443,34 @@ impl Filesystem for Adapter {
         self.traffic.note(request);
         let new =
             Kind::of(mode).map(|kind| New { rdev, ..self.new_of(request, kind, mode, umask) }).ok_or(FsError::Invalid);
-        self.entry(reply, "mknod", parent, new.and_then(|new| self.fs.make(parent.0, name.as_bytes(), &new)));
+        self.reply_entry(reply, "mknod", parent, new.and_then(|new| self.fs.make(parent.0, name.as_bytes(), &new)));
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         self.traffic.note(request);
         let new = self.new_of(request, Kind::Dir, mode, umask);
-        self.entry(reply, "mkdir", parent, self.fs.make(parent.0, name.as_bytes(), &new));
+        self.reply_entry(reply, "mkdir", parent, self.fs.make(parent.0, name.as_bytes(), &new));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         self.traffic.note(request);
         let new = New { target: target.as_os_str().as_bytes(), ..self.new_of(request, Kind::Symlink, 0o777, 0) };
-        self.entry(reply, "symlink", parent, self.fs.make(parent.0, name.as_bytes(), &new));
+        self.reply_entry(reply, "symlink", parent, self.fs.make(parent.0, name.as_bytes(), &new));
     }
 
     fn link(&self, request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.traffic.note(request);
-        self.entry(reply, "link", ino, self.fs.link(ino.0, parent.0, name.as_bytes()));
+        self.reply_entry(reply, "link", ino, self.fs.link(ino.0, parent.0, name.as_bytes()));
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.traffic.note(request);
-        empty(reply, "unlink", parent, self.fs.unlink(parent.0, name.as_bytes()));
+        reply_empty(reply, "unlink", parent, self.fs.unlink(parent.0, name.as_bytes()));
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.traffic.note(request);
-        empty(reply, "rmdir", parent, self.fs.rmdir(parent.0, name.as_bytes()));
+        reply_empty(reply, "rmdir", parent, self.fs.rmdir(parent.0, name.as_bytes()));
     }
 
     fn rename(
@@ -486,11 +489,11 @@ impl Filesystem for Adapter {
         });
         if let (Ok(moved), Some(notifier)) = (&moved, self.notifier.get()) {
             for dir in moved {
-                // It may not remember anything of it; then that is an error, and just as well.
-                let _not_remembered = notifier.inval_inode(INodeNo(*dir), 0, 0);
+                // An error only means that the directory is not cached.
+                let _not_cached = notifier.inval_inode(INodeNo(*dir), 0, 0);
             }
         }
-        empty(reply, "rename", parent, moved.map(drop));
+        reply_empty(reply, "rename", parent, moved.map(drop));
     }
 
     fn write(
@@ -512,7 +515,8 @@ impl Filesystem for Adapter {
             Err(e) => reply.error(failed("write", ino, &e)),
         };
         let held_back = self.keeps_times || flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let strip = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| self.stripping(request, ino, true));
+        let must_strip = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let strip = must_strip.then(|| self.set_id_stripper(request, ino, true));
         let write = move |fs: &Fs, bytes: &[u8]| {
             strip.map_or(Ok(()), |strip| strip(fs))?;
             match held_back {
@@ -522,7 +526,7 @@ impl Filesystem for Adapter {
         };
         if self.fs.is_slow_to_write(ino.0) {
             let bytes = bytes.to_vec();
-            self.slowly(true, move |fs| write(fs, &bytes), then);
+            self.dispatch(true, move |fs| write(fs, &bytes), then);
         } else {
             then(write(&self.fs, bytes));
         }
@@ -540,9 +544,9 @@ impl Filesystem for Adapter {
     ) {
         self.traffic.note(request);
         let slow = self.fs.is_slow_to_write(ino.0);
-        let then = move |done| empty(reply, "fallocate", ino, done);
+        let then = move |done| reply_empty(reply, "fallocate", ino, done);
         let keeps_mtime = self.keeps_times;
-        let strip = self.stripping(request, ino, false);
+        let strip = self.set_id_stripper(request, ino, false);
         let allocate = move |fs: &Fs| {
             strip(fs)?;
             fs.fallocate(ino.0, mode, offset, len)?;
@@ -551,7 +555,7 @@ impl Filesystem for Adapter {
             }
             Ok(())
         };
-        self.slowly(slow, allocate, then);
+        self.dispatch(slow, allocate, then);
     }
 
     fn copy_file_range(
@@ -569,7 +573,7 @@ impl Filesystem for Adapter {
     ) {
         self.traffic.note(request);
         let keeps_mtime = self.keeps_times;
-        let strip = self.stripping(request, to, false);
+        let strip = self.set_id_stripper(request, to, false);
         let copy = move |fs: &Fs| {
             strip(fs)?;
             let copied = fs.copy_range(from.0, at, to.0, to_at, len)?;
@@ -578,7 +582,7 @@ impl Filesystem for Adapter {
             }
             Ok::<u64, FsError>(copied)
         };
-        self.slowly(true, copy, move |done| match done {
+        self.dispatch(true, copy, move |done| match done {
             Ok(copied) => reply.written(copied as u32),
             Err(e) => reply.error(failed("copy_file_range", to, &e)),
         });
@@ -601,13 +605,13 @@ impl Filesystem for Adapter {
         let value = self.ids.store_value(name.as_bytes(), value.to_vec());
         let mut done = self.fs.setxattr(ino.0, name.as_bytes(), &value, flags);
         if done.is_ok() && name.as_bytes() == ACCESS_ACL {
-            // It changed the mode.
+            // The ACL change also changed the mode.
             forget_attributes(&self.notifier, ino);
             if self.checks {
                 done = set_id::strip_after_acl(&self.fs, ino.0, &self.ids, Caller::of(request));
             }
         }
-        empty(reply, "setxattr", ino, done);
+        reply_empty(reply, "setxattr", ino, done);
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -619,7 +623,7 @@ impl Filesystem for Adapter {
         if done.is_ok() && name.as_bytes() == ACCESS_ACL {
             forget_attributes(&self.notifier, ino);
         }
-        empty(reply, "removexattr", ino, done);
+        reply_empty(reply, "removexattr", ino, done);
     }
 
     fn ioctl(
@@ -634,10 +638,10 @@ impl Filesystem for Adapter {
         reply: ReplyIoctl,
     ) {
         self.traffic.note(request);
-        match control(&self.fs, ino.0, command, given) {
+        match handle_ioctl(&self.fs, ino.0, command, given) {
             Ok(answer) => {
                 if matches!(command, FS_IOC_SETFLAGS | FS_IOC_FSSETXATTR) {
-                    // It changed the change time.
+                    // The ioctl changed the ctime.
                     forget_attributes(&self.notifier, ino);
                 }
                 reply.ioctl(0, &answer);
@@ -646,26 +650,27 @@ impl Filesystem for Adapter {
         }
     }
 
-    /// ENOSYS, once: the kernel writes back what it holds when a file is closed, and there is nothing more to do then.
+    /// ENOSYS: the kernel sends no further flush requests. It writes back dirty pages at close, and nothing else is
+    /// to do.
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         reply.error(Errno::ENOSYS);
     }
 
-    /// Of an image ENOSYS, once: nothing is ever written, and the kernel need not ask.
+    /// ENOSYS on a read-only mount: the kernel sends no further fsync requests.
     fn fsync(&self, request: &Request, ino: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
         self.traffic.note(request);
         if !self.fs.is_writable() {
             return reply.error(Errno::ENOSYS);
         }
-        // One at a time is done here, which spares it the way to another thread: the other worker stays free.
+        // One fsync at a time runs in its worker, which saves a thread switch; the other worker stays free.
         let _syncing = match Syncing::begin(&self.syncing) {
             Some(here) => here,
             None => {
-                let then = move |done| empty(reply, "fsync", ino, done);
-                return self.slowly(true, move |fs| fs.fsync(ino.0, data_only), then);
+                let then = move |done| reply_empty(reply, "fsync", ino, done);
+                return self.dispatch(true, move |fs| fs.fsync(ino.0, data_only), then);
             }
         };
-        empty(reply, "fsync", ino, self.fs.fsync(ino.0, data_only));
+        reply_empty(reply, "fsync", ino, self.fs.fsync(ino.0, data_only));
     }
 
     fn fsyncdir(&self, request: &Request, ino: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
@@ -673,10 +678,11 @@ impl Filesystem for Adapter {
     }
 }
 
-/// A worker that waits for the disk, the only one.
+/// The right to run fsync in a worker instead of the pool; at most one worker has it.
 struct Syncing<'a>(&'a AtomicBool);
 
 impl<'a> Syncing<'a> {
+    /// Returns `None` if another worker is in fsync.
     fn begin(flag: &'a AtomicBool) -> Option<Syncing<'a>> {
         (!flag.swap(true, Ordering::Relaxed)).then_some(Syncing(flag))
     }
@@ -688,14 +694,14 @@ impl Drop for Syncing<'_> {
     }
 }
 
-// linux/fs.h.
+// ioctl numbers of linux/fs.h.
 const FS_IOC_GETFLAGS: u32 = 0x8008_6601;
 const FS_IOC_SETFLAGS: u32 = 0x4008_6602;
 const FS_IOC_FSGETXATTR: u32 = 0x801c_581f;
 const FS_IOC_FSSETXATTR: u32 = 0x401c_5820;
 
-/// The controls that chattr, lsattr and project quotas use.
-fn control(fs: &Fs, ino: u64, command: u32, given: &[u8]) -> Result<Vec<u8>, FsError> {
+/// Handles the ioctls of chattr(1), lsattr(1) and project quotas.
+fn handle_ioctl(fs: &Fs, ino: u64, command: u32, given: &[u8]) -> Result<Vec<u8>, FsError> {
     match command {
         FS_IOC_GETFLAGS => Ok(fs.get_flags(ino)?.to_ne_bytes().to_vec()),
         FS_IOC_SETFLAGS => {

@@ -1,4 +1,4 @@
-//! Between the file system's plain data and fuser's types.
+//! Conversions between the file system's types and fuser's.
 
 use crate::fs::{Attr, FsError, Replace, SetTime};
 use crate::meta::{Kind, Time};
@@ -41,15 +41,17 @@ pub fn kind(kind: Kind) -> FileType {
     }
 }
 
-/// A time that the clock's type cannot hold becomes the epoch; on Linux it holds every i64 of seconds.
+/// Converts a time. One that `SystemTime` cannot represent becomes the epoch; on Linux it represents every i64 of
+/// seconds.
 fn time(time: Time) -> SystemTime {
     let whole = Duration::from_secs(time.sec.unsigned_abs());
     let second = if time.sec < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
     second.and_then(|second| second.checked_add(Duration::from_nanos(time.nsec.into()))).unwrap_or(UNIX_EPOCH)
 }
 
-/// A time to set. Of one before the epoch fuser 0.18 takes the nanoseconds off the seconds, where the kernel means them
-/// to be added; so its parts are the kernel's, but for the sign.
+/// Converts a time to set. For times before the epoch fuser 0.18 subtracts the nanoseconds from the seconds, where
+/// the kernel means them to be added; so the absolute values of both parts are the kernel's, and only the sign of the
+/// seconds is lost.
 pub fn set_time(time: TimeOrNow) -> SetTime {
     match time {
         TimeOrNow::Now => SetTime::Now,
@@ -57,7 +59,7 @@ pub fn set_time(time: TimeOrNow) -> SetTime {
     }
 }
 
-/// A time that the kernel sent, as for [`set_time`].
+/// Converts a time from the kernel, as [`set_time`] does.
 pub fn time_of(time: SystemTime) -> Time {
     match time.duration_since(UNIX_EPOCH) {
         Ok(after) => Time { sec: after.as_secs() as i64, nsec: after.subsec_nanos() },
@@ -65,8 +67,8 @@ pub fn time_of(time: SystemTime) -> Time {
     }
 }
 
-/// What a rename does with the new name; EINVAL for combinations that renameat2(2) does not know, and for RENAME_WHITEOUT,
-/// as kernel overlayfs answers: a union that lies on a mount must not take the whiteouts of that mount for its own.
+/// Converts the flags of a rename. EINVAL for combinations that renameat2(2) does not allow, and for RENAME_WHITEOUT,
+/// as in kernel overlayfs: a union on top of a mount must not take the mount's whiteouts for its own.
 pub fn replace(flags: RenameFlags) -> Result<Replace, FsError> {
     if flags == RenameFlags::empty() {
         Ok(Replace::Allow)
@@ -84,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_far_from_now_stay_what_they_are() {
+    fn distant_times_are_preserved() {
         for (sec, nsec) in [(-1, 999_999_999), (i64::MIN, 0), (i64::MAX, 0), (4_102_444_800, 1), (-2_208_988_800, 5)] {
             let got = time(Time { sec, nsec });
             let back = match got.duration_since(UNIX_EPOCH) {

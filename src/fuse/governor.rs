@@ -1,5 +1,5 @@
-//! Governor thread: while requests arrive, keeps wake-ups cheap ([`super::wake`]) and sets the CPU affinity of the worker
-//! threads ([`super::placement`]). It sleeps while no requests arrive.
+//! Governor thread: while requests arrive, keeps wake-ups cheap ([`super::wake`]) and sets the CPU affinity of the
+//! worker threads ([`super::placement`]). It sleeps while no requests arrive.
 
 use super::placement::{Placement, Placing, Seen};
 use super::processors::{Idleness, given, processor_of, runnable};
@@ -31,14 +31,14 @@ const FRUGAL: i64 = 200;
 /// The most that may be saved up for a burst of observations, in nanoseconds.
 const SAVED: i64 = 300_000;
 
-/// The governing thread; ends with this value.
+/// The governor thread. Dropping this ends it.
 pub struct Governor {
     traffic: Arc<Traffic>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Governor {
-    /// Starts it, if there is anything to govern. `device` is a descriptor of the FUSE connection.
+    /// Starts the thread, if a policy requires it. `device` is a descriptor of the FUSE connection.
     pub fn start(traffic: &Arc<Traffic>, waking: Waking, placing: Placing, device: OwnedFd) -> io::Result<Governor> {
         let mut governor = Governor { traffic: traffic.clone(), thread: None };
         let method = Method::open(waking, device)?;
@@ -244,7 +244,7 @@ fn all() -> CpuSet {
     all
 }
 
-/// Processor time that observing may take (a token bucket).
+/// Budget of processor time for observations: a token bucket.
 struct Budget {
     /// Nanoseconds; negative after an observation that took more.
     saved: i64,
@@ -256,7 +256,7 @@ impl Budget {
         Budget { saved: SAVED, since: now }
     }
 
-    /// Whether there is anything to spend.
+    /// Whether the budget is positive.
     fn allows(&mut self, now: Instant) -> bool {
         let earned = nanoseconds(now.saturating_duration_since(self.since)) / FRUGAL;
         self.saved = SAVED.min(self.saved.saturating_add(earned));

@@ -1,21 +1,21 @@
-//! Owners on disk and owners shown: a mount may show other numbers than files have.
+//! ID mapping: user and group IDs on disk versus those shown by a mount (`uidmapping=`, `squash_to_uid=`).
 
 use crate::fs::Attr;
 
-/// Which numbers on disk are shown as which.
+/// A map of user or group IDs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IdMap {
-    /// The ranges; none of them: every number is shown as it is.
+    /// The ranges; if empty, every ID is shown unchanged.
     pub ranges: Vec<IdRange>,
-    /// The number that everything is shown as.
+    /// The ID to show for all files.
     pub squash: Option<u32>,
-    /// What stands for a number that is in no range.
+    /// The ID to show for an ID in no range.
     pub overflow: u32,
 }
 
-/// So many numbers from `disk` on are shown as those from `shown` on.
+/// A range: `len` IDs on disk, starting at `disk`, are shown as IDs starting at `shown`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "said above")]
+#[allow(missing_docs, reason = "see above")]
 pub struct IdRange {
     pub disk: u32,
     pub shown: u32,
@@ -23,12 +23,12 @@ pub struct IdRange {
 }
 
 impl IdMap {
-    /// What a number on disk is shown as.
+    /// Maps an ID on disk to the ID to show.
     pub fn shown(&self, id: u32) -> u32 {
         self.squash.unwrap_or_else(|| self.map(id, |range| (range.disk, range.shown)))
     }
 
-    /// What a number that a caller has, or gives, is on disk.
+    /// Maps a caller's ID, or an ID that a caller sets, to the ID on disk. Ignores `squash`.
     pub fn stored(&self, id: u32) -> u32 {
         self.map(id, |range| (range.shown, range.disk))
     }
@@ -44,19 +44,20 @@ impl IdMap {
         self.ranges.iter().rev().find_map(within).unwrap_or(self.overflow)
     }
 
+    /// Whether every ID is shown unchanged.
     fn is_plain(&self) -> bool {
         self.ranges.is_empty() && self.squash.is_none()
     }
 }
 
-/// Both maps.
+/// The maps of user and group IDs.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ids {
     pub users: IdMap,
     pub groups: IdMap,
 }
 
-/// acl(5): the tags of entries that name a user or a group.
+/// ACL_USER and ACL_GROUP (linux/posix_acl.h): the tags of entries with an ID.
 const USER: u16 = 0x02;
 const GROUP: u16 = 0x08;
 const HEADER: usize = 4;
@@ -67,22 +68,22 @@ impl Ids {
         Attr { uid: self.users.shown(attr.uid), gid: self.groups.shown(attr.gid), ..*attr }
     }
 
-    /// Whether owners are not shown as they are, so that it is nobody's fault if they cannot be changed.
+    /// Whether all files show the same owner. Then a failure to change the owner is no error of the caller.
     pub fn squashes(&self) -> bool {
         self.users.squash.is_some() || self.groups.squash.is_some()
     }
 
-    /// The value of an attribute with its numbers as they are shown.
+    /// Maps the IDs in an ACL's value to those to show; returns other attributes unchanged.
     pub fn show_value(&self, name: &[u8], value: Vec<u8>) -> Vec<u8> {
         self.each_id(name, value, IdMap::shown)
     }
 
-    /// The value of an attribute with its numbers as they are on disk.
+    /// Maps the IDs in an ACL's value to those on disk; returns other attributes unchanged.
     pub fn store_value(&self, name: &[u8], value: Vec<u8>) -> Vec<u8> {
         self.each_id(name, value, IdMap::stored)
     }
 
-    /// Whether values of that attribute have numbers that are shown as others.
+    /// Whether values of that extended attribute contain IDs to map.
     pub fn concerns(&self, name: &[u8]) -> bool {
         name.starts_with(b"system.posix_acl_") && !(self.users.is_plain() && self.groups.is_plain())
     }
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_go_both_ways_and_others_overflow() {
+    fn ids_are_mapped_both_ways_and_others_overflow() {
         let map = map();
         for (disk, shown) in [(0, 1000), (1, 110_000), (65_536, 175_535)] {
             assert_eq!((map.shown(disk), map.stored(shown)), (shown, disk));
@@ -124,13 +125,13 @@ mod tests {
     }
 
     #[test]
-    fn squashing_is_for_showing_only() {
+    fn squash_applies_to_shown_ids_only() {
         let map = IdMap { squash: Some(5), ..map() };
         assert_eq!((map.shown(0), map.shown(77_777), map.stored(1000)), (5, 5, 0));
     }
 
     #[test]
-    fn an_acls_numbers_are_mapped() {
+    fn ids_in_acls_are_mapped() {
         let ids = Ids { users: map(), groups: IdMap::default() };
         let acl = |id: u32| {
             let entry = |tag: u16, id: u32| [&tag.to_le_bytes()[..], &7u16.to_le_bytes(), &id.to_le_bytes()].concat();

@@ -1,5 +1,5 @@
-//! The kernel's side: mounts an [`Fs`] and answers for it. The only module that names fuser, so that the transport can be
-//! replaced one day.
+//! FUSE server: mounts an [`Fs`] and serves the kernel's requests. The only module that uses fuser, so that the
+//! library can be replaced.
 
 mod adapter;
 mod caller;
@@ -29,26 +29,26 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use traffic::Traffic;
 
-/// How an image is mounted.
+/// Options of a FUSE mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// What stands as the mount's source in `/proc/mounts`.
+    /// The source in `/proc/mounts` (`fsname=`).
     pub source: String,
-    /// Whether others than the user who mounts may enter (`allow_other`).
+    /// Whether other users may access the mount (`allow_other`).
     pub allow_other: bool,
-    /// Whether root may, if others may not (`allow_root`).
+    /// Whether root may access the mount if other users may not (`allow_root`).
     pub allow_root: bool,
-    /// Whether nothing may be changed, whatever is mounted.
+    /// Whether the mount is read-only, even if the file system is writable.
     pub read_only: bool,
-    /// Whether POSIX ACLs are heeded, where there are any.
+    /// Whether POSIX ACLs are enforced, if the image has any.
     pub acls: bool,
-    /// Whether there are extended attributes.
+    /// Whether extended attributes are supported.
     pub xattrs: bool,
-    /// Further options for the kernel, as `context=...`.
+    /// Further mount options for the kernel, such as `context=...`.
     pub kernel_options: Vec<String>,
-    /// Which owners are shown as which.
+    /// The map of user IDs.
     pub users: IdMap,
-    /// Which groups are shown as which.
+    /// The map of group IDs.
     pub groups: IdMap,
     /// Whether the kernel checks permissions by mode, owner and ACL (`default_permissions`).
     pub default_permissions: bool,
@@ -56,18 +56,18 @@ pub struct Options {
     pub suid: bool,
     /// Whether device nodes work.
     pub dev: bool,
-    /// Whether programs can be run.
+    /// Whether programs can be executed.
     pub exec: bool,
-    /// What is done against the cost of wake-ups.
+    /// Wake-up policy.
     pub waking: Waking,
-    /// Worker placement.
+    /// Worker placement policy.
     pub placing: Placing,
 }
 
 impl Options {
-    /// What suits the user: for root the mount is for everyone and works like a local file system, with set-id programs
-    /// and devices, so that one can chroot into it. Another user's is his alone; the kernel leaves set-id and devices
-    /// out of it, and he may read all of it, as he may read the layers that it is made of.
+    /// Returns the default options. Root's mount is open to all users and works like a local file system, with set-ID
+    /// programs and devices, so that one can chroot into it. Another user's mount is private, without set-ID programs
+    /// and devices; the user may read all of it, as the user owns the layers it consists of.
     pub fn for_user(source: &str, root: bool) -> Options {
         Options {
             source: source.into(),
@@ -105,8 +105,8 @@ impl Options {
         }
         config.mount_options.extend(self.kernel_options.iter().cloned().map(MountOption::CUSTOM));
         config.acl = self.acl();
-        // With wake-ups cheap, a second worker lets one request wait for the disk and the others go on. Where the
-        // worker polls, a second would poll against the caller for a processor.
+        // A second worker serves requests while the first waits for the disk. With polling, a second worker would
+        // compete with the caller for a processor.
         config.n_threads = Some(if waking == Waking::Poll { 1 } else { 2 });
         config
     }
@@ -119,8 +119,8 @@ impl Options {
         }
     }
 
-    /// Mounts by the system call where that is allowed, which knows the subtype that fuser would leave out, and through
-    /// fusermount3 where it is not.
+    /// Mounts with mount(2), which sets the subtype that fuser would omit; through fusermount3 if mount(2) is not
+    /// permitted.
     fn connect(
         &self,
         adapter: Adapter,
@@ -144,34 +144,34 @@ impl Options {
     }
 }
 
-/// The mount's type is `fuse.` and this.
+/// The subtype: the file system type in the mount table is `fuse.plyfs`.
 const SUBTYPE: &str = "plyfs";
 
-/// Why an image could not be mounted.
+/// A mount error.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
-    /// The mountpoint is missing or of no use.
+    /// The mountpoint does not exist or is not a directory.
     #[error("cannot mount at {}: {why}", path.display())]
     Mountpoint {
-        /// Where.
+        /// The mountpoint.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         why: String,
     },
-    /// The kernel, or fusermount3 for it, refused.
+    /// The kernel or fusermount3 refused to mount.
     #[error("cannot mount at {}: {why}", path.display())]
     Refused {
-        /// Where.
+        /// The mountpoint.
         path: PathBuf,
-        /// What it said.
+        /// The reason.
         why: String,
     },
 }
 
-/// How much the kernel reads ahead of a reader, in KiB: the default of 128 makes eight requests of one.
+/// The kernel's read-ahead, in KiB. Its default of 128 would split a request of the maximum size into eight.
 const READ_AHEAD_KIB: u32 = 1024;
 
-/// A live mount and the threads that answer for it.
+/// A FUSE session: a live mount and the threads that serve it.
 pub struct Session {
     worker: JoinHandle<io::Result<()>>,
     governor: Governor,
@@ -179,7 +179,7 @@ pub struct Session {
     device: u64,
 }
 
-/// Mounts `fs` at the existing directory `at` and begins to answer. The mount is live when this returns.
+/// Mounts `fs` at the existing directory `at` and starts serving. The mount is live when this returns.
 pub fn mount(fs: Arc<Fs>, at: &Path, options: &Options) -> Result<Session, MountError> {
     let unusable = |why: String| MountError::Mountpoint { path: at.into(), why };
     let refused = |e: io::Error| MountError::Refused { path: at.into(), why: why_refused(&e) };
@@ -188,13 +188,13 @@ pub fn mount(fs: Arc<Fs>, at: &Path, options: &Options) -> Result<Session, Mount
         return Err(unusable("it is not a directory".into()));
     }
     let traffic = Arc::new(Traffic::new());
-    let waking = options.waking.settle();
+    let waking = options.waking.resolve();
     let writable = fs.is_writable() && !options.read_only;
     let notifier = Arc::new(OnceLock::new());
     let adapter = Adapter::new(fs, traffic.clone(), notifier.clone(), options);
     let session = options.connect(adapter, &mountpoint, waking, writable).map_err(refused)?;
     notifier.get_or_init(|| session.notifier());
-    // From here on the mount is there, and must not stay if nobody is to answer for it.
+    // The mount exists now: on an error below it must be removed, as no process would serve it.
     serve(session, &traffic, (waking, options.placing), mountpoint.clone()).map_err(|e| {
         let _gone = sys::unmount(&mountpoint, true);
         refused(e)
@@ -216,7 +216,7 @@ fn serve(
     Ok(Session { worker, governor, mountpoint, device })
 }
 
-/// Detaches the mounts of that device number that nothing covers, the last one first.
+/// Detaches all mounts of that device number, the latest first. An error if another mount covers one of them.
 fn detach_all(device: u64) -> io::Result<()> {
     let mut table = sys::mounts()?;
     while let Some(last) = table.pop() {
@@ -233,7 +233,7 @@ fn detach_all(device: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// One line out of what fuser and fusermount3 say, and what to do about it.
+/// Returns the first line of fuser's or fusermount3's message, with a hint for known errors.
 fn why_refused(error: &io::Error) -> String {
     let said = error.to_string();
     let line = said.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it gave no reason");
@@ -247,20 +247,20 @@ fn why_refused(error: &io::Error) -> String {
 }
 
 impl Session {
-    /// Where it is mounted, as an absolute path.
+    /// The mountpoint, as an absolute path.
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint
     }
 
-    /// Takes the mount out of the tree of mounts, from any thread, wherever it has been bound or moved to. Files that are
-    /// open stay usable, and [`Session::run`] goes on, until the last of them is closed. Under another mount it has to
-    /// stay, which is an error: taking it away would take the other one with it.
+    /// Returns a function that detaches the mount at all its mountpoints, also where it was bind-mounted or moved to.
+    /// It may be called from any thread. Open files stay usable, and [`Session::run`] does not return, until the last
+    /// one is closed. An error if another mount covers it: detaching would remove that one as well.
     pub fn detacher(&self) -> impl Fn() -> io::Result<()> + Send + 'static {
         let device = self.device;
         move || detach_all(device)
     }
 
-    /// Waits until the mount is gone and all its files are closed.
+    /// Waits until the mount is detached and all its files are closed.
     pub fn run(self) -> io::Result<()> {
         let ended =
             self.worker.join().unwrap_or_else(|_| Err(io::Error::other("the thread that serves the mount failed")));

@@ -1,10 +1,11 @@
 //! Worker placement: decides which processor the worker threads run on. A pure state machine, without clocks or system
 //! calls; the governor feeds it observations and sets the affinity.
 //!
-//! A request takes 8 to 16 microseconds if caller and worker share a processor, and 45 to 90 if each wakes the other on a
-//! different one. On a busy machine the scheduler does not bring them together. While a processor is idle, following the
-//! caller gains nothing: the scheduler moves the caller to the idle processor again and again, and PM QoS or polling
-//! ([`super::wake`]) make wake-ups cheap. So the workers follow their caller while no processor is idle.
+//! A request takes 8 to 16 microseconds if caller and worker share a processor, and 45 to 90 if each wakes the other
+//! on a different one. On a busy machine the scheduler does not bring them together. While a processor is idle,
+//! following the caller gains nothing: the scheduler moves the caller to the idle processor again and again, and PM
+//! QoS or polling ([`super::wake`]) make wake-ups cheap. So the workers follow their caller while no processor is
+//! idle.
 
 use rustix::thread::CpuSet;
 use std::collections::VecDeque;
@@ -40,14 +41,14 @@ pub struct Seen {
 const BUSY: u8 = 5;
 /// It is calm if the idlest processor is at least this idle. In between, the placement stays as it is (hysteresis).
 const CALM: u8 = 25;
-/// The most callers to follow. Measured with writers on two busy processors: with one caller, following is 5 times as fast;
-/// with two, 1.3 times; with three or four it gains nothing, and it costs time where the callers themselves use all
-/// processors.
+/// The most callers to follow. Measured with writers on two busy processors: with one caller, following is 5 times as
+/// fast; with two, 1.3 times; with three or four it gains nothing, and it costs time where the callers themselves use
+/// all processors.
 const MOST_CALLERS: usize = 2;
 /// How many measurements of idle time in a row must agree.
 const AGREE: u8 = 2;
-/// The machine is also busy if this many observations in a row find more runnable threads than processors. This is known
-/// within milliseconds, idle time only after two measurements.
+/// The machine is also busy if this many observations in a row find more runnable threads than processors. This is
+/// known within milliseconds, idle time only after two measurements.
 const CROWD: u8 = 4;
 /// How many observations in a row must find the callers on another processor before the workers move.
 const ELSEWHERE: u8 = 2;

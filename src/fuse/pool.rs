@@ -1,20 +1,20 @@
-//! Threads for what takes long, so that those that take the kernel's requests stay free. They come as they are needed
-//! and go when they are not.
+//! Thread pool for slow FUSE requests, which keeps the workers free. Threads start on demand and end when idle.
 
 use super::processors::given;
+use parking_lot::{Condvar, Mutex};
 use rustix::thread::sched_setaffinity;
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-/// The most threads; what comes beyond waits for one.
-const MOST: usize = 64;
-/// How long a thread waits for more to do.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The maximum of threads; further jobs are queued.
+const MAX_THREADS: usize = 64;
+/// How long an idle thread waits for a job before it ends.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The pool. Jobs that are waiting when it is dropped are still done.
+/// The pool. Dropping it does not cancel queued jobs.
 #[derive(Default)]
 pub struct Pool {
     shared: Arc<Shared>,
@@ -34,15 +34,16 @@ struct State {
 }
 
 impl Pool {
-    /// Does a job on a thread of the pool. Where no thread can be had, it is done here.
+    /// Runs a job on a thread of the pool. If there are no threads and none can be started, runs a job in the calling
+    /// thread.
     pub fn run(&self, job: impl FnOnce() + Send + 'static) {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         state.jobs.push_back(Box::new(job));
         if state.idle >= state.jobs.len() {
             self.shared.more.notify_one();
             return;
         }
-        if state.threads == MOST {
+        if state.threads == MAX_THREADS {
             return;
         }
         let shared = self.shared.clone();
@@ -62,33 +63,28 @@ impl Pool {
 
 impl Shared {
     fn work(&self) {
-        // A worker that is bound to its caller's processor started this thread, which inherited that.
+        // This thread inherited the CPU affinity of the worker that started it.
         if let Ok(given) = given()
             && let Err(e) = sched_setaffinity(None, &given)
         {
             tracing::debug!("a thread of the pool stays bound to a processor: {e}");
         }
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         loop {
             if let Some(job) = state.jobs.pop_front() {
                 drop(state);
                 job();
-                state = self.lock();
+                state = self.state.lock();
                 continue;
             }
             state.idle += 1;
-            let waited = self.more.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner);
-            state = waited.0;
+            let timed_out = self.more.wait_for(&mut state, IDLE_TIMEOUT).timed_out();
             state.idle -= 1;
-            if waited.1.timed_out() && state.jobs.is_empty() {
+            if timed_out && state.jobs.is_empty() {
                 state.threads -= 1;
                 return;
             }
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -98,7 +94,7 @@ mod tests {
     use std::sync::mpsc;
 
     #[test]
-    fn jobs_that_wait_for_each_other_all_get_a_thread() {
+    fn interdependent_jobs_run_concurrently() {
         let pool = Pool::default();
         let barrier = Arc::new(std::sync::Barrier::new(8));
         let (done, all) = mpsc::channel();

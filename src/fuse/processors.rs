@@ -1,5 +1,5 @@
-//! Processor statistics from /proc: the processor a thread runs on (proc_pid_stat(5)), idle time (proc_stat(5)), runnable
-//! threads (proc_loadavg(5)).
+//! Processor statistics from /proc: the processor a thread runs on (proc_pid_stat(5)), idle time (proc_stat(5)),
+//! runnable threads (proc_loadavg(5)).
 
 use crate::sys;
 use rustix::thread::{CpuSet, Pid, sched_getaffinity};
@@ -7,15 +7,16 @@ use std::fs;
 
 /// The index of field 39, `processor`, of `/proc/PID/stat` among the fields after the name.
 const PROCESSOR: usize = 36;
-/// Indexes of `idle` and `iowait` in a processor's line of `/proc/stat`, and the number of fields to add up: `guest` and
-/// `guest_nice` are contained in others.
+/// Indexes of `idle` and `iowait` in a processor's line of `/proc/stat`, and the number of fields to add up: `guest`
+/// and `guest_nice` are contained in others.
 const IDLE: usize = 3;
 const IOWAIT: usize = 4;
 const FIELDS: usize = 8;
 /// The shortest interval to measure, in ticks.
 const LEAST: u64 = 4;
 
-/// The processors that this process may use, by taskset(1) or a cpuset: those of its main thread, which is never bound to one.
+/// The processors that this process may use, by taskset(1) or a cpuset: those of its main thread, which is never
+/// bound to one.
 pub fn given() -> rustix::io::Result<CpuSet> {
     sched_getaffinity(Pid::from_raw(std::process::id().cast_signed()))
 }
@@ -25,7 +26,7 @@ pub fn processor_of(thread: u32) -> Option<usize> {
     after_name(&fs::read_to_string(sys::proc_dir(thread)?.join("stat")).ok()?)?.nth(PROCESSOR)?.parse().ok()
 }
 
-/// The name, in parentheses, may contain anything.
+/// Returns the fields after the process name, which is in parentheses and may contain anything.
 fn after_name(stat: &str) -> Option<impl Iterator<Item = &str>> {
     Some(stat.rsplit_once(')')?.1.split_ascii_whitespace())
 }
@@ -45,8 +46,8 @@ pub struct Idleness {
 }
 
 impl Idleness {
-    /// Returns the idle time of the idlest of these processors since the last call, in percent. `None` at the first call and
-    /// after too short a time.
+    /// Returns the idle time of the idlest of these processors since the last call, in percent. `None` at the first
+    /// call and after too short a time.
     pub fn measure(&mut self, given: &CpuSet) -> Option<u8> {
         self.since(&fs::read_to_string("/proc/stat").ok()?, given)
     }
@@ -57,7 +58,7 @@ impl Idleness {
         let share = |&(processor, idle, all): &(usize, u64, u64)| {
             let (_, idle_before, all_before) = *before(processor)?;
             let all = all.saturating_sub(all_before);
-            // Idle time may be counted back a little.
+            // The counter of idle time may decrease a little.
             let idle = idle.saturating_sub(idle_before).min(all);
             (all >= LEAST).then(|| (idle * 100 / all) as u8)
         };

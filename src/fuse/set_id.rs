@@ -1,6 +1,6 @@
-//! Which set-ID bits (set-user-ID, set-group-ID) a file keeps through a change. The kernel leaves that to the server
-//! (FUSE_HANDLE_KILLPRIV_V2), and so need not ask for anything before each write. The rules are those of `notify_change`
-//! and `setattr_should_drop_suidgid` in the kernel's fs/attr.c.
+//! Set-ID bits: decides which of set-user-ID and set-group-ID a file keeps through a change. The kernel leaves that
+//! to the server (FUSE_HANDLE_KILLPRIV_V2), which saves a getxattr request before each write. The rules are those of
+//! `notify_change` and `setattr_should_drop_suidgid` in the kernel's fs/attr.c.
 
 use super::caller::Caller;
 use super::ids::Ids;
@@ -11,21 +11,21 @@ const SET_USER: u16 = 0o4000;
 const SET_GROUP: u16 = 0o2000;
 const GROUP_RUNS: u16 = 0o0010;
 
-/// What a change is of.
+/// The kind of a change.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Cause {
     /// The data, or the size.
     Data,
     /// The owner or the group.
     Owner,
-    /// Neither: chown(2) with -1 for both. It takes set-ID bits away all the same, so only the owner may do it.
+    /// Neither: chown(2) with -1 for both. It strips set-ID bits all the same, so only the owner may do it.
     NoOwner,
     /// The access ACL, and with it the mode.
     Acl,
 }
 
 impl Cause {
-    /// Of a request to change attributes; `None` if it takes no bits. chmod(2) is not here: the kernel has checked the mode.
+    /// Classifies a setattr request; `None` if it strips no bits. Ignores chmod(2): the kernel has checked the mode.
     fn of(change: &Change) -> Option<Cause> {
         let sets_times = change.atime.is_some() || change.mtime.is_some();
         match change {
@@ -36,8 +36,9 @@ impl Cause {
         }
     }
 
-    /// Before it writes to a regular file the kernel asks for a change of nothing, to take the bits. chown(2) with -1 for both
-    /// is a change of nothing too, but has a regular file's change time. `checks` is whether the kernel checks permissions.
+    /// Tells two kinds of empty setattr requests apart. The kernel sends one before a write to a regular file, to
+    /// strip the bits. chown(2) with -1 for both IDs sends one too, but for a regular file with a ctime. `checks`:
+    /// the kernel checks permissions.
     fn resolved(self, change: &Change, kind: Kind, checks: bool) -> Cause {
         match self {
             Cause::NoOwner if kind == Kind::File && change.ctime.is_none() => Cause::Data,
@@ -47,24 +48,24 @@ impl Cause {
     }
 }
 
-/// What a caller may that counts here.
+/// The caller's relevant credentials.
 trait Rights {
-    /// Whether it is in the file's group, or its CAP_FSETID counts for the file.
+    /// Whether the caller is in the file's group, or its CAP_FSETID applies to the file.
     fn is_of_group(&self) -> bool;
-    /// Whether it has CAP_FSETID in the initial user namespace.
+    /// Whether the caller has CAP_FSETID in the initial user namespace.
     fn keeps_set_ids(&self) -> bool;
-    /// Whether it owns the file, or its CAP_FOWNER counts for the file.
+    /// Whether the caller owns the file, or its CAP_FOWNER applies to the file.
     fn owns(&self) -> bool;
 }
 
-/// The mode that is left. EPERM if the caller may not take the bits.
+/// Returns the mode without the bits to strip. EPERM if the caller may not strip them.
 fn left(mode: u16, kind: Kind, cause: Cause, rights: &impl Rights) -> Result<u16, FsError> {
     let concerned = match cause {
         Cause::Data => kind == Kind::File,
         Cause::Owner | Cause::NoOwner => kind != Kind::Dir,
         Cause::Acl => true,
     };
-    // What is asked about a caller is read from /proc, so nothing is asked that does not matter.
+    // Queries about the caller read /proc, so they are made only if the answer matters.
     let has = |bit: u16| concerned && mode & bit != 0;
     let loses_user = has(SET_USER) && cause != Cause::Acl;
     let runs = has(GROUP_RUNS) && cause != Cause::Acl;
@@ -78,12 +79,12 @@ fn left(mode: u16, kind: Kind, cause: Cause, rights: &impl Rights) -> Result<u16
     Ok(mode & !(if loses_user { SET_USER } else { 0 }) & !(if loses_group { SET_GROUP } else { 0 }))
 }
 
-/// A caller, and the owners of a file as it sees them.
+/// A caller, and a file's owner and group as shown to it.
 struct Of {
     caller: Caller,
     uid: u32,
     gid: u32,
-    /// Whether the kernel says that it has no CAP_FSETID.
+    /// Whether the kernel has found that the caller lacks CAP_FSETID.
     is_judged: bool,
 }
 
@@ -107,14 +108,14 @@ impl Of {
     }
 }
 
-/// Takes the set-group-ID bit that the caller's new ACL for an inode must not leave.
+/// Strips the set-group-ID bit after the caller has set an inode's ACL, if the rules require it.
 pub(super) fn strip_after_acl(fs: &Fs, ino: Ino, ids: &Ids, caller: Caller) -> Result<(), FsError> {
     let attr = fs.getattr(ino)?;
     strip(fs, &attr, Cause::Acl, &Of::new(caller, &attr, ids)).map(drop)
 }
 
-/// Takes the set-ID bits that the caller's change of a file's data must not leave, before the change. `is_judged` if the
-/// kernel says that the caller has no CAP_FSETID. Returns whether bits were taken.
+/// Strips set-ID bits before the caller's change of a file's data. `is_judged`: the kernel has found that the caller
+/// lacks CAP_FSETID. Returns whether bits were stripped.
 pub(super) fn strip_before_write(
     fs: &Fs,
     ino: Ino,
@@ -135,8 +136,8 @@ fn strip(fs: &Fs, attr: &Attr, cause: Cause, rights: &Of) -> Result<bool, FsErro
     Ok(true)
 }
 
-/// Changes attributes, and with them takes the set-ID bits that the change must not leave. `checks` is whether the kernel
-/// checks permissions.
+/// Changes attributes and strips the set-ID bits that the change requires to strip. `checks`: the kernel checks
+/// permissions.
 pub(super) fn set_attributes(
     fs: &Fs,
     ino: Ino,
@@ -148,13 +149,13 @@ pub(super) fn set_attributes(
     let squashes = ids.squashes() && (change.uid.is_some() || change.gid.is_some());
     let change = with_mode_left(fs, ino, change, ids, caller, checks)?;
     match fs.setattr(ino, &change) {
-        // Nobody sees owners as they are, so it is no fault that this one cannot be set.
+        // All files show the same owner, so a failure to set the real one is ignored.
         Err(FsError::Io(_)) if squashes => fs.setattr(ino, &Change { uid: None, gid: None, ..change }),
         done => done,
     }
 }
 
-/// The change, with the mode that it leaves. The owner and the group before it decide.
+/// Adds the resulting mode to a change. The owner and group before the change decide.
 fn with_mode_left(
     fs: &Fs,
     ino: Ino,

@@ -2,13 +2,14 @@
 //! and which worker threads answered them.
 
 use fuser::Request;
+use parking_lot::Mutex;
 use rustix::thread::{Pid, gettid};
 use std::cell::Cell;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
 
-/// How many of the last requests' callers are kept.
+/// The number of last callers to remember.
 const RECENT: usize = 8;
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -49,7 +50,7 @@ impl Traffic {
         self.callers[number as usize % RECENT].store(request.pid(), Ordering::Relaxed);
         if WORKS_FOR.get() != self.id {
             WORKS_FOR.set(self.id);
-            self.lock().push(gettid());
+            self.workers.lock().push(gettid());
         }
         if !self.flowing.load(Ordering::Relaxed)
             && let Some(governor) = self.governor.get()
@@ -64,17 +65,18 @@ impl Traffic {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// Thread IDs of the last requests' callers, with repetitions. Requests without one (writeback, forgets) are left out.
+    /// Thread IDs of the last requests' callers, with repetitions. Requests without one (writeback, forgets) are left
+    /// out.
     pub fn callers(&self) -> impl Iterator<Item = u32> {
         self.callers.iter().map(|caller| caller.load(Ordering::Relaxed)).filter(|caller| *caller != 0)
     }
 
     /// The worker threads that have answered requests.
     pub fn workers(&self) -> Vec<Pid> {
-        self.lock().clone()
+        self.workers.lock().clone()
     }
 
-    /// Whether requests have come since [`Traffic::stand_still`].
+    /// Whether requests have arrived since [`Traffic::stand_still`].
     pub fn is_flowing(&self) -> bool {
         self.flowing.load(Ordering::Relaxed)
     }
@@ -101,9 +103,5 @@ impl Traffic {
         if let Some(governor) = self.governor.get() {
             governor.unpark();
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Pid>> {
-        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,10 +1,10 @@
-//! The changes of an upper directory become one more layer, and an image of its own: what `commit` makes.
+//! Commit: makes a new image from an image and the changes in an upper directory, as one more layer.
 //!
-//! The layer is written and taken at the same time, through the same pipeline as a tar that is imported: it is hashed and
-//! indexed as it is written, once, into the store.
+//! The layer is written and read at the same time, through the same pipeline as an imported tar: it is hashed and
+//! indexed while it is written, once, into the store.
 
-use super::change;
-use super::import::{New, put, take, whole_or_not_at_all};
+use super::dockerfile;
+use super::import::{New, publish_or_roll_back, put, take};
 use super::manifest::{DOCUMENT_CAP, LAYERS_CAP};
 use super::{Error, Result, open};
 use crate::digest::Digest;
@@ -19,41 +19,41 @@ use std::io::{self, BufWriter, Read};
 use std::path::Path;
 use std::thread;
 
-/// Descriptors that a view of an upper directory keeps open: each object is looked at once or twice.
+/// Maximum number of descriptors that a view of an upper directory keeps open: each object is read once or twice.
 const DESCRIPTORS: usize = 256;
-/// How much of the layer goes over at once: as much as a pipe holds.
+/// Bytes written at once: the capacity of a pipe.
 const PIECE: usize = 64 << 10;
 
-/// What is to become of which changes.
+/// Parameters of a commit.
 pub struct Wanted<'a> {
-    /// The image below.
+    /// The base image.
     pub image: &'a Image,
-    /// The upper directory. A mount may have it; what that still holds back is not seen.
+    /// The upper directory. It may be mounted; data not yet written back by the mount is not seen.
     pub upper: &'a Path,
-    /// The new image's config, `config` in its document; the image's own if none is given.
+    /// Config of the new image (`config` in its document); `None`: the base image's.
     pub config: Option<Map<String, Value>>,
-    /// Changes to that, as lines of a Dockerfile.
+    /// Changes to the config, as Dockerfile instructions.
     pub changes: &'a [String],
-    /// Who made it.
+    /// Author.
     pub author: Option<String>,
-    /// What its history says.
+    /// Comment in the history.
     pub message: Option<String>,
-    /// When it was made.
+    /// Creation time.
     pub created: Timestamp,
-    /// By which command; the config's, if none is given.
+    /// `created_by` in the history; `None`: the config's command.
     pub created_by: Option<String>,
-    /// No file is to be younger than this.
+    /// Upper limit for modification times in the layer.
     pub newest: Option<Timestamp>,
-    /// Paths at which what is empty and not the image's is left out ([`Fs::changes`]).
+    /// Paths at which an empty object that the image lacks is left out ([`Fs::changes`]).
     pub left_out: &'a BTreeSet<Vec<u8>>,
-    /// Its name, if it is to have one.
+    /// Name for the new image.
     pub name: Option<Reference>,
 }
 
-/// Opens the union of an image and an upper directory to be looked at, also beside a mount that has it.
+/// Opens the union of an image and an upper directory for reading, also beside a mount of it.
 pub fn open_view(store: &Store, image: &Image, upper: &Path) -> Result<Fs> {
     let opened = {
-        // Nobody removes the image before its files are open; from then on they are ours.
+        // The lock keeps the image until its files are open; open files survive a removal.
         let _beginning = store.lock_shared()?;
         open::open_tree(store, image)?
     };
@@ -64,7 +64,7 @@ pub fn open_view(store: &Store, image: &Image, upper: &Path) -> Result<Fs> {
     Fs::writable(opened.tree, layers, upper).map_err(Error::Changes)
 }
 
-/// Makes an image of the changes, or leaves the store as it was. `warn` hears what cannot be kept.
+/// Makes an image of the changes, or leaves the store unchanged. Calls `warn` for what a layer cannot represent.
 pub fn commit(session: &Session, wanted: &Wanted<'_>, warn: &dyn Fn(&str)) -> Result<Image> {
     let (store, image) = (session.store(), wanted.image);
     let below = image.layers.iter().map(|layer| layer.diff_id.clone()).collect();
@@ -77,9 +77,9 @@ pub fn commit(session: &Session, wanted: &Wanted<'_>, warn: &dyn Fn(&str)) -> Re
     let changes = fs.changes(wanted.left_out).map_err(Error::Changes)?;
     let layer = NewLayer::of(&fs, &changes, wanted.left_out)?;
     let origin = wanted.upper.display().to_string();
-    whole_or_not_at_all(session, |made| {
+    publish_or_roll_back(session, |made| {
         let newest = wanted.newest.map(Timestamp::as_second);
-        let (taken, lost) = through_a_pipe(&layer, newest, |tar| take(session, tar, &origin, warn))?;
+        let (taken, lost) = pipe_layer(&layer, newest, |tar| take(session, tar, &origin, warn))?;
         lost.iter().for_each(|line| warn(line));
         let document = document.with_layer(&taken.diff_id, wanted)?;
         let new = New { below: &image.layers, document, created: wanted.created, name: wanted.name.as_ref() };
@@ -87,8 +87,8 @@ pub fn commit(session: &Session, wanted: &Wanted<'_>, warn: &dyn Fn(&str)) -> Re
     })
 }
 
-/// Has a layer written while `take` reads it. Whoever fails first is to blame.
-fn through_a_pipe<T>(
+/// Writes a layer into a pipe while `take` reads it. Returns the error of the side that failed first.
+fn pipe_layer<T>(
     layer: &NewLayer<'_>,
     newest: Option<i64>,
     take: impl FnOnce(Box<dyn Read + Send>) -> Result<T>,
@@ -104,18 +104,18 @@ fn through_a_pipe<T>(
         let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match (taken, written) {
             (Ok(taken), Ok(lost)) => Ok((taken, lost)),
-            // Nobody reads any more: the other side knows why.
+            // EPIPE: the reading side failed, and its error counts.
             (Err(error), Err(ExportError::Output(_)) | Ok(_)) => Err(error),
             (_, Err(error)) => Err(error.into()),
         }
     })
 }
 
-/// An image's document on its way to be another's.
+/// The document of an image, to be changed to that of the new image.
 struct Document(Map<String, Value>);
 
 impl Document {
-    /// The image's, with the new config, author and time. What plyfs does not know stays as it is.
+    /// Returns the base image's document with the new config, author and time. Unknown fields are kept.
     fn of(store: &Store, wanted: &Wanted<'_>) -> Result<Document> {
         let bytes = store.blob(&wanted.image.id, DOCUMENT_CAP)?;
         let Ok(Value::Object(mut fields)) = serde_json::from_slice(&bytes) else {
@@ -124,13 +124,13 @@ impl Document {
         let own = || fields.get("config").and_then(Value::as_object).cloned().unwrap_or_default();
         let mut config = wanted.config.clone().unwrap_or_else(own);
         let created_by = wanted.created_by.clone().unwrap_or_else(|| command_of(&config));
-        change::apply(&mut config, wanted.changes)?;
+        dockerfile::apply(&mut config, wanted.changes)?;
         fields.insert("config".into(), Value::from(config));
         fields.insert("created".into(), json!(wanted.created.to_string()));
         for (key, value) in [("author", &wanted.author), ("comment", &wanted.message)] {
             match value {
                 Some(value) => drop(fields.insert(key.into(), json!(value))),
-                // What was said of the image below is not said of this one.
+                // Values for the base image do not hold for the new one.
                 None => drop(fields.shift_remove(key)),
             }
         }
@@ -139,8 +139,8 @@ impl Document {
         Ok(document)
     }
 
-    /// One step more. Where the image's history lacks steps that made layers, they are made up, so that ours is the last
-    /// layer's.
+    /// Adds a step to the history. If the history lacks steps of layers, empty ones are inserted, so that the new step
+    /// belongs to the new layer.
     fn add_history(&mut self, wanted: &Wanted<'_>, created_by: &str) -> Result<()> {
         let history = self.0.entry("history").or_insert(Value::Null);
         if history.is_null() {
@@ -166,7 +166,7 @@ impl Document {
         Ok(())
     }
 
-    /// Its bytes, with the new layer on top.
+    /// Returns the document's bytes, with the new layer on top.
     fn with_layer(mut self, diff_id: &Digest, wanted: &Wanted<'_>) -> Result<Vec<u8>> {
         let root = self.0.get_mut("rootfs").and_then(Value::as_object_mut);
         let list = root.map(|root| root.entry("diff_ids").or_insert(Value::Null));
@@ -179,7 +179,7 @@ impl Document {
     }
 }
 
-/// What a config runs, as one line, in the words of Docker's histories.
+/// Formats a config's command line as Docker's histories do.
 fn command_of(config: &Map<String, Value>) -> String {
     let words = config.get("Cmd").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     words.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" ")

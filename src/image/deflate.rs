@@ -1,4 +1,4 @@
-//! Layers made small to go out: the same tar makes the same bytes wherever and whenever it is packed by this program.
+//! Layer compression for push: gzip or zstd, reproducible: the same tar always gives the same bytes with this program.
 
 use flate2::GzBuilder;
 use std::io::{self, Read, Write};
@@ -6,17 +6,17 @@ use std::str::FromStr;
 
 const BUFFER: usize = 256 << 10;
 
-/// How a layer is packed.
+/// Compression format of a layer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Compression {
-    /// What every registry and every tool takes.
+    /// gzip, which every registry and tool supports.
     Gzip,
-    /// Smaller and faster, for those who know it.
+    /// zstd, smaller and faster; not supported by old tools.
     Zstd,
 }
 
 impl Compression {
-    /// The name that people and media types use.
+    /// Name for users and in media types.
     pub fn name(self) -> &'static str {
         match self {
             Compression::Gzip => "gzip",
@@ -24,7 +24,7 @@ impl Compression {
         }
     }
 
-    /// The levels that it has, the usual one first.
+    /// The default level and the range of levels.
     pub fn levels(self) -> (u32, std::ops::RangeInclusive<u32>) {
         match self {
             Compression::Gzip => (6, 1..=9),
@@ -45,11 +45,11 @@ impl FromStr for Compression {
     }
 }
 
-/// Packs all of `tar` into `out`.
+/// Compresses all of `tar` into `out`.
 pub(super) fn pack(mut tar: impl Read, how: Compression, level: u32, out: impl Write) -> io::Result<()> {
     match how {
         Compression::Gzip => {
-            // No name, no time: nothing but the content decides.
+            // No file name and no time in the header: the bytes depend on the content only.
             let mut packer = GzBuilder::new().write(out, flate2::Compression::new(level));
             copy(&mut tar, &mut packer)?;
             packer.finish()?.flush()

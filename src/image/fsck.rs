@@ -1,4 +1,4 @@
-//! Checking a store, and mending what follows from what is still whole.
+//! Store check (fsck): verifies catalog, documents, layers, indexes and trees, and rebuilds what the tars allow.
 
 use super::restore::{self, Restored};
 use super::{Result, manifest, open};
@@ -11,34 +11,34 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-/// How to check.
+/// Options of a check.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// Mend what can be mended.
+    /// Repair what can be repaired.
     pub repair: bool,
-    /// Leave the layers' tars unread.
+    /// Skip reading the layers' tars.
     pub fast: bool,
 }
 
-/// Something that is not as it should be.
+/// A fault found by a check.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Finding {
-    /// What, in one line.
+    /// Description, one line.
     pub what: String,
-    /// Whether it is right again.
+    /// Whether the fault was repaired.
     pub mended: bool,
 }
 
-/// What a check came to.
+/// Result of a check.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Summary {
-    /// So many findings.
+    /// Number of findings.
     pub found: usize,
-    /// So many of them are still wrong.
+    /// Number of findings not repaired.
     pub wrong: usize,
 }
 
-/// What did not look right while nobody was kept from changing the store.
+/// Apparent faults found without a lock, to be checked again under it.
 #[derive(Default)]
 struct Suspects {
     layers: BTreeSet<Digest>,
@@ -49,21 +49,21 @@ struct Suspects {
 struct Check<'a> {
     store: &'a Store,
     options: Options,
-    /// Where what is made again is prepared; there when mending.
+    /// Session for rebuilding; only with `repair`.
     session: Option<Session>,
     tell: &'a mut dyn FnMut(&Finding),
     wrong: usize,
     found: usize,
 }
 
-/// Checks the whole store and tells each finding.
+/// Checks the whole store and reports each finding through `tell`.
 ///
-/// The long part, reading everything, holds no lock: pulls, mounts and removals go on. Only what looked wrong, which may
-/// just have been removed, is looked at again under the exclusive lock, where leaks are searched and mending is done.
-/// What comes in meanwhile was checked as it came.
+/// The long part, reading everything, holds no lock: pulls, mounts and removals continue. Only apparent faults, which
+/// may be removals in progress, are checked again under the exclusive lock, where garbage is searched and repairs are
+/// made. Data published meanwhile was verified when it was published.
 pub fn fsck(store: &Store, options: Options, tell: &mut dyn FnMut(&Finding)) -> Result<Summary> {
     let suspects = Suspects::of(store, &Listed::of(store)?.catalog, options)?;
-    // A session must begin before the exclusive lock is taken.
+    // Session::begin takes the shared lock, so it must precede the exclusive lock.
     let session = if options.repair { Some(Session::begin(store)?) } else { None };
     let lock = store.lock_exclusive()?;
     let listed = Listed::of(store)?;
@@ -71,7 +71,7 @@ pub fn fsck(store: &Store, options: Options, tell: &mut dyn FnMut(&Finding)) -> 
     check.privacy()?;
     check.catalog(&lock, &listed)?;
     let catalog = listed.catalog;
-    // Nothing is removed by a list of images that may lack some.
+    // A restored catalog may lack images, so no garbage is removed.
     if listed.damage.is_none() {
         check.garbage(&lock, &catalog)?;
     }
@@ -101,7 +101,7 @@ impl Suspects {
     }
 }
 
-/// The images of the store.
+/// The store's images.
 struct Listed {
     catalog: Catalog,
     /// What is wrong with the catalog's file, and what `catalog` was restored from.
@@ -123,13 +123,13 @@ impl Listed {
     }
 }
 
-/// Each layer that images name, once.
+/// Lists the distinct layers of all images.
 fn distinct_layers(catalog: &Catalog) -> impl Iterator<Item = &LayerRecord> {
     let mut seen = BTreeSet::new();
     catalog.images().iter().flat_map(|i| &i.layers).filter(move |record| seen.insert(&record.diff_id))
 }
 
-/// Each stack of layers, once, with an image that has it.
+/// Lists the distinct stacks of layers, each with one of its images.
 fn distinct_trees(catalog: &Catalog) -> impl Iterator<Item = (Digest, &Image)> {
     let mut seen = BTreeSet::new();
     catalog.images().iter().map(|image| (image.chain_id(), image)).filter(move |(chain, _)| seen.insert(chain.clone()))
@@ -189,7 +189,8 @@ impl Check<'_> {
         (self.tell)(&Finding { what, mended });
     }
 
-    /// Layers hold what only their images' root may read, in files that anyone could.
+    /// Checks folder permissions: tars and indexes are world-readable, and contain files that only the image's root may
+    /// read.
     fn privacy(&mut self) -> Result<()> {
         for folder in self.store.folders() {
             let mode = fs::metadata(&folder).map_err(store::Error::io("read", &folder))?.mode() & 0o7777;
@@ -206,7 +207,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// The catalog's file and its backup.
+    /// Checks the catalog's file and its backup.
     fn catalog(&mut self, lock: &Lock, listed: &Listed) -> Result<()> {
         let fault = match (&listed.damage, self.store.catalog_backup()) {
             (Some(damage), _) => damage.clone(),
@@ -220,7 +221,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// What nothing refers to.
+    /// Reports and removes garbage.
     fn garbage(&mut self, lock: &Lock, catalog: &Catalog) -> Result<()> {
         let found = gc::find(self.store, lock, catalog, layer::FORMAT)?;
         if self.options.repair {
@@ -236,8 +237,8 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Records that cannot be read, and containers that are said to run and do not. What a damaged record may need was
-    /// kept when garbage was searched, so that it is still there after this check.
+    /// Checks records that cannot be read, and containers whose state wrongly says `running`. Garbage was searched
+    /// before, and what a damaged record may need was kept, so it still exists after this check.
     fn containers(&mut self, lock: &Lock) -> Result<()> {
         let (containers, damaged) = containers::list_with_damaged(self.store)?;
         for record in damaged {
@@ -271,7 +272,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Suspected layers: the tar, then the index. Returns what is wrong with those that must be fetched again.
+    /// Checks suspect layers: the tar, then the index. Returns the faults of those that must be fetched again.
     fn layers(&mut self, catalog: &Catalog, suspects: &BTreeSet<Digest>) -> Result<BTreeMap<Digest, String>> {
         let mut bad = BTreeMap::new();
         for record in distinct_layers(catalog).filter(|record| suspects.contains(&record.diff_id)) {
@@ -290,7 +291,7 @@ impl Check<'_> {
         Ok(bad)
     }
 
-    /// The suspected merged trees of images whose layers are whole.
+    /// Checks the suspect merged trees of images whose layers are undamaged.
     fn trees(&mut self, catalog: &Catalog, suspects: &BTreeSet<Digest>, bad: &BTreeMap<Digest, String>) {
         for (chain, image) in distinct_trees(catalog).filter(|(chain, _)| suspects.contains(chain)) {
             if image.layers.iter().any(|l| bad.contains_key(&l.diff_id)) {
@@ -303,7 +304,7 @@ impl Check<'_> {
         }
     }
 
-    /// Reports a fault of something that was made again, or not: then it says why.
+    /// Reports a fault with the result of rebuilding; a failure is part of the report.
     fn report_made(&mut self, fault: &str, made: Option<Result<()>>) {
         match made {
             Some(Err(e)) => self.report(format!("{fault}, and {e}"), false),
@@ -311,7 +312,7 @@ impl Check<'_> {
         }
     }
 
-    /// What images name and cannot be made again.
+    /// Reports images with layers or documents that cannot be rebuilt.
     fn images(&mut self, catalog: &Catalog, suspects: &BTreeSet<Digest>, bad: &BTreeMap<Digest, String>) -> Result<()> {
         let mut bad_blobs = BTreeMap::new();
         for digest in suspects {
@@ -322,7 +323,7 @@ impl Check<'_> {
         for image in catalog.images() {
             let layers = image.layers.iter().filter_map(|l| {
                 let why = bad.get(&l.diff_id)?;
-                // A pull takes a tar of the right size for whole.
+                // A pull accepts a tar of the right length as undamaged.
                 let first = if self.store.has_layer(&l.diff_id) { "mend with --repair, then " } else { "" };
                 Some(format!("layer {}: {why}; {first}pull it again", l.diff_id.short()))
             });
@@ -333,7 +334,7 @@ impl Check<'_> {
             }
         }
         if self.options.repair {
-            // Out of the way, so that the next pull brings them back.
+            // Moved away, so that the next pull fetches them again.
             for digest in bad_blobs.into_keys() {
                 gc::unlink(&self.store.blob_path(digest))?;
             }

@@ -1,9 +1,9 @@
-//! A plain tree in a tar becomes an image of one layer.
+//! Import: makes an image of one layer from the tar of a file system.
 //!
-//! The tar goes through the same pipeline as a layer that is pulled, in one pass; its digest is known at the end only,
-//! so what the session needs is said then, before anything is published.
+//! The tar is read by the same pipeline as a pulled layer, in one pass; its digest is known only at the end, so the
+//! session's intent is written then, before anything is published.
 
-use super::change::{self, BadChange};
+use super::dockerfile::{self, BadChange};
 use super::manifest::PLAIN_LAYER;
 use super::{Error, Platform, Problem, Result, open, pipeline, pull};
 use crate::digest::Digest;
@@ -17,30 +17,30 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
-/// What an imported image is to say of itself.
+/// Parameters of an import.
 #[derive(Clone, Debug)]
 pub struct Wanted {
-    /// Its config, `config` in the image's document.
+    /// Config (`config` in the image's document).
     pub config: Map<String, Value>,
-    /// The machine that it is for.
+    /// Platform.
     pub platform: Platform,
-    /// When it was made.
+    /// Creation time.
     pub created: Timestamp,
-    /// What its history says.
+    /// Comment in the history.
     pub comment: String,
-    /// Its name, if it is to have one.
+    /// Name for the image.
     pub name: Option<Reference>,
 }
 
-/// The config that these lines of a Dockerfile make out of nothing.
+/// Makes a config from Dockerfile instructions alone.
 pub fn config_of(changes: &[String]) -> std::result::Result<Map<String, Value>, BadChange> {
     let mut config = Map::new();
-    change::apply(&mut config, changes)?;
+    dockerfile::apply(&mut config, changes)?;
     Ok(config)
 }
 
-/// Takes a tar, plain or compressed, as an image's only layer; or leaves the store as it was. `origin` is the tar's name
-/// in messages, `warn` hears what is odd about it.
+/// Imports a tar, plain or compressed, as an image's only layer; or leaves the store unchanged. `origin` is the tar's
+/// name in messages, `warn` is called with warnings about its content.
 pub fn import(
     session: &Session,
     tar: Box<dyn Read + Send>,
@@ -48,7 +48,7 @@ pub fn import(
     wanted: &Wanted,
     warn: &dyn Fn(&str),
 ) -> Result<Image> {
-    whole_or_not_at_all(session, |made| {
+    publish_or_roll_back(session, |made| {
         let taken = take(session, tar, origin, warn)?;
         let document = document(wanted, &taken.diff_id);
         let new = New { below: &[], document, created: wanted.created, name: wanted.name.as_ref() };
@@ -56,8 +56,11 @@ pub fn import(
     })
 }
 
-/// Does what makes an image, and takes back what was made if it fails. What `make` brings into the store anew it says.
-pub(super) fn whole_or_not_at_all(session: &Session, make: impl FnOnce(&mut Intent) -> Result<Image>) -> Result<Image> {
+/// Runs `make`, and removes what it published if it fails. `make` records everything new in its argument.
+pub(super) fn publish_or_roll_back(
+    session: &Session,
+    make: impl FnOnce(&mut Intent) -> Result<Image>,
+) -> Result<Image> {
     let mut made = Intent::default();
     let committed = make(&mut made).and_then(|image| enter(session, image));
     if committed.is_err() && !session.is_abandoned() {
@@ -72,14 +75,14 @@ pub(super) fn whole_or_not_at_all(session: &Session, make: impl FnOnce(&mut Inte
 /// A layer in the session's folder, complete but not published.
 pub(super) struct Taken {
     dir: PathBuf,
-    /// The digest of its tar.
+    /// DiffID: digest of the tar.
     pub diff_id: Digest,
     size: u64,
-    /// The length of what it came as.
+    /// Size of the input, in bytes.
     compressed_size: u64,
 }
 
-/// Runs a tar, plain or compressed, through the pipeline.
+/// Reads a tar, plain or compressed, through the pipeline.
 pub(super) fn take(session: &Session, tar: Box<dyn Read + Send>, origin: &str, warn: &dyn Fn(&str)) -> Result<Taken> {
     let wrong = |problem| Error::Source { origin: origin.to_owned(), problem: Box::new(problem) };
     let dir = session.temp_path("layer");
@@ -96,19 +99,19 @@ pub(super) fn take(session: &Session, tar: Box<dyn Read + Send>, origin: &str, w
     Ok(Taken { dir, diff_id, size, compressed_size })
 }
 
-/// What becomes of a layer that was taken.
+/// Parameters for publishing a taken layer as an image.
 pub(super) struct New<'a> {
-    /// The layers below it, which the store has.
+    /// The layers below it, which are in the store.
     pub below: &'a [LayerRecord],
     /// The image's document.
     pub document: Vec<u8>,
-    /// When the image was made.
+    /// Creation time of the image.
     pub created: Timestamp,
-    /// Its name, if it is to have one.
+    /// Name for the image.
     pub name: Option<&'a Reference>,
 }
 
-/// Brings layer, tree and document into the store; `made` collects what was not there before.
+/// Publishes layer, tree and document; `made` collects what is new.
 pub(super) fn put(session: &Session, taken: Taken, new: New<'_>, origin: &str, made: &mut Intent) -> Result<Image> {
     let Taken { dir, diff_id, size, compressed_size } = taken;
     let id = Digest::of(&new.document);
@@ -144,7 +147,7 @@ pub(super) fn put(session: &Session, taken: Taken, new: New<'_>, origin: &str, m
     })
 }
 
-/// The image's document, in the order in which Docker writes it.
+/// Makes the image's document, with fields in Docker's order.
 fn document(wanted: &Wanted, diff_id: &Digest) -> Vec<u8> {
     let created = wanted.created.to_string();
     let mut document = Map::new();
@@ -162,7 +165,7 @@ fn document(wanted: &Wanted, diff_id: &Digest) -> Vec<u8> {
     Value::from(document).to_string().into_bytes()
 }
 
-/// Enters the image into the catalog. One that is there already keeps the documents by which it came.
+/// Adds the image to the catalog. A known image keeps its manifests and indexes.
 fn enter(session: &Session, mut image: Image) -> Result<Image> {
     session.store().update_by(session, |_, catalog| {
         if let Some(known) = catalog.get(&image.id) {

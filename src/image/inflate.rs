@@ -1,15 +1,15 @@
-//! Layer streams made plain: the compression is judged by the first bytes, whatever the media type says.
+//! Layer decompression: gzip, zstd, xz and bzip2, detected by the first bytes whatever the media type says.
 
 use super::Problem;
 use liblzma::stream::{CONCATENATED, Stream};
 use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
 
 const INPUT_BUFFER: usize = 128 << 10;
-/// The most memory that an xz stream may have its decoder take: a stream's header says how large a dictionary it needs, up
-/// to 4 GiB, and `xz -9` takes 64 MiB. A little is needed beside the dictionary.
+/// Memory limit of the xz decoder, in bytes: a stream's header states the size of its dictionary, up to 4 GiB, and `xz
+/// -9` takes 64 MiB. The decoder needs a little more than the dictionary.
 const XZ_MEMORY: u64 = (256 << 20) + (1 << 20);
 
-/// How a stream is compressed.
+/// Compression of a stream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
     Plain,
@@ -25,7 +25,7 @@ impl Kind {
             [0x1f, 0x8b, 0x08, ..] => Kind::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Kind::Zstd,
             [0xfd, b'7', b'z', b'X', b'Z', ..] => Kind::Xz,
-            // A block, or the end of a stream that has none.
+            // The magic number of a block, or of the end of a stream without blocks.
             [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, ..] | [b'B', b'Z', b'h', b'1'..=b'9', 0x17, 0x72, ..] => {
                 Kind::Bzip2
             }
@@ -33,7 +33,7 @@ impl Kind {
         }
     }
 
-    /// The name for messages.
+    /// Name for messages.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Kind::Plain => "plain",
@@ -47,7 +47,7 @@ impl Kind {
 
 type Headed<R> = Chain<Cursor<Vec<u8>>, BufReader<R>>;
 
-/// A stream made plain: all members of a gzip file, all frames of a zstd file, all streams of an xz or bzip2 file.
+/// A decompressing reader: reads all members of a gzip file, frames of a zstd file, streams of an xz or bzip2 file.
 pub(crate) enum Inflate<R: Read> {
     Plain(Headed<R>),
     Gzip(Box<flate2::bufread::MultiGzDecoder<Headed<R>>>),
@@ -57,7 +57,7 @@ pub(crate) enum Inflate<R: Read> {
 }
 
 impl<R: Read> Inflate<R> {
-    /// Looks at the first bytes of `inner` and picks the decompressor. `wrap` names errors of reading.
+    /// Detects the compression by the first bytes of `inner`. `wrap` converts read errors.
     pub(crate) fn new(inner: R, wrap: impl Fn(io::Error) -> Problem) -> Result<Inflate<R>, Problem> {
         let mut reader = BufReader::with_capacity(INPUT_BUFFER, inner);
         let mut head = Vec::with_capacity(8);
@@ -76,7 +76,7 @@ impl<R: Read> Inflate<R> {
         })
     }
 
-    /// The compression found.
+    /// The detected compression.
     pub(crate) fn kind(&self) -> Kind {
         match self {
             Inflate::Plain(_) => Kind::Plain,
@@ -87,7 +87,7 @@ impl<R: Read> Inflate<R> {
         }
     }
 
-    /// The stream that came in, to read what the decompressor left.
+    /// The compressed stream, for reading what the decompressor left.
     pub(crate) fn inner_mut(&mut self) -> &mut R {
         match self {
             Inflate::Plain(r) => r.get_mut().1.get_mut(),
@@ -98,7 +98,7 @@ impl<R: Read> Inflate<R> {
         }
     }
 
-    /// Whether all that was read from the stream has been used too. False when something follows a compressed stream.
+    /// Whether all bytes of the stream were used. False if data follows a compressed stream.
     pub(crate) fn used_up(&mut self) -> io::Result<bool> {
         let rest = match self {
             Inflate::Plain(r) => r.fill_buf()?,
@@ -123,7 +123,7 @@ impl<R: Read> Read for Inflate<R> {
     }
 }
 
-/// Says what the limit is where a stream exceeds it.
+/// Names the limit in the error of a stream that exceeds it.
 fn xz_error(error: io::Error) -> io::Error {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<liblzma::stream::Error>());
     if cause != Some(&liblzma::stream::Error::MemLimit) {
@@ -163,14 +163,14 @@ mod tests {
             assert!(inflate(&file).is_err(), "a flipped bit");
             assert!(inflate(&[pack(b"one"), b"rest".to_vec()].concat()).is_err(), "something behind the end");
         }
-        // Zeros may follow an xz stream, four by four.
+        // Zero padding in multiples of four bytes may follow an xz stream.
         assert_eq!(inflate(&[xz(b"one"), vec![0; 8], xz(b" two"), vec![0; 4]].concat()).unwrap(), b"one two");
     }
 
     #[test]
     fn an_xz_stream_that_asks_for_too_much_memory_is_refused() {
         let mut file = xz(b"small");
-        // The block's header: its size in words, flags, the filter LZMA2, one byte of properties, the dictionary's size.
+        // Block header: size in words, flags, filter LZMA2, one byte of properties, dictionary size.
         assert_eq!(file[13..16], [0, 0x21, 1]);
         let sized = |file: &mut Vec<u8>, size: u8| {
             file[16] = size;

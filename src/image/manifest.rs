@@ -1,7 +1,7 @@
-//! Manifests, image indexes and configs: parsed with suspicion, checked against what they claim to be.
+//! Manifests, image indexes and configs: strict parsing of untrusted documents.
 //!
-//! A document's type is what its descriptor says; its own `mediaType` must agree, and fields of another type are
-//! refused, so that no two readers can see two different images in the same bytes (CVE-2021-41190).
+//! A document's type is that of its descriptor; its own `mediaType` must agree, and fields of another type are errors,
+//! so that no two readers can see two different images in the same bytes (CVE-2021-41190).
 
 use super::Problem;
 use super::platform::Platform;
@@ -10,9 +10,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
-/// More bytes than this are no manifest, index or config.
+/// Largest manifest, index or config, in bytes.
 pub const DOCUMENT_CAP: u64 = 4 << 20;
-/// More layers than this are no image.
+/// Maximum number of layers of an image.
 pub const LAYERS_CAP: usize = 4096;
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -25,7 +25,7 @@ const SCHEMA_1: [&str; 2] = [
 ];
 const CONFIGS: [&str; 2] =
     ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
-/// The media type under which a layer that came as a plain tar, with no descriptor, is written down.
+/// Media type recorded for a layer that was a plain tar without a descriptor.
 pub const PLAIN_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 const LAYERS: [&str; 11] = [
     "application/vnd.oci.image.layer.v1.tar",
@@ -41,28 +41,28 @@ const LAYERS: [&str; 11] = [
     "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
 ];
 
-/// What to ask a registry for: everything that [`parse`] takes, and schema 1 last, to be refused by name.
+/// `Accept` header for a registry: all types that [`parse`] supports, then schema 1, so that it is refused by name.
 pub fn accept() -> String {
     let wanted = [OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST].join(", ");
     format!("{wanted}, {};q=0.1", SCHEMA_1[1])
 }
 
-/// Whether the type is one of manifests and indexes, taken or refused.
+/// Whether the media type is one of a manifest or index, supported or not.
 pub fn is_manifest(media_type: &str) -> bool {
     [OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST].contains(&media_type) || SCHEMA_1.contains(&media_type)
 }
 
-/// Whose media types a manifest uses.
+/// Family of media types.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Family {
-    /// The Open Container Initiative's.
+    /// Open Container Initiative.
     Oci,
-    /// Docker's, which have no zstd.
+    /// Docker, which has no type for zstd.
     Docker,
 }
 
 impl Family {
-    /// What an image's manifest is called.
+    /// Media type of an image's manifest.
     pub fn manifest_type(self) -> &'static str {
         match self {
             Family::Oci => OCI_MANIFEST,
@@ -70,7 +70,7 @@ impl Family {
         }
     }
 
-    /// What an image's config is called.
+    /// Media type of an image's config.
     pub fn config_type(self) -> &'static str {
         match self {
             Family::Oci => CONFIGS[0],
@@ -79,7 +79,7 @@ impl Family {
     }
 }
 
-/// The family of a manifest of one image, as its own media type or else its config's tells.
+/// Returns the family of an image's manifest, by its own media type or else by its config's.
 pub fn family_of(bytes: &[u8]) -> Option<Family> {
     let fields = object(bytes, "manifest").ok()?;
     let own = fields.get("mediaType").and_then(Value::as_str);
@@ -91,25 +91,25 @@ pub fn family_of(bytes: &[u8]) -> Option<Family> {
     }
 }
 
-/// The layers' descriptors of a manifest of one image, parsed and as they stand there, bottom first.
+/// Returns the layers' descriptors of an image's manifest, parsed and as JSON, bottom first.
 pub fn layers_of(bytes: &[u8]) -> Option<Vec<(Descriptor, Value)>> {
     let mut fields = object(bytes, "manifest").ok()?;
     let Some(Value::Array(layers)) = fields.remove("layers") else { return None };
     layers.into_iter().map(|raw| Some((Descriptor::deserialize(&raw).ok()?, raw))).collect()
 }
 
-/// How a layer of that media type is compressed: `gzip`, `zstd` or, for a plain tar, the empty word.
+/// Returns the compression of a layer's media type: `gzip`, `zstd` or, for a plain tar, the empty string.
 pub fn compression_of(layer_type: &str) -> Option<&'static str> {
     let known = LAYERS.iter().find(|known| **known == layer_type)?;
     Some(["gzip", "zstd"].into_iter().find(|how| known.ends_with(how)).unwrap_or_default())
 }
 
-/// Whether layers of that media type are not to be given away.
+/// Whether layers of that media type are non-distributable.
 pub fn is_foreign(layer_type: &str) -> bool {
     layer_type.contains(".nondistributable.") || layer_type.contains(".foreign.")
 }
 
-/// The media type of a layer that is compressed so.
+/// Returns the media type of a layer with that compression.
 pub fn layer_type(family: Family, compression: &str) -> &'static str {
     match (family, compression) {
         (Family::Oci, "gzip") => LAYERS[1],
@@ -121,7 +121,7 @@ pub fn layer_type(family: Family, compression: &str) -> &'static str {
     }
 }
 
-/// The type that a manifest or index gives itself; empty if it gives none.
+/// Returns the `mediaType` field of a manifest or index; empty if it has none.
 pub fn own_media_type(bytes: &[u8]) -> Option<String> {
     match object(bytes, "manifest").ok()?.remove("mediaType") {
         None => Some(String::new()),
@@ -130,56 +130,56 @@ pub fn own_media_type(bytes: &[u8]) -> Option<String> {
     }
 }
 
-/// Points at a blob: what it is, what it hashes to, how long it is.
+/// A descriptor: media type, digest and size of a blob.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
-    /// What the blob is.
+    /// Media type.
     #[serde(default)]
     pub media_type: String,
-    /// What it hashes to.
+    /// Digest.
     pub digest: Digest,
-    /// Its length.
+    /// Size, in bytes.
     pub size: u64,
-    /// Which machines it is for, in an index.
+    /// Platform, in an index.
     #[serde(default)]
     pub platform: Option<Platform>,
-    /// Free notes; names, in an index.
+    /// Annotations; in an index they hold names.
     #[serde(default, deserialize_with = "null_is_empty")]
     pub annotations: BTreeMap<String, String>,
 }
 
-/// A document with the descriptor that it was verified against.
+/// A verified document with its descriptor.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Document {
-    /// What it was verified against.
+    /// The descriptor.
     pub descriptor: Descriptor,
-    /// Its bytes, exactly.
+    /// The exact bytes.
     pub bytes: Vec<u8>,
 }
 
 /// A parsed manifest or index.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Parsed {
-    /// A list of images to choose from.
+    /// An image index: descriptors to choose from.
     Index(Vec<Descriptor>),
-    /// One image.
+    /// An image manifest.
     Manifest {
-        /// The image's config.
+        /// Descriptor of the config.
         config: Descriptor,
-        /// Its layers, bottom first.
+        /// Descriptors of the layers, bottom first.
         layers: Vec<Descriptor>,
     },
 }
 
-/// What plyfs reads of an image config. The rest stays in the bytes.
+/// The fields of an image config that plyfs uses.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
-    /// The layers' DiffIDs, bottom first.
+    /// DiffIDs of the layers, bottom first.
     pub diff_ids: Vec<Digest>,
-    /// The machine it says it is for.
+    /// Platform.
     pub platform: Platform,
-    /// When it says it was built, RFC 3339.
+    /// Build time, RFC 3339.
     pub created: Option<String>,
 }
 
@@ -224,7 +224,7 @@ pub fn parse(document: &Document) -> Result<Parsed, Problem> {
     }
 }
 
-/// Checks the parts of one image's manifest.
+/// Checks the fields of an image's manifest.
 fn image(fields: &Map<String, Value>) -> Result<Parsed, Problem> {
     let config: Descriptor = typed(fields, "config")?;
     let layers: Vec<Descriptor> = typed(fields, "layers")?;
@@ -250,7 +250,7 @@ fn image(fields: &Map<String, Value>) -> Result<Parsed, Problem> {
     Ok(Parsed::Manifest { config, layers })
 }
 
-/// Parses a config, which must list as many layers as the manifest where there is one.
+/// Parses a config; it must list as many layers as the manifest, if there is one.
 pub fn parse_config(bytes: &[u8], layers: Option<usize>) -> Result<Config, Problem> {
     #[derive(Deserialize)]
     struct RootFs {
@@ -284,10 +284,10 @@ pub fn parse_config(bytes: &[u8], layers: Option<usize>) -> Result<Config, Probl
     })
 }
 
-/// The descriptor in an index that suits the platform best.
+/// Returns the descriptor in an index that suits the platform best.
 pub fn choose<'a>(list: &'a [Descriptor], platform: &Platform) -> Result<&'a Descriptor, Problem> {
     let ranked = list.iter().filter_map(|d| Some((d.platform.as_ref()?.rank(platform)?, d)));
-    // `min_by_key` keeps the first of equals, as the specification asks.
+    // `min_by_key` returns the first of equals, as the specification requires.
     if let Some((_, best)) = ranked.min_by_key(|(rank, _)| *rank) {
         return Ok(best);
     }

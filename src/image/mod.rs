@@ -1,30 +1,30 @@
-//! The glue between sources, the store, layer indexes and the merged tree: bring an image in, open it, remove it, check
-//! the store.
+//! Image operations: pull, push, import, commit, save, open, remove and check.
 //!
-//! A [`source::Source`] plans images (documents verified, layers listed) and yields their layers' streams;
-//! [`pull`] runs each missing layer once through `pipeline` and publishes it; [`import`] does so with a tar that is no image
-//! yet, [`commit`] with the changes of an upper directory; [`push`] and [`save`] let images out again; [`open`] hands a
-//! mount the merged tree and the tars; [`remove`] follows Docker's rules; [`fsck`] checks everything that can be made again
-//! or must be fetched again, and has the list of images restored (`restore`).
+//! A [`source::Source`] plans images (documents verified, layers listed) and yields their layers' streams; [`pull`]
+//! runs each missing layer once through `pipeline` and publishes it; [`import`] does so with a plain tar, [`commit`]
+//! with the changes of an upper directory; [`push`] and [`save`] write images to a registry or an archive; [`open`]
+//! gives a mount the merged tree and the tars; [`remove`] follows Docker's rules; [`fsck`] verifies the store, rebuilds
+//! indexes and trees, and has a damaged catalog restored (`restore`).
 
-pub mod change;
 pub mod commit;
 pub mod deflate;
+pub mod dockerfile;
+mod free_space;
 pub mod fsck;
 pub mod import;
 mod inflate;
-mod jobs;
+mod layer_workers;
 pub mod manifest;
 pub mod open;
 mod pipeline;
 pub mod platform;
+pub mod progress;
 pub mod pull;
 pub mod push;
 pub mod remove;
 mod restore;
 pub mod save;
 pub mod source;
-mod space;
 pub mod verify;
 
 pub use open::{OpenTree, open_tree, open_upper};
@@ -35,45 +35,45 @@ use crate::{fs, layer, reference, registry, store, sys, tree, upper};
 use std::io;
 use std::path::PathBuf;
 
-/// What is wrong with something from outside, without saying where.
+/// A fault of external data, without its origin.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
-    /// A manifest, index, config or archive breaks its rules.
+    /// A manifest, index, config or archive is invalid.
     #[error("{0}")]
     Document(String),
-    /// A blob is not what its descriptor says.
+    /// A blob does not match its descriptor.
     #[error("blob {digest} {cause}")]
     Blob {
         /// The descriptor's digest.
         digest: Digest,
-        /// How it differs.
+        /// The difference.
         cause: VerifyError,
     },
     /// Reading failed.
     #[error("cannot read {what}: {}", sys::describe(cause))]
     Read {
-        /// A path, or what else was read.
+        /// A path or a description of what was read.
         what: String,
-        /// What the system said.
+        /// The system's error.
         cause: io::Error,
     },
-    /// A compressed stream is damaged or cut short.
+    /// A compressed stream is damaged or truncated.
     #[error("bad {kind} stream: {cause}")]
     Inflate {
         /// `gzip`, `zstd`, `xz` or `bzip2`.
         kind: &'static str,
-        /// What the decompressor said.
+        /// The decompressor's error.
         cause: io::Error,
     },
-    /// The uncompressed layer is not the one that the config names.
+    /// The uncompressed layer does not have the DiffID of the config.
     #[error("uncompressed it has digest {got}, the image's config says {want}")]
     DiffId {
-        /// The config's.
+        /// DiffID in the config.
         want: Digest,
-        /// The stream's.
+        /// Digest of the stream.
         got: Digest,
     },
-    /// The tar breaks the rules; the message names the entry.
+    /// The tar is invalid; the message names the entry.
     #[error("{0}")]
     Tar(layer::LayerError),
     /// Writing to the store failed.
@@ -81,10 +81,10 @@ pub enum Problem {
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         cause: io::Error,
     },
-    /// A registry did not give it.
+    /// A registry request failed.
     #[error(transparent)]
     Registry(registry::Error),
     /// Another layer failed first.
@@ -93,7 +93,7 @@ pub enum Problem {
 }
 
 impl Problem {
-    /// Whether it lies in the bytes themselves, rather than in getting them or in putting them away.
+    /// Whether the content is at fault, not reading or storing it.
     pub(crate) fn is_content(&self) -> bool {
         match self {
             Problem::Blob { .. } | Problem::Inflate { .. } | Problem::DiffId { .. } | Problem::Tar(_) => true,
@@ -102,7 +102,7 @@ impl Problem {
         }
     }
 
-    /// An error of reading `what`; a [`VerifyError`] or a registry's error that travelled inside it comes out as such.
+    /// Makes the error of reading `what`; unwraps a [`VerifyError`] or a registry's error inside `cause`.
     pub(crate) fn read(what: impl Into<String>, digest: Option<&Digest>, cause: io::Error) -> Problem {
         let cause = match cause.downcast::<registry::Error>() {
             Ok(error) => return Problem::Registry(error),
@@ -116,43 +116,43 @@ impl Problem {
     }
 }
 
-/// A stream made plain, be it compressed with gzip, zstd, xz, bzip2 or not at all.
+/// Decompresses a stream by gzip, zstd, xz or bzip2, or passes a plain one through.
 pub fn plain<R: io::Read>(stream: R) -> std::result::Result<impl io::Read, Problem> {
     inflate::Inflate::new(stream, |cause| Problem::read("the stream", None, cause))
 }
 
-/// Why an image operation failed. Each prints as one whole line.
+/// Error of an image operation. Each prints as one complete line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// A registry did not give it.
+    /// A registry request failed.
     #[error(transparent)]
     Registry(#[from] registry::Error),
-    /// Something about the source as a whole.
+    /// A fault of the source as a whole.
     #[error("{origin}: {problem}")]
     Source {
         /// The source as the user named it.
         origin: String,
-        /// What is wrong.
+        /// The fault.
         problem: Box<Problem>,
     },
-    /// Something about one layer.
+    /// A fault of one layer.
     #[error("{origin}: layer {position} of {count} ({digest}): {problem}")]
     Layer {
         /// The source as the user named it.
         origin: String,
-        /// Counted from 1 at the bottom.
+        /// Position of the layer, counted from 1 at the bottom.
         position: usize,
-        /// How many layers the image has.
+        /// Number of the image's layers.
         count: usize,
-        /// Twelve digits of the digest that the user saw it under.
+        /// Short digest, as shown to the user.
         digest: String,
-        /// What is wrong.
+        /// The fault.
         problem: Box<Problem>,
     },
-    /// The store's file system cannot take what is to come.
+    /// The store's file system has too little free space.
     #[error(
         "{origin}: no space for it: at least {}MB more are needed on the file system of {}, {}MB are free; make room \
          (`plyfs image prune`) or use another store (--root)",
@@ -161,54 +161,54 @@ pub enum Error {
     NoSpace {
         /// The source as the user named it.
         origin: String,
-        /// The store.
+        /// The store's root folder.
         root: PathBuf,
-        /// So many bytes at least.
+        /// Bytes needed at least.
         need: u64,
-        /// So many bytes there are.
+        /// Bytes free.
         free: u64,
     },
-    /// The layers do not fit together.
+    /// The layers cannot be merged.
     #[error("{origin}: {problem}")]
     Merge {
         /// The source or the image.
         origin: String,
-        /// The message names layer and entry.
+        /// The fault; the message names layer and entry.
         problem: Box<tree::MergeError>,
     },
-    /// An image of the store has lost something that must be fetched again.
+    /// A stored image has lost data that must be fetched again.
     #[error("image {image} is damaged: {what}; pull it again")]
     Broken {
         /// The image's name.
         image: String,
-        /// What is missing or wrong.
+        /// What is missing or damaged.
         what: String,
     },
-    /// A name that is none.
+    /// An invalid reference.
     #[error("{0}")]
     Reference(#[from] reference::ParseReferenceError),
-    /// Docker's rules forbid it.
+    /// A conflict by Docker's rules.
     #[error("conflict: {0}")]
     Conflict(String),
-    /// What was to go out could not be written.
+    /// Writing the output failed.
     #[error("cannot write the archive: {0}")]
     Output(io::Error),
-    /// An upper directory cannot be looked at.
+    /// An upper directory cannot be opened.
     #[error(transparent)]
     Upper(#[from] upper::OpenError),
-    /// What is different in a union cannot be found out.
+    /// The changes of a union cannot be determined.
     #[error("cannot look for changes: {0}")]
     Changes(fs::FsError),
     /// Changes cannot be written as a layer.
     #[error(transparent)]
     NewLayer(#[from] fs::ExportError),
-    /// A change to a config that cannot be made.
+    /// An invalid Dockerfile instruction for a config.
     #[error(transparent)]
-    Change(#[from] change::BadChange),
-    /// A request that makes no sense.
+    Change(#[from] dockerfile::BadChange),
+    /// An invalid combination of arguments.
     #[error("{0}")]
     Usage(String),
 }
 
-/// The result of an image operation.
+/// Result of an image operation.
 pub type Result<T> = std::result::Result<T, Error>;

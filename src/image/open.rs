@@ -1,5 +1,5 @@
-//! What a mount needs of an image: the merged tree and the layers' tars. Indexes and trees are made again where they are
-//! missing, damaged or of another version of the format, as both follow from the tars.
+//! Opening an image for a mount: its merged tree and its layers' tars. Indexes and trees that are missing, damaged or
+//! of another version of the format are rebuilt from the tars.
 
 use super::{Error, Result};
 use crate::backing;
@@ -15,16 +15,16 @@ use std::path::{Path, PathBuf};
 
 const READ_BUFFER: usize = 256 << 10;
 
-/// A mountable image.
+/// An image opened for mounting.
 pub struct OpenTree {
-    /// All layers merged.
+    /// Merged index of all layers.
     pub tree: Index,
-    /// The layers' tars, bottom first, as the tree numbers them.
+    /// The layers' tars, bottom first, in the order of the tree's layer numbers.
     pub tars: Vec<File>,
 }
 
 impl OpenTree {
-    /// The file system of the image, with an upper directory on it if one is given.
+    /// Makes the image's file system, as a union with an upper directory if one is given.
     pub fn into_fs(self, upper: Option<Upper>) -> Result<Fs> {
         let mapped = self.tars.into_iter().map(Data::open).collect::<io::Result<Vec<Data>>>();
         let layers =
@@ -37,7 +37,7 @@ impl OpenTree {
     }
 }
 
-/// Opens an upper directory and its work directory for a mount of the image with that tree, for this process's user.
+/// Opens an upper directory and its work directory for a mount of the image with that tree, by this process's user.
 pub fn open_upper(upper: PathBuf, work: PathBuf, tree: &Index, volatile: bool) -> Result<Upper> {
     let descriptors = upper::most_descriptors()
         .map_err(|e| Error::Usage(format!("cannot raise the limit of open files: {}", sys::describe(&e))))?;
@@ -52,8 +52,8 @@ pub fn open_upper(upper: PathBuf, work: PathBuf, tree: &Index, volatile: bool) -
     Ok(Upper::open(&settings, Box::new(backing::Disk))?)
 }
 
-/// Opens an image for mounting. A tree that was made before is mapped and its checksum verified; the tars are checked for
-/// their length only, as hashing them would take too long.
+/// Opens an image for mounting. A cached tree is mapped and its checksum verified; of the tars only the length is
+/// checked, as hashing them would take too long.
 pub fn open_tree(store: &Store, image: &Image) -> Result<OpenTree> {
     let mut tars = Vec::with_capacity(image.layers.len());
     for layer in &image.layers {
@@ -89,12 +89,12 @@ pub fn open_tree(store: &Store, image: &Image) -> Result<OpenTree> {
     Ok(OpenTree { tree, tars })
 }
 
-/// The cached tree of that ChainID, if it is there, whole and of this version.
+/// Maps the cached tree of that ChainID, if it exists, is undamaged and has this version of the format.
 pub(super) fn map_tree(store: &Store, chain: &Digest) -> Option<Index> {
     usable(&store.tree_path(chain, layer::FORMAT), chain)
 }
 
-/// The file of an index or a tree, mapped and found whole. None if it is to be made again: the log says why.
+/// Maps and verifies the file of an index or a tree. `None` if it must be rebuilt; the log says why.
 fn usable(path: &Path, source: &Digest) -> Option<Index> {
     match map_index_file(path, source) {
         Ok(index) => Some(index),
@@ -110,24 +110,24 @@ fn usable(path: &Path, source: &Digest) -> Option<Index> {
     }
 }
 
-/// Why an index or a tree must be made again.
+/// Why an index or a tree must be rebuilt.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unusable {
-    /// It is not there.
+    /// The file does not exist.
     #[error("is missing")]
     Missing,
     /// An earlier version of plyfs wrote it.
     #[error("is outdated: it has format {0}")]
     Outdated(u32),
-    /// It is not what was written.
+    /// The content does not match its checksum or format.
     #[error("is damaged: {0}")]
     Damaged(String),
-    /// This process may not read it, or cannot now. Nothing is known of it.
+    /// The file cannot be read, for lack of permission or otherwise; its content is unknown.
     #[error("cannot be read: {0}")]
     Unread(String),
 }
 
-/// Maps an index or a tree. The mapping that was verified is the one that is returned.
+/// Maps and verifies an index or a tree. The mapping returned is the one that was verified.
 pub(super) fn map_index_file(path: &Path, source: &Digest) -> std::result::Result<Index, Unusable> {
     let unread = |e: io::Error| match e.kind() {
         io::ErrorKind::NotFound => Unusable::Missing,
@@ -153,7 +153,7 @@ pub(super) fn make_tree(session: &Session, diff_ids: &[&Digest], origin: &str) -
     Ok(chain)
 }
 
-/// The layer's index, made again from its tar where needed.
+/// Opens a layer's index; rebuilds it from the tar if necessary.
 pub(super) fn open_index(session: &Session, diff_id: &Digest) -> Result<Index> {
     let store = session.store();
     let path = store.layer_index(diff_id);
@@ -165,8 +165,8 @@ pub(super) fn open_index(session: &Session, diff_id: &Digest) -> Result<Index> {
         .ok_or_else(|| Error::Broken { image: diff_id.to_string(), what: "its index cannot be read back".into() })
 }
 
-/// Makes a layer's index from its tar and publishes it. The tar must be the layer's to the last bit: a damaged one would
-/// give another tree.
+/// Makes a layer's index from its tar and publishes it. Verifies the tar's DiffID, because a damaged tar would give
+/// another tree.
 pub(super) fn make_index(session: &Session, diff_id: &Digest) -> Result<()> {
     let store = session.store();
     let path = store.layer_tar(diff_id);

@@ -1,9 +1,10 @@
-//! One layer, one pass: while one thread reads, hashes and inflates the blob, the other hashes, writes and indexes the
-//! plain tar. Between them go a few recycled buffers, so that memory is constant and the slower side sets the pace.
+//! Layer pipeline: verifies, decompresses, writes and indexes a layer in one pass. One thread reads, hashes and
+//! inflates the blob; the other hashes, writes and indexes the plain tar. A few recycled buffers connect them, so
+//! memory is constant and the slower thread sets the pace.
 
 use super::Problem;
 use super::inflate::Inflate;
-use super::pull::Event;
+use super::progress::Event;
 use crate::digest::{Algorithm, Digest, Hasher, Verifier};
 use crate::layer::{self, Draft, LayerError};
 use crate::sys;
@@ -17,46 +18,46 @@ use std::time::{Duration, Instant};
 
 const BUFFERS: usize = 8;
 const BUFFER: usize = 256 << 10;
-/// So much of the tar goes to the disk at a time while more comes: the sync at the end then has little left to wait for.
+/// Bytes of the tar after which write-back is started, so that the final sync has little left to write.
 const WRITE_BACK: u64 = 8 << 20;
 
-/// What a layer must turn out to be.
+/// Expected digests and sizes of a layer.
 pub(super) struct Expected<'a> {
-    /// Digest and size of the blob, where the source knows them.
+    /// Digest and size of the blob, if the source states them.
     pub blob: Option<(&'a Digest, u64)>,
-    /// The digest of the plain tar, where it is known before.
+    /// DiffID, if it is known in advance.
     pub diff_id: Option<&'a Digest>,
 }
 
-/// A layer that was all it must be, its tar written and synced.
+/// A verified layer whose tar is written and synced.
 pub(super) struct Done {
-    /// The index, complete but for its seal.
+    /// The index, complete except for its seal.
     pub draft: Draft,
-    /// The digest of the plain tar.
+    /// DiffID: digest of the plain tar.
     pub diff_id: Digest,
-    /// The length of the blob.
+    /// Size of the blob, in bytes.
     pub compressed_size: u64,
-    /// The length of the plain tar.
+    /// Size of the plain tar, in bytes.
     pub size: u64,
-    /// Where the time went.
+    /// Time measurements.
     pub timings: Timings,
 }
 
-/// Where the time of one layer went.
+/// Time measurements of a layer.
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct Timings {
-    /// From start to end.
+    /// Total time.
     pub total: Duration,
-    /// Making the index, without waiting, hashing and writing.
+    /// Indexing, without waiting, hashing and writing.
     pub index: Duration,
-    /// Hashing the plain tar and writing it.
+    /// Hashing and writing the plain tar.
     pub write: Duration,
-    /// Waiting for the inflating side.
+    /// Waiting for the inflating thread.
     pub wait: Duration,
 }
 
-/// Runs a blob's stream into `tar_path`, checks everything, and returns the index. `tell` hears of the
-/// blob's bytes as they come, and when they are verified; `stop` ends it early.
+/// Writes a blob's stream as a plain tar to `tar_path`, verifies everything, and returns the index. Calls `tell` with
+/// the blob's bytes as they are read, and when they are verified; `stop` cancels.
 pub(super) fn run(
     blob: Box<dyn Read + Send>,
     expected: &Expected<'_>,
@@ -69,7 +70,7 @@ pub(super) fn run(
     let (full_in, full_out) = sync_channel(BUFFERS);
     let (empty_in, empty_out) = channel();
     for _ in 0..BUFFERS {
-        // The receiver is right here.
+        // The receiver is in this function, so sending cannot fail.
         let _sent = empty_in.send(Vec::new());
     }
     let algorithm = expected.diff_id.map_or(Algorithm::Sha256, Digest::algorithm);
@@ -77,12 +78,12 @@ pub(super) fn run(
     let (inflated, draft) = thread::scope(|scope| {
         let inflater = scope.spawn(move || inflate(blob, expected, &full_in, &empty_out, stop, tell));
         let draft = layer::index_tar(&mut chunks, &layer::Limits::default());
-        // Lets an inflater that waits for a buffer or a place find out that nobody reads any more.
+        // Wakes an inflating thread that waits for a buffer or for room in the channel.
         chunks.hang_up();
         let inflated = inflater.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         (inflated, draft)
     });
-    // In order of who is to blame: a damaged blob explains whatever came of it.
+    // The blob's error comes first: a damaged blob explains all later errors.
     let compressed_size = inflated?;
     if let Some(cause) = chunks.write_error.take() {
         return Err(Problem::Write { path: tar_path.to_owned(), cause });
@@ -99,11 +100,11 @@ pub(super) fn run(
     Ok(Done { draft, diff_id, compressed_size, size, timings })
 }
 
-/// Counts what passes.
+/// A reader that reports the number of bytes read.
 struct Counted<'a, R> {
     inner: R,
     total: u64,
-    /// How much is to come, where that is known.
+    /// Bytes still expected, if known.
     size: Option<u64>,
     tell: &'a (dyn Fn(Event) + Sync),
 }
@@ -122,7 +123,7 @@ impl<R: Read> Read for Counted<'_, R> {
     }
 }
 
-/// A blob's stream, checked where there is something to check it against.
+/// A blob's stream, verified if its digest is known.
 enum Checked<R> {
     Blob(Box<Verifier<R>>),
     Bare(R),
@@ -139,7 +140,8 @@ impl<R: Read> Read for Checked<R> {
 
 type Chunk = Vec<u8>;
 
-/// The inflating side. Returns the blob's length when all of it was read and right, also when the other side hung up.
+/// Body of the inflating thread. Returns the blob's size if all of it was read and verified, also if the other thread
+/// hung up.
 fn inflate(
     blob: Box<dyn Read + Send>,
     expected: &Expected<'_>,
@@ -162,13 +164,13 @@ fn inflate(
         if stop.load(Ordering::Relaxed) {
             return Err(Problem::Stopped);
         }
-        // The other side is gone: it failed, and says why unless the blob is at fault.
+        // The other thread failed; its error counts unless the blob is damaged.
         let Ok(mut chunk) = empty.recv() else { break };
         chunk.resize(BUFFER, 0);
         let n = match fill(&mut stream, &mut chunk) {
             Ok(n) => n,
             Err(cause) => {
-                // A cut or damaged blob rather than a badly made one? Its digest tells.
+                // The digest tells whether the blob was cut or damaged in transit, or badly made.
                 drain(stream.inner_mut()).map_err(read_error)?;
                 let inflate = |cause| Problem::Inflate { kind: kind.name(), cause };
                 return Err(match cause.downcast::<crate::digest::VerifyError>() {
@@ -211,7 +213,7 @@ fn fill(stream: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(n)
 }
 
-/// Reads a checked blob to its end, so that its size and digest get checked.
+/// Reads a verified blob to its end, so that its size and digest are checked.
 fn drain<R: Read>(blob: &mut Checked<R>) -> io::Result<()> {
     match blob {
         Checked::Blob(verifier) => verifier.drain(),
@@ -219,7 +221,7 @@ fn drain<R: Read>(blob: &mut Checked<R>) -> io::Result<()> {
     }
 }
 
-/// The other side's input: hashes and writes each chunk as it comes, then lends it to the indexer.
+/// Input of the indexing thread: hashes and writes each chunk, then passes it to the indexer.
 struct Chunks {
     full: Option<Receiver<Chunk>>,
     empty: Option<Sender<Chunk>>,
@@ -228,7 +230,7 @@ struct Chunks {
     file: File,
     hasher: Hasher,
     size: u64,
-    /// How much of it is on its way to the disk.
+    /// Bytes for which write-back was started.
     sent: u64,
     write_error: Option<io::Error>,
     wait: Duration,
@@ -257,12 +259,12 @@ impl Chunks {
         self.empty = None;
     }
 
-    /// Takes the next chunk; an empty one at the end.
+    /// Receives the next chunk; an empty one at the end.
     fn next(&mut self) -> io::Result<()> {
         let old = std::mem::take(&mut self.chunk);
         self.at = 0;
         if let (Some(empty), true) = (&self.empty, old.capacity() > 0) {
-            // The inflater may have finished; then nobody needs the buffer.
+            // The inflating thread may have finished and need no buffer.
             let _sent = empty.send(old);
         }
         let waiting = Instant::now();
@@ -274,7 +276,7 @@ impl Chunks {
         let written = self.file.write_all(&chunk);
         self.size += chunk.len() as u64;
         if self.size - self.sent >= WRITE_BACK {
-            // A file system that cannot do this does it all at the sync.
+            // File systems without support for it write everything at the sync.
             let _begun = sys::begin_write_back(&self.file, self.sent, self.size - self.sent);
             self.sent = self.size;
         }

@@ -1,23 +1,23 @@
-//! Platforms: which of an index's images suits a machine.
+//! Platforms: operating system, architecture and variant, and the choice of an index's image for a host.
 
 use serde::Deserialize;
 use std::fmt;
 use std::str::FromStr;
 
-/// An operating system and a processor, in Go's words: `linux/arm/v7`.
+/// An operating system and an architecture, with Go's names: `linux/arm/v7`.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Platform {
-    /// `linux`.
+    /// Operating system: `linux`.
     pub os: String,
-    /// `amd64`.
+    /// Architecture: `amd64`.
     pub architecture: String,
-    /// `v7`; often left out.
+    /// Variant: `v7`; often omitted.
     pub variant: Option<String>,
 }
 
 impl Platform {
-    /// This machine's.
+    /// The host's platform.
     pub fn host() -> Platform {
         let (architecture, variant) = match () {
             _ if cfg!(target_arch = "x86_64") => ("amd64", None),
@@ -33,7 +33,7 @@ impl Platform {
         Platform { os: "linux".into(), architecture: architecture.into(), variant: variant.map(str::to_owned) }
     }
 
-    /// How well an image for `self` runs on `machine`: 0 is best, none is not at all.
+    /// Ranks an image for `self` on `machine`: 0 is best, `None` means that it cannot run.
     pub fn rank(&self, machine: &Platform) -> Option<u32> {
         let (have, want) = (self.normal(), machine.normal());
         if have.os != want.os || have.architecture != want.architecture {
@@ -42,7 +42,7 @@ impl Platform {
         if have.variant == want.variant {
             return Some(0);
         }
-        // Within these families, a newer processor runs what was made for an older one.
+        // In these families a newer processor runs images for an older one.
         let graded = matches!(want.architecture.as_str(), "arm" | "arm64" | "amd64");
         let level = |p: &Platform| p.variant.as_deref().and_then(|v| v.strip_prefix('v')?.parse::<u32>().ok());
         match (level(&have), level(&want)) {
@@ -52,7 +52,7 @@ impl Platform {
         }
     }
 
-    /// One spelling for each platform, with the variant that a missing one means.
+    /// Normalizes the spelling, and adds the variant that a missing one stands for.
     fn normal(&self) -> Platform {
         let os = match self.os.to_ascii_lowercase().as_str() {
             "macos" => "darwin".to_owned(),

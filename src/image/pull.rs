@@ -1,75 +1,42 @@
-//! Bringing images in: from a source's plans to records in the catalog.
+//! Pull: fetches the images of a source into the store and records them in the catalog.
 
 use super::manifest::PLAIN_LAYER;
+use super::progress::{Event, Progress};
 use super::source::{LayerPlan, Place, Plan, Source, Want};
-use super::{Error, Problem, Result, jobs, open, pipeline, space};
+use super::{Error, Problem, Result, free_space, layer_workers, open, pipeline};
 use crate::digest::Digest;
 use crate::layer;
 use crate::reference::Reference;
 use crate::store::{self, Catalog, Image, Intent, LayerRecord, Session, Store, gc};
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// What happens to a layer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Event {
-    /// It is in the store and is not read.
-    AlreadyExists,
-    /// It is to come.
-    Planned,
-    /// Its turn comes when others are done.
-    Waiting,
-    /// Its stream begins, perhaps anew.
-    Started,
-    /// So many bytes of its blob have come.
-    Read(u64),
-    /// It failed to come and is tried again in so many seconds; in none: now.
-    Retrying(u64),
-    /// All bytes of its blob have come. Whether they are right is found out.
-    Verifying,
-    /// They are right. The last of it is being inflated, indexed, written and synced.
-    Verified,
-    /// It is in the store now.
-    Complete,
-}
-
-/// Is told how a pull goes on, from several threads.
-pub trait Progress: Send + Sync {
-    /// An image's documents are verified; its layers follow.
-    fn image(&self, plan: &Plan);
-    /// All layers of an image are in the store.
-    fn taken(&self, plan: &Plan);
-    /// Something happened to one of its layers.
-    fn layer(&self, layer: &LayerPlan, event: Event);
-    /// The indexer has a remark on a layer that it accepts.
-    fn warning(&self, layer: &LayerPlan, text: &str);
-}
-
-/// An image that was brought in.
+/// A pulled image.
 #[derive(Clone, Debug)]
 pub struct Pulled {
-    /// Its record as it stands in the catalog.
+    /// The image's record in the catalog.
     pub image: Image,
-    /// The names it got by this pull.
+    /// Names given by this pull.
     pub names: Vec<Reference>,
-    /// The digest that its name stood for in the source.
+    /// Digest of the index or manifest that the name refers to in the source.
     pub root: Option<Digest>,
-    /// Whether the catalog had it, under the same names.
+    /// Whether the catalog had the image, with the same names.
     pub up_to_date: bool,
-    /// Names that belonged to another image before, with that image's ID.
+    /// Names taken from other images, with those images' IDs.
     pub taken: Vec<(Reference, Digest)>,
 }
 
-/// Takes the wanted images of a source, or leaves the store as it was; but layers that came whole before a registry
-/// failed stay for the next pull.
+/// Pulls the wanted images of a source, or leaves the store unchanged; but after a registry failure the complete layers
+/// stay for the next pull.
 pub fn pull(session: &Session, source: &dyn Source, want: &Want, progress: &Arc<dyn Progress>) -> Result<Vec<Pulled>> {
-    // First, so that a store that cannot be used is said to be so before the work and not after it.
+    // Read first, so that an unusable store is reported before the work.
     let recorded = recorded_sizes(&session.store().catalog()?);
     let plans = source.images(want)?;
-    space::check(session.store(), source, &missing(session.store(), &plans, &recorded))?;
+    free_space::check(session.store(), source, &missing(session.store(), &plans, &recorded))?;
     let mut intent = Intent::default();
     for plan in &plans {
         intent.layers.extend(plan.layers.iter().map(|l| l.diff_id.clone()));
@@ -81,11 +48,11 @@ pub fn pull(session: &Session, source: &dyn Source, want: &Want, progress: &Arc<
     let taken =
         plans.iter().map(|plan| take(session, source, plan, progress, &recorded, &made)).collect::<Result<Vec<_>>>();
     let committed = taken.and_then(|images| commit(session, &plans, images));
-    // Who abandons the session ends the program; whole layers stay, for the next pull to take up.
+    // An abandoned session ends the program; complete layers stay for the next pull.
     if committed.is_err() && !session.is_abandoned() {
-        let mut made = made.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut made = made.into_inner();
         if committed.as_ref().is_err_and(is_outage) {
-            // Nothing is wrong with them: the next pull need not fetch them again.
+            // The layers are verified: the next pull need not fetch them again.
             made.layers.clear();
         }
         let back = session.give_up().and_then(|()| gc::take_back(session.store(), &made, layer::FORMAT));
@@ -96,7 +63,7 @@ pub fn pull(session: &Session, source: &dyn Source, want: &Want, progress: &Arc<
     committed
 }
 
-/// Whether a registry did not give a layer.
+/// Whether a registry failed to serve a layer.
 fn is_outage(error: &Error) -> bool {
     matches!(error, Error::Layer { problem, .. } if matches!(**problem, Problem::Registry(_)))
 }
@@ -109,8 +76,8 @@ fn chain_of(plan: &Plan) -> Digest {
     store::chain_ids(plan.layers.iter().map(|l| &l.diff_id)).pop().unwrap_or_else(|| Digest::of(b""))
 }
 
-/// Brings one image's layers, tree and documents into the store. `recorded` has the sizes of layers that came before,
-/// `made` collects what was not there before.
+/// Brings an image's layers, tree and documents into the store. `recorded` has the sizes of layers of earlier images,
+/// `made` collects what is new.
 fn take(
     session: &Session,
     source: &dyn Source,
@@ -121,7 +88,7 @@ fn take(
 ) -> Result<Image> {
     progress.image(plan);
     let store = session.store();
-    let made = |note: &dyn Fn(&mut Intent)| note(&mut made.lock().unwrap_or_else(PoisonError::into_inner));
+    let made = |note: &dyn Fn(&mut Intent)| note(&mut made.lock());
     let mut queue = Vec::new();
     let mut queued = BTreeSet::new();
     for (at, layer) in plan.layers.iter().enumerate() {
@@ -137,9 +104,9 @@ fn take(
             progress.layer(layer, Event::Planned);
         }
     }
-    // The longest first, so that it does not run alone at the end.
+    // The largest first, so that it does not run alone at the end.
     queue.sort_by_key(|(_, layer)| std::cmp::Reverse(layer.size()));
-    for (_, layer) in queue.iter().skip(jobs::AT_ONCE) {
+    for (_, layer) in queue.iter().skip(layer_workers::AT_ONCE) {
         progress.layer(layer, Event::Waiting);
     }
     let stop = AtomicBool::new(false);
@@ -161,7 +128,7 @@ fn take(
         stop.store(true, Ordering::Relaxed);
         source.cancel();
     };
-    let compressed = jobs::run(queue, one, failed)?.into_iter().collect();
+    let compressed = layer_workers::run(queue, one, failed)?.into_iter().collect();
     progress.taken(plan);
     let chain = chain_of(plan);
     if open::map_tree(store, &chain).is_none() {
@@ -178,12 +145,12 @@ fn take(
     record(store, plan, &compressed)
 }
 
-/// The sizes that the layers of images in the catalog had when they came.
+/// Returns the sizes of all layers, as recorded in the catalog.
 pub(super) fn recorded_sizes(catalog: &Catalog) -> BTreeMap<Digest, u64> {
     catalog.images().iter().flat_map(|i| &i.layers).map(|l| (l.diff_id.clone(), l.size)).collect()
 }
 
-/// Whether the store has the layer, and no part of it got lost since it came.
+/// Whether the store has the layer, with a tar of the recorded size.
 fn is_whole(store: &Store, diff_id: &Digest, recorded: Option<u64>) -> bool {
     match fs::metadata(store.layer_tar(diff_id)) {
         Ok(tar) => recorded.is_none_or(|size| size == tar.len()),
@@ -191,14 +158,14 @@ fn is_whole(store: &Store, diff_id: &Digest, recorded: Option<u64>) -> bool {
     }
 }
 
-/// The layers that must come, each once.
+/// Lists the distinct layers that must be fetched.
 fn missing<'a>(store: &Store, plans: &'a [Plan], recorded: &BTreeMap<Digest, u64>) -> Vec<&'a LayerPlan> {
     let mut seen = BTreeSet::new();
     let layers = plans.iter().flat_map(|plan| &plan.layers).filter(|layer| seen.insert(&layer.diff_id));
     layers.filter(|l| !is_whole(store, &l.diff_id, recorded.get(&l.diff_id).copied())).collect()
 }
 
-/// Whether the store has the layer. One that has lost a part since it came is put aside, to be fetched again.
+/// Whether the store has the layer. One that is incomplete is moved away, to be fetched again.
 pub(super) fn has_whole(session: &Session, diff_id: &Digest, recorded: Option<u64>) -> Result<bool> {
     let store = session.store();
     let is_whole = || is_whole(store, diff_id, recorded);
@@ -207,7 +174,7 @@ pub(super) fn has_whole(session: &Session, diff_id: &Digest, recorded: Option<u6
     }
     if store.has_layer(diff_id) {
         let _lock = store.lock_exclusive()?;
-        // Another pull may have done it meanwhile.
+        // Another pull may have done this meanwhile.
         if is_whole() {
             return Ok(true);
         }
@@ -217,7 +184,7 @@ pub(super) fn has_whole(session: &Session, diff_id: &Digest, recorded: Option<u6
     Ok(false)
 }
 
-/// What can happen to one layer.
+/// Error of a layer's pull.
 enum Fault {
     Layer(Problem),
     Store(store::Error),
@@ -226,7 +193,7 @@ enum Fault {
 impl Fault {
     fn at(self, origin: &str, position: usize, count: usize, layer: &LayerPlan) -> Error {
         let problem = match self {
-            // A full disk names the layer too.
+            // The error of a full disk names the layer too.
             Fault::Store(store::Error::Io { path, cause, .. }) => Problem::Write { path, cause },
             Fault::Store(e) => return Error::Store(e),
             Fault::Layer(problem) => problem,
@@ -241,7 +208,7 @@ impl Fault {
     }
 }
 
-/// Brings one layer in. Returns its blob's length, and whether the store did not have the layer before.
+/// Fetches a layer. Returns its blob's size, and whether the layer is new in the store.
 fn take_layer(
     session: &Session,
     source: &dyn Source,
@@ -256,7 +223,7 @@ fn take_layer(
         told.layer(&known, Event::Retrying(seconds));
     };
     let stream = source.layer(layer, Arc::new(waits)).map_err(Fault::Layer)?;
-    // Whoever had it may have finished while we waited for it.
+    // Another process may have published it while this one waited for the partial.
     if session.store().has_layer(&layer.diff_id) {
         return Ok((0, false));
     }
@@ -288,7 +255,7 @@ fn take_layer(
     Ok((size, fresh))
 }
 
-/// The image's record for the catalog.
+/// Makes the image's record for the catalog.
 fn record(store: &Store, plan: &Plan, compressed: &BTreeMap<Digest, u64>) -> Result<Image> {
     let mut layers = Vec::new();
     for layer in &plan.layers {
@@ -325,7 +292,7 @@ fn record(store: &Store, plan: &Plan, compressed: &BTreeMap<Digest, u64>) -> Res
     })
 }
 
-/// Enters the images into the catalog, all or none. The session's intent has kept their parts until now.
+/// Adds the images to the catalog, all or none. Until now the session's intent has protected their parts.
 fn commit(session: &Session, plans: &[Plan], images: Vec<Image>) -> Result<Vec<Pulled>> {
     session.store().update_by(session, |_, catalog| {
         let mut pulled = Vec::new();
@@ -340,7 +307,7 @@ fn commit(session: &Session, plans: &[Plan], images: Vec<Image>) -> Result<Vec<P
                 image.pulled = known.pulled;
             }
             let id = image.id.clone();
-            // An archive without a manifest does not take away the one that the image came by before.
+            // An archive without a manifest does not remove the image's known manifest.
             if let (None, Some(known)) = (&image.manifest, catalog.get(&id)) {
                 image.manifest.clone_from(&known.manifest);
                 image.indexes.clone_from(&known.indexes);

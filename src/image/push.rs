@@ -1,18 +1,18 @@
-//! Images into a registry.
+//! Push: uploads an image to a registry.
 //!
-//! A layer is kept as its plain tar, so the blob that it came as cannot be had again; but the manifests by which an image
-//! came, or went out before, name blobs that hold its layers. What of those the registry has, in the repository or in
-//! another of its repositories, is used as it is; any other layer is packed and goes up in chunks as it is packed, checked
-//! against its DiffID on the way. An image all of whose blobs are there goes out under the manifest that it came by, byte
-//! for byte, and its config's bytes never change.
+//! The store keeps a layer as its plain tar, not the blob that it was pulled as; but the manifests with which an image
+//! was pulled or pushed before name blobs of its layers. Such a blob is used if the registry has it, in this repository
+//! or in another one (cross-repository mount). Any other layer is compressed and uploaded in chunks at the same time,
+//! and verified against its DiffID. If all blobs of the original manifest are there, the image is pushed with that
+//! manifest, byte for byte; the config's bytes never change.
 
 use super::deflate::{self, Compression};
 use super::manifest::{self, DOCUMENT_CAP, Descriptor, Family};
-use super::{Error, Problem, Result, jobs, remove};
+use super::{Error, Problem, Result, layer_workers, remove};
 use crate::digest::{Algorithm, Digest, Hasher, Verifier};
 use crate::layer;
 use crate::reference::Reference;
-use crate::registry::{self, Begun, Kind, Repository, Settings, Upload};
+use crate::registry::{self, Kind, Repository, Settings, Upload, UploadStart};
 use crate::store::{Catalog, Image, Intent, LayerRecord, Session, Store, gc};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -21,57 +21,57 @@ use std::io::{self, BufReader, Read, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-/// What goes up in one request; registries may refuse less than 5 MiB but for the last one.
+/// Chunk size of uploads, in bytes; registries may reject less than 5 MiB except for the last chunk.
 const CHUNK: usize = 8 << 20;
 const BUFFER: usize = 256 << 10;
-/// So many repositories are asked for a blob before it is sent.
+/// Maximum number of repositories tried for a cross-repository mount of a blob.
 const GUESSES: usize = 3;
-/// So often a blob is begun anew that the registry lost half-way.
+/// Number of times a blob is uploaded from its beginning if the registry loses the upload.
 const TRIES: u32 = 3;
 
-/// How an image goes out.
+/// Compression settings of a push.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Packing {
-    /// How layers must be packed; otherwise as they are in the registry, or gzip.
+    /// Compression of all layers; `None`: as in the registry, else gzip.
     pub compression: Option<Compression>,
-    /// How hard to try to make them small.
+    /// Compression level.
     pub level: Option<u32>,
 }
 
-/// What happens to a layer.
+/// Progress event of a layer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
-    /// Its turn comes.
+    /// The layer is being prepared.
     Preparing,
-    /// So many bytes of its tar are on their way.
+    /// Number of bytes of the tar that were compressed and sent.
     Sent(u64),
-    /// The repository has it now.
+    /// The layer was uploaded.
     Pushed,
-    /// The repository had it.
+    /// The repository had the layer.
     Exists,
-    /// The registry took it over from this repository of its own.
+    /// The registry mounted the layer from this repository.
     Mounted(String),
-    /// It is one that is not to be given away: its manifest says where else it is.
+    /// The layer is non-distributable: its manifest names its URLs.
     Foreign,
 }
 
-/// Is told how a push goes on, from several threads.
+/// Receiver of a push's progress, called by several threads.
 pub trait Progress: Sync {
-    /// Something happened to a layer.
+    /// Reports an event of a layer.
     fn layer(&self, layer: &LayerRecord, event: Event);
 }
 
-/// An image that went out.
+/// A pushed image.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Pushed {
-    /// Its manifest's digest in the registry.
+    /// Digest of its manifest in the registry.
     pub digest: Digest,
-    /// How long the manifest is.
+    /// Size of the manifest, in bytes.
     pub size: u64,
 }
 
-/// The images to push for a name, each with the whole name: the one that is called so, or with `all` every one with a tag
-/// of the repository.
+/// Selects the images to push for a name, each with its full name: the image with that name, or with `all` every image
+/// that has a tag of the repository.
 pub fn choose(store: &Store, name: &Reference, all: bool) -> Result<Vec<(Image, Reference)>> {
     if name.digest().is_some() {
         return Err(Error::Usage("cannot push a digest reference".into()));
@@ -94,8 +94,8 @@ pub fn choose(store: &Store, name: &Reference, all: bool) -> Result<Vec<(Image, 
     Ok(of_repository)
 }
 
-/// Puts the image into the registry that `to` names, under its tag. The store remembers the image's name by digest and the
-/// manifest that went out.
+/// Uploads the image to the registry and repository of `to`, under its tag. Records the image's name by digest and the
+/// pushed manifest in the store.
 pub fn push(
     session: &Session,
     image: &Image,
@@ -105,7 +105,7 @@ pub fn push(
     progress: &dyn Progress,
 ) -> Result<Pushed> {
     let done = put(session, image, to, settings, packing, progress);
-    remove::let_go(session, image)?;
+    remove::release_image(session, image)?;
     done
 }
 
@@ -135,7 +135,7 @@ fn put(
             layers.push(layer);
         }
     }
-    let blobs = jobs::run(layers.iter().copied(), |layer| out.layer(layer), || out.repository.cancel())?;
+    let blobs = layer_workers::run(layers.iter().copied(), |layer| out.layer(layer), || out.repository.cancel())?;
     let placed: BTreeMap<&Digest, Value> = layers.iter().map(|l| &l.diff_id).zip(blobs).collect();
     let config = store.blob(&image.id, DOCUMENT_CAP)?;
     if !out.repository.has_blob(&image.id)? {
@@ -148,14 +148,14 @@ fn put(
     Ok(Pushed { digest, size: bytes.len() as u64 })
 }
 
-/// The image gets its name by digest, and keeps the manifest that it went out with.
+/// Records the image's name by digest and the pushed manifest in the store.
 fn remember(session: &Session, image: &Image, to: &Reference, digest: &Digest, bytes: &[u8]) -> Result<()> {
     let mut parts = Intent { blobs: [digest.clone()].into(), ..Intent::default() };
     parts.extend(remove::parts_of(image));
     session.intend(&parts)?;
     let fresh = session.publish_blob(digest, bytes)?;
     let is_there = session.store().update_by(session, |_, catalog| {
-        // It may have been removed meanwhile.
+        // The image may have been removed meanwhile.
         let is_there = catalog.get(&image.id).is_some();
         if is_there {
             catalog.add_origin(&image.id, digest);
@@ -170,20 +170,20 @@ fn remember(session: &Session, image: &Image, to: &Reference, digest: &Digest, b
     Ok(())
 }
 
-/// A blob that holds a layer.
+/// A known blob of a layer.
 struct Known {
-    /// Its descriptor as a manifest has it, with all its fields.
+    /// Descriptor from a manifest, with all its fields.
     raw: Value,
     descriptor: Descriptor,
-    /// Repositories of the same registry that may have it.
+    /// Repositories of the same registry that may have the blob.
     repositories: Vec<String>,
 }
 
-/// The blobs that hold the image's layers, by DiffID, as all manifests of the store name them.
+/// Returns the known blobs of the image's layers, by DiffID, from all manifests in the store.
 fn known(store: &Store, catalog: &Catalog, image: &Image, to: &Reference) -> BTreeMap<Digest, Vec<Known>> {
     let mut found: BTreeMap<Digest, Vec<Known>> = BTreeMap::new();
     let shares = |other: &&Image| other.layers.iter().any(|l| image.layers.iter().any(|own| own.diff_id == l.diff_id));
-    // The image's own come first.
+    // The image's own manifests come first.
     let others = catalog.images().iter().filter(|other| other.id != image.id).filter(shares);
     for other in catalog.get(&image.id).into_iter().chain(others) {
         let mut repositories: Vec<String> = Vec::new();
@@ -208,7 +208,7 @@ fn known(store: &Store, catalog: &Catalog, image: &Image, to: &Reference) -> BTr
     found
 }
 
-/// One image on its way out.
+/// A push of one image.
 struct Out<'a> {
     store: &'a Store,
     image: &'a Image,
@@ -220,7 +220,7 @@ struct Out<'a> {
 }
 
 impl Out<'_> {
-    /// Sees to it that the repository has the layer; returns its descriptor.
+    /// Uploads the layer unless the repository has it; returns its descriptor.
     fn layer(&self, layer: &LayerRecord) -> Result<Value> {
         let known = self.known.get(&layer.diff_id).map(Vec::as_slice).unwrap_or_default();
         if let Some(foreign) = known.iter().find(|k| manifest::is_foreign(&k.descriptor.media_type)) {
@@ -243,11 +243,11 @@ impl Out<'_> {
             known.iter().filter(suits).flat_map(|b| b.repositories.iter().map(move |r| (b, r))).take(GUESSES)
         {
             match self.repository.mount_or_upload(&blob.descriptor.digest, path) {
-                Ok(Begun::Mounted) => {
+                Ok(UploadStart::Mounted) => {
                     self.progress.layer(layer, Event::Mounted(path.clone()));
                     return Ok(blob.raw.clone());
                 }
-                Ok(Begun::Upload(upload)) => begun = Some(upload),
+                Ok(UploadStart::Upload(upload)) => begun = Some(upload),
                 Err(error) if matches!(error.kind, Kind::Missing | Kind::WrongCredentials) => {
                     tracing::debug!(%error, "cannot take a layer over from another repository");
                 }
@@ -270,7 +270,7 @@ impl Out<'_> {
         }
     }
 
-    /// Packs the layer and sends it as it is packed.
+    /// Compresses the layer and uploads it at the same time.
     fn send(&self, layer: &LayerRecord, begun: Option<Upload>) -> std::result::Result<Value, Problem> {
         let how = self.packing.compression.unwrap_or(Compression::Gzip);
         let level = self.packing.level.unwrap_or(how.levels().0);
@@ -286,13 +286,13 @@ impl Out<'_> {
         let (packed, sent) = thread::scope(|scope| {
             let packer = scope.spawn(move || deflate::pack(tar, how, level, Chunks { full, chunk: Vec::new() }));
             let mut sender = Sender { upload, hasher: Hasher::new(Algorithm::Sha256), size: 0, held: Vec::new() };
-            // Takes the chunks and lets go of them at a failure, so that the packer ends too.
+            // Dropping the receiver after a failure ends the compressing thread too.
             let sent = sender.take(chunks);
             let packed = packer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             (packed, sent.map(|()| sender))
         });
         let sender = sent.map_err(Problem::Registry)?;
-        // The whole tar has passed the check, or nothing is finished.
+        // The upload is completed only if the whole tar had the right DiffID.
         packed.map_err(|e| Problem::read(path.display().to_string(), Some(&layer.diff_id), e))?;
         let size = sender.size;
         let digest = sender.finish().map_err(Problem::Registry)?;
@@ -300,17 +300,19 @@ impl Out<'_> {
         Ok(json!({ "mediaType": media_type, "digest": digest, "size": size }))
     }
 
-    /// Sends a small blob in one piece.
+    /// Uploads a small blob in one request.
     fn send_whole(&self, digest: &Digest, bytes: &[u8]) -> Result<()> {
         Ok(self.repository.upload()?.finish(digest, bytes)?)
     }
 
-    /// The manifest of what is in the registry: one that the image came by, if it names just that, else one like it.
+    /// Returns the manifest to push: an original one if it names exactly the blobs in the registry, else a new one like
+    /// it.
     fn manifest(&self, placed: &BTreeMap<&Digest, Value>, config_size: usize) -> Result<(&'static str, Vec<u8>)> {
         let layers: Vec<Value> = self.image.layers.iter().filter_map(|l| placed.get(&l.diff_id)).cloned().collect();
         let digest_of = |raw: &Value| raw.get("digest").cloned();
         for digest in self.image.origins() {
-            // One that was taken out as damaged is no longer there. While a damaged one is, another must not go out for it.
+            // A missing manifest was set aside as damaged. A damaged one still in place is an error: no other may
+            // replace it.
             if !self.store.blob_path(digest).exists() {
                 continue;
             }
@@ -327,7 +329,7 @@ impl Out<'_> {
             let media_type = l.get("mediaType").and_then(Value::as_str).unwrap_or_default();
             manifest::compression_of(media_type) == Some(Compression::Zstd.name())
         });
-        // Docker's own types have no zstd.
+        // Docker's media types have none for zstd.
         let family = match origin.as_deref().and_then(manifest::family_of) {
             Some(Family::Docker) if !any_zstd => Family::Docker,
             _ => Family::Oci,
@@ -360,7 +362,7 @@ impl Out<'_> {
     }
 }
 
-/// The descriptor with its media type in the family's words.
+/// Converts a descriptor's media type to the family's.
 fn in_family(mut layer: Value, family: Family) -> Value {
     let kind = layer.get("mediaType").and_then(Value::as_str).unwrap_or_default();
     if !manifest::is_foreign(kind)
@@ -371,7 +373,7 @@ fn in_family(mut layer: Value, family: Family) -> Value {
     layer
 }
 
-/// Tells how much of a layer has been read.
+/// A reader that reports the bytes read of a layer.
 struct Told<'a, R> {
     inner: R,
     layer: &'a LayerRecord,
@@ -388,7 +390,7 @@ impl<R: Read> Read for Told<'_, R> {
     }
 }
 
-/// Cuts a stream into chunks for another thread. The rest goes when it is flushed.
+/// A writer that cuts a stream into chunks for another thread. Flushing passes the rest.
 struct Chunks {
     full: SyncSender<Vec<u8>>,
     chunk: Vec<u8>,
@@ -419,7 +421,7 @@ impl Write for Chunks {
     }
 }
 
-/// The side that sends. It holds one chunk back, as the last one goes with the end of the upload.
+/// The uploading side. It holds back one chunk, because the last one completes the upload.
 struct Sender {
     upload: Upload,
     hasher: Hasher,

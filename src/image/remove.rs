@@ -1,4 +1,4 @@
-//! Taking names and images away, by Docker's rules.
+//! Removal and tagging of images, by Docker's rules.
 
 use super::{Error, Result};
 use crate::digest::Digest;
@@ -8,12 +8,12 @@ use crate::store::containers::{self, State, Status};
 use crate::store::{Catalog, Image, Intent, Session, Store, gc, is_id_prefix, mounts};
 use std::collections::BTreeSet;
 
-/// One thing that a removal did, in Docker's words when printed.
+/// A step of a removal. Prints in Docker's words.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Record {
-    /// A name was taken away.
+    /// A name was removed.
     Untagged(Reference),
-    /// An image, or a layer under its ChainID, is gone.
+    /// An image, or a layer given by its ChainID, was removed.
     Deleted(Digest),
 }
 
@@ -26,7 +26,7 @@ impl std::fmt::Display for Record {
     }
 }
 
-/// Gives an image one more name.
+/// Adds a name to an image.
 pub fn tag(store: &Store, image: &str, name: &Reference) -> Result<()> {
     if name.digest().is_some() {
         return Err(Error::Usage("refusing to create a tag with a digest reference".into()));
@@ -38,15 +38,15 @@ pub fn tag(store: &Store, image: &str, name: &Reference) -> Result<()> {
     })
 }
 
-/// Removes what `wanted` means: a name, and the image with its last name; or, by ID, the image with all its names. What
-/// no other image uses is out of the store then, and goes from the disk with the trash. What a container was made of can
-/// be removed by force once it has ended; its layers stay as long as the container does.
+/// Removes a name, and with its last name the image; or, given an ID, the image with all its names. Layers that no
+/// other image uses are taken out of the store and deleted when the trash is dropped. With `force`, an image of stopped
+/// containers can be removed; its layers stay while the containers exist.
 pub fn remove(store: &Store, wanted: &str, force: bool) -> Result<(Vec<Record>, gc::Trash)> {
     take(store, wanted, force, false)
 }
 
-/// Removes an image with all its names, unless it is mounted or a container was made of it: that is a conflict, which
-/// changes nothing.
+/// Removes an image with all its names. An image that is mounted or used by a container is a conflict, which changes
+/// nothing.
 pub fn remove_unused(store: &Store, id: &Digest) -> Result<(Vec<Record>, gc::Trash)> {
     take(store, &id.to_string(), true, true)
 }
@@ -76,16 +76,16 @@ fn take(store: &Store, wanted: &str, force: bool, unused: bool) -> Result<(Vec<R
     Ok((records, gc::Trash::default()))
 }
 
-/// Who uses an image: one of each kind, by its short ID, and all layers that containers need.
+/// Users of an image: the short ID of one of each kind, and the layers that containers need.
 #[derive(Default)]
 struct Users {
-    /// A container that runs, or a mount, which is to plyfs what a running container is to Docker.
+    /// A running container, or a mount, which counts like a running container in Docker.
     running: Option<String>,
-    /// A container that does not run.
+    /// A stopped container.
     stopped: Option<String>,
-    /// The ChainIDs of what all containers were made of.
+    /// ChainIDs of the images of all containers.
     chains: BTreeSet<Digest>,
-    /// Whether there are more users, whose records cannot be read: any layer may be theirs.
+    /// Whether there are further users whose records cannot be read: they may need any layer.
     unknown: bool,
 }
 
@@ -101,7 +101,7 @@ impl Users {
                 continue;
             }
             let running = |state: State| state.status == Status::Running;
-            // Only the state of one that runs can be an error.
+            // Reading the state fails only for a running container.
             let runs = containers::state(store, &container.id).map_or(true, running);
             let place = if runs { &mut users.running } else { &mut users.stopped };
             place.get_or_insert_with(|| container.short().to_owned());
@@ -116,9 +116,9 @@ impl Users {
     }
 }
 
-/// Ends what a session kept of an image for itself, to let it out. Whoever removed the image meanwhile had to leave its
-/// parts behind: then they go now.
-pub(super) fn let_go(session: &Session, image: &Image) -> Result<()> {
+/// Gives up a session's intent that kept an image while it was written out. If another process removed the image
+/// meanwhile, removes the parts that it had to leave.
+pub(super) fn release_image(session: &Session, image: &Image) -> Result<()> {
     let store = session.store();
     session.give_up()?;
     if store.catalog()?.get(&image.id).is_some() {
@@ -127,7 +127,7 @@ pub(super) fn let_go(session: &Session, image: &Image) -> Result<()> {
     Ok(gc::take_back(store, &parts_of(image), layer::FORMAT)?)
 }
 
-/// Everything in the store that belongs to an image.
+/// Returns the digests of everything that belongs to an image.
 pub(super) fn parts_of(image: &Image) -> Intent {
     Intent {
         layers: image.layers.iter().map(|l| l.diff_id.clone()).collect(),
@@ -136,7 +136,7 @@ pub(super) fn parts_of(image: &Image) -> Intent {
     }
 }
 
-/// What removing would do, or why it may not. Changes nothing.
+/// Returns the steps of a removal, or the conflict that forbids it. Changes nothing.
 fn plan(catalog: &Catalog, image: &Image, wanted: &str, force: bool, users: &Users) -> Result<Vec<Record>> {
     let short = image.id.short();
     let in_use = |container: &str| {
@@ -150,12 +150,12 @@ fn plan(catalog: &Catalog, image: &Image, wanted: &str, force: bool, users: &Use
         Some(digest) => name.by_digest(digest),
         None => name,
     });
-    // The same order as when the image was looked up: a name first, even one that could be an ID.
+    // The same order as in the lookup: a name first, even one that could be an ID.
     let name = by_name.filter(|name| all.contains(&name));
     debug_assert!(name.is_some() || is_id_prefix(&image.id, wanted));
     let mut records = Vec::new();
     if let Some(name) = name {
-        let gone = gone_with(&name, &all);
+        let gone = removed_with(&name, &all);
         if gone.len() < all.len() {
             return Ok(gone.into_iter().cloned().map(Record::Untagged).collect());
         }
@@ -190,8 +190,8 @@ fn plan(catalog: &Catalog, image: &Image, wanted: &str, force: bool, users: &Use
     Ok(records)
 }
 
-/// The names that go when `name` goes: with a repository's last tag, also its names by digest.
-fn gone_with<'a>(name: &Reference, all: &[&'a Reference]) -> Vec<&'a Reference> {
+/// Returns the names removed with `name`: with a repository's last tag also its names by digest.
+fn removed_with<'a>(name: &Reference, all: &[&'a Reference]) -> Vec<&'a Reference> {
     let mut gone: Vec<&Reference> = all.iter().copied().filter(|r| *r == name).collect();
     let same_repo = |r: &&&Reference| r.name() == name.name() && **r != name;
     let last_tag = !all.iter().filter(same_repo).any(|r| r.digest().is_none());
@@ -201,7 +201,7 @@ fn gone_with<'a>(name: &Reference, all: &[&'a Reference]) -> Vec<&'a Reference> 
     gone
 }
 
-/// Whether the names come down to one: at most one tag, and names by digest of its repository only.
+/// Whether the names count as one: at most one tag, and names by digest of its repository only.
 fn is_single(all: &[&Reference]) -> bool {
     let tags = all.iter().filter(|r| r.digest().is_none()).count();
     tags <= 1 && all.iter().all(|r| r.name() == all[0].name())
@@ -317,7 +317,7 @@ mod tests {
         let id = f.add("1", &["a:1", "a:2"], &[]);
         let guard = mounts::register(&f.store, &id, "a:1", "/mnt".as_ref(), false).unwrap();
         let (mount, short) = (guard.info().id.clone(), id.short());
-        // One of two names may go all the same.
+        // One of two names may still be removed.
         assert_eq!(f.rm("a:2", false).unwrap(), ["Untagged: a:2"]);
         let soft = format!(
             "conflict: unable to remove repository reference \"a:1\" (must force) - \
@@ -370,7 +370,7 @@ mod tests {
         for (wanted, force) in [("a:1", true), (short, false), (short, true)] {
             assert_eq!(f.rm(wanted, force).unwrap_err(), hard, "{wanted}");
         }
-        // It has ended. Its layers stay, and are not said to be gone.
+        // The container has exited. Its layers stay and are not reported as deleted.
         drop(held);
         let other = f.add("2", &[], &["base", "top", "more"]);
         assert_eq!(f.rm("a:1", true).unwrap(), ["Untagged: a:1".to_owned(), format!("Deleted: {id}")]);

@@ -1,4 +1,4 @@
-//! The list of images, restored: from the catalog's backup, and from the documents and layers that are in the store.
+//! Catalog restoration: rebuilds a damaged image catalog from its backup, and from the store's documents and layers.
 
 use super::Result;
 use super::manifest::{self, DOCUMENT_CAP, Descriptor, Document, PLAIN_LAYER, Parsed};
@@ -10,14 +10,14 @@ use std::fs;
 /// A restored catalog.
 pub(super) struct Restored {
     pub(super) catalog: Catalog,
-    /// How many of its images the backup has, with their names.
+    /// Number of images from the backup, with their names.
     pub(super) from_backup: usize,
-    /// How many have all their parts in the store and no name.
+    /// Number of images found by their documents and layers, without a name.
     pub(super) from_documents: usize,
 }
 
-/// Restores the catalog of a store whose own is damaged. Images that the backup does not have are listed without a name
-/// if their config and all their layers are there, so that no collection takes them away.
+/// Restores the catalog of a store whose own is damaged. Images missing in the backup are added without a name if their
+/// config and all their layers are in the store, so that garbage collection keeps them.
 pub(super) fn restore(store: &Store) -> Result<Restored> {
     let mut catalog = match store.catalog_backup() {
         Ok(backup) => backup.unwrap_or_default(),
@@ -37,13 +37,13 @@ pub(super) fn restore(store: &Store) -> Result<Restored> {
     Ok(Restored { catalog, from_backup, from_documents })
 }
 
-/// All whole documents of a store, by what they are.
+/// All undamaged documents of a store, by kind.
 #[derive(Default)]
 struct Documents {
     configs: BTreeMap<Digest, Vec<u8>>,
-    /// With the config's digest and the layers' descriptors.
+    /// By the manifest's digest: the config's digest and the layers' descriptors.
     manifests: BTreeMap<Digest, (Digest, Vec<Descriptor>)>,
-    /// With the digests that each lists.
+    /// By the index's digest: the digests that it lists.
     indexes: BTreeMap<Digest, BTreeSet<Digest>>,
 }
 
@@ -51,7 +51,7 @@ impl Documents {
     fn read(store: &Store) -> Result<Documents> {
         let mut all = Documents::default();
         for digest in store.stored_blobs()? {
-            // Damaged ones are no part of any image.
+            // Damaged documents belong to no image.
             let Ok(bytes) = store.blob(&digest, DOCUMENT_CAP) else { continue };
             let descriptor = Descriptor {
                 media_type: String::new(),
@@ -72,7 +72,7 @@ impl Documents {
         Ok(all)
     }
 
-    /// The images whose layers are all in the store, each with all manifests and indexes that lead to it.
+    /// Lists the images whose layers are all in the store, each with all manifests and indexes that lead to it.
     fn images(&self, store: &Store) -> Vec<Image> {
         let mut images: BTreeMap<&Digest, Image> = BTreeMap::new();
         for (digest, (id, layers)) in &self.manifests {
@@ -90,8 +90,8 @@ impl Documents {
         images.into_values().collect()
     }
 
-    /// The image with that config, if it is one and all is there. Without descriptors, as of an archive by `docker save`,
-    /// its layers came as plain tars.
+    /// Returns the image with that config, if the document is a config and all layers are in the store. Without
+    /// descriptors, as after loading a `docker save` archive, the layers count as plain tars.
     fn image(&self, store: &Store, id: &Digest, descriptors: Option<&[Descriptor]>) -> Option<Image> {
         let config = manifest::parse_config(self.configs.get(id)?, descriptors.map(<[Descriptor]>::len)).ok()?;
         let mut layers = Vec::new();
@@ -119,7 +119,7 @@ impl Documents {
         })
     }
 
-    /// The indexes that lead to that manifest, by way of others too.
+    /// Lists the indexes that lead to that manifest, directly or through other indexes.
     fn indexes_above(&self, manifest: &Digest) -> Vec<Digest> {
         let mut found = BTreeSet::new();
         let mut todo = vec![manifest];

@@ -1,8 +1,8 @@
-//! Images out again: one archive that `docker load` takes and that is an OCI layout too, as Docker writes since 25; or one
-//! of the two; or an OCI layout in a folder.
+//! Saving images: an archive for `docker load` that is also an OCI layout, as Docker writes since version 25; or only
+//! one of the two; or an OCI layout in a folder.
 //!
-//! Configs are the bytes that came in, layers the stored tars, each checked against its digest while it is written; a
-//! layer that several images share is there once. Times are zero, so that the same images make the same archive.
+//! Configs are the original bytes, layers the stored tars, each verified against its digest while it is written; a
+//! layer shared by several images is written once. Times are zero, so the same images give the same archive.
 
 use super::manifest::DOCUMENT_CAP;
 use super::{Error, Result, remove};
@@ -21,17 +21,17 @@ const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const BUFFER: usize = 256 << 10;
 
-/// An image with the names under which it is to be saved.
+/// An image to save, with its names.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Saved {
     /// The image.
     pub image: Image,
-    /// Its names in the archive, all with a tag.
+    /// Names in the archive, all with a tag.
     pub names: Vec<Reference>,
 }
 
-/// Finds the images to save: `name:tag` saves that name, `name` all tags of the repository, an ID or a digest the image
-/// without a name. One image is saved once, with all the names asked for.
+/// Selects the images to save: `name:tag` saves that name, `name` all tags of the repository, an ID or a digest the
+/// image without a name. Each image is saved once, with all the names asked for.
 pub fn choose(store: &Store, wanted: &[String]) -> Result<Vec<Saved>> {
     let catalog = store.catalog()?;
     let mut chosen: Vec<Saved> = Vec::new();
@@ -63,18 +63,18 @@ pub fn choose(store: &Store, wanted: &[String]) -> Result<Vec<Saved>> {
     Ok(chosen)
 }
 
-/// What is written of the two forms that an archive can have at once.
+/// Format of an archive.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Format {
-    /// Both, in one archive.
+    /// Both formats in one archive.
     Both,
-    /// What `docker load` takes, and nothing else.
+    /// For `docker load` only.
     Docker,
-    /// An OCI layout, and nothing else.
+    /// OCI layout only.
     Oci,
 }
 
-/// Writes the archive. Nothing that it needs can be removed in the meantime.
+/// Writes the archive. Everything that it needs is protected from removal meanwhile.
 pub fn save(store: &Store, images: &[Saved], format: Format, out: impl Write) -> Result<()> {
     let mut archive = TarFile(tar::Builder::new(out));
     write(store, images, format, &mut archive)?;
@@ -82,7 +82,7 @@ pub fn save(store: &Store, images: &[Saved], format: Format, out: impl Write) ->
     out.flush().map_err(failed)
 }
 
-/// Makes an OCI layout in a new folder, for its owner only, and makes it last.
+/// Writes an OCI layout to a new folder, readable by its owner only, and syncs it.
 pub fn save_layout(store: &Store, images: &[Saved], folder: &Path) -> Result<()> {
     let mut layout = Folder { path: folder.to_owned(), made: Vec::new() };
     layout.folder("").map_err(failed)?;
@@ -97,7 +97,7 @@ fn write(store: &Store, images: &[Saved], format: Format, out: &mut dyn Members)
     images.iter().for_each(|saved| kept.extend(remove::parts_of(&saved.image)));
     session.intend(&kept)?;
     let done = write_all(store, images, format, out);
-    images.iter().try_for_each(|saved| remove::let_go(&session, &saved.image))?;
+    images.iter().try_for_each(|saved| remove::release_image(&session, &saved.image))?;
     done
 }
 
@@ -137,7 +137,7 @@ fn write_all(store: &Store, images: &[Saved], format: Format, out: &mut dyn Memb
     Ok(())
 }
 
-/// A manifest's entries in the index: one for each name.
+/// Makes a manifest's entries in the index: one per name.
 fn entries(manifest: &Value, names: &[Reference]) -> Vec<Value> {
     if names.is_empty() {
         return vec![manifest.clone()];
@@ -161,12 +161,12 @@ fn failed(cause: io::Error) -> Error {
     Error::Output(cause)
 }
 
-/// Named files on their way out.
+/// Output for named files: a tar or a folder.
 trait Members {
-    /// Makes a folder, named with a slash at its end, in one that is there.
+    /// Creates a folder in an existing one; the name ends with a slash.
     fn folder(&mut self, name: &str) -> io::Result<()>;
 
-    /// Makes a file of so many bytes.
+    /// Writes a file of `size` bytes.
     fn file(&mut self, name: &str, size: u64, bytes: &mut dyn Read) -> io::Result<()>;
 }
 
@@ -191,7 +191,7 @@ impl<W: Write> Members for TarFile<W> {
 
 struct Folder {
     path: PathBuf,
-    /// The folders that were made, to be synced at the end.
+    /// Folders created, to be synced at the end.
     made: Vec<PathBuf>,
 }
 
@@ -222,7 +222,7 @@ impl Archive<'_> {
         self.out.file(name, bytes.len() as u64, &mut bytes).map_err(failed)
     }
 
-    /// Writes what of the image is not there yet; returns its manifest's descriptor.
+    /// Writes the image's parts that are not written yet; returns its manifest's descriptor.
     fn image(&mut self, image: &Image) -> Result<Value> {
         let config = self.store.blob(&image.id, DOCUMENT_CAP)?;
         if self.written.insert(image.id.clone()) {

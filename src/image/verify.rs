@@ -1,9 +1,9 @@
-//! Whether an image is signed by a cosign public key.
+//! Signature verification with a cosign public key.
 //!
-//! Both of cosign's forms are known, each under the digest that was signed. The older one is an image with the tag
-//! `sha256-HEX.sig`: its layers are statements in the "simple signing" form with the signature in an annotation. The newer
-//! one is a Sigstore bundle among the digest's referrers: a DSSE envelope around an in-toto statement. The key alone is
-//! trusted: certificates and the transparency log are not looked at. An attestation is no signature of the image.
+//! Supports both of cosign's formats, each under the signed digest. The older one is an image with the tag
+//! `sha256-HEX.sig`, whose layers are "simple signing" payloads with the signature in an annotation. The newer one is a
+//! Sigstore bundle among the digest's referrers: a DSSE envelope around an in-toto statement. Only the key is trusted:
+//! certificates and the transparency log are ignored. An attestation does not count as a signature of the image.
 
 use super::manifest::{self, DOCUMENT_CAP, Descriptor};
 use super::{Error, Problem, Result};
@@ -17,9 +17,9 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use webpki::RawPublicKeyEntity;
 
-/// More signatures than this on one image are an attack.
+/// Maximum number of signatures of one image, against attacks.
 const MANY: usize = 100;
-/// More bytes than this are no statement.
+/// Largest signed statement, in bytes.
 const STATEMENT_CAP: u64 = 1 << 20;
 const SIMPLE_SIGNING: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
@@ -30,7 +30,7 @@ const SIGNS_IMAGE: &str = "https://sigstore.dev/cosign/sign/v1";
 const IN_TOTO: &str = "application/vnd.in-toto+json";
 const STATEMENTS: [&str; 2] = ["https://in-toto.io/Statement/v1", "https://in-toto.io/Statement/v0.1"];
 
-/// The signatures that are checked. A key fits one kind of them, elliptic ones by two hashes.
+/// Supported signature algorithms. A key fits one kind of them; elliptic curve keys are tried with two hashes.
 static SCHEMES: [&dyn SignatureVerificationAlgorithm; 5] = [
     webpki::ring::ECDSA_P256_SHA256,
     webpki::ring::ECDSA_P384_SHA256,
@@ -42,23 +42,23 @@ static SCHEMES: [&dyn SignatureVerificationAlgorithm; 5] = [
 /// A public key: ECDSA over P-256 or P-384, Ed25519, or RSA.
 #[derive(Clone)]
 pub struct Key {
-    /// What messages call it.
+    /// Name for messages.
     name: String,
     info: SubjectPublicKeyInfoDer<'static>,
 }
 
-/// What a signature comes to.
+/// Result of checking a signature.
 enum Verdict {
     /// The image is signed by the key.
     Good,
-    /// The key has signed something else, which this says.
+    /// The key has signed something else, which the text describes.
     Other(String),
-    /// It is by another key, or none.
+    /// The signature is by another key, or invalid.
     Foreign,
 }
 
 impl Key {
-    /// The key of a PEM file's content; `name` is what messages call it.
+    /// Parses the public key in a PEM file's content; `name` is for messages.
     pub fn from_pem(name: &str, pem: &[u8]) -> Result<Key> {
         let wrong = |why: &str| Error::Usage(format!("{name} {why}"));
         let info = SubjectPublicKeyInfoDer::from_pem_slice(pem).map_err(|_| wrong("holds no PEM public key"))?;
@@ -83,21 +83,21 @@ impl Key {
 
     /// Whether the signature, in base64, is the key's for the message.
     fn signed(&self, message: &[u8], signature: &str) -> bool {
-        // Signers that break lines are taken for what they mean.
+        // Some signers break the base64 text into lines.
         let signature: String = signature.split_whitespace().collect();
         let Ok(signature) = BASE64_STANDARD.decode(signature) else { return false };
         SCHEMES.iter().any(|scheme| matches!(self.check(*scheme, message, &signature), Some(Ok(()))))
     }
 }
 
-/// Fails unless the repository has the key's signature of the image, manifest or index, that has this digest. `origin` is
-/// what messages call it.
+/// Fails unless the repository has the key's signature of the manifest or index with this digest. `origin` names the
+/// image in messages.
 pub fn verify(repository: &Repository, key: &Key, digest: &Digest, origin: &str) -> Result<()> {
     let refuse = |why: String| {
         let problem = Problem::Document(format!("{why}; nothing was pulled"));
         Error::Source { origin: origin.to_owned(), problem: Box::new(problem) }
     };
-    // What cannot be had or read is an error only where nothing else is good.
+    // A signature that cannot be fetched or read is an error only if no other one is good.
     let (mut count, mut other, mut failed) = (0, None, None);
     for form in [simple, bundles] {
         let candidates = form(repository, digest).unwrap_or_else(|error| {
@@ -130,9 +130,9 @@ pub fn verify(repository: &Repository, key: &Key, digest: &Digest, origin: &str)
     }))
 }
 
-/// Something that may be a signature of the image.
+/// A possible signature of the image.
 enum Candidate {
-    /// A statement in the older form, with its signature.
+    /// A payload of the older format, with its signature.
     Simple { payload: Descriptor, signature: String },
     /// The manifest of a bundle.
     Bundle(Digest),
@@ -144,12 +144,12 @@ struct Manifest {
     layers: Vec<Descriptor>,
 }
 
-/// Parses what somebody else wrote; what is no such thing is none.
+/// Parses an untrusted document; `None` if it is malformed.
 fn parsed<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     serde_json::from_slice(bytes).ok()
 }
 
-/// The candidates of the older form.
+/// Lists the candidates of the older format.
 fn simple(repository: &Repository, digest: &Digest) -> std::result::Result<Vec<Candidate>, Problem> {
     let tag = format!("{}-{}.sig", digest.algorithm().name(), digest.hex());
     let found = match repository.manifest(&tag, &manifest::accept(), DOCUMENT_CAP) {
@@ -167,17 +167,17 @@ fn simple(repository: &Repository, digest: &Digest) -> std::result::Result<Vec<C
     Ok(signed.filter_map(candidate).collect())
 }
 
-/// The candidates of the newer form.
+/// Lists the candidates of the newer format.
 fn bundles(repository: &Repository, digest: &Digest) -> std::result::Result<Vec<Candidate>, Problem> {
     let referrers = repository.referrers(digest, BUNDLE).map_err(Problem::Registry)?;
-    // What the list says of a bundle only keeps us from fetching attestations.
+    // The list's annotations are untrusted; they only avoid fetching attestations.
     let fits = |predicate: Option<&String>| predicate.is_none_or(|predicate| predicate == SIGNS_IMAGE);
     let bundles = referrers.into_iter().filter(|r| r.artifact_type == BUNDLE && fits(r.annotations.get(PREDICATE)));
     Ok(bundles.map(|r| Candidate::Bundle(r.digest)).collect())
 }
 
 impl Candidate {
-    /// Fetches it and looks at it.
+    /// Fetches the candidate and checks it.
     fn read(&self, repository: &Repository, key: &Key, digest: &Digest) -> std::result::Result<Verdict, Problem> {
         match self {
             Candidate::Simple { payload, signature } => {
@@ -204,7 +204,7 @@ fn fetch(repository: &Repository, blob: &Descriptor) -> std::result::Result<Vec<
     repository.small_blob(&blob.digest, blob.size).map_err(Problem::Registry)
 }
 
-/// Judges a statement of the older form.
+/// Checks a payload of the older format.
 fn judge_simple(payload: &[u8], signature: &str, key: &Key, digest: &Digest) -> Verdict {
     #[derive(Deserialize)]
     struct Payload {
@@ -231,7 +231,7 @@ fn judge_simple(payload: &[u8], signature: &str, key: &Key, digest: &Digest) -> 
     }
 }
 
-/// Judges a bundle.
+/// Checks a bundle.
 fn judge_bundle(bundle: &[u8], key: &Key, digest: &Digest) -> Verdict {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -253,7 +253,7 @@ fn judge_bundle(bundle: &[u8], key: &Key, digest: &Digest) -> Verdict {
     let Some(bundle) = parsed::<Bundle>(bundle).filter(|b| b.media_type == BUNDLE) else { return Verdict::Foreign };
     let envelope = bundle.dsse_envelope;
     let Ok(payload) = BASE64_STANDARD.decode(&envelope.payload) else { return Verdict::Foreign };
-    // A bundle has one signature.
+    // A bundle has exactly one signature.
     let [signature] = envelope.signatures.as_slice() else { return Verdict::Foreign };
     if !key.signed(&dsse_message(&envelope.payload_type, &payload), &signature.sig) {
         return Verdict::Foreign;
@@ -264,13 +264,13 @@ fn judge_bundle(bundle: &[u8], key: &Key, digest: &Digest) -> Verdict {
     judge_statement(&payload, digest)
 }
 
-/// What a DSSE signature is made of.
+/// Returns the signed message of a DSSE envelope (PAE encoding).
 fn dsse_message(kind: &str, payload: &[u8]) -> Vec<u8> {
     let head = format!("DSSEv1 {} {kind} {} ", kind.len(), payload.len());
     [head.as_bytes(), payload].concat()
 }
 
-/// Judges an in-toto statement of the key's.
+/// Checks an in-toto statement whose signature by the key is valid.
 fn judge_statement(payload: &[u8], digest: &Digest) -> Verdict {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -300,7 +300,7 @@ fn judge_statement(payload: &[u8], digest: &Digest) -> Verdict {
 mod tests {
     use super::*;
 
-    /// What cosign itself has written, as published with its Rust library.
+    /// A signature made by cosign itself, as published with its Rust library.
     const PUBLIC: &str = "-----BEGIN PUBLIC KEY-----
 MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAENptdY/l3nB0yqkXLBWkZWQwo6+cu
 OSWS1X9vPavpiQOoTTGC0xX57OojUadxF1cdQmrsiReWg2Wn4FneJfa8xw==

@@ -1,7 +1,7 @@
-//! Makes a layer's index out of its entries.
+//! The index builder: makes a layer's index from the entries of its tar.
 //!
-//! Entries are taken in the tar's order, as unpacking tools take them; what depends on the layer as a whole (whiteouts
-//! beside a new entry of the same name, hard links to what comes later) is settled when the last one has been read.
+//! Entries are processed in the tar's order, as unpacking tools do; what depends on the whole layer (whiteouts beside a
+//! new entry of the same name, hard links to later entries) is resolved after the last one.
 
 use super::index::{Node, Of, node_flags};
 use super::reader::{Body, Entry, Reader};
@@ -16,7 +16,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io::BufRead;
 use zerocopy::FromZeros;
 
-/// A layer's index without its seal: the DiffID is known only when the tar has gone by.
+/// A layer's index without its DiffID, which is known only when the whole tar has been read.
 pub struct Draft {
     writer: Writer,
     entries: u64,
@@ -24,24 +24,24 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// The finished index.
+    /// Completes the index with the layer's DiffID.
     pub fn seal(self, diff_id: &Digest) -> Vec<u8> {
         self.writer.seal(Of::Layer, diff_id)
     }
 
-    /// How many entries the tar had.
+    /// Returns the number of the tar's entries.
     pub fn entries(&self) -> u64 {
         self.entries
     }
 
-    /// What is odd about the layer and was settled by rule: a line each, without the layer's name.
+    /// Returns the irregularities that were resolved by rule, one line each, without the layer's name.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 }
 
-/// Reads one uncompressed tar to the very end of the stream and indexes it. Entries before the fault are lost with it:
-/// an index is of a whole layer or is not.
+/// Indexes one uncompressed tar, and reads the stream to its very end. An error discards all entries: an index
+/// describes a whole layer.
 pub fn index_tar<R: BufRead>(tar: &mut R, limits: &Limits) -> Result<Draft, LayerError> {
     let mut reader = Reader::new(tar, limits);
     let mut builder = Builder::new(limits);
@@ -59,9 +59,9 @@ pub fn index_tar<R: BufRead>(tar: &mut R, limits: &Limits) -> Result<Draft, Laye
     builder.finish()
 }
 
-/// Symbolic links followed on the way to one entry, at most; the kernel's own bound (path_resolution(7)).
+/// How many symbolic links may be followed on the way to one entry: the kernel's own limit (path_resolution(7)).
 const MAX_SYMLINKS: usize = 40;
-/// Warnings that are told one by one.
+/// The number of warnings that are reported one by one.
 const MAX_WARNINGS: usize = 10;
 
 /// A name in a directory of this layer.
@@ -71,29 +71,29 @@ struct Child {
     whiteout: bool,
 }
 
-/// Where a walk through the layer ends.
+/// The result of a path walk in the layer.
 enum Reached {
     Found(u32),
-    /// A directory does not have the next name; what would come after it.
+    /// A directory does not have the next name; holds the rest of the path.
     Missing {
         dir: u32,
         name: Vec<u8>,
         rest: VecDeque<Vec<u8>>,
     },
-    /// Something on the way is no directory.
+    /// A component of the path is not a directory.
     Blocked,
 }
 
 struct Builder<'l> {
     limits: &'l Limits,
     writer: Writer,
-    /// Inodes in the order they came; parents of directories are kept up to date, entries are not in `writer` yet.
+    /// Inodes in creation order; the parents of directories are up to date, entries are not in `writer` yet.
     nodes: Vec<Node>,
     /// The names in each directory.
     children: HashMap<u32, HashMap<Box<[u8]>, Child>>,
-    /// Stand-ins for hard links whose target was not there when they were read, and the links' paths.
+    /// Placeholder inodes of hard links whose target did not exist when they were read, and the targets' paths.
     pending: HashMap<u32, Vec<u8>>,
-    /// Bytes of the targets of symbolic links that were followed.
+    /// Total length in bytes of the symbolic link targets that were followed.
     followed: Cell<u64>,
     entries: u64,
     metadata: u64,
@@ -118,7 +118,7 @@ impl<'l> Builder<'l> {
             warnings: Vec::new(),
         };
         builder.nodes.push(implicit_dir(ROOT));
-        builder.hold(ROOT);
+        builder.clear_bare(ROOT);
         builder
     }
 
@@ -152,7 +152,7 @@ impl<'l> Builder<'l> {
             Marker::Plain => {
                 name::check(last)?;
                 let dir = self.make_dir(parents)?;
-                self.hold(dir);
+                self.clear_bare(dir);
                 self.place(dir, last, entry)?;
             }
         }
@@ -168,8 +168,8 @@ impl<'l> Builder<'l> {
         Ok(())
     }
 
-    /// Gives the name its inode. A directory over a directory replaces its attributes only; anything else replaces the
-    /// entry, and what was below it is unreachable from then on.
+    /// Puts an entry's inode under a name. A directory over a directory replaces its attributes only; anything else
+    /// replaces the inode, and everything below the old one becomes unreachable.
     fn place(&mut self, dir: u32, name: &[u8], entry: Entry) -> Result<(), EntryError> {
         let existing = self.child(dir, name);
         let is_dir = matches!(entry.body, Body::Dir);
@@ -193,8 +193,8 @@ impl<'l> Builder<'l> {
         Ok(())
     }
 
-    /// The inode that a hard link names: one of this layer if it is there already, else a stand-in that is settled when
-    /// the layer has been read.
+    /// Returns the target inode of a hard link: one of this layer if it exists already, else a placeholder that is
+    /// resolved when the whole layer has been read.
     fn link(&mut self, target: &[u8], entry: &Entry) -> Result<u32, EntryError> {
         let parts = name::components(target)?;
         if let Some(id) = self.find(&parts)? {
@@ -255,7 +255,7 @@ impl<'l> Builder<'l> {
         Ok(node)
     }
 
-    /// A directory's attributes anew; its place and whether it is opaque stay.
+    /// Replaces a directory's attributes; its parent and its opaque flag stay.
     fn update_dir(&mut self, id: u32, mut node: Node) {
         let old = &self.nodes[id as usize];
         node.parent = old.parent;
@@ -271,7 +271,7 @@ impl<'l> Builder<'l> {
         self.children.entry(dir).or_default().entry(name.into()).or_default()
     }
 
-    /// Directories that only a path leads through count as much as entries do, for one path may make thousands.
+    /// Appends an inode. Implicit directories count towards the limit as entries do, for one path may create thousands.
     fn push(&mut self, node: Node) -> Result<u32, EntryError> {
         let id = u32::try_from(self.nodes.len()).ok().filter(|id| u64::from(*id) <= self.limits.entries);
         self.nodes.push(node);
@@ -283,7 +283,7 @@ impl<'l> Builder<'l> {
         node.flags = (node.flags.get() | flag).into();
     }
 
-    /// The directory at that path, made where it is missing.
+    /// Returns the directory at a path, and creates missing components.
     fn make_dir(&mut self, parts: &[&[u8]]) -> Result<u32, EntryError> {
         let mut at = ROOT;
         let plain = parts.iter().all(|part| match self.child(at, part) {
@@ -302,7 +302,7 @@ impl<'l> Builder<'l> {
                 Reached::Found(id) if self.nodes[id as usize].is_dir() => return Ok(id),
                 Reached::Found(_) | Reached::Blocked => return Err(EntryError::ParentNotDir(parts.join(&b'/'))),
                 Reached::Missing { dir, name, rest } => {
-                    // A symbolic link's target may name what no entry could.
+                    // A symbolic link's target may contain names that no entry could have.
                     name::check(&name)?;
                     if whiteout::classify(&name)? != Marker::Plain {
                         return Err(EntryError::InsideWhiteout);
@@ -315,8 +315,8 @@ impl<'l> Builder<'l> {
         }
     }
 
-    /// The directory that a marker stands in; none if the layer has something else there, as tools write that delete a
-    /// directory's content one by one and put a file in its place.
+    /// Returns the directory of a marker; `None` if the layer has something else there, as tools write that delete a
+    /// directory's content one by one and then replace the directory by a file.
     fn marked_dir(&mut self, parts: &[&[u8]]) -> Result<Option<u32>, EntryError> {
         match self.make_dir(parts) {
             Ok(dir) => Ok(Some(dir)),
@@ -325,8 +325,8 @@ impl<'l> Builder<'l> {
         }
     }
 
-    /// A directory gets an entry: it and those above it are no longer bare.
-    fn hold(&mut self, mut dir: u32) {
+    /// Clears the bare flag of a directory that gets an entry, and of its ancestors.
+    fn clear_bare(&mut self, mut dir: u32) {
         while self.nodes[dir as usize].has(node_flags::BARE) {
             let node = &mut self.nodes[dir as usize];
             node.flags = (node.flags.get() & !node_flags::BARE).into();
@@ -334,7 +334,7 @@ impl<'l> Builder<'l> {
         }
     }
 
-    /// What a hard link's target is in this layer, so far. A bare directory is nothing that the layer has.
+    /// Finds a hard link's target among the layer's inodes so far. A bare directory does not count as existing.
     fn find(&self, parts: &[&[u8]]) -> Result<Option<u32>, EntryError> {
         match self.walk(ROOT, parts.iter().map(|p| p.to_vec()).collect(), false)? {
             Reached::Found(id) if !self.nodes[id as usize].has(node_flags::BARE) => Ok(Some(id)),
@@ -342,9 +342,9 @@ impl<'l> Builder<'l> {
         }
     }
 
-    /// Walks a path inside this layer from the directory `at`. Symbolic links of this layer are followed, staying below
-    /// its root, as every tool that unpacks a layer does; those of lower layers are not seen, and nothing outside the
-    /// layer ever is. A link at the end is followed only if asked.
+    /// Walks a path inside this layer from the directory `at`. Symbolic links of this layer are followed below its
+    /// root, as all unpacking tools do; links of lower layers are unknown here, and a walk never leaves the layer. A
+    /// link as the last component is followed only if `follow_last` is set.
     fn walk(&self, mut at: u32, mut todo: VecDeque<Vec<u8>>, follow_last: bool) -> Result<Reached, EntryError> {
         let mut followed = 0;
         while let Some(part) = todo.pop_front() {
@@ -385,15 +385,15 @@ impl<'l> Builder<'l> {
         }
     }
 
-    /// The inode that stands behind a hard link which came before its target; the stand-in itself if only a lower layer
-    /// can have it. Asked when the layer is complete, and only of links that are still in it. `settled` keeps what was
-    /// found, so that a long chain of links is gone through once.
-    fn settle(&self, link: u32, settled: &mut HashMap<u32, u32>) -> Result<u32, LayerError> {
+    /// Resolves a hard link that preceded its target; returns the placeholder itself if only a lower layer can have the
+    /// target. Called when the layer is complete, and only for links that still exist. `resolved` caches results, so
+    /// that a long chain of links is walked once.
+    fn resolve_link(&self, link: u32, resolved: &mut HashMap<u32, u32>) -> Result<u32, LayerError> {
         let wrong = |why| LayerError::Entry { path: self.pending.get(&link).cloned().unwrap_or_default(), why };
         let mut passed = Vec::new();
         let mut at = link;
         while self.nodes[at as usize].kind().is_none() {
-            if let Some(end) = settled.get(&at) {
+            if let Some(end) = resolved.get(&at) {
                 at = *end;
                 break;
             }
@@ -409,15 +409,15 @@ impl<'l> Builder<'l> {
             }
             at = next;
         }
-        settled.extend(passed.into_iter().map(|link| (link, at)));
+        resolved.extend(passed.into_iter().map(|link| (link, at)));
         Ok(at)
     }
 
-    /// Numbers what can be reached from the root, breadth first, counts links and hands it all to the writer.
+    /// Numbers all reachable inodes breadth first, counts their links and writes them.
     fn finish(mut self) -> Result<Draft, LayerError> {
         let full = |why: super::TooMany| LayerError::Limit(why.to_string());
         let mut numbers: HashMap<u32, u32> = HashMap::new();
-        let mut settled = HashMap::new();
+        let mut resolved = HashMap::new();
         let root = self.writer.node(self.nodes[0].clone()).map_err(full)?;
         let mut queue = VecDeque::from([(ROOT, root)]);
         while let Some((old, new)) = queue.pop_front() {
@@ -431,13 +431,13 @@ impl<'l> Builder<'l> {
                     self.writer.dirent(name, super::WHITEOUT, 0).map_err(full)?;
                     continue;
                 };
-                let id = self.settle(id, &mut settled)?;
+                let id = self.resolve_link(id, &mut resolved)?;
                 let mut node = self.nodes[id as usize].clone();
                 let mode = node.mode.get();
                 let number = if node.is_dir() {
                     links += 1;
                     node.parent = new.into();
-                    // Beside its own whiteout a directory is a new one: it takes nothing from lower layers' of that name.
+                    // A directory beside its own whiteout is opaque: it hides lower layers' directory of that name.
                     if child.whiteout {
                         node.flags = ((node.flags.get() | node_flags::OPAQUE) & !node_flags::IMPLICIT).into();
                     }
@@ -472,8 +472,8 @@ fn blocks(bytes: u64) -> zerocopy::little_endian::U32 {
     u32::try_from(bytes.div_ceil(4096)).unwrap_or(u32::MAX).into()
 }
 
-/// A directory that only a path leads through: 0755 and root's until a lower layer says otherwise, and bare until an
-/// entry is put into it.
+/// Creates an implicit directory: mode 0755, owned by root unless a lower layer has the directory, and bare until an
+/// entry is added.
 fn implicit_dir(parent: u32) -> Node {
     let mut node = Node::new_zeroed();
     node.mode = (Kind::Dir.bits() | 0o755).into();

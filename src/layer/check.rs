@@ -1,13 +1,13 @@
-//! Checks an index whole.
+//! A full consistency check of an index (fsck).
 
 use super::index::{Index, IndexError, Node, Of, index_flags, node_flags};
 use crate::meta::Kind;
 use crate::name;
 
 impl Index {
-    /// Reads everything: the checksum, and that the tree is one. A layer's may hold whiteouts, an image's may not;
-    /// names are valid and sorted, every directory has one parent, every inode is named as often as it says, every
-    /// reference stays inside. What passes can be merged, mounted and read without meeting [`IndexError`].
+    /// Checks the hash and the whole tree. A layer's index may hold whiteouts, an image's may not; names are valid and
+    /// sorted, every directory has one parent, every inode has as many names as its link count, every reference is in
+    /// range. An index that passes can be merged, mounted and read without [`IndexError`].
     pub fn check(&self) -> Result<(), IndexError> {
         if !self.body_is_intact() {
             return Err(IndexError::Damaged("its checksum is wrong"));

@@ -1,11 +1,11 @@
-//! A plain directory as a layer (`lowerdir=`): read when it is looked at, and never written.
+//! A lower directory (`lowerdir=`): one layer of a mount that is an unpacked directory. Read on demand, never written.
 //!
-//! Nothing outside of the directory is ever reached, whatever symbolic links a layer plants: directories are opened
-//! below the root without following any (openat2(2), RESOLVE_BENEATH), and everything else as one component of an open
-//! directory. Where that can be had the layer is seen through a mount of its own, which is read-only, changes no access
-//! times and shows nothing that is mounted over the layer.
+//! No access leaves the directory, whatever symbolic links it contains: directories are opened below the root without
+//! following any (openat2(2), RESOLVE_BENEATH), and everything else as one component of an open directory. If
+//! permitted, the layer is accessed through a private mount (a clone), which is read-only, updates no access times and
+//! excludes file systems that are mounted over the layer.
 
-use crate::backing::{Backing, Handle, Object, Raw, Still, share};
+use crate::backing::{Backing, Handle, Object, Raw, ReadOnly, share};
 use crate::meta::Kind;
 use crate::sys;
 use crate::whiteout::{self, Mark, Marker, all_names, first_of};
@@ -17,37 +17,37 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-/// The longest path that one call takes, with its end.
+/// The longest path that one call accepts, with its NUL.
 const PATH_MAX: usize = 4096;
 
-/// One layer.
+/// A lower directory.
 pub struct DirLayer {
     root: OwnedFd,
-    /// The attribute that owner, mode and kind are in, if the root says so by having it.
+    /// The attribute that holds owner, mode and kind; set if the root has it.
     overrides: Option<&'static CStr>,
 }
 
-/// What a directory of a layer has.
+/// The content of a directory in a layer.
 pub struct Contents {
-    /// Its entries, each name once, markers taken for what they mean.
+    /// Its entries, each name once; whiteout markers are already interpreted.
     pub entries: Vec<Entry>,
-    /// Whether it hides what lower layers have.
+    /// Whether it is opaque.
     pub opaque: bool,
-    /// Where lower layers have it, if elsewhere: a path from the root, or a name in the same directory.
+    /// Its redirect: the path of the lower directory from the root, or a name in the same directory.
     pub redirect: Option<Vec<u8>>,
-    /// The device number of the file system that it is in.
+    /// The device number of its file system (`st_dev`).
     pub dev: u64,
 }
 
-/// One of them.
+/// A directory entry.
 pub struct Entry {
     /// The name.
     pub name: Vec<u8>,
-    /// The inode number below.
+    /// The inode number on the layer's file system.
     pub ino: u64,
-    /// What it is; `None` for a whiteout.
+    /// The kind; `None` for a whiteout.
     pub kind: Option<Kind>,
-    /// Whether a whiteout stands beside it: of a directory nothing that lower layers have in it is seen.
+    /// Whether a whiteout of the same name exists: a directory is then opaque.
     pub opaque: bool,
 }
 
@@ -58,16 +58,16 @@ impl DirLayer {
         let given = rustix::fs::open(path, flags, Mode::empty())?;
         let root = sys::quiet_copy(&given).unwrap_or(given);
         let top = open_here(root.as_fd())?;
-        let overrides = whiteout::override_of(|name| Still.get_xattr(top.as_fd(), name.to_bytes()))?;
+        let overrides = whiteout::override_of(|name| ReadOnly.get_xattr(top.as_fd(), name.to_bytes()))?;
         Ok(DirLayer { root, overrides })
     }
 
-    /// The root, for what is asked of its file system.
+    /// Returns the root, for queries about its file system.
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }
 
-    /// Opens a directory, given by its path from the root, which is the empty one.
+    /// Opens a directory by its path relative to the root, whose path is empty.
     pub fn open_dir(&self, path: &[u8]) -> io::Result<Handle> {
         if path.is_empty() {
             return open_here(self.root.as_fd()).map(share);
@@ -89,11 +89,11 @@ impl DirLayer {
             entries: Vec::new(),
             opaque: marks.opaque.as_deref() == Some(b"y"),
             redirect: marks.redirect,
-            dev: Still.stat(dir)?.dev,
+            dev: ReadOnly.stat(dir)?.dev,
         };
         let mixed = marks.opaque.as_deref() == Some(b"x");
         let mut hidden = HashSet::new();
-        for listed in Still.list(dir)? {
+        for listed in ReadOnly.list(dir)? {
             let is_numbered = || Ok::<_, io::Error>(mark_at(dir, &listed.name, Mark::Id)?.is_some());
             match whiteout::marker(&listed.name, listed.kind, is_numbered)? {
                 Some(Marker::Opaque) => contents.opaque = true,
@@ -105,7 +105,7 @@ impl DirLayer {
                 }
             }
         }
-        // A whiteout acts on lower layers only: what stands beside it is seen.
+        // A whiteout hides lower layers only: an entry of the same name beside it is visible.
         if !hidden.is_empty() {
             contents.entries.iter_mut().for_each(|entry| entry.opaque = hidden.remove(&entry.name));
         }
@@ -113,7 +113,7 @@ impl DirLayer {
         Ok(contents)
     }
 
-    /// What an entry is; `None` for a whiteout.
+    /// Returns the kind of an entry; `None` for a whiteout.
     fn kind(&self, dir: BorrowedFd, name: &[u8], listed: Option<Kind>, mixed: bool) -> io::Result<Option<Kind>> {
         let sure = match listed {
             Some(Kind::Char) | None => false,
@@ -132,14 +132,14 @@ impl DirLayer {
         Ok((!whiteout).then_some(object.kind))
     }
 
-    /// What a directory's entry is.
+    /// Returns the attributes of a directory's entry.
     pub fn object_at(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<Object> {
-        self.see(Still.stat_at(dir, name)?, |said| Still.get_xattr_at(dir, name, said))
+        self.see(ReadOnly.stat_at(dir, name)?, |said| ReadOnly.get_xattr_at(dir, name, said))
     }
 
-    /// What an open directory is.
+    /// Returns the attributes of an open directory.
     pub fn object(&self, dir: BorrowedFd) -> io::Result<Object> {
-        self.see(Still.stat(dir)?, |said| Still.get_xattr(dir, said.to_bytes()))
+        self.see(ReadOnly.stat(dir)?, |said| ReadOnly.get_xattr(dir, said.to_bytes()))
     }
 
     fn see(&self, raw: Raw, read: impl FnOnce(&CStr) -> io::Result<Option<Vec<u8>>>) -> io::Result<Object> {
@@ -147,41 +147,41 @@ impl DirLayer {
         Object::seen(raw, said)
     }
 
-    /// Opens a file for reading. What is none by now is refused, not waited for.
+    /// Opens a file for reading. Anything else in its place, such as a FIFO, is refused without blocking.
     pub fn open_file(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<Handle> {
-        Still.open(dir, name, OFlags::RDONLY | OFlags::NONBLOCK, 0).map(share)
+        ReadOnly.open(dir, name, OFlags::RDONLY | OFlags::NONBLOCK, 0).map(share)
     }
 
-    /// Where the data of an open file of this layer is, if lower layers have it: `Some(None)` under the same name, else
-    /// where a redirect says.
+    /// Returns where the data of an open metacopy is: `Some(None)` for the same path in the lower layers,
+    /// `Some(Some(path))` for a redirect. `None` for a file with its own data.
     pub fn data_elsewhere(&self, file: BorrowedFd) -> io::Result<Option<Option<Vec<u8>>>> {
-        let listed = Still.list_xattrs(file)?;
+        let listed = ReadOnly.list_xattrs(file)?;
         if !has_any(&listed, Mark::Metacopy) {
             return Ok(None);
         }
-        mark(Mark::Redirect, |name| Still.get_xattr(file, name.to_bytes())).map(Some)
+        mark(Mark::Redirect, |name| ReadOnly.get_xattr(file, name.to_bytes())).map(Some)
     }
 
-    /// The target of a symbolic link, whichever form it has.
+    /// Returns the target of a symbolic link, in either form.
     pub fn readlink_at(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<Vec<u8>> {
         let object = self.object_at(dir, name)?;
         if !object.overridden {
-            return Still.readlink(dir, name);
+            return ReadOnly.readlink(dir, name);
         }
         let file = self.open_file(dir, name)?;
-        Still.read_most(file.as_fd(), 0, object.raw.size.min(PATH_MAX as u64) as usize)
+        ReadOnly.read_most(file.as_fd(), 0, object.raw.size.min(PATH_MAX as u64) as usize)
     }
 }
 
-/// An extended attribute that users see.
+/// The name of an extended attribute that users see.
 pub struct StoredName {
-    /// Its name there.
+    /// The name on disk.
     pub stored: Vec<u8>,
-    /// Its name as it is seen.
+    /// The name in the mount.
     pub shown: Vec<u8>,
 }
 
-/// Those that are seen of what a layer's object has, each of which has a NUL behind it.
+/// Filters and translates the attribute names of a layer's object, each of which is followed by a NUL.
 pub fn shown_names(stored: &[u8]) -> Vec<StoredName> {
     let names = stored.split(|b| *b == 0).filter(|name| !name.is_empty());
     names
@@ -196,11 +196,11 @@ struct Marks {
 }
 
 impl Marks {
-    /// Most directories have no attributes, which one call tells.
+    /// Reads the marks. Most directories have no attributes, which one call tells.
     fn of(dir: BorrowedFd) -> io::Result<Marks> {
-        let listed = Still.list_xattrs(dir)?;
+        let listed = ReadOnly.list_xattrs(dir)?;
         let one = |wanted: Mark| match has_any(&listed, wanted) {
-            true => mark(wanted, |name| Still.get_xattr(dir, name.to_bytes())),
+            true => mark(wanted, |name| ReadOnly.get_xattr(dir, name.to_bytes())),
             false => Ok(None),
         };
         Ok(Marks { opaque: one(Mark::Opaque)?, redirect: one(Mark::Redirect)? })
@@ -212,14 +212,14 @@ fn has_any(listed: &[u8], mark: Mark) -> bool {
 }
 
 fn mark_at(dir: BorrowedFd, entry: &[u8], wanted: Mark) -> io::Result<Option<Vec<u8>>> {
-    mark(wanted, |name| Still.get_xattr_at(dir, entry, name))
+    mark(wanted, |name| ReadOnly.get_xattr_at(dir, entry, name))
 }
 
 fn mark(mark: Mark, read: impl Fn(&CStr) -> io::Result<Option<Vec<u8>>>) -> io::Result<Option<Vec<u8>>> {
     Ok(first_of(all_names(mark).iter().copied(), read)?.map(|(_, value)| value))
 }
 
-/// Opens a directory that is open by its path only.
+/// Opens a directory for listing that is open with O_PATH.
 fn open_here(dir: BorrowedFd) -> io::Result<OwnedFd> {
     open_beneath(dir, b".")
 }
@@ -229,9 +229,9 @@ fn open_beneath(dir: BorrowedFd, path: &[u8]) -> io::Result<OwnedFd> {
     let open = |flags| rustix::fs::openat2(dir, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve);
     let directory = OFlags::RDONLY | OFlags::DIRECTORY;
     match open(directory | OFlags::NOATIME) {
-        // Only its owner may leave no trace.
+        // Only the owner may use O_NOATIME.
         Err(Errno::PERM) => Ok(open(directory)?),
-        // Its entries cannot be listed, but may still be reached by name.
+        // A directory without read permission: its entries cannot be listed, but can be opened by name.
         Err(Errno::ACCESS) => Ok(open(OFlags::PATH | OFlags::DIRECTORY)?),
         opened => Ok(opened?),
     }

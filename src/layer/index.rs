@@ -1,9 +1,9 @@
-//! The index: a tree of inodes as one flat file, read where it lies.
+//! The index: the inode tree of a layer or an image as one flat file, used through a memory mapping.
 //!
-//! One format serves twice. A *layer's* index describes one tar; it may hold whiteouts, opaque and implicit directories
-//! and hard links whose target only a lower layer can have. An *image's* index is the merge of its layers': no such
-//! thing is left in it and every inode names the layer that has its data. Both are mapped and used as they are; opening
-//! one hashes the mapping once, which takes about 1.5 ms for an image of 100,000 entries.
+//! One format serves both. A *layer's* index describes one tar; it may hold whiteouts, opaque and implicit directories,
+//! and hard links whose target only a lower layer can have. An *image's* index is the merge of its layers' indexes: it
+//! has none of these, and every inode names the layer with its data. Opening an index hashes the mapping once, which
+//! takes about 1.5 ms for an image of 100,000 entries.
 //!
 //! # Format (version [`FORMAT`], little-endian, packed)
 //!
@@ -16,11 +16,11 @@
 //! | strings | names, link targets |
 //! | xattrs | per set: u16 count, then per attribute u16 name length, u32 value length, name, value |
 //!
-//! The header carries a SHA-256 of itself and an XXH3 of the rest; [`Index::open`] checks both, over the same mapping that
-//! is used afterwards. They find damage, not intent: who can write the store can forge both. Every access is
-//! bounds-checked too, so that what an index refers to gives [`IndexError`] and never a panic.
+//! The header has a SHA-256 of itself and an XXH3 of the rest; [`Index::open`] verifies both, over the same mapping
+//! that is used afterwards. They detect damage, not forgery: whoever can write to the store can recompute both. Every
+//! access is bounds-checked too, so a bad reference in an index returns [`IndexError`] and never panics.
 //!
-//! Version 2 has the XXH3 where version 1 had a SHA-256 of the rest, which was too slow to check at every mount.
+//! Version 1 had a SHA-256 of the rest in place of the XXH3, which was too slow to verify at every mount.
 
 use crate::digest::Digest;
 use crate::meta::{Kind, Time};
@@ -31,21 +31,21 @@ use std::ops::Range;
 use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// The version of the format. An index of another version is made anew from its tar.
+/// The version of the format. An index of another version is rebuilt from its tar.
 pub const FORMAT: u32 = 2;
 
 const MAGIC: [u8; 8] = *b"plyfsidx";
 
 /// Bits of [`Node::flags`].
 pub mod node_flags {
-    /// A directory that hides what lower layers have in it.
+    /// An opaque directory: it hides the content of lower layers.
     pub const OPAQUE: u16 = 1;
-    /// A directory that no entry of the layer describes: only a path leads through it.
+    /// A directory without an entry in the layer: it is only implied by the path of another entry.
     pub const IMPLICIT: u16 = 2;
     /// A regular file whose data is a list of extents.
     pub const SPARSE: u16 = 4;
-    /// An implicit directory in which the layer has markers only: deleting makes nothing, so it is part of the image
-    /// only if a lower layer has a directory there.
+    /// An implicit directory in which the layer has only whiteouts and opaque markers: a deletion creates nothing, so
+    /// the directory is part of the image only if a lower layer has it.
     pub const BARE: u16 = 8;
 }
 
@@ -57,10 +57,10 @@ pub mod index_flags {
     pub const FOREIGN_LINKS: u32 = 2;
 }
 
-/// The inode number in a [`Dirent`] that is a whiteout.
+/// The inode number of a whiteout in a [`Dirent`].
 pub const WHITEOUT: u32 = u32::MAX;
 
-/// What an index is of.
+/// What an index describes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Of {
     /// One layer.
@@ -69,7 +69,7 @@ pub enum Of {
     Image,
 }
 
-/// The first bytes of the file.
+/// The file header.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone)]
 #[repr(C)]
 pub struct Header {
@@ -102,57 +102,57 @@ pub struct Node {
     pub nlink: U32,
     /// `st_size` of a regular file.
     pub size: U64,
-    /// Seconds of the modification time.
+    /// Modification time, seconds.
     pub mtime_sec: I64,
-    /// Nanoseconds of it.
+    /// Modification time, nanoseconds.
     pub mtime_nsec: U32,
-    /// 0, or one more than where its set begins in the xattrs.
+    /// 0, or one more than the offset of the inode's set in the xattrs.
     pub xattrs: U32,
-    /// File: where its data begins in the tar, or the number of its first extent. Directory: the number of its first
-    /// entry. Symbolic link: where its target begins in the strings. Device: its number.
+    /// File: offset of its data in the tar, or the number of its first extent. Directory: the number of its first
+    /// entry. Symbolic link: offset of its target in the strings. Device: its number.
     pub data: U64,
-    /// Extents, entries, or bytes of the target.
+    /// Number of extents or entries, or the length of the target in bytes.
     pub count: U32,
-    /// The layer that has the data, the bottom one being 0.
+    /// The layer that has the data; the bottom one is 0.
     pub layer: U16,
     /// [`node_flags`].
     pub flags: U16,
-    /// Directory: the inode that holds it; the root holds itself.
+    /// Directory: the inode number of the parent; the root is its own parent.
     pub parent: U32,
     /// 4 KiB blocks of data, saturating.
     pub blocks: U32,
 }
 
-/// One name in a directory.
+/// A directory entry.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Debug)]
 #[repr(C)]
 pub struct Dirent {
-    /// Where the name begins in the strings.
+    /// Offset of the name in the strings.
     pub name: U32,
-    /// The inode, or [`WHITEOUT`].
+    /// The inode number, or [`WHITEOUT`].
     pub node: U32,
-    /// The name's length.
+    /// Length of the name.
     pub name_len: U16,
-    /// The inode's type bits, shifted right by 12.
+    /// The type bits of the inode, shifted right by 12.
     pub kind: U16,
 }
 
-/// A piece of a sparse file that has data; between the pieces it reads as zeros.
+/// A data extent of a sparse file; between extents are holes, which read as zeros.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Debug)]
 #[repr(C)]
 pub struct Extent {
-    /// Where it begins in the file.
+    /// Offset in the file.
     pub logical: U64,
-    /// Where it begins in the tar.
+    /// Offset in the tar.
     pub offset: U64,
-    /// Bytes.
+    /// Length in bytes.
     pub len: U64,
 }
 
 /// Why an index cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
-    /// No index, or one that a crash or a disk has damaged.
+    /// Not an index, or one that a crash or a disk has damaged.
     #[error("the index is damaged: {0}")]
     Damaged(&'static str),
     /// Written by another version of plyfs.
@@ -160,7 +160,7 @@ pub enum IndexError {
     Format(u32),
 }
 
-/// An index, open. Cheap to read from many threads; holds its mapping.
+/// An open index: a memory mapping that any number of threads may read.
 pub struct Index {
     bytes: Bytes,
     header: Header,
@@ -175,14 +175,14 @@ pub struct Index {
 const BROKEN_REFERENCE: IndexError = IndexError::Damaged("a reference leads outside of it");
 
 impl Index {
-    /// Opens an index, whose hashes must be right.
+    /// Opens an index, and verifies both hashes.
     pub fn open(bytes: Bytes) -> Result<Index, IndexError> {
         let index = Index::open_unverified(bytes)?;
         if index.body_is_intact() { Ok(index) } else { Err(IndexError::Damaged("its checksum is wrong")) }
     }
 
-    /// Opens an index by its header alone, whose hash must be right and whose parts must add up to the file's length. For
-    /// tests of what happens with the rest: nothing but [`Index::open`] may open what is to be used.
+    /// Opens an index and verifies only its header: the header's hash, and that the parts add up to the file's length.
+    /// For tests with a damaged body; all other code must use [`Index::open`].
     #[doc(hidden)]
     pub fn open_unverified(bytes: Bytes) -> Result<Index, IndexError> {
         let (header, _) = Header::read_from_prefix(&bytes).map_err(|_| IndexError::Damaged("it is too short"))?;
@@ -204,12 +204,12 @@ impl Index {
         Ok(Index { bytes, header, source, nodes, dirents, extents, strings, xattrs })
     }
 
-    /// What the index was made for: the DiffID of a layer, the chain ID of an image.
+    /// Returns what the index was made from: the DiffID of a layer, the chain ID of an image.
     pub fn source(&self) -> &Digest {
         &self.source
     }
 
-    /// What it is of.
+    /// Returns whether it describes a layer or an image.
     pub fn of(&self) -> Of {
         if self.header.of.get() == 0 { Of::Layer } else { Of::Image }
     }
@@ -219,27 +219,27 @@ impl Index {
         self.header.flags.get()
     }
 
-    /// 4 KiB blocks of all files together.
+    /// Returns the total of 4 KiB blocks of all files.
     pub fn blocks(&self) -> u64 {
         self.header.blocks.get()
     }
 
-    /// All inodes, the root first.
+    /// Returns all inodes, the root first.
     pub fn nodes(&self) -> &[Node] {
         self.records(&self.nodes)
     }
 
-    /// The number of directory entries.
+    /// Returns the number of directory entries.
     pub fn entries(&self) -> u32 {
         self.header.dirents.get()
     }
 
-    /// One inode.
+    /// Returns an inode.
     pub fn node(&self, id: u32) -> Result<&Node, IndexError> {
         self.nodes().get(id as usize).ok_or(BROKEN_REFERENCE)
     }
 
-    /// A directory's entries, sorted by name; empty for anything else.
+    /// Returns a directory's entries, sorted by name; empty for anything else.
     pub fn children(&self, dir: &Node) -> Result<&[Dirent], IndexError> {
         if dir.kind() != Some(Kind::Dir) {
             return Ok(&[]);
@@ -247,22 +247,22 @@ impl Index {
         slice(self.records(&self.dirents), dir.data.get(), u64::from(dir.count.get()))
     }
 
-    /// A sparse file's extents, ascending.
+    /// Returns a sparse file's extents, ascending.
     pub fn extents(&self, file: &Node) -> Result<&[Extent], IndexError> {
         slice(self.records(&self.extents), file.data.get(), u64::from(file.count.get()))
     }
 
-    /// An entry's name.
+    /// Returns an entry's name.
     pub fn name(&self, entry: &Dirent) -> Result<&[u8], IndexError> {
         slice(&self.bytes[self.strings.clone()], u64::from(entry.name.get()), u64::from(entry.name_len.get()))
     }
 
-    /// A symbolic link's target, or the path that a hard link of a lower layer's inode names.
+    /// Returns a symbolic link's target, or the target path of a hard link to an inode of a lower layer.
     pub fn target(&self, link: &Node) -> Result<&[u8], IndexError> {
         slice(&self.bytes[self.strings.clone()], link.data.get(), u64::from(link.count.get()))
     }
 
-    /// The entry of `dir` with that name.
+    /// Finds the entry `name` of `dir`.
     pub fn find(&self, dir: &Node, name: &[u8]) -> Result<Option<&Dirent>, IndexError> {
         let entries = self.children(dir)?;
         let mut low = 0;
@@ -278,7 +278,7 @@ impl Index {
         Ok(None)
     }
 
-    /// An inode's extended attributes.
+    /// Returns an inode's extended attributes.
     pub fn xattrs(&self, node: &Node) -> Result<Xattrs<'_>, IndexError> {
         let set = match node.xattrs.get() {
             0 => &[0, 0][..],
@@ -289,11 +289,11 @@ impl Index {
     }
 
     fn records<T: FromBytes + Immutable + KnownLayout>(&self, range: &Range<usize>) -> &[T] {
-        // The ranges are whole multiples of the record and T has no alignment, so this cannot fail.
+        // The ranges are whole multiples of the record size, and T has no alignment, so this cannot fail.
         <[T]>::ref_from_bytes(&self.bytes[range.clone()]).unwrap_or(&[])
     }
 
-    /// Whether the hash of everything behind the header is right.
+    /// Whether the hash of everything after the header matches.
     pub(super) fn body_is_intact(&self) -> bool {
         let mut hash = BodyHash::default();
         hash.update(&self.bytes[size_of::<Header>()..]);
@@ -301,7 +301,7 @@ impl Index {
     }
 }
 
-/// A running hash of what lies behind the header.
+/// The running hash of everything after the header.
 #[derive(Default)]
 pub(super) struct BodyHash(twox_hash::XxHash3_64);
 
@@ -343,7 +343,7 @@ impl Header {
         str::from_utf8(&self.source[..end]).ok()?.parse().ok()
     }
 
-    /// Where the parts lie, in their order.
+    /// Returns the byte ranges of the parts, in their order.
     fn ranges(&self) -> Option<[Range<usize>; 5]> {
         let mut at = size_of::<Header>();
         let mut part = |count: u64, size: usize| {
@@ -362,7 +362,7 @@ impl Header {
 }
 
 impl Node {
-    /// The kind; `None` for a hard link of a lower layer's inode.
+    /// Returns the kind; `None` for a hard link to an inode of a lower layer.
     pub fn kind(&self) -> Option<Kind> {
         Kind::of(self.mode.get())
     }
@@ -377,25 +377,25 @@ impl Node {
         self.flags.get() & flags == flags
     }
 
-    /// The modification time.
+    /// Returns the modification time.
     pub fn mtime(&self) -> Time {
         Time { sec: self.mtime_sec.get(), nsec: self.mtime_nsec.get() }
     }
 }
 
 impl Dirent {
-    /// Whether it hides a name of the layers below.
+    /// Whether the entry is a whiteout.
     pub fn is_whiteout(&self) -> bool {
         self.node.get() == WHITEOUT
     }
 
-    /// The kind of its inode.
+    /// Returns the kind of the entry's inode.
     pub fn kind(&self) -> Option<Kind> {
         Kind::of(u32::from(self.kind.get()) << 12)
     }
 }
 
-/// The extended attributes of an inode, each a name and a value; an item is an error if the index is damaged.
+/// Iterator over the extended attributes of an inode, as names and values; an item is an error if the index is damaged.
 pub struct Xattrs<'a> {
     left: u16,
     rest: &'a [u8],

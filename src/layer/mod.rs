@@ -1,7 +1,7 @@
-//! One immutable layer: its tar, and the index that says what is where in it; or a plain directory.
+//! Layers: a tar with its index, or a lower directory. Read-only.
 //!
-//! [`index_tar`] reads a tar once, as it streams by, and makes the index; [`Index`] reads one where it lies.
-//! [`Packer`] writes a tar, entry by entry, and [`Reader`] reads one. [`DirLayer`] is a layer that was unpacked.
+//! [`index_tar`] reads a tar once, as a stream, and builds the index; [`Index`] reads one through a mapping. [`Packer`]
+//! writes a tar, [`Reader`] reads one, entry by entry. [`DirLayer`] is an unpacked layer.
 
 mod build;
 mod check;
@@ -25,18 +25,18 @@ use crate::name::{NameError, show};
 use crate::whiteout::InvalidWhiteout;
 use std::io;
 
-/// How much a layer may hold. Every bound is far above what real images have and far below what would hurt: a tar that
-/// goes over one is refused, never cut.
+/// Limits of a layer. Every limit is far above real images and far below what would exhaust resources: a tar that
+/// exceeds one is refused, never truncated.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Entries in one layer, and inodes, for a path makes the directories that it leads through.
+    /// Entries in one layer, and inodes, since a path creates the directories that it implies.
     pub entries: u64,
     /// Bytes of one extension header (PAX records, GNU long names). Go's archive/tar, which Docker reads layers with,
-    /// has the same bound.
+    /// has the same limit.
     pub extension: u64,
-    /// Pieces of one sparse file.
+    /// Data extents of one sparse file.
     pub extents: usize,
-    /// Bytes of all names, link targets, extended attributes and sparse maps in one layer; also of the symbolic links'
+    /// Bytes of all names, link targets, extended attributes and sparse maps in one layer; also of all symbolic link
     /// targets that are followed on the way to its entries.
     pub metadata: u64,
 }
@@ -47,24 +47,24 @@ impl Default for Limits {
     }
 }
 
-/// Why a tar is not a layer. The text names the entry; the caller names the layer.
+/// Why a tar cannot be used as a layer. The message names the entry; the caller names the layer.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
     /// The stream failed.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// The tar ends before it is complete.
+    /// The tar is truncated.
     #[error("the tar is cut short in {0}")]
     Truncated(String),
-    /// Something that is no tar header at this offset.
+    /// Not a tar header at this offset.
     #[error("the tar is damaged at byte {offset}: {why}")]
     NotTar {
-        /// From the start of the tar.
+        /// Offset from the start of the tar.
         offset: u64,
         /// What is wrong.
         why: String,
     },
-    /// An entry that is wrong by itself or that contradicts another.
+    /// An entry that is invalid or contradicts another.
     #[error("entry `{}` {why}", show(.path))]
     Entry {
         /// The entry's path as the archive has it.
@@ -72,12 +72,12 @@ pub enum LayerError {
         /// What is wrong.
         why: EntryError,
     },
-    /// Over a limit that belongs to no one entry.
+    /// A limit is exceeded, by no single entry.
     #[error("the layer {0}")]
     Limit(String),
 }
 
-/// What is wrong with an entry.
+/// Why an entry is invalid.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message is its documentation")]
 pub enum EntryError {

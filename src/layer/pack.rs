@@ -1,5 +1,5 @@
-//! Writes a tar, entry by entry: what a header of 1988 can hold goes there, the rest into PAX records, which every reader
-//! of layers knows. Owners are numbers. The same entries make the same bytes.
+//! Tar writer: ustar headers, with PAX records for what they cannot hold, which all layer readers support. Owners are
+//! numeric. The same entries give the same bytes.
 
 use super::pax::Xattr;
 use crate::meta::{Kind, PERMISSION_BITS, Time, device_parts};
@@ -10,14 +10,14 @@ use std::io::{self, Write};
 use tar::{EntryType, Header};
 
 const BLOCK: u64 = 512;
-/// What a header's fields for names hold.
+/// The length of a ustar header's name fields.
 const NAME_FIELD: usize = 100;
-/// The most that seven, and eleven, octal digits say.
+/// The largest numbers of seven, and of eleven, octal digits.
 const SEVEN_DIGITS: u64 = 0o777_7777;
 const ELEVEN_DIGITS: u64 = 0o777_7777_7777;
 
-/// What is said of an entry of any kind. Of a hard link it must be the same as of its target: plyfs heeds none of it, but
-/// others set it once more.
+/// Attributes that entries of all kinds have. A hard link's must equal its target's: plyfs ignores them, but other
+/// tools apply them again.
 #[derive(Clone, Debug, Default)]
 pub struct Meta {
     /// Permission, set-id and sticky bits.
@@ -32,16 +32,16 @@ pub struct Meta {
     pub xattrs: Vec<Xattr>,
 }
 
-/// What an entry is.
+/// The kind of an entry.
 #[derive(Clone, Copy, Debug)]
 pub enum Packed<'a> {
     /// A directory.
     Dir,
-    /// A file of so many bytes, which follow by [`Packer::data`].
+    /// A regular file of that many bytes, which [`Packer::data`] must write next.
     File(u64),
     /// A symbolic link and its target.
     Symlink(&'a [u8]),
-    /// One more name of an entry that came before.
+    /// A hard link to an earlier entry, by its path.
     Link(&'a [u8]),
     /// A device of that kind and number ([`crate::meta::device`]).
     Device(Kind, u32),
@@ -49,21 +49,21 @@ pub enum Packed<'a> {
     Fifo,
 }
 
-/// A tar being written.
+/// A tar archive being written.
 pub struct Packer<W> {
     out: W,
-    /// Bytes of the last file's data that are still to come, and the padding behind them.
+    /// Data bytes of the last file that are still to be written, and the padding after them.
     left: u64,
     padding: u64,
 }
 
 impl<W: Write> Packer<W> {
-    /// A tar without entries.
+    /// Creates an archive without entries.
     pub fn new(out: W) -> Packer<W> {
         Packer { out, left: 0, padding: 0 }
     }
 
-    /// Begins an entry. A directory's path may end with a slash or not; it gets one.
+    /// Begins an entry. A trailing slash of a directory's path is optional; it is added.
     pub fn entry(&mut self, path: &[u8], meta: &Meta, what: Packed<'_>) -> io::Result<()> {
         self.end_data()?;
         let mut path = path.to_vec();
@@ -102,14 +102,14 @@ impl<W: Write> Packer<W> {
         Ok(())
     }
 
-    /// The next bytes of the file that was begun last.
+    /// Writes data of the file that was begun last.
     pub fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
         let more = || io::Error::other("a file became longer while it was written");
         self.left = self.left.checked_sub(bytes.len() as u64).ok_or_else(more)?;
         self.out.write_all(bytes)
     }
 
-    /// Ends the tar, and gives back what it was written to, flushed.
+    /// Ends the archive, and returns the underlying writer, flushed.
     pub fn finish(mut self) -> io::Result<W> {
         self.end_data()?;
         self.out.write_all(&[0; 2 * BLOCK as usize])?;
@@ -163,7 +163,7 @@ fn type_of(what: Packed<'_>) -> EntryType {
     }
 }
 
-/// What the header's field gets; a number that is too large for it goes into a record.
+/// Returns the number for a header field; a number that is too large is written as a PAX record.
 fn fitting(key: &str, value: u64, most: u64, records: &mut Records) -> u64 {
     if value <= most {
         return value;
@@ -172,7 +172,7 @@ fn fitting(key: &str, value: u64, most: u64, records: &mut Records) -> u64 {
     0
 }
 
-/// The same for a time: the whole seconds, if nothing else need be said.
+/// Returns the seconds for a header field; a time with a fraction, before 1970 or too large becomes a PAX record.
 fn seconds(time: Time, records: &mut Records) -> u64 {
     match u64::try_from(time.sec) {
         Ok(sec) if sec <= ELEVEN_DIGITS && time.nsec == 0 => return sec,
@@ -181,7 +181,7 @@ fn seconds(time: Time, records: &mut Records) -> u64 {
     u64::try_from(time.sec).map_or(0, |sec| sec.min(ELEVEN_DIGITS))
 }
 
-/// Seconds and their fraction with one sign for both, as PAX has it: half a second before 1970 is -0.5.
+/// Formats a time as PAX does, with one sign for seconds and fraction: half a second before 1970 is -0.5.
 fn decimal(time: Time) -> String {
     let total = i128::from(time.sec) * 1_000_000_000 + i128::from(time.nsec);
     let (sign, total) = (if total < 0 { "-" } else { "" }, total.unsigned_abs());
@@ -189,7 +189,7 @@ fn decimal(time: Time) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// Puts a name into the header; one that is too long goes into a record too.
+/// Writes a name to a header field; one that is too long is also written as a PAX record.
 fn name(key: &str, value: &[u8], field: &mut [u8; NAME_FIELD], records: &mut Records) {
     let fits = value.len().min(NAME_FIELD);
     field[..fits].copy_from_slice(&value[..fits]);
@@ -198,8 +198,8 @@ fn name(key: &str, value: &[u8], field: &mut [u8; NAME_FIELD], records: &mut Rec
     }
 }
 
-/// An extended attribute as a record. A name with `=` would end where the value begins, so it goes into libarchive's
-/// form; an empty value has no form at all, since in a record it means that there is none.
+/// Returns the PAX record of an extended attribute. A name with `=` cannot be in a SCHILY key, so libarchive's form is
+/// used. An empty value cannot be expressed: in a PAX record it means that the attribute is unset.
 fn attribute(name: &[u8], value: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     if value.is_empty() {
         return None;
@@ -211,7 +211,7 @@ fn attribute(name: &[u8], value: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     Some((format!("LIBARCHIVE.xattr.{encoded}").into_bytes(), STANDARD.encode(value).into_bytes()))
 }
 
-/// A record: its own length in decimal, a space, `key=value` and a newline.
+/// Formats a PAX record: its own length in decimal, a space, `key=value` and a newline.
 fn record(key: &[u8], value: &[u8]) -> Vec<u8> {
     let rest = key.len() + value.len() + 3;
     let mut length = rest + 1;
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_what_is_read() {
+    fn entries_written_are_read_back() {
         let odd = Meta {
             mode: 0o6755,
             uid: u32::MAX,
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn large_files_are_told_by_a_record() {
+    fn large_sizes_are_written_as_a_pax_record() {
         let mut packer = Packer::new(Vec::new());
         packer.entry(b"big", &Meta::default(), Packed::File(1 << 33)).unwrap();
         assert_eq!(pax::records(&packer.out[512..][..19]).unwrap(), [(&b"size"[..], &b"8589934592"[..])]);
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn times_have_one_sign() {
+    fn negative_times_have_one_sign() {
         let text = |sec, nsec| decimal(Time { sec, nsec });
         assert_eq!([text(1, 5), text(-1, 500_000_000), text(-2, 0)], ["1.000000005", "-0.5", "-2"]);
     }

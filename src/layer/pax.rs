@@ -1,12 +1,12 @@
 //! PAX extended header records (POSIX.1-2024, pax, "pax Extended Header").
 //!
-//! The tar crate's own reader of them splits at newlines, so it loses binary values that contain one, which extended
-//! attributes have; a record says its length, and that is what counts.
+//! The tar crate's reader splits records at newlines, so it loses binary values that contain one, as extended
+//! attributes may; this one uses the length that each record states.
 
 use super::EntryError;
 use crate::meta::Time;
 
-/// One record; an empty value unsets what a global or ustar header said.
+/// A record: key and value. An empty value unsets what a global or ustar header said.
 pub type Record<'a> = (&'a [u8], &'a [u8]);
 
 /// An extended attribute's name and value.
@@ -31,7 +31,7 @@ fn split_record(bytes: &[u8]) -> Option<(Record<'_>, &[u8])> {
     Some(((&record[..equals], &record[equals + 1..]), &bytes[length..]))
 }
 
-/// A decimal number without a sign.
+/// Parses an unsigned decimal number.
 pub fn number(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return None;
@@ -39,7 +39,7 @@ pub fn number(digits: &[u8]) -> Option<u64> {
     str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// A time as PAX writes it: decimal seconds, perhaps negative, perhaps with a fraction, of which nanoseconds are kept.
+/// Parses a PAX time: decimal seconds, possibly negative, possibly with a fraction, which is truncated to nanoseconds.
 /// The fraction of a negative time counts away from zero, as in Go's archive/tar: -1.25 is 1.25 s before the epoch.
 pub fn time(text: &[u8]) -> Option<Time> {
     let (negative, digits) = match text.strip_prefix(b"-") {
@@ -62,8 +62,8 @@ pub fn time(text: &[u8]) -> Option<Time> {
     })
 }
 
-/// An extended attribute, if the record is one: `SCHILY.xattr.NAME` has the value as it is, `LIBARCHIVE.xattr.NAME` has
-/// the name URL-encoded and the value in base64. No other record is an attribute.
+/// Parses an extended attribute, if the record is one: `SCHILY.xattr.NAME` has the value as it is,
+/// `LIBARCHIVE.xattr.NAME` has the name URL-encoded and the value in base64. No other record is an attribute.
 pub fn xattr(record: Record<'_>) -> Option<Result<Xattr, EntryError>> {
     let (key, value) = record;
     if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn times() {
+    fn signed_and_fractional_times_are_parsed() {
         let at = |text: &str| time(text.as_bytes()).map(|t| (t.sec, t.nsec));
         assert_eq!(at("0"), Some((0, 0)));
         assert_eq!(at("1350244992.023960108"), Some((1_350_244_992, 23_960_108)));
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn attributes_are_told_from_other_records() {
+    fn only_xattr_records_are_attributes() {
         let one = |k: &str, v: &[u8]| xattr((k.as_bytes(), v)).map(|r| r.ok());
         assert_eq!(one("SCHILY.xattr.user.a", b"\0\n"), Some(Some((b"user.a".to_vec(), b"\0\n".to_vec()))));
         assert_eq!(

@@ -1,5 +1,5 @@
-//! Reads the entries of a tar as it streams by. Headers are the tar crate's; the loop is our own, because that crate's
-//! reads extension headers of any size into memory, splits PAX records at newlines and knows no PAX sparse files.
+//! Tar reader for streams. Header fields are parsed by the tar crate; the loop is not, because that crate reads
+//! extension headers of any size into memory, splits PAX records at newlines and does not support PAX sparse files.
 
 use super::index::Extent;
 use super::sparse::{self, Described, Map};
@@ -12,9 +12,9 @@ use tar::{GnuExtSparseHeader, Header};
 
 const BLOCK: u64 = 512;
 
-/// One entry, with everything that any header said of it.
+/// A tar entry, with the data of all its headers.
 pub struct Entry {
-    /// As the archive has it.
+    /// The path as the archive has it.
     pub path: Vec<u8>,
     /// Permission, set-id and sticky bits.
     pub mode: u32,
@@ -26,31 +26,31 @@ pub struct Entry {
     pub mtime: Time,
     /// Extended attributes by name.
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// What it is.
+    /// The kind, and its data.
     pub body: Body,
 }
 
-/// What an entry is.
+/// The kind of an entry, and its data.
 pub enum Body {
     /// A directory.
     Dir,
-    /// A file whose bytes lie together in the tar.
+    /// A file whose data is contiguous in the tar.
     File {
-        /// Where they begin.
+        /// Offset of the data in the tar.
         offset: u64,
-        /// How many they are.
+        /// Size in bytes.
         size: u64,
     },
-    /// A file with holes.
+    /// A sparse file.
     Sparse {
         /// Its size.
         size: u64,
-        /// Where it has data.
+        /// Its data extents.
         extents: Vec<Extent>,
     },
-    /// A symbolic link and its target.
+    /// A symbolic link, by its target.
     Symlink(Vec<u8>),
-    /// A hard link and the path it names.
+    /// A hard link, by the path of its target.
     Link(Vec<u8>),
     /// A device of that kind and number.
     Device(Kind, u32),
@@ -58,20 +58,20 @@ pub enum Body {
     Fifo,
 }
 
-/// The entries of one tar.
+/// Iterates over the entries of one tar.
 pub struct Reader<'r, R> {
     stream: &'r mut R,
     limits: &'r Limits,
     /// Bytes of the tar read so far.
     at: u64,
-    /// Data and padding of the last entry, still to be passed over.
+    /// Data and padding of the last entry that are still to be skipped.
     data: u64,
     padding: u64,
-    /// The last entry's path, for the message when its data is cut short.
+    /// The path of the last entry, for the error message about a truncated tar.
     current: Vec<u8>,
 }
 
-/// What extension headers say of the entry that follows them.
+/// The content of extension headers, for the entry that follows them.
 #[derive(Default)]
 struct Extension {
     seen: bool,
@@ -80,7 +80,7 @@ struct Extension {
     pax: Vec<u8>,
 }
 
-/// The data of the entry that was read last, as it lies in the tar.
+/// Reads the data of the last entry, as it is stored in the tar.
 impl<R: BufRead> Read for Reader<'_, R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let most = self.data.min(into.len() as u64) as usize;
@@ -98,12 +98,13 @@ impl<R: BufRead> Read for Reader<'_, R> {
 }
 
 impl<'r, R: BufRead> Reader<'r, R> {
-    /// From the beginning of a tar.
+    /// Creates a reader at the beginning of a tar.
     pub fn new(stream: &'r mut R, limits: &'r Limits) -> Reader<'r, R> {
         Reader { stream, limits, at: 0, data: 0, padding: 0, current: Vec::new() }
     }
 
-    /// The next entry; `None` at the end, when the whole stream has been read, also what lies behind the tar's end.
+    /// Returns the next entry; `None` at the end, after the whole stream has been read, including anything after the
+    /// tar's end.
     pub fn next_entry(&mut self) -> Result<Option<Entry>, LayerError> {
         let mut extension = Extension::default();
         loop {
@@ -118,8 +119,8 @@ impl<'r, R: BufRead> Reader<'r, R> {
             self.current = path.clone();
             let wrong = |why| LayerError::Entry { path: path.clone(), why };
             match header.as_old().linkflag[0] {
-                // What a global header says is ignored, as it is by Go's archive/tar, with which the layers were made
-                // and are read elsewhere: two readers must not see two images in one blob.
+                // Global headers are ignored, as by Go's archive/tar, with which other tools write and read layers: two
+                // readers must not see two images in one blob.
                 b'g' => drop(self.extension(&header)?),
                 b'x' | b'X' => extension.pax = self.extension(&header)?,
                 b'L' => extension.path = Some(until_nul(self.extension(&header)?)),
@@ -166,8 +167,8 @@ impl<'r, R: BufRead> Reader<'r, R> {
         Ok(entry)
     }
 
-    /// A regular file; leaves its data to be passed over. Entries of other types have none, whatever their size field
-    /// says.
+    /// Reads a regular file's entry, and leaves its data to be skipped. Entries of other kinds have no data, whatever
+    /// their size field is.
     fn file(&mut self, header: &Header, records: &[pax::Record<'_>], path: &[u8]) -> Result<Body, LayerError> {
         let wrong = |why| LayerError::Entry { path: path.to_vec(), why };
         let stored = match records.iter().rev().find(|r| r.0 == b"size" && !r.1.is_empty()) {
@@ -203,7 +204,7 @@ impl<'r, R: BufRead> Reader<'r, R> {
         Ok(Body::Sparse { size: map.size, extents })
     }
 
-    /// GNU's old sparse form: four pieces in the header, more in blocks that follow it.
+    /// Reads GNU's old sparse map: four extents in the header, more in the blocks after it.
     fn old_sparse_map(&mut self, header: &Header, path: &[u8]) -> Result<Map, LayerError> {
         let wrong = |why| LayerError::Entry { path: path.to_vec(), why };
         let number = |n: io::Result<u64>| n.map_err(|_| wrong(EntryError::Sparse("a number in it is none")));
@@ -231,8 +232,8 @@ impl<'r, R: BufRead> Reader<'r, R> {
         Ok(map)
     }
 
-    /// The next header, its checksum checked. Two blocks of zeros, or the end of the stream where a header could
-    /// begin, are the end of the tar.
+    /// Reads the next header and verifies its checksum. Two blocks of zeros, or the end of the stream at a header's
+    /// position, end the tar.
     fn header(&mut self) -> Result<Option<Header>, LayerError> {
         let offset = self.at;
         let damaged = |why: &str| LayerError::NotTar { offset, why: why.into() };
@@ -260,7 +261,7 @@ impl<'r, R: BufRead> Reader<'r, R> {
         Ok(Some(header))
     }
 
-    /// The payload of an extension header.
+    /// Reads the payload of an extension header.
     fn extension(&mut self, header: &Header) -> Result<Vec<u8>, LayerError> {
         let wrong = |why| LayerError::Entry { path: header.path_bytes().into_owned(), why };
         let size = field(&header.as_old().size, || header.entry_size(), "size").map_err(wrong)?;
@@ -285,7 +286,7 @@ impl<'r, R: BufRead> Reader<'r, R> {
         Ok(())
     }
 
-    /// The next block; `None` if the stream ends before it.
+    /// Reads the next block; `None` if the stream ends before it.
     fn block(&mut self) -> Result<Option<[u8; 512]>, LayerError> {
         let mut block = [0; 512];
         if self.stream.fill_buf()?.is_empty() {
@@ -300,13 +301,13 @@ impl<'r, R: BufRead> Reader<'r, R> {
         if short > 0 {
             return Err(self.truncated());
         }
-        // A writer that leaves out the last entry's padding loses nothing.
+        // Missing padding of the last entry is no loss of data.
         self.skip(self.padding)?;
         (self.data, self.padding) = (0, 0);
         Ok(())
     }
 
-    /// Passes over bytes, and tells how many of them the stream did not have.
+    /// Skips bytes, and returns how many of them the stream did not have.
     fn skip(&mut self, mut bytes: u64) -> Result<u64, LayerError> {
         while bytes > 0 {
             let n = (self.stream.fill_buf()?.len() as u64).min(bytes);
@@ -358,9 +359,9 @@ fn plain_metadata(header: &Header, records: &[pax::Record<'_>]) -> Result<Entry,
     })
 }
 
-/// The extended attributes, held to what Linux can hold (xattr(7)): so no listing is ever too long to be read.
+/// Collects the extended attributes within Linux's limits (xattr(7)), so that listxattr(2) never fails.
 fn xattrs(records: &[pax::Record<'_>]) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, EntryError> {
-    // An empty value unsets what the key meant so far (POSIX), for attributes too: Docker and umoci show none either.
+    // An empty value unsets what the key meant so far (POSIX), for attributes too: Docker and umoci do the same.
     let mut set = records.iter().filter_map(|r| pax::xattr(*r)).collect::<Result<BTreeMap<_, _>, _>>()?;
     set.retain(|_, value| !value.is_empty());
     if set.keys().any(|name| name.is_empty() || name.len() > 255 || name.contains(&0)) {
@@ -381,12 +382,12 @@ fn device_number(header: &Header) -> Result<u32, EntryError> {
     device(major, minor).ok_or(EntryError::Device(major, minor))
 }
 
-/// A numeric field; blank means 0, as old tars leave what does not apply.
+/// Parses a numeric field; a blank one is 0, as old tars leave fields that do not apply.
 fn field(raw: &[u8], value: impl Fn() -> io::Result<u64>, name: &'static str) -> Result<u64, EntryError> {
     if raw.iter().all(|b| matches!(b, 0 | b' ')) {
         return Ok(0);
     }
-    // The tar crate takes the last eight bytes of a base-256 number and drops what does not fit into them.
+    // The tar crate takes the last eight bytes of a base-256 number and ignores the others.
     let dropped = raw.len().saturating_sub(8);
     if raw[0] & 0x80 != 0 && ![&[0x80, 0, 0, 0][..], &[0xff; 4]].iter().any(|sign| sign[..dropped] == raw[..dropped]) {
         return Err(EntryError::Number(name));

@@ -1,23 +1,23 @@
-//! The maps of sparse files: GNU's old form (type `S`) and PAX 0.0, 0.1 and 1.0 (GNU tar manual, "Storing Sparse
+//! Maps of sparse files in tars: GNU's old format (type `S`) and PAX 0.0, 0.1 and 1.0 (GNU tar manual, "Storing Sparse
 //! Files").
 
 use super::index::Extent;
 use super::pax::{self, Record};
 use super::{EntryError, Limits};
 
-/// A sparse file's size, and where it has data: (offset in the file, length) pairs as the archive lists them.
+/// A sparse file's size and its data extents: (offset in the file, length) pairs in the archive's order.
 pub struct Map {
     /// The file's size.
     pub size: u64,
-    /// The pieces that have data.
+    /// The data extents.
     pub pieces: Vec<(u64, u64)>,
 }
 
-/// How the PAX records of an entry describe a sparse file.
+/// Where the map of a sparse file is, according to the PAX records of its entry.
 pub enum Described {
-    /// By themselves (0.0 and 0.1).
+    /// In the records (0.0 and 0.1).
     InRecords(Map),
-    /// By a list before the data (1.0); the size is the file's.
+    /// In a list before the data (1.0); the number is the file's size.
     InData(u64),
 }
 
@@ -45,8 +45,8 @@ pub fn described(records: &[Record<'_>], limits: &Limits) -> Result<Option<Descr
     Ok(Some(Described::InRecords(Map { size, pieces: pairs(&numbers, limits)? })))
 }
 
-/// Reads the list that a PAX 1.0 entry has before its data: lines of decimal numbers, the first their count. `more`
-/// gives the next 512-byte block of the entry's data, `wrong` makes its kind of error out of ours.
+/// Reads the list that precedes the data of a PAX 1.0 entry: lines of decimal numbers, the first their count. `more`
+/// returns the next 512-byte block of the entry's data, `wrong` converts an [`EntryError`] to the caller's error.
 pub fn listed<E>(
     size: u64,
     limits: &Limits,
@@ -91,8 +91,8 @@ fn pairs(numbers: &[u64], limits: &Limits) -> Result<Vec<(u64, u64)>, EntryError
     Ok(pairs.iter().map(|[offset, length]| (*offset, *length)).collect())
 }
 
-/// Turns a map into extents, the data beginning at `data` in the tar and being `stored` bytes long. Refuses pieces that
-/// overlap, go backwards, leave the file, or do not add up to the data.
+/// Converts a map to extents of the tar: the data begins at `data` in the tar and is `stored` bytes long. Fails if
+/// extents overlap, are not ascending, exceed the file's size, or do not add up to the data.
 pub fn extents(map: &Map, data: u64, stored: u64) -> Result<Vec<Extent>, EntryError> {
     let mut all: Vec<Extent> = Vec::new();
     let mut end = 0;
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_become_extents() {
+    fn map_entries_become_extents() {
         let (two, merged) = (vec![(0, 1024, 10), (100, 1034, 5)], vec![(8, 1024, 8)]);
         assert_eq!(laid_out(200, &[(0, 10), (100, 5), (200, 0)], 15), Ok(two));
         assert_eq!(laid_out(16, &[(8, 4), (12, 4)], 8), Ok(merged));
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn maps_that_lie_are_refused() {
+    fn inconsistent_maps_are_rejected() {
         for (size, pieces, stored) in [
             (10, &[(0, 11)][..], 11),
             (10, &[(4, 2), (0, 2)], 4),

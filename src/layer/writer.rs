@@ -1,4 +1,4 @@
-//! Writes an index.
+//! The index writer: appends inodes, entries, extents and strings, and assembles the file.
 
 use super::index::{BodyHash, Dirent, Extent, Header, Node, Of, index_flags};
 use crate::digest::Digest;
@@ -6,12 +6,12 @@ use crate::meta::Kind;
 use std::collections::HashMap;
 use zerocopy::IntoBytes;
 
-/// More than the format can number.
+/// A number exceeds what the index format can hold.
 #[derive(Debug, thiserror::Error)]
 #[error("has more {0} than an index can hold")]
 pub struct TooMany(&'static str);
 
-/// An index in the making: inodes, entries, extents and strings are appended, [`Writer::seal`] makes the file of them.
+/// An index under construction. [`Writer::seal`] assembles the file.
 #[derive(Default)]
 pub struct Writer {
     nodes: Vec<Node>,
@@ -19,14 +19,14 @@ pub struct Writer {
     extents: Vec<Extent>,
     strings: Vec<u8>,
     xattrs: Vec<u8>,
-    /// Most sets recur (one label on every file), so each is kept once.
+    /// Most sets of attributes recur (one label on every file), so each is stored once.
     xattr_sets: HashMap<Box<[u8]>, u32>,
     flags: u32,
     blocks: u64,
 }
 
 impl Writer {
-    /// Appends an inode and gives its number.
+    /// Appends an inode and returns its number.
     pub fn node(&mut self, node: Node) -> Result<u32, TooMany> {
         let id = u32::try_from(self.nodes.len()).ok().filter(|id| *id < u32::MAX).ok_or(TooMany("inodes"))?;
         if node.mode.get() == 0 {
@@ -39,17 +39,17 @@ impl Writer {
         Ok(id)
     }
 
-    /// The inode of that number, to complete it.
+    /// Returns an inode, for changes.
     pub fn node_mut(&mut self, id: u32) -> &mut Node {
         &mut self.nodes[id as usize]
     }
 
-    /// The number that the next directory entry will have.
+    /// Returns the number of the next directory entry.
     pub fn next_dirent(&self) -> Result<u32, TooMany> {
         u32::try_from(self.dirents.len()).map_err(|_| TooMany("directory entries"))
     }
 
-    /// Appends a directory entry. The caller sorts: the entries of one directory come together, by name.
+    /// Appends a directory entry. The caller must append the entries of one directory together, sorted by name.
     pub fn dirent(&mut self, name: &[u8], node: u32, kind: u32) -> Result<(), TooMany> {
         let at = self.string(name)?;
         let name_len = u16::try_from(name.len()).map_err(|_| TooMany("bytes in a name"))?;
@@ -62,27 +62,27 @@ impl Writer {
         Ok(())
     }
 
-    /// Appends a file's extents and gives the number of the first.
+    /// Appends a file's extents and returns the number of the first.
     pub fn extents(&mut self, extents: &[Extent]) -> Result<u32, TooMany> {
         let first = u32::try_from(self.extents.len()).map_err(|_| TooMany("extents"))?;
         self.extents.extend_from_slice(extents);
         Ok(first)
     }
 
-    /// Appends a string and tells where it begins.
+    /// Appends a string and returns its offset.
     pub fn string(&mut self, bytes: &[u8]) -> Result<u32, TooMany> {
         let at = u32::try_from(self.strings.len()).map_err(|_| TooMany("bytes of names"))?;
         self.strings.extend_from_slice(bytes);
         Ok(at)
     }
 
-    /// The string that a link of this index names.
+    /// Returns the target string of a link of this index.
     pub fn string_at(&self, link: &Node) -> &[u8] {
         let start = link.data.get() as usize;
         &self.strings[start..start + link.count.get() as usize]
     }
 
-    /// Appends a set of extended attributes; the result is what [`Node::xattrs`] takes.
+    /// Appends a set of extended attributes and returns the value for [`Node::xattrs`].
     pub fn xattrs<N: AsRef<[u8]>, V: AsRef<[u8]>>(&mut self, set: &[(N, V)]) -> Result<u32, TooMany> {
         if set.is_empty() {
             return Ok(0);
@@ -109,10 +109,10 @@ impl Writer {
         Ok(at)
     }
 
-    /// The finished file.
+    /// Assembles the index file.
     pub fn seal(self, of: Of, source: &Digest) -> Vec<u8> {
         let mut header = Header::new(of, source);
-        // The casts lose nothing: every append was checked against the format's limits.
+        // The casts are lossless: every append was checked against the format's limits.
         header.nodes = (self.nodes.len() as u32).into();
         header.dirents = (self.dirents.len() as u32).into();
         header.extents = (self.extents.len() as u32).into();

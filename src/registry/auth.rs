@@ -1,7 +1,8 @@
-//! Proving who asks: challenges, tokens, and to whom credentials may be shown.
+//! Registry authentication: `WWW-Authenticate` challenges, Basic headers and bearer tokens.
 
-use super::credentials::{Found, Login};
+use super::credentials::Found;
 use super::http::{self, Fault, Http, Method, Request, Response};
+use super::identity::Login;
 use super::url::Url;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -10,18 +11,18 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-/// More bytes than this are no token.
+/// Largest token response, in bytes.
 const TOKEN_CAP: u64 = 1 << 20;
-/// How long a token is good when nobody says, and how long before its end it is not used any more.
+/// Lifetime of a token that states none, and how long before its expiry a token is no longer used.
 const TOKEN_LIFE: Duration = Duration::from_secs(60);
 const TOKEN_MARGIN: Duration = Duration::from_secs(5);
 
-/// One way to prove oneself that a server offers.
+/// An authentication challenge of a server.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Challenge {
-    /// `basic`, `bearer`, lower case.
+    /// Authentication scheme in lower case: `basic`, `bearer`.
     pub scheme: String,
-    /// Its parameters, names in lower case.
+    /// Parameters; names in lower case.
     pub parameters: BTreeMap<String, String>,
 }
 
@@ -44,7 +45,7 @@ fn parse(header: &str) -> Vec<Challenge> {
             rest = left;
         } else {
             found.push(Challenge { scheme: word, parameters: BTreeMap::new() });
-            // Something that is no challenge must not hold us up.
+            // Text that is no challenge must not stop the parser.
             rest = after.trim_start_matches('=');
         }
         rest = rest.trim_start_matches([' ', ',', '\t']);
@@ -52,7 +53,7 @@ fn parse(header: &str) -> Vec<Challenge> {
     found
 }
 
-/// A quoted or bare value and what follows it.
+/// Splits a quoted or bare parameter value from the text after it.
 fn parameter(text: &str) -> (String, &str) {
     let Some(quoted) = text.strip_prefix('"') else {
         let end = text.find([',', ' ', '\t']).unwrap_or(text.len());
@@ -74,39 +75,39 @@ fn parameter(text: &str) -> (String, &str) {
     (value, "")
 }
 
-/// What a repository's requests are signed with.
+/// The `Authorization` header for a repository's requests.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Proof {
-    /// The `Authorization` header.
+pub(super) struct Authorization {
+    /// Value of the header.
     pub header: String,
-    /// From when on it is not good any more.
+    /// Time from which on the header is no longer valid.
     pub expires: Option<Instant>,
 }
 
-impl Proof {
-    fn lasting(header: String) -> Proof {
-        Proof { header, expires: None }
+impl Authorization {
+    fn lasting(header: String) -> Authorization {
+        Authorization { header, expires: None }
     }
 
-    /// Whether it may still be used.
+    /// Whether the header may still be used.
     pub fn is_good(&self) -> bool {
         self.expires.is_none_or(|end| Instant::now() < end)
     }
 }
 
-/// Why no proof could be had.
-pub(super) enum Refusal {
-    /// The registry wants credentials and there are none.
+/// Why authentication failed.
+pub(super) enum AuthError {
+    /// The registry requires credentials and none are known.
     Nameless,
-    /// The credentials are wrong.
+    /// The registry rejected the credentials.
     Wrong(String),
-    /// The challenge is one that must not or cannot be answered.
+    /// The challenge must not or cannot be answered.
     Bad(String),
-    /// The token server failed; it may not the next time.
+    /// The token server failed; another try may succeed.
     Failed(Fault),
 }
 
-/// Answers the challenges of a registry at `base`. Scopes that were asked for before stay in.
+/// Answers the challenges of the registry at `base`. Scopes of earlier requests are kept.
 pub(super) fn answer(
     http: &Http,
     base: &Url,
@@ -114,14 +115,14 @@ pub(super) fn answer(
     offered: &[Challenge],
     scopes: &mut BTreeMap<String, BTreeSet<String>>,
     login: Option<&Found>,
-) -> Result<Proof, Refusal> {
+) -> Result<Authorization, AuthError> {
     let of = |scheme: &str| offered.iter().find(|c| c.scheme == scheme);
     if let Some(Login::Bearer(token)) = login.map(|l| &l.login) {
-        return Ok(Proof::lasting(format!("Bearer {token}")));
+        return Ok(Authorization::lasting(format!("Bearer {token}")));
     }
     if let Some(bearer) = of("bearer") {
         let realm = bearer.parameters.get("realm").map(String::as_str).unwrap_or_default();
-        let realm = check_realm(realm, base, verify).map_err(Refusal::Bad)?;
+        let realm = check_realm(realm, base, verify).map_err(AuthError::Bad)?;
         if let Some(scope) = bearer.parameters.get("scope") {
             merge(scopes, scope);
         }
@@ -129,17 +130,17 @@ pub(super) fn answer(
     }
     if of("basic").is_some() {
         return match login.map(|l| &l.login) {
-            Some(Login::Password { user, password }) => Ok(Proof::lasting(basic(user, password))),
-            Some(_) => Err(Refusal::Bad("it wants a password, and the credentials are a token".into())),
-            None => Err(Refusal::Nameless),
+            Some(Login::Password { user, password }) => Ok(Authorization::lasting(basic(user, password))),
+            Some(_) => Err(AuthError::Bad("it wants a password, and the credentials are a token".into())),
+            None => Err(AuthError::Nameless),
         };
     }
     let schemes: Vec<&str> = offered.iter().map(|c| c.scheme.as_str()).collect();
-    Err(Refusal::Bad(format!("it wants an authentication that plyfs does not know ({})", schemes.join(", "))))
+    Err(AuthError::Bad(format!("it wants an authentication that plyfs does not know ({})", schemes.join(", "))))
 }
 
-/// Where a token may be asked for: encrypted unless the registry itself is not, and no place inside somebody's network
-/// that a registry elsewhere points at.
+/// Checks a token server's URL (`realm`): https unless the registry itself uses http, and no host inside a private
+/// network unless the registry is there too.
 fn check_realm(realm: &str, base: &Url, verify: bool) -> Result<Url, String> {
     let url = Url::parse(realm).ok_or_else(|| format!("its token server `{}` is no URL", realm.escape_debug()))?;
     if url.same_host(base) {
@@ -151,7 +152,7 @@ fn check_realm(realm: &str, base: &Url, verify: bool) -> Result<Url, String> {
     if !url.is_https() && verify {
         return Err(format!("its token server {url} is not encrypted"));
     }
-    // A company's registry and its token server may both have names that lead into the company.
+    // A company's registry and its token server may both have names that resolve to private addresses.
     let kin = url.is_named() && base.is_named() && base.is_private();
     if url.is_private() && !kin {
         return Err(format!("its token server {url} is in a private network"));
@@ -168,7 +169,7 @@ fn merge(scopes: &mut BTreeMap<String, BTreeSet<String>>, text: &str) {
     }
 }
 
-/// A Basic `Authorization` header.
+/// Returns the value of a Basic `Authorization` header.
 pub(super) fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}")))
 }
@@ -183,14 +184,14 @@ fn token(
     service: Option<&String>,
     scopes: &BTreeMap<String, BTreeSet<String>>,
     login: Option<&Found>,
-) -> Result<Proof, Refusal> {
+) -> Result<Authorization, AuthError> {
     let joined = |actions: &BTreeSet<String>| actions.iter().map(String::as_str).collect::<Vec<_>>().join(",");
     let scopes: Vec<String> = scopes.iter().map(|(resource, a)| format!("{resource}:{}", joined(a))).collect();
     let service = service.map(String::as_str);
     let (user, grant) = match login.map(|l| &l.login) {
         Some(Login::Identity(identity)) => {
             let grant = format!("grant_type=refresh_token&refresh_token={}", encode(identity));
-            return exchange(http, realm, &Ask::Post { grant: &grant, service, scopes: &scopes }, login);
+            return exchange(http, realm, &TokenRequest::Post { grant: &grant, service, scopes: &scopes }, login);
         }
         Some(Login::Password { user, password }) => {
             let grant = format!("grant_type=password&username={}&password={}", encode(user), encode(password));
@@ -198,11 +199,11 @@ fn token(
         }
         _ => (None, None),
     };
-    let ask = Ask::Get { user: user.map(|(u, p)| (u.as_str(), p.as_str())), service, scopes: &scopes };
+    let ask = TokenRequest::Get { user: user.map(|(u, p)| (u.as_str(), p.as_str())), service, scopes: &scopes };
     match (exchange(http, realm, &ask, login), grant) {
-        // Some servers know OAuth2 only.
-        (Err(Refusal::Bad(why)), Some(grant)) if why.ends_with(NO_GET) => {
-            exchange(http, realm, &Ask::Post { grant: &grant, service, scopes: &scopes }, login)
+        // Some token servers support OAuth2 (POST) only.
+        (Err(AuthError::Bad(why)), Some(grant)) if why.ends_with(NO_GET) => {
+            exchange(http, realm, &TokenRequest::Post { grant: &grant, service, scopes: &scopes }, login)
         }
         (done, _) => done,
     }
@@ -210,15 +211,20 @@ fn token(
 
 const NO_GET: &str = "cannot be asked by GET";
 
-enum Ask<'a> {
+enum TokenRequest<'a> {
     Get { user: Option<(&'a str, &'a str)>, service: Option<&'a str>, scopes: &'a [String] },
     Post { grant: &'a str, service: Option<&'a str>, scopes: &'a [String] },
 }
 
-fn exchange(http: &Http, realm: &Url, ask: &Ask<'_>, login: Option<&Found>) -> Result<Proof, Refusal> {
+fn exchange(
+    http: &Http,
+    realm: &Url,
+    ask: &TokenRequest<'_>,
+    login: Option<&Found>,
+) -> Result<Authorization, AuthError> {
     let asked = Instant::now();
     let sent = match ask {
-        Ask::Get { user, service, scopes } => {
+        TokenRequest::Get { user, service, scopes } => {
             let mut query: Vec<String> = service.iter().map(|s| format!("service={}", encode(s))).collect();
             query.extend(scopes.iter().map(|s| format!("scope={}", encode(s))));
             query.extend(user.iter().map(|(user, _)| format!("account={}", encode(user))));
@@ -226,7 +232,7 @@ fn exchange(http: &Http, realm: &Url, ask: &Ask<'_>, login: Option<&Found>) -> R
             let headers: Vec<_> = user.iter().map(|(u, p)| ("Authorization", basic(u, p))).collect();
             http.send(&Request::get(&url, &headers))
         }
-        Ask::Post { grant, service, scopes } => {
+        TokenRequest::Post { grant, service, scopes } => {
             let service = service.map(|s| format!("&service={}", encode(s))).unwrap_or_default();
             let scope = encode(&scopes.join(" "));
             let form = format!("{grant}{service}&client_id=plyfs&scope={scope}");
@@ -240,23 +246,23 @@ fn exchange(http: &Http, realm: &Url, ask: &Ask<'_>, login: Option<&Found>) -> R
         Fault::Unreachable(why) => Fault::Unreachable(format!("{server}: {why}")),
         Fault::Passing(why) => Fault::Passing(format!("{server}: {why}")),
     };
-    let response = sent.map_err(|fault| Refusal::Failed(at_server(fault)))?;
+    let response = sent.map_err(|fault| AuthError::Failed(at_server(fault)))?;
     let status = response.status();
     match status.as_u16() {
         200..=299 => {}
-        401 | 403 if login.is_some() => return Err(Refusal::Wrong(format!("{server} answers {status}"))),
-        401 | 403 => return Err(Refusal::Nameless),
-        404 | 405 if matches!(ask, Ask::Get { .. }) && login.is_some() => {
-            return Err(Refusal::Bad(format!("{server} {NO_GET}")));
+        401 | 403 if login.is_some() => return Err(AuthError::Wrong(format!("{server} answers {status}"))),
+        401 | 403 => return Err(AuthError::Nameless),
+        404 | 405 if matches!(ask, TokenRequest::Get { .. }) && login.is_some() => {
+            return Err(AuthError::Bad(format!("{server} {NO_GET}")));
         }
-        429 | 500..=599 => return Err(Refusal::Failed(Fault::Passing(format!("{server} answers {status}")))),
-        _ => return Err(Refusal::Bad(format!("{server} answers {status}"))),
+        429 | 500..=599 => return Err(AuthError::Failed(Fault::Passing(format!("{server} answers {status}")))),
+        _ => return Err(AuthError::Bad(format!("{server} answers {status}"))),
     }
-    let bytes = http::small_body(response, TOKEN_CAP).map_err(|fault| Refusal::Failed(at_server(fault)))?;
-    read_token(&bytes, asked).ok_or_else(|| Refusal::Bad(format!("{server} gives no token")))
+    let bytes = http::small_body(response, TOKEN_CAP).map_err(|fault| AuthError::Failed(at_server(fault)))?;
+    read_token(&bytes, asked).ok_or_else(|| AuthError::Bad(format!("{server} gives no token")))
 }
 
-fn read_token(bytes: &[u8], asked: Instant) -> Option<Proof> {
+fn read_token(bytes: &[u8], asked: Instant) -> Option<Authorization> {
     #[derive(Deserialize)]
     struct Token {
         token: Option<String>,
@@ -268,7 +274,7 @@ fn read_token(bytes: &[u8], asked: Instant) -> Option<Proof> {
     let token = answer.token.filter(full).or(answer.access_token.filter(full))?;
     let life = answer.expires_in.filter(|s| *s > 0).map_or(TOKEN_LIFE, |s| Duration::from_secs(s.min(86400)));
     let life = life.saturating_sub(TOKEN_MARGIN).max(Duration::from_secs(1));
-    Some(Proof { header: format!("Bearer {token}"), expires: Some(asked + life) })
+    Some(Authorization { header: format!("Bearer {token}"), expires: Some(asked + life) })
 }
 
 #[cfg(test)]
@@ -343,6 +349,6 @@ mod tests {
         assert_eq!(header(r#"{"token":"a","access_token":"b"}"#).unwrap(), "Bearer a");
         assert_eq!(header(r#"{"token":"","access_token":"b"}"#).unwrap(), "Bearer b");
         assert!(header("{}").is_none() && header(r#"{"token":"a\r\nX: y"}"#).is_none() && header("[").is_none());
-        assert!(!Proof { header: String::new(), expires: Some(now) }.is_good());
+        assert!(!Authorization { header: String::new(), expires: Some(now) }.is_good());
     }
 }

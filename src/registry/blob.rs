@@ -1,38 +1,39 @@
-//! A blob's stream, which goes on where it was when a connection breaks.
+//! Blob download: a stream that resumes with a range request after a broken connection.
 
-use super::client::{Ask, Client, Pauses};
+use super::client::{Ask, Backoff, Client, ask_below};
 use super::http::{self, Method, Response, header};
-use super::repository::ask_below;
 use super::{Error, Kind, Repository, Result};
 use crate::digest::Digest;
 use std::io::{self, Read};
 
-/// So many bytes make a connection a good one: what breaks after them is a new fault and not one more of the same.
+/// Bytes after which a connection counts as good: a later fault starts a new series of tries.
 const PROGRESS: u64 = 1 << 20;
 
-/// The bytes of a blob, unchecked, to be read once. A connection that breaks is replaced by one for the rest, and a mirror
-/// that fails by the next place. An error is an [`io::Error`] carrying an [`Error`], and every further read repeats it.
+/// A stream of a blob's unverified bytes, to be read once. After a broken connection it requests the rest, after a
+/// failed mirror it continues at the next place. Errors are [`io::Error`]s carrying an [`Error`]; later reads repeat
+/// them.
 pub struct Blob {
     repository: Repository,
     digest: Digest,
-    /// Which of the repository's places is asked.
+    /// Index of the repository's place (mirror or registry) that is read.
     place: usize,
     client: Client,
     ask: Ask,
     size: u64,
-    /// How much has been handed out, from the blob's beginning.
+    /// Offset in the blob of the next byte to return.
     at: u64,
     body: Option<ureq::BodyReader<'static>>,
-    /// Whether the server is asked for the rest only.
+    /// Whether the server supports range requests.
     ranges: bool,
-    pauses: Pauses,
-    /// Where the last fault was.
+    backoff: Backoff,
+    /// Offset of the last fault.
     fault_at: u64,
     failed: Option<Error>,
 }
 
 impl Blob {
-    /// The stream of a blob from byte `at` on. Asks at once, so that what is wrong from the beginning is an error here.
+    /// Opens the blob's stream at byte `at`. Sends the request at once, so an error of the first request is returned
+    /// here.
     pub(super) fn open(repository: &Repository, digest: &Digest, size: u64, at: u64) -> Result<Blob> {
         let (place, client) = repository.place_for(digest, 0);
         let mut blob = Blob {
@@ -44,7 +45,7 @@ impl Blob {
             at,
             body: None,
             ranges: true,
-            pauses: client.pauses(),
+            backoff: client.backoff(),
             client,
             fault_at: at,
             failed: None,
@@ -54,30 +55,30 @@ impl Blob {
         }
         loop {
             match blob.connect() {
-                Err(error) if blob.moves_on(&error) => {}
+                Err(error) if blob.next_place(&error) => {}
                 done => return done.map(|()| blob),
             }
         }
     }
 
-    /// Goes to the next place for what is left, if this one is a mirror.
-    fn moves_on(&mut self, error: &Error) -> bool {
+    /// Switches to the next place for the rest if the current one is a mirror; returns whether it did.
+    fn next_place(&mut self, error: &Error) -> bool {
         if !self.repository.passes_over(self.place, error) {
             return false;
         }
         let (place, client) = self.repository.place_for(&self.digest, self.place + 1);
         self.ask = ask_for_blob(&client, &self.digest);
-        self.pauses = client.pauses();
+        self.backoff = client.backoff();
         (self.place, self.client, self.body, self.ranges, self.fault_at) = (place, client, None, true, self.at);
         true
     }
 
-    /// An error about it.
+    /// Makes an error about this blob.
     pub(super) fn error(&self, kind: Kind, why: String) -> Error {
         self.ask.error(&self.client, kind, why)
     }
 
-    /// Opens a connection for what is left.
+    /// Opens a connection for the rest.
     fn connect(&mut self) -> Result<()> {
         self.body = None;
         loop {
@@ -99,7 +100,7 @@ impl Blob {
                         continue;
                     }
                 },
-                // Whatever it has against the range: the whole will do.
+                // The server rejects the range: request the whole blob.
                 416 => {
                     self.ranges = false;
                     continue;
@@ -122,26 +123,26 @@ impl Blob {
         }
     }
 
-    /// Passes over what was handed out before.
+    /// Reads and discards bytes that were returned before.
     fn skip(&mut self, count: u64) -> Result<()> {
         let Some(body) = &mut self.body else { return Ok(()) };
         match io::copy(&mut body.take(count), &mut io::sink()) {
             Ok(passed) if passed == count => Ok(()),
-            Ok(_) => self.broken("the connection broke".into()),
-            Err(e) => self.broken(http::describe(&e)),
+            Ok(_) => self.reconnect("the connection broke".into()),
+            Err(e) => self.reconnect(http::describe(&e)),
         }
     }
 
-    /// Waits after a fault and connects again, unless there were too many.
-    fn broken(&mut self, why: String) -> Result<()> {
+    /// Waits after a fault and connects again; fails after too many tries.
+    fn reconnect(&mut self, why: String) -> Result<()> {
         self.body = None;
         if self.at >= self.fault_at + PROGRESS {
-            self.pauses = self.client.pauses();
+            self.backoff = self.client.backoff();
         }
         self.fault_at = self.at;
         let why = format!("{why} after {} of {} bytes", self.at, self.size);
         let error = self.error(Kind::Failed, why);
-        self.pauses.wait(&self.client, error, None)?;
+        self.backoff.wait(&self.client, error, None)?;
         self.connect()
     }
 
@@ -156,20 +157,20 @@ impl Blob {
             };
             let left = usize::try_from(self.size - self.at).unwrap_or(usize::MAX);
             if left == 0 {
-                // Reads the end, which frees the connection. A byte too many is the taker's to refuse.
+                // Reading to the end returns the connection to the pool. Surplus bytes are the caller's to reject.
                 let extra = body.read(&mut buf[..1]).unwrap_or(0);
                 self.body = None;
                 return Ok(extra);
             }
             let most = left.min(buf.len());
             match body.read(&mut buf[..most]) {
-                Ok(0) => self.broken("the connection broke".into())?,
+                Ok(0) => self.reconnect("the connection broke".into())?,
                 Ok(n) => {
                     self.at += n as u64;
                     return Ok(n);
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => self.broken(http::describe(&e))?,
+                Err(e) => self.reconnect(http::describe(&e))?,
             }
         }
     }
@@ -184,7 +185,7 @@ impl Read for Blob {
             Some(error) => Err(error.clone()),
             None => loop {
                 match self.next(buf) {
-                    Err(error) if self.moves_on(&error) => {}
+                    Err(error) if self.next_place(&error) => {}
                     done => break done,
                 }
             },
@@ -196,11 +197,18 @@ impl Read for Blob {
     }
 }
 
+impl Repository {
+    /// Opens a stream of the blob's unverified bytes from byte `at`.
+    pub fn blob(&self, digest: &Digest, size: u64, at: u64) -> Result<Blob> {
+        Blob::open(self, digest, size, at)
+    }
+}
+
 fn ask_for_blob(client: &Client, digest: &Digest) -> Ask {
     ask_below(client, Method::Get, format!("blob {digest}"), &format!("blobs/{digest}"))
 }
 
-/// Where a partial answer begins, and the length of the whole if it says so.
+/// Parses `Content-Range`: start of the range, and total length if stated.
 fn content_range(response: &Response) -> Option<(u64, Option<u64>)> {
     let (range, total) = header(response, "content-range")?.trim().strip_prefix("bytes ")?.split_once('/')?;
     let (from, to) = range.split_once('-')?;

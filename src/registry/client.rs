@@ -1,27 +1,29 @@
-//! One registry as this user sees it: asking, proving who asks, trying again, following redirects.
+//! Registry client: requests to one registry, with authentication, retries and redirects.
 
-use super::auth::{self, Proof, Refusal};
-use super::credentials::{self, Found, HUB, Login};
+use super::auth::{self, AuthError, Authorization};
+use super::credentials::{self, Found};
 use super::http::{self, Fault, Http, Method, Request, Response, header};
+use super::identity::{HUB, Login};
 use super::url::Url;
 use super::{Error, Kind, Notice, Result, Settings, Timing};
+use parking_lot::{Mutex, MutexGuard};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Where Docker's registry really is.
+/// Host that serves Docker Hub's registry API.
 const HUB_SERVER: &str = "registry-1.docker.io";
-/// Where another place has the same, patience is out of place.
+/// Number of tries at a mirror; there is another place to read from.
 const MIRROR_TRIES: u32 = 2;
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const HOPS: usize = 10;
 const ERROR_CAP: u64 = 1 << 20;
 
-/// A registry, for the sake of one of its repositories or as a whole. Clones share connections, proofs and the
-/// cancellation.
+/// A client for one repository of a registry, or for the registry as a whole. Clones share connections, authorization
+/// and cancellation.
 #[derive(Clone)]
 pub(super) struct Client {
     inner: Arc<Inner>,
@@ -30,9 +32,9 @@ pub(super) struct Client {
 
 struct Inner {
     http: Http,
-    /// The registry as users call it.
+    /// Registry domain as users write it.
     domain: String,
-    /// The repository; empty for the registry as a whole.
+    /// Repository path; empty for the registry as a whole.
     path: String,
     verify: bool,
     timing: Timing,
@@ -40,64 +42,64 @@ struct Inner {
     base: OnceLock<std::result::Result<Url, String>>,
     login: OnceLock<std::result::Result<Option<Found>, String>>,
     signed: Mutex<Signed>,
-    /// Whether there has been any answer yet.
+    /// Whether the registry has answered any request.
     reached: AtomicBool,
     cancelled: AtomicBool,
 }
 
 #[derive(Default)]
 struct Signed {
-    proof: Option<Proof>,
+    proof: Option<Authorization>,
     scopes: BTreeMap<String, BTreeSet<String>>,
 }
 
-/// Something to ask for.
+/// A request to a registry.
 #[derive(Clone)]
 pub(super) struct Ask {
-    /// In words.
+    /// Description of the request, for errors.
     what: String,
     method: Method,
     target: Target,
     headers: Vec<(&'static str, String)>,
     body: Vec<u8>,
-    /// Statuses that are answers here, besides those of success.
+    /// Statuses that are valid answers, besides 2xx.
     answers: &'static [u16],
 }
 
 #[derive(Clone)]
 enum Target {
-    /// At the registry, from its root on, with the query.
+    /// Path and query below the registry's root.
     Path(String),
-    /// Where the registry said.
+    /// URL that the registry returned.
     Place(Url),
 }
 
 impl Ask {
-    /// To do this with what stands at a path of the registry.
+    /// Makes a request for a path of the registry; `what` describes it in errors.
     pub fn new(method: Method, what: impl Into<String>, path: impl Into<String>) -> Ask {
         let (what, target) = (what.into(), Target::Path(path.into()));
         Ask { what, method, target, headers: Vec::new(), body: Vec::new(), answers: &[] }
     }
 
-    /// The same, of another place.
+    /// Sets the URL, for one that the registry returned.
     pub fn at(mut self, place: Url) -> Ask {
         self.target = Target::Place(place);
         self
     }
 
-    /// The same, with one more header.
+    /// Adds a header.
     pub fn header(mut self, name: &'static str, value: impl ToString) -> Ask {
         self.headers.push((name, value.to_string()));
         self
     }
 
-    /// The same, with something to send along.
+    /// Sets the body.
     pub fn body(mut self, bytes: impl Into<Vec<u8>>) -> Ask {
         self.body = bytes.into();
         self
     }
 
-    /// The same, where these statuses are answers too and no errors.
+    /// Sets the statuses that are valid answers, besides 2xx.
     pub fn answers(mut self, statuses: &'static [u16]) -> Ask {
         self.answers = statuses;
         self
@@ -110,7 +112,7 @@ impl Ask {
         }
     }
 
-    /// An error about it.
+    /// Makes an error about this request.
     pub fn error(&self, client: &Client, kind: Kind, why: impl Into<String>) -> Error {
         let inner = &client.inner;
         let asked = if inner.path.is_empty() { self.what.clone() } else { format!("{} of {}", self.what, inner.path) };
@@ -118,23 +120,23 @@ impl Ask {
     }
 }
 
-/// How one try failed.
+/// Error of a single try.
 pub(super) enum Attempt {
-    /// Another try would too.
+    /// Another try would fail the same way.
     Final(Error),
-    /// Another may not, after the pause that the server wants.
+    /// Another try may succeed, after the server's `Retry-After` if it sent one.
     Again(Error, Option<Duration>),
 }
 
-/// The pauses between tries.
-pub(super) struct Pauses {
+/// Retry counter and backoff.
+pub(super) struct Backoff {
     tries: u32,
     left: u32,
     next: Duration,
 }
 
-impl Pauses {
-    /// Waits before another try, at least as long as the server wants; or returns the error when there were enough.
+impl Backoff {
+    /// Sleeps before the next try, at least as long as `wanted`; returns the error after the last one.
     pub fn wait(&mut self, client: &Client, error: Error, wanted: Option<Duration>) -> Result<()> {
         self.left = self.left.saturating_sub(1);
         if self.left == 0 {
@@ -159,8 +161,8 @@ impl Pauses {
 }
 
 impl Client {
-    /// The registry at `domain`, for one of its repositories or, with an empty path, as a whole. Asks nothing yet. What
-    /// will be done to the repository, `pull` or `pull,push`, is what tokens are asked for.
+    /// Makes a client for a repository at `domain`, or with an empty path for the registry as a whole. Sends nothing
+    /// yet. `actions`, `pull` or `pull,push`, is the scope that tokens are requested for.
     pub fn new(domain: &str, path: &str, actions: &str, settings: &Settings) -> Client {
         let inner = Inner {
             http: Http::new(settings, domain),
@@ -177,12 +179,12 @@ impl Client {
         };
         let client = Client { inner: Arc::new(inner), notice: None };
         if !path.is_empty() {
-            client.need(&format!("repository:{path}"), actions);
+            client.add_scope(&format!("repository:{path}"), actions);
         }
         client
     }
 
-    /// A mirror, to be read: `--creds` are not for it, and it is given up soon.
+    /// Makes a client for reading from a mirror: without the credentials of `--creds`, and with few tries.
     pub fn mirror(domain: &str, path: &str, settings: &Settings) -> Client {
         let mut settings = settings.clone();
         settings.credentials.given = None;
@@ -190,15 +192,15 @@ impl Client {
         Client::new(domain, path, "pull", &settings)
     }
 
-    /// A registry that is not to be asked: every question ends in this error.
+    /// Makes a client for a registry that must not be contacted: every request fails with this error.
     pub fn closed(domain: &str, path: &str, settings: &Settings, why: String) -> Client {
         let client = Client::new(domain, path, "pull", settings);
         let _empty = client.inner.base.set(Err(why));
         client
     }
 
-    /// Says that tokens must be good for this too. One that was got before is not used any more.
-    pub fn need(&self, resource: &str, actions: &str) {
+    /// Adds a resource and actions to the scope of tokens. A token obtained before is discarded.
+    pub fn add_scope(&self, resource: &str, actions: &str) {
         let mut signed = self.signed();
         let known = signed.scopes.entry(resource.to_owned()).or_default();
         let before = known.len();
@@ -208,32 +210,32 @@ impl Client {
         }
     }
 
-    /// Takes back what [`Client::need`] said of a resource.
-    pub fn do_without(&self, resource: &str) {
+    /// Removes a resource that [`Client::add_scope`] added.
+    pub fn remove_scope(&self, resource: &str) {
         self.signed().scopes.remove(resource);
     }
 
-    /// The same, where `notice` is told of every wait for another try.
+    /// Returns a clone that calls `notice` before every wait for another try.
     pub fn watched(&self, notice: Option<Notice>) -> Client {
         Client { notice, ..self.clone() }
     }
 
-    /// The registry as users call it.
+    /// Registry domain as users write it.
     pub fn host(&self) -> &str {
         &self.inner.domain
     }
 
-    /// The repository; empty for the registry as a whole.
+    /// Repository path; empty for the registry as a whole.
     pub fn path(&self) -> &str {
         &self.inner.path
     }
 
-    /// Ends every wait for another try, now and later.
+    /// Cancels every wait for another try, current and future.
     pub fn cancel(&self) {
         self.inner.cancelled.store(true, Ordering::Relaxed);
     }
 
-    /// The place that `reference`, found in an answer to the question, leads to, if it is one that may be asked.
+    /// Resolves `reference`, a URL reference in the answer to `ask`; fails if that URL must not be requested.
     pub fn place(&self, ask: &Ask, reference: &str) -> Result<Url> {
         let base = self.base(ask)?;
         let here = ask.url(base);
@@ -250,31 +252,31 @@ impl Client {
         Ok(url)
     }
 
-    /// Whether the place is the registry itself.
+    /// Whether the URL has the registry's own origin.
     pub fn is_own(&self, ask: &Ask, place: &Url) -> Result<bool> {
         Ok(place.same_origin(self.base(ask)?))
     }
 
-    /// The pauses between tries, from the first on.
-    pub fn pauses(&self) -> Pauses {
+    /// Returns a fresh retry counter.
+    pub fn backoff(&self) -> Backoff {
         let timing = self.inner.timing;
-        Pauses { tries: timing.tries, left: timing.tries, next: timing.pause }
+        Backoff { tries: timing.tries, left: timing.tries, next: timing.pause }
     }
 
-    /// Asks until there is an answer that is no error and `read` has taken from it what it wants.
+    /// Sends the request until an answer is successful and `read` could read it.
     pub fn ask_for<T>(&self, ask: &Ask, read: impl Fn(Response) -> std::result::Result<T, Fault>) -> Result<T> {
-        let mut pauses = self.pauses();
+        let mut backoff = self.backoff();
         loop {
             let done = self.try_once(ask).and_then(|r| read(r).map_err(|fault| self.failed(ask, fault)));
             match done {
                 Ok(value) => return Ok(value),
                 Err(Attempt::Final(error)) => return Err(error),
-                Err(Attempt::Again(error, wanted)) => pauses.wait(self, error, wanted)?,
+                Err(Attempt::Again(error, wanted)) => backoff.wait(self, error, wanted)?,
             }
         }
     }
 
-    /// Asks once: challenges are answered and redirects followed, but what fails has failed.
+    /// Sends the request once: answers challenges and follows redirects, but does not retry.
     pub fn try_once(&self, ask: &Ask) -> std::result::Result<Response, Attempt> {
         let refuse = |kind, why: String| Attempt::Final(ask.error(self, kind, why));
         let base = self.base(ask).map_err(Attempt::Final)?;
@@ -294,7 +296,7 @@ impl Client {
                 200..=299 => return Ok(response),
                 _ if ask.answers.contains(&status) => return Ok(response),
                 401 if own && !renewed => {
-                    self.prove(ask, base, &response, proof.as_ref())?;
+                    self.authenticate(ask, base, &response, proof.as_ref())?;
                     renewed = true;
                 }
                 301 | 302 | 303 | 307 | 308 if follows => {
@@ -307,7 +309,7 @@ impl Client {
         Err(refuse(Kind::Protocol, format!("more than {HOPS} redirects and challenges")))
     }
 
-    /// The registry's root. Where plain http is allowed, TLS is tried first.
+    /// Returns the registry's root URL. Where plain http is allowed, TLS is tried first.
     fn base(&self, ask: &Ask) -> Result<&Url> {
         let inner = &self.inner;
         let find = || {
@@ -328,10 +330,10 @@ impl Client {
     }
 
     fn signed(&self) -> MutexGuard<'_, Signed> {
-        self.inner.signed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.signed.lock()
     }
 
-    fn proof(&self) -> Option<Proof> {
+    fn proof(&self) -> Option<Authorization> {
         let mut signed = self.signed();
         if signed.proof.as_ref().is_some_and(|proof| !proof.is_good()) {
             signed.proof = None;
@@ -348,22 +350,22 @@ impl Client {
         }
     }
 
-    /// Gets a proof for a challenge; `used` is the one that was not enough.
-    fn prove(
+    /// Obtains the authorization for a challenge; `used` is the one that the server rejected.
+    fn authenticate(
         &self,
         ask: &Ask,
         base: &Url,
         response: &Response,
-        used: Option<&Proof>,
+        used: Option<&Authorization>,
     ) -> std::result::Result<(), Attempt> {
         let inner = &self.inner;
-        // One asks, the others take what it got.
+        // The lock makes one thread authenticate; the others reuse its result.
         let mut signed = self.signed();
         if signed.proof.as_ref().is_some_and(|known| Some(known) != used) {
             return Ok(());
         }
         let login = self.login(ask).map_err(Attempt::Final)?;
-        let is_basic = |proof: &Proof| proof.header.starts_with("Basic ");
+        let is_basic = |proof: &Authorization| proof.header.starts_with("Basic ");
         if used.is_some_and(is_basic) {
             let why = format!("{}: wrong user name or password ({})", response.status(), who(login));
             return Err(Attempt::Final(ask.error(self, Kind::WrongCredentials, why)));
@@ -375,10 +377,12 @@ impl Client {
                 signed.proof = Some(proof);
                 return Ok(());
             }
-            Err(Refusal::Nameless) => (Kind::Missing, format!("it is missing or private ({})", who(None))),
-            Err(Refusal::Wrong(why)) => (Kind::WrongCredentials, format!("wrong credentials: {why} ({})", who(login))),
-            Err(Refusal::Bad(why)) => (Kind::Protocol, format!("{why} ({})", who(login))),
-            Err(Refusal::Failed(fault)) => return Err(self.failed(ask, fault)),
+            Err(AuthError::Nameless) => (Kind::Missing, format!("it is missing or private ({})", who(None))),
+            Err(AuthError::Wrong(why)) => {
+                (Kind::WrongCredentials, format!("wrong credentials: {why} ({})", who(login)))
+            }
+            Err(AuthError::Bad(why)) => (Kind::Protocol, format!("{why} ({})", who(login))),
+            Err(AuthError::Failed(fault)) => return Err(self.failed(ask, fault)),
         };
         Err(Attempt::Final(ask.error(self, kind, format!("{}: {why}", response.status()))))
     }
@@ -394,8 +398,8 @@ impl Client {
         }
     }
 
-    /// What an answer that is an error means.
-    fn refused(&self, ask: &Ask, url: &Url, own: bool, proof: Option<&Proof>, response: Response) -> Attempt {
+    /// Converts an error answer to an error.
+    fn refused(&self, ask: &Ask, url: &Url, own: bool, proof: Option<&Authorization>, response: Response) -> Attempt {
         let (status, inner) = (response.status(), &self.inner);
         let wanted = header(&response, "retry-after").and_then(retry_after);
         let said = reason(response);
@@ -407,7 +411,7 @@ impl Client {
         let (kind, meaning) = match status.as_u16() {
             401 if is_token => (Kind::WrongCredentials, ": the token is refused"),
             401 if is_basic => (Kind::WrongCredentials, ": wrong user name or password"),
-            // Whoever asks for nothing in particular is refused for what he is.
+            // A request for the registry as a whole has no resource: the server rejects the credentials themselves.
             401 | 403 if own && inner.path.is_empty() && login.is_some() => {
                 (Kind::WrongCredentials, ": these credentials do not do")
             }
@@ -426,7 +430,7 @@ impl Client {
     }
 }
 
-/// With which credentials, for an error.
+/// Names the credentials used, for an error.
 fn who(login: Option<&Found>) -> String {
     match login {
         None => "asked without credentials".into(),
@@ -437,7 +441,7 @@ fn who(login: Option<&Found>) -> String {
     }
 }
 
-/// What the registry says about an error, made fit for one line.
+/// Returns the error text of a registry's answer, as one line.
 fn reason(response: Response) -> String {
     #[derive(Deserialize)]
     struct One {
@@ -457,7 +461,7 @@ fn reason(response: Response) -> String {
     text.chars().take(200).flat_map(char::escape_debug).collect()
 }
 
-/// How long a server wants to be left alone: seconds or a date.
+/// Parses `Retry-After`: seconds or an HTTP date.
 fn retry_after(text: &str) -> Option<Duration> {
     if let Ok(seconds) = text.trim().parse::<u64>() {
         return Some(Duration::from_secs(seconds));
@@ -465,6 +469,11 @@ fn retry_after(text: &str) -> Option<Duration> {
     let until = jiff::fmt::rfc2822::parse(text.trim()).ok()?.timestamp();
     let left = until.duration_since(jiff::Timestamp::now());
     Some(Duration::try_from(left).unwrap_or_default())
+}
+
+/// Makes a request below the path of the client's repository.
+pub(super) fn ask_below(client: &Client, method: Method, what: String, below: &str) -> Ask {
+    Ask::new(method, what, format!("/v2/{}/{below}", client.path()))
 }
 
 #[cfg(test)]

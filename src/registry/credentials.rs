@@ -1,7 +1,8 @@
-//! Where credentials come from: what the caller was given, podman's and Docker's files, and credential helpers.
+//! Credential lookup: `--creds`, auth.json (podman) and config.json (Docker), and the credential helpers that they
+//! name.
 
-use super::account::Account;
 use super::helper;
+use super::identity::{Account, HUB, HUB_ALIASES, HUB_KEY, Login, bare};
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
@@ -11,72 +12,50 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Docker's name for its own registry in files and helpers.
-pub(super) const HUB_KEY: &str = "https://index.docker.io/v1/";
-/// What Docker calls its registry. No server of that name serves images.
-pub(super) const HUB: &str = "docker.io";
-/// What else it is called in files.
-pub(super) const HUB_ALIASES: [&str; 3] = ["index.docker.io", "registry-1.docker.io", HUB_KEY];
-/// More bytes than this are no file of credentials.
+/// Largest credential file, in bytes.
 const FILE_CAP: u64 = 4 << 20;
 
-/// Where to look, in this order. Plain data: the environment is the caller's business.
+/// Sources of credentials, in order of precedence. Plain data: callers read the environment.
 #[derive(Clone, Default)]
 pub struct Sources {
-    /// Given for this one time.
+    /// Credentials given for this invocation.
     pub given: Option<Given>,
-    /// The one file that was named. It must be there, and no other is read.
+    /// The only file to read, if one was named. It must exist.
     pub file: Option<PathBuf>,
-    /// Files that may be there.
+    /// Default files, which may be missing.
     pub usual_files: Vec<PathBuf>,
 }
 
-/// A name and a password that somebody gave us. Never printed: it has no `Debug`.
+/// A user name and a password. Has no `Debug`, so that it is never printed.
 #[derive(Clone)]
 pub struct Given {
-    /// The name.
+    /// User name.
     pub user: String,
-    /// The password.
+    /// Password.
     pub password: String,
-    /// How they were given, for errors: `--creds`, a file, a helper.
+    /// Source of the credentials, for errors: `--creds`, a file or a credential helper.
     pub origin: String,
 }
 
-/// What proves who somebody is. Never printed: it has no `Debug`.
-#[derive(Clone, PartialEq, Eq)]
-pub(super) enum Login {
-    /// A name and a password.
-    Password {
-        /// The name.
-        user: String,
-        /// The password.
-        password: String,
-    },
-    /// An OAuth2 refresh token.
-    Identity(String),
-    /// A token to be shown as it is.
-    Bearer(String),
-}
-
-/// Credentials with where they were found.
+/// Credentials and their source.
 #[derive(Clone)]
 pub(super) struct Found {
     /// The credentials.
     pub login: Login,
-    /// `--creds`, a file or a helper.
+    /// Source, for errors: `--creds`, a file or a credential helper.
     pub origin: String,
 }
 
-/// What a file of credentials holds.
+/// Content of a credential file.
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct AuthFile {
     #[serde(deserialize_with = "null_is_empty")]
     auths: BTreeMap<String, Entry>,
-    /// Which helper keeps which key; the empty name is the file itself.
+    /// Credential helper per key; an empty name means the file itself.
     #[serde(deserialize_with = "null_is_empty")]
     pub cred_helpers: BTreeMap<String, String>,
-    /// The helper that keeps everything else.
+    /// Credential helper for all other keys.
     #[serde(deserialize_with = "null_is_empty")]
     pub creds_store: String,
 }
@@ -99,12 +78,12 @@ struct Entry {
     registrytoken: String,
 }
 
-/// The credentials for a repository, or none. An error is one line naming the file or helper at fault.
+/// Returns the credentials for a repository, if there are any. An error is one line naming the file or helper at fault.
 pub(super) fn find(sources: &Sources, domain: &str, path: &str) -> Result<Option<Found>, String> {
     if let Some(Given { user, password, origin }) = sources.given.clone() {
         return Ok(Some(Found { login: Login::Password { user, password }, origin }));
     }
-    // Its servers are one registry.
+    // All servers of Docker Hub count as one registry.
     let domain = if HUB_ALIASES.contains(&domain) { HUB } else { domain };
     if let Some(file) = &sources.file {
         return in_file(file, &read(file)?, domain, path);
@@ -121,7 +100,7 @@ pub(super) fn find(sources: &Sources, domain: &str, path: &str) -> Result<Option
     Ok(None)
 }
 
-/// The name and the password that are kept for the account, if there are any and no token.
+/// Returns the user name and password stored for the account, if there are any and no token takes their place.
 pub fn kept(sources: &Sources, account: &Account) -> Result<Option<Given>, String> {
     let found = find(sources, account.domain(), account.path())?;
     Ok(found.and_then(|found| match found.login {
@@ -130,7 +109,7 @@ pub fn kept(sources: &Sources, account: &Account) -> Result<Option<Given>, Strin
     }))
 }
 
-/// What the file holds. An error is one line that names it.
+/// Reads a credential file. An error is one line that names it.
 pub(super) fn read(file: &Path) -> Result<AuthFile, String> {
     let bytes = read_bytes(file)?;
     if bytes.trim_ascii().is_empty() {
@@ -139,14 +118,14 @@ pub(super) fn read(file: &Path) -> Result<AuthFile, String> {
     parse(file, &bytes)
 }
 
-/// Parses what stands in a file of credentials.
+/// Parses the content of a credential file.
 pub(super) fn parse<T: serde::de::DeserializeOwned>(file: &Path, bytes: &[u8]) -> Result<T, String> {
-    // The parser's message could quote a secret: only the place is said.
+    // The parser's message could quote a secret, so the error states the position only.
     serde_json::from_slice(bytes)
         .map_err(|e| format!("{} is no file of credentials (line {}, column {})", file.display(), e.line(), e.column()))
 }
 
-/// The bytes of a file of credentials.
+/// Reads the bytes of a credential file.
 pub(super) fn read_bytes(file: &Path) -> Result<Vec<u8>, String> {
     let name = file.display();
     let cannot = |e: io::Error| format!("cannot read credentials from {name}: {}", crate::sys::describe(&e));
@@ -167,7 +146,7 @@ fn in_file(file: &Path, auths: &AuthFile, domain: &str, path: &str) -> Result<Op
         {
             return Ok(Some(helped(login, helper)));
         }
-        // Older files have URLs for keys.
+        // Files of older versions have URLs as keys.
         let older = || auths.auths.iter().find(|(name, _)| bare(name) == key).map(|(_, entry)| entry);
         let entry = auths.auths.get(&key).or_else(older);
         if let Some(login) = entry.map(|entry| entry.login(file)).transpose()?.flatten() {
@@ -183,7 +162,7 @@ fn in_file(file: &Path, auths: &AuthFile, domain: &str, path: &str) -> Result<Op
     Ok(None)
 }
 
-/// The keys that may hold a repository's credentials, the most special first.
+/// Returns the keys that may hold a repository's credentials, the most specific first.
 fn keys(domain: &str, path: &str) -> Vec<String> {
     let mut keys = Vec::new();
     let mut path = path;
@@ -196,14 +175,6 @@ fn keys(domain: &str, path: &str) -> Vec<String> {
         keys.extend(HUB_ALIASES.map(str::to_owned));
     }
     keys
-}
-
-/// A key without what older versions wrote around the host.
-pub(super) fn bare(key: &str) -> &str {
-    match key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")) {
-        Some(rest) => rest.split('/').next().unwrap_or(rest),
-        None => key,
-    }
 }
 
 impl Entry {
@@ -221,7 +192,7 @@ impl Entry {
             let pair = text.as_deref().and_then(|t| t.split_once(':'));
             let (user, password) =
                 pair.ok_or_else(|| format!("{} holds an `auth` that is no user and password", file.display()))?;
-            // Docker pads with zeros.
+            // Docker pads passwords with NUL bytes.
             let password = password.trim_end_matches('\0').to_owned();
             return Ok(Some(Login::Password { user: user.to_owned(), password }));
         }

@@ -1,16 +1,16 @@
-//! Credential helpers: programs called `docker-credential-NAME` that keep credentials in a safer place than a file.
+//! Credential helpers: runs `docker-credential-NAME` to get, store, erase and list credentials.
 
-use super::credentials::Login;
+use super::identity::Login;
 use serde::Deserialize;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
 
-/// What a helper says that has nothing under a name.
+/// Message of a credential helper that has no credentials for a key.
 const NOT_FOUND: &str = "credentials not found";
 
-/// What `docker-credential-NAME` keeps under `key`.
+/// Gets the credentials that `docker-credential-NAME` holds for `key`.
 pub(super) fn get(name: &str, key: &str) -> Result<Option<Login>, String> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
@@ -34,19 +34,19 @@ pub(super) fn get(name: &str, key: &str) -> Result<Option<Login>, String> {
     })
 }
 
-/// Has `docker-credential-NAME` keep a name and a password under `key`.
+/// Stores a user name and a password for `key` in `docker-credential-NAME`.
 pub(super) fn store(name: &str, key: &str, user: &str, password: &str) -> Result<(), String> {
     let entry = json!({"ServerURL": key, "Username": user, "Secret": password}).to_string();
     let said = match run(name, "store", entry.as_bytes())? {
         Ok(_) => return Ok(()),
         Err(said) => said,
     };
-    // A helper that quotes what it was given must not make us print a secret.
+    // A helper's message may quote its input, which holds the password.
     let said = if said.contains(password) { "(its message holds the password)".to_owned() } else { said };
     Err(format!("docker-credential-{name} cannot keep the credentials for {key}: {said}"))
 }
 
-/// Has `docker-credential-NAME` forget what it keeps under `key`, if anything.
+/// Erases the credentials for `key` from `docker-credential-NAME`, if there are any.
 pub(super) fn erase(name: &str, key: &str) -> Result<(), String> {
     match run(name, "erase", key.as_bytes())? {
         Err(said) if !said.contains(NOT_FOUND) => {
@@ -56,7 +56,7 @@ pub(super) fn erase(name: &str, key: &str) -> Result<(), String> {
     }
 }
 
-/// Under which keys `docker-credential-NAME` keeps something.
+/// Lists the keys for which `docker-credential-NAME` holds credentials.
 pub(super) fn list(name: &str) -> Result<Vec<String>, String> {
     let output = run(name, "list", b"")?.map_err(|said| format!("docker-credential-{name} cannot list: {said}"))?;
     let all: BTreeMap<String, String> =
@@ -64,7 +64,7 @@ pub(super) fn list(name: &str) -> Result<Vec<String>, String> {
     Ok(all.into_keys().collect())
 }
 
-/// Runs the helper: its output, or the first line of what it says went wrong.
+/// Runs the helper; returns its output, or the first line of its error message.
 fn run(name: &str, verb: &str, input: &[u8]) -> Result<Result<Vec<u8>, String>, String> {
     let program = format!("docker-credential-{name}");
     if name.is_empty() || name.contains('/') {
@@ -79,7 +79,7 @@ fn run(name: &str, verb: &str, input: &[u8]) -> Result<Result<Vec<u8>, String>, 
         .spawn()
         .map_err(failed)?;
     if let Some(mut stdin) = child.stdin.take() {
-        // One that does not read its input still says how it ended.
+        // A helper may exit without reading its input; its exit status decides.
         let _unread = stdin.write_all(input);
     }
     let output = child.wait_with_output().map_err(failed)?;

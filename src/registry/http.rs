@@ -1,4 +1,5 @@
-//! One HTTP exchange: who is trusted, what must be encrypted, how long to wait. No retries, no credentials, no redirects.
+//! HTTP transport: TLS trust, client certificates, proxies and timeouts of one exchange. No retries, credentials or
+//! redirects.
 
 use super::url::Url;
 use super::{Settings, Timing};
@@ -10,10 +11,10 @@ use std::sync::{Arc, OnceLock};
 use ureq::Agent;
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
 
-/// An answer whose body has not been read.
+/// A response whose body has not been read.
 pub(super) type Response = ureq::http::Response<ureq::Body>;
 
-/// What is to be done with a thing on a server.
+/// An HTTP method.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Method {
     Get,
@@ -24,7 +25,7 @@ pub(super) enum Method {
 }
 
 impl Method {
-    /// Whether it changes nothing, so that a redirect may turn it into another one of the kind.
+    /// Whether the method changes nothing on the server, so that any redirect of it may be followed.
     pub fn is_safe(self) -> bool {
         matches!(self, Method::Get | Method::Head)
     }
@@ -40,38 +41,38 @@ impl Method {
     }
 }
 
-/// What goes out.
+/// A request to send.
 pub(super) struct Request<'a> {
-    /// What is to be done.
+    /// Method.
     pub method: Method,
-    /// Where to.
+    /// URL.
     pub url: &'a Url,
-    /// Further headers.
+    /// Additional headers.
     pub headers: &'a [(&'static str, String)],
-    /// What is sent along; nothing with a method that is safe.
+    /// Body; empty for safe methods.
     pub body: &'a [u8],
 }
 
 impl<'a> Request<'a> {
-    /// Asks for what stands at `url`.
+    /// Makes a GET request for `url`.
     pub fn get(url: &'a Url, headers: &'a [(&'static str, String)]) -> Request<'a> {
         Request { method: Method::Get, url, headers, body: &[] }
     }
 }
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// It will not be better the next time.
+    /// A permanent failure: another try will not help.
     Lasting(String),
-    /// The server cannot be reached at all, or nothing is known yet of why not.
+    /// The server cannot be reached, or the reason for the failure is not known yet.
     Unreachable(String),
-    /// It may be better the next time.
+    /// A temporary failure: another try may help.
     Passing(String),
 }
 
 impl Fault {
-    /// What happened.
+    /// Description of the failure.
     pub fn text(&self) -> &str {
         match self {
             Fault::Lasting(text) | Fault::Unreachable(text) | Fault::Passing(text) => text,
@@ -79,20 +80,21 @@ impl Fault {
     }
 }
 
-/// The connections of one pull.
+/// The connection pools of one pull or push.
 pub(super) struct Http {
     verify: bool,
     timing: Timing,
-    /// Folders whose `*.crt` files are trusted too, and whose `*.cert` files say who we are.
+    /// Folders whose `*.crt` files are trusted too, and whose `*.cert` files hold client certificates.
     folders: Vec<PathBuf>,
-    /// The registry, which alone is shown them; none where the name is no server's.
+    /// Root URL of the registry, the only server that gets the client certificate; `None` if the name is no server's.
     registry: Option<Url>,
-    /// Made when first needed: for http, for https to anybody and to the registry, to elsewhere and to this machine.
+    /// Agents, built on first use: for http, for https to other servers and to the registry; each through a proxy and,
+    /// for loopback addresses, direct.
     agents: [OnceLock<Result<Agent, String>>; 6],
 }
 
 impl Http {
-    /// Connections to a registry at `authority` and to where it leads.
+    /// Makes the connection pools for a registry at `authority` and the servers that it redirects to.
     pub fn new(settings: &Settings, authority: &str) -> Http {
         Http {
             verify: settings.tls_verify,
@@ -103,7 +105,7 @@ impl Http {
         }
     }
 
-    /// Sends one request and waits for the head of its answer, whatever its status.
+    /// Sends one request and waits for the response's head, whatever its status.
     pub fn send(&self, request: &Request<'_>) -> Result<Response, Fault> {
         let agent = self.agent(request.url)?;
         let head = ureq::http::Request::builder().method(request.method.verb()).uri(request.url.to_string());
@@ -117,7 +119,7 @@ impl Http {
     }
 
     fn agent(&self, url: &Url) -> Result<&Agent, Fault> {
-        // A proxy has no business between this machine and itself.
+        // No proxy is used for loopback addresses.
         let (https, local) = (url.is_https(), url.is_loopback());
         let own = self.registry.as_ref().is_some_and(|registry| url.same_origin(registry));
         let slot = &self.agents[(usize::from(https) + usize::from(own)) * 2 + usize::from(local)];
@@ -149,7 +151,8 @@ impl Http {
         config.build().new_agent()
     }
 
-    /// The system's certificates and those for this registry; to the registry itself, what says who we are.
+    /// Makes the TLS configuration: the system's certificates and those for this registry; with `own`, the client
+    /// certificate.
     fn trust(&self, own: bool) -> Result<TlsConfig, String> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut tls = TlsConfig::builder().unversioned_rustls_crypto_provider(provider);
@@ -171,7 +174,7 @@ impl Http {
     }
 }
 
-/// A folder's files with this ending, by name; none where there is no such folder.
+/// Lists a folder's files with this extension, sorted by name; empty if there is no such folder.
 fn files(folder: &Path, ending: &str) -> Result<Vec<PathBuf>, String> {
     let failed = |e: io::Error| format!("cannot read {}: {e}", folder.display());
     let entries = match fs::read_dir(folder) {
@@ -190,7 +193,7 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     fs::read(path).map_err(|e| format!("cannot read {}: {e}", path.display()))
 }
 
-/// The certificates in a file.
+/// Reads the certificates of a PEM file.
 fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>, String> {
     let mut found = Vec::new();
     for item in parse_pem(&read(path)?) {
@@ -203,7 +206,7 @@ fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>, String> {
     Ok(found)
 }
 
-/// The folder's first `NAME.cert` with its `NAME.key`, if there is one.
+/// Reads the folder's first `NAME.cert` with its `NAME.key`, if there is one.
 fn identity(folder: &Path) -> Result<Option<ClientCert>, String> {
     let Some(cert) = files(folder, "cert")?.into_iter().next() else { return Ok(None) };
     let key = cert.with_extension("key");
@@ -211,7 +214,7 @@ fn identity(folder: &Path) -> Result<Option<ClientCert>, String> {
     if chain.is_empty() {
         return Err(format!("{} holds no certificate", cert.display()));
     }
-    // What the key's parser says could quote it.
+    // The parser's message could quote the key.
     let secret = PrivateKey::from_pem(&read(&key)?).map_err(|_| format!("{} holds no private key", key.display()))?;
     Ok(Some(ClientCert::new_with_certs(&chain, secret)))
 }
@@ -240,7 +243,7 @@ fn io_fault(error: &io::Error) -> Fault {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
             Fault::Unreachable(describe(error))
         }
-        // The resolver's errors have no kind of their own.
+        // Resolver errors have no `ErrorKind` of their own.
         _ => match error.to_string().strip_prefix("failed to lookup address information: ") {
             Some(why) => Fault::Unreachable(format!("cannot find the host: {why}")),
             None => Fault::Passing(describe(error)),
@@ -255,7 +258,7 @@ fn tls_fault(error: &rustls::Error) -> Fault {
     }
 }
 
-/// What broke while a body was read, in a few words.
+/// Describes an error of reading a body in a few words.
 pub(super) fn describe(error: &io::Error) -> String {
     match error.get_ref().and_then(|e| e.downcast_ref::<ureq::Error>()) {
         Some(inner) => fault(inner).text().to_owned(),
@@ -264,7 +267,7 @@ pub(super) fn describe(error: &io::Error) -> String {
     }
 }
 
-/// A body of at most `cap` bytes.
+/// Reads a body of at most `cap` bytes.
 pub(super) fn small_body(response: Response, cap: u64) -> Result<Vec<u8>, Fault> {
     let mut bytes = Vec::new();
     let read = response.into_body().into_reader().take(cap + 1).read_to_end(&mut bytes);
@@ -275,7 +278,7 @@ pub(super) fn small_body(response: Response, cap: u64) -> Result<Vec<u8>, Fault>
     Ok(bytes)
 }
 
-/// A header's text; none where it is missing or no text.
+/// Returns a header's text; `None` if it is missing or not text.
 pub(super) fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> {
     response.headers().get(name)?.to_str().ok()
 }

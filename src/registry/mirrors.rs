@@ -1,4 +1,4 @@
-//! Who stands in for a registry: podman's `registries.conf`.
+//! Registry mirrors, rewritten locations and blocked registries, from containers-registries.conf(5).
 
 use crate::reference::Reference;
 use serde::Deserialize;
@@ -6,36 +6,36 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// More bytes than this are no file of settings.
+/// Largest configuration file, in bytes.
 const FILE_CAP: u64 = 1 << 20;
 
-/// Where the settings are. Plain data: the environment is the caller's business.
+/// Paths of the configuration files. Plain data: callers read the environment.
 #[derive(Clone, Default)]
 pub struct Sources {
     /// The main file, which may be missing.
     pub file: Option<PathBuf>,
-    /// Folders, which may be missing. Their `*.conf` files are read after the main file, in this order and then by name;
-    /// what comes later replaces what an earlier file says of the same prefix.
+    /// Drop-in folders, which may be missing. Their `*.conf` files are read after the main file, folder by folder,
+    /// sorted by name; a later entry replaces an earlier one with the same prefix.
     pub folders: Vec<PathBuf>,
 }
 
-/// Where a repository is.
+/// Location of a repository.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Place {
     /// `HOST[:PORT]`.
     pub domain: String,
-    /// The repository there.
+    /// Repository path at that registry.
     pub path: String,
-    /// Whether any certificate will do, and plain http too.
+    /// Whether plain http and unverified certificates are allowed.
     pub insecure: bool,
 }
 
-/// All places of a repository.
+/// All locations of a repository.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Places {
-    /// To be read from first, in this order.
+    /// Mirrors, in the order in which they are read.
     pub mirrors: Vec<Place>,
-    /// The repository itself.
+    /// The registry's own location.
     pub own: Place,
 }
 
@@ -47,7 +47,7 @@ struct Parsed {
     old: Old,
 }
 
-/// The first version of the format, which knows lists of registries.
+/// Version 1 of the format, with its lists of registries.
 #[derive(Deserialize, Default)]
 struct Old {
     #[serde(default)]
@@ -77,7 +77,7 @@ struct Entry {
     mirror_by_digest_only: bool,
     #[serde(default)]
     mirror: Vec<Mirror>,
-    /// Where it stands.
+    /// File that holds the entry.
     #[serde(skip)]
     file: PathBuf,
 }
@@ -92,7 +92,7 @@ struct Mirror {
     pull_from_mirror: Pulls,
 }
 
-/// For which pulls a mirror is there.
+/// Which pulls a mirror serves (`pull-from-mirror`).
 #[derive(Deserialize, Clone, Copy, PartialEq, Eq, Default)]
 #[serde(rename_all = "kebab-case")]
 enum Pulls {
@@ -103,8 +103,8 @@ enum Pulls {
     TagOnly,
 }
 
-/// The places of the repository that the reference names. An error is one line naming the file at fault, or the one that
-/// forbids the repository.
+/// Returns the locations of the reference's repository. An error is one line that names the file at fault, or the file
+/// that blocks the repository.
 pub(super) fn find(sources: &Sources, reference: &Reference) -> Result<Places, String> {
     let entries = read_all(sources)?;
     let name = reference.to_string();
@@ -130,7 +130,7 @@ pub(super) fn find(sources: &Sources, reference: &Reference) -> Result<Places, S
     Ok(Places { mirrors: mirrors.collect::<Result<_, _>>()?, own: place(&entry.location, entry.insecure)? })
 }
 
-/// How much of an image's name the prefix covers, if it fits.
+/// Returns how many bytes of an image's name the prefix covers, if it matches.
 fn covered(prefix: &str, name: &str) -> Option<usize> {
     if let Some(parent) = prefix.strip_prefix('*') {
         let authority = name.split('/').next()?;
@@ -138,12 +138,12 @@ fn covered(prefix: &str, name: &str) -> Option<usize> {
         return (host.len() > parent.len() && host.ends_with(parent)).then_some(authority.len());
     }
     let rest = name.strip_prefix(prefix)?;
-    // After a host, a colon begins its port: another registry.
+    // After a host, a colon starts a port, which makes it another registry.
     let ends = rest.is_empty() || rest.starts_with('/') || (prefix.contains('/') && rest.starts_with([':', '@']));
     ends.then_some(prefix.len())
 }
 
-/// The place of an image that is called so, when so much of its name stands for the location.
+/// Replaces the first `covers` bytes of an image's name by the location.
 fn place(location: &str, name: &str, covers: usize, insecure: bool) -> Option<Place> {
     let moved = if location.is_empty() { name.to_owned() } else { format!("{location}{}", name.get(covers..)?) };
     let (domain, rest) = moved.split_once('/')?;
@@ -174,7 +174,7 @@ fn cannot(path: &Path, error: &io::Error) -> String {
     format!("cannot read {}: {}", path.display(), crate::sys::describe(error))
 }
 
-/// The folder's files of settings, by name.
+/// Lists the folder's `*.conf` files, sorted by name.
 fn confs(folder: &Path) -> Result<Vec<PathBuf>, String> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -218,7 +218,7 @@ fn parse(text: &str, file: &Path) -> Result<Vec<Entry>, String> {
         if entry.prefix.is_empty() {
             entry.prefix.clone_from(&entry.location);
         }
-        // Only a pattern may leave everything where it is.
+        // Only a wildcard prefix may omit the location.
         if entry.prefix.is_empty() || (entry.location.is_empty() && !entry.prefix.starts_with("*.")) {
             return Err("a [[registry]] has no location".into());
         }
@@ -238,7 +238,7 @@ fn parse(text: &str, file: &Path) -> Result<Vec<Entry>, String> {
     Ok(entries)
 }
 
-/// Takes the slash off a location's end. One with a scheme is none.
+/// Removes a trailing slash from a location. A location with a scheme is an error.
 fn clean(location: &mut String) -> Result<(), String> {
     if location.contains("://") {
         return Err(format!(

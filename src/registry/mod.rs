@@ -1,22 +1,23 @@
-//! The client side of the distribution specification: manifests, blobs and tags of one repository, to be read and written.
-//! Writes nothing on this machine but files of credentials (`keep`).
+//! Registry client for the OCI distribution specification: manifests, blobs, tags and referrers of a repository, read
+//! and written. The only local files written are credential files (`credential_store`).
 //!
-//! What comes from a registry is a claim. Manifests are hashed here; a blob's stream is handed out unchecked, survives
-//! broken connections, and is for the taker to verify. Credentials go to the registry and to the token server that it
-//! names by the rules in `auth`, to nobody else, and only over TLS unless the user said otherwise or the registry is
-//! this machine. What is read may come from mirrors, each asked with its own credentials. A proxy is used as `ALL_PROXY`,
-//! `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say.
+//! Everything that a registry sends is untrusted. Manifests are hashed here; blob streams survive broken connections
+//! but are returned unverified, and the caller must verify them. Credentials are sent only to the registry and to the
+//! token server that it names, by the rules in `auth`, and only over TLS unless the user disabled verification or the
+//! registry is on a loopback address. Reads may use mirrors, each with its own credentials. Proxies are taken from
+//! `ALL_PROXY`, `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`.
 
-pub mod account;
 mod auth;
 mod blob;
 mod client;
+pub mod credential_store;
 pub mod credentials;
 mod helper;
 mod http;
-pub mod keep;
+pub mod identity;
+pub mod login;
 pub mod mirrors;
-mod pages;
+mod pagination;
 mod repository;
 pub mod search;
 mod upload;
@@ -24,41 +25,41 @@ mod url;
 
 pub use blob::Blob;
 pub use repository::{Manifest, Referrer, Repository};
-pub use upload::{Begun, Upload};
+pub use upload::{Upload, UploadStart};
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Is told again and again how long it still is until a failed request is tried another time; of the last moment as zero.
+/// Callback for retries: called repeatedly with the time left until a failed request is sent again, last with zero.
 pub type Notice = Arc<dyn Fn(Duration) + Send + Sync>;
 
-/// How a pull talks to a registry.
+/// Settings for access to registries.
 #[derive(Clone)]
 pub struct Settings {
-    /// Whether servers must prove who they are. If not, plain http will do too.
+    /// Whether servers must present a valid certificate. If not, plain http is allowed too.
     pub tls_verify: bool,
-    /// Folders with further certificates to trust: in each, `HOST[:PORT]/*.crt` for that registry, and `NAME.cert` with
-    /// `NAME.key` there to show to it.
+    /// Folders with additional certificates: `HOST[:PORT]/*.crt` in each is trusted for that registry, and `NAME.cert`
+    /// with `NAME.key` there is the client certificate for it.
     pub cert_dirs: Vec<PathBuf>,
-    /// Where credentials come from.
+    /// Sources of credentials.
     pub credentials: credentials::Sources,
-    /// Where it is said who stands in for registries.
+    /// Configuration of mirrors.
     pub mirrors: mirrors::Sources,
-    /// How long to wait for what.
+    /// Timeouts and retries.
     pub timing: Timing,
 }
 
-/// How long to wait for what.
+/// Timeouts and retries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Timing {
-    /// For a connection.
+    /// Timeout for a connection.
     pub connect: Duration,
-    /// For the next byte.
+    /// Timeout for the next byte.
     pub stall: Duration,
-    /// Before the second try; every further pause is twice as long.
+    /// Pause before the second try; every further pause is twice as long.
     pub pause: Duration,
-    /// How often to try.
+    /// Number of tries.
     pub tries: u32,
 }
 
@@ -69,38 +70,38 @@ impl Default for Timing {
     }
 }
 
-/// What kind of thing went wrong.
+/// Kind of an error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// There is no such thing, or it is not for us to see.
+    /// The object does not exist, or access is denied without saying so.
     Missing,
     /// The credentials are wrong.
     WrongCredentials,
-    /// The registry cannot be reached or trusted.
+    /// The registry cannot be reached, or its certificate is not trusted.
     Unreachable,
-    /// It does not keep to the protocol.
+    /// The registry violates the protocol.
     Protocol,
-    /// Any other answer, and failures that outlasted all tries.
+    /// Any other error answer, or a failure that outlasted all tries.
     Failed,
-    /// The registry does not know how far an upload has come.
+    /// The registry no longer knows an upload's offset.
     Lost,
-    /// The caller gave up.
+    /// The caller cancelled.
     Cancelled,
 }
 
-/// Why a registry did not give what was asked. Prints as one line with the host, what was asked, and why not.
+/// Error of a registry request. Prints as one line: host, what was requested, reason.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{host}: {asked}: {why}")]
 pub struct Error {
     /// The registry.
     pub host: String,
-    /// What was asked, `manifest latest of library/alpine`.
+    /// What was requested: `manifest latest of library/alpine`.
     pub asked: String,
-    /// What kind of thing went wrong.
+    /// Kind of the error.
     pub kind: Kind,
-    /// The answer, and where the credentials came from if they matter.
+    /// Reason, with the source of the credentials if they matter.
     pub why: String,
 }
 
-/// The result of asking a registry.
+/// Result of a registry request.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -1,53 +1,52 @@
-//! One repository: its manifests, blobs, tags and referrers, read from its mirrors or from itself.
+//! A repository of a registry: manifests, blobs, tags and referrers, read from mirrors or the registry itself.
 
-use super::blob::Blob;
-use super::client::{Ask, Client};
+use super::client::{Ask, Client, ask_below};
 use super::http::{self, Method, header};
 use super::mirrors::{self, Places};
-use super::pages;
+use super::pagination;
 use super::{Error, Kind, Notice, Result, Settings};
 use crate::digest::{Digest, Hasher};
 use crate::reference::Reference;
+use parking_lot::{Mutex, MutexGuard};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::io::Read;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const PAGE_CAP: u64 = 4 << 20;
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
-/// A manifest or index as a registry has it, hashed.
+/// A manifest or image index as fetched, with its digest.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Manifest {
-    /// What it hashes to.
+    /// Digest of the bytes.
     pub digest: Digest,
-    /// What the registry says it is; empty if it does not say.
+    /// Media type that the registry states; empty if it states none.
     pub media_type: String,
-    /// Its bytes, exactly.
+    /// The exact bytes.
     pub bytes: Vec<u8>,
 }
 
-/// Something in the repository that says what it is about.
+/// A referrer: an artifact whose manifest names another one as its `subject`.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Referrer {
-    /// Its manifest's digest.
+    /// Digest of the referrer's manifest.
     pub digest: Digest,
-    /// What it is.
+    /// Artifact type.
     #[serde(default)]
     pub artifact_type: String,
-    /// Free notes.
+    /// Annotations.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
 }
 
-/// A repository of a registry, with its mirrors. Clones share connections, proofs and the cancellation.
+/// A repository of a registry, with its mirrors. Clones share connections, authorization and cancellation.
 ///
-/// What is read is asked of the mirrors in turn and of the registry itself last; a mirror that does not give it is named
-/// in a warning.
+/// Reads try the mirrors in order and the registry itself last; a mirror that fails is reported in a warning.
 #[derive(Clone)]
 pub struct Repository {
     inner: Arc<Inner>,
@@ -56,18 +55,18 @@ pub struct Repository {
 
 struct Inner {
     mirrors: Vec<Mirror>,
-    /// The registry itself.
+    /// Client of the registry itself.
     own: Client,
     blobs: Mutex<Blobs>,
 }
 
 struct Mirror {
     client: Client,
-    /// Whether it has failed in a way that makes it useless for what follows.
+    /// Whether the mirror failed in a way that excludes it from further requests.
     is_gone: AtomicBool,
 }
 
-/// Which mirrors, by their positions, had to do with which blobs.
+/// Indexes of mirrors, per blob.
 #[derive(Default)]
 struct Blobs {
     came_from: BTreeMap<Digest, BTreeSet<usize>>,
@@ -75,7 +74,7 @@ struct Blobs {
 }
 
 impl Repository {
-    /// The repository that the reference names, to be read. Asks nothing yet.
+    /// The repository of the reference, for reading. Sends nothing yet.
     pub fn new(reference: &Reference, settings: &Settings) -> Repository {
         match mirrors::find(&settings.mirrors, reference) {
             Ok(Places { mirrors, own }) => {
@@ -90,12 +89,12 @@ impl Repository {
         }
     }
 
-    /// The repository that the reference names, to be read and written, wherever it is read from otherwise. Asks nothing
+    /// The repository of the reference, for reading and writing at the registry itself, without mirrors. Sends nothing
     /// yet.
     pub fn to_write(reference: &Reference, settings: &Settings) -> Repository {
         match mirrors::find(&settings.mirrors, reference) {
             Ok(Places { own, .. }) => {
-                // Another place's rules are not ours.
+                // `insecure` of a rewritten location does not hold for the registry itself.
                 let insecure = own.insecure && own.domain == reference.domain();
                 let settings = settings.for_place(insecure);
                 let client = Client::new(reference.domain(), reference.path(), "pull,push", &settings);
@@ -114,24 +113,24 @@ impl Repository {
         Repository { inner: Arc::new(Inner { mirrors, own, blobs: Mutex::default() }), notice: None }
     }
 
-    /// The same, where `notice` is told whenever a blob fails to come and is asked for again after a while.
+    /// Returns a clone that calls `notice` before a failed blob request is repeated after a pause.
     pub fn watched(&self, notice: Notice) -> Repository {
         Repository { notice: Some(notice), ..self.clone() }
     }
 
-    /// The registry as users call it.
+    /// Registry domain as users write it.
     pub fn host(&self) -> &str {
         self.inner.own.host()
     }
 
-    /// Ends every wait for another try, now and later.
+    /// Cancels every wait for another try, current and future.
     pub fn cancel(&self) {
         self.inner.mirrors.iter().for_each(|mirror| mirror.client.cancel());
         self.inner.own.cancel();
     }
 
-    /// The manifest or index under a tag or a digest, of at most `cap` bytes and one of the types in `accept`. By digest,
-    /// its bytes have that digest.
+    /// Fetches the manifest or index under a tag or digest: at most `cap` bytes, of a type in `accept`. The bytes are
+    /// verified against a digest.
     pub fn manifest(&self, name: &str, accept: &str, cap: u64) -> Result<Manifest> {
         for (at, mirror) in self.inner.mirrors.iter().enumerate() {
             if mirror.is_gone.load(Ordering::Relaxed) {
@@ -146,12 +145,7 @@ impl Repository {
         manifest(&self.inner.own, name, accept, cap)
     }
 
-    /// A blob's stream from byte `at` on, unchecked.
-    pub fn blob(&self, digest: &Digest, size: u64, at: u64) -> Result<Blob> {
-        Blob::open(self, digest, size, at)
-    }
-
-    /// A small blob, whole and checked.
+    /// Fetches a small blob into memory and verifies its digest.
     pub fn small_blob(&self, digest: &Digest, size: u64) -> Result<Vec<u8>> {
         loop {
             let mut blob = self.blob(digest, size, 0)?;
@@ -171,7 +165,7 @@ impl Repository {
         }
     }
 
-    /// What was read of the blob was not the blob: the mirrors that it came from are not asked for it any more. Returns
+    /// Reports that the bytes read did not match the blob's digest: excludes the mirrors that served it. Returns
     /// whether there were any.
     pub fn distrust(&self, digest: &Digest, why: &dyn Display) -> bool {
         let mut blobs = self.blobs();
@@ -185,7 +179,7 @@ impl Repository {
         any
     }
 
-    /// All tags that the registry itself has, in its order.
+    /// Lists all tags of the registry itself, in its order.
     pub fn tags(&self) -> Result<Vec<String>> {
         #[derive(Deserialize)]
         struct Page {
@@ -193,15 +187,15 @@ impl Repository {
         }
         let ask = self.ask(Method::Get, "list of tags".into(), "tags/list");
         let mut all: Vec<String> = Vec::new();
-        pages::each(&self.inner.own, ask, |page: Page| {
+        pagination::each(&self.inner.own, ask, |page: Page| {
             all.extend(page.tags.unwrap_or_default());
             true
         })?;
         Ok(all)
     }
 
-    /// What there is about the manifest or index with this digest, of this type or, where a registry cannot choose, of
-    /// any. A mirror that has nothing is not the last to be asked.
+    /// Lists the referrers of a manifest or index, of this artifact type; of any type if the registry cannot filter. An
+    /// empty list from a mirror does not end the search.
     pub fn referrers(&self, digest: &Digest, artifact_type: &str) -> Result<Vec<Referrer>> {
         for (at, mirror) in self.inner.mirrors.iter().enumerate() {
             if mirror.is_gone.load(Ordering::Relaxed) {
@@ -216,17 +210,17 @@ impl Repository {
         referrers(&self.inner.own, digest, artifact_type)
     }
 
-    /// A request below the repository's own path.
+    /// Makes a request below the repository's own path.
     pub(super) fn ask(&self, method: Method, what: String, below: &str) -> Ask {
         ask_below(&self.inner.own, method, what, below)
     }
 
-    /// The registry itself.
+    /// Client of the registry itself.
     pub(super) fn client(&self) -> &Client {
         &self.inner.own
     }
 
-    /// The first place from that position on which may be asked for the blob. The registry itself stands after the
+    /// Returns the first place at or after index `from` that may serve the blob. The registry itself follows the
     /// mirrors.
     pub(super) fn place_for(&self, digest: &Digest, from: usize) -> (usize, Client) {
         let blobs = self.blobs();
@@ -237,14 +231,14 @@ impl Repository {
         (found.0, found.1.watched(self.notice.clone()))
     }
 
-    /// Notes that bytes of the blob come from there.
+    /// Records that a place served bytes of the blob.
     pub(super) fn came_from(&self, digest: &Digest, place: usize) {
         if place < self.inner.mirrors.len() {
             self.blobs().came_from.entry(digest.clone()).or_default().insert(place);
         }
     }
 
-    /// Whether the place is a mirror, so that the error is only one for a warning.
+    /// Whether the place is a mirror; then logs the error as a warning.
     pub(super) fn passes_over(&self, place: usize, error: &Error) -> bool {
         let Some(mirror) = self.inner.mirrors.get(place).filter(|_| error.kind != Kind::Cancelled) else {
             return false;
@@ -257,7 +251,7 @@ impl Repository {
     }
 
     fn blobs(&self) -> MutexGuard<'_, Blobs> {
-        self.inner.blobs.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.blobs.lock()
     }
 }
 
@@ -265,11 +259,6 @@ impl Settings {
     fn for_place(&self, insecure: bool) -> Settings {
         Settings { tls_verify: self.tls_verify && !insecure, ..self.clone() }
     }
-}
-
-/// A request below the path of the client's repository.
-pub(super) fn ask_below(client: &Client, method: Method, what: String, below: &str) -> Ask {
-    Ask::new(method, what, format!("/v2/{}/{below}", client.path()))
 }
 
 fn manifest_ask(client: &Client, name: &str) -> Ask {
@@ -300,7 +289,7 @@ fn manifest(client: &Client, name: &str, accept: &str, cap: u64) -> Result<Manif
     Ok(Manifest { digest, media_type, bytes })
 }
 
-/// What is no document at all comes from something in between.
+/// Rejects a body that is not JSON, as proxies and captive portals send.
 fn check_json(client: &Client, name: &str, found: Manifest) -> Result<Manifest> {
     let json = serde_json::from_slice::<serde::de::IgnoredAny>(&found.bytes);
     json.map_err(|e| manifest_ask(client, name).error(client, Kind::Protocol, format!("not valid JSON: {e}")))?;
@@ -316,7 +305,7 @@ fn referrers(client: &Client, digest: &Digest, artifact_type: &str) -> Result<Ve
     let below = format!("referrers/{digest}?artifactType={}", utf8_percent_encode(artifact_type, NON_ALPHANUMERIC));
     let ask = ask_below(client, Method::Get, format!("referrers of {digest}"), &below).header("Accept", INDEX);
     let mut all = Vec::new();
-    let read = pages::each(client, ask, |page: Index| {
+    let read = pagination::each(client, ask, |page: Index| {
         all.extend(page.manifests);
         true
     });
@@ -324,7 +313,7 @@ fn referrers(client: &Client, digest: &Digest, artifact_type: &str) -> Result<Ve
         Err(error) if error.kind == Kind::Missing => {}
         done => return done.map(|()| all),
     }
-    // A registry that keeps no such lists has them as an index under a tag.
+    // Fallback of the distribution specification: the referrers tag schema, an index under the tag `ALGORITHM-HEX`.
     let tag = format!("{}-{}", digest.algorithm().name(), digest.hex());
     match manifest(client, &tag, INDEX, PAGE_CAP) {
         Ok(found) => {

@@ -1,38 +1,37 @@
-//! Looking for repositories: by version 1 of Docker's protocol, which Docker Hub still answers, else in the registry's
-//! whole catalog.
+//! Repository search: version 1 of Docker's protocol, which Docker Hub still supports, else the registry's catalog.
 
 use super::client::{Ask, Client};
-use super::credentials::{HUB, HUB_ALIASES};
 use super::http::{self, Method};
-use super::{Error, Kind, Result, Settings, pages};
+use super::identity::{HUB, HUB_ALIASES};
+use super::{Error, Kind, Result, Settings, pagination};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
-/// Where Docker Hub is searched. Its other server knows no search.
+/// Host of Docker Hub's search API. The registry host has none.
 const HUB_INDEX: &str = HUB_ALIASES[0];
-/// More bytes than this are no list of at most a hundred repositories.
+/// Largest search result of at most 100 repositories, in bytes.
 const FOUND_CAP: u64 = 4 << 20;
 
-/// What to look for, and where.
+/// A search term and the registry to search.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Term {
-    /// The registry; none for Docker Hub.
+    /// Registry; `None` is Docker Hub.
     host: Option<String>,
     text: String,
 }
 
-/// A repository that was found. What it says of itself is a claim.
+/// A search result. All fields are claims of the registry.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Hit {
-    /// Its name, with the registry's where that is not Docker Hub.
+    /// Repository name, with the registry's unless that is Docker Hub.
     pub name: String,
-    /// What it is for.
+    /// Description.
     #[serde(deserialize_with = "null_is_empty")]
     pub description: String,
-    /// How many users like it.
+    /// Number of stars.
     pub star_count: i64,
-    /// Whether Docker answers for it.
+    /// Whether it is a Docker official image.
     pub is_official: bool,
 }
 
@@ -41,14 +40,14 @@ fn null_is_empty<'de, D: serde::Deserializer<'de>>(from: D) -> std::result::Resu
 }
 
 impl Term {
-    /// `[HOST[:PORT]/]TERM`, told apart by Docker's rule: a host has a dot or a port or is `localhost`.
+    /// Parses `[HOST[:PORT]/]TERM`. By Docker's rule a host has a dot or a port or is `localhost`.
     pub fn new(text: &str) -> Term {
         let named = text.split_once('/').filter(|(host, _)| host.contains(['.', ':']) || *host == "localhost");
         match named {
             Some((host, rest)) if host != HUB && host != HUB_INDEX => {
                 Term { host: Some(host.to_owned()), text: rest.to_owned() }
             }
-            // Docker Hub finds `foo` under no other name than `foo`.
+            // Docker Hub finds `library/foo` only as `foo`.
             named => {
                 let rest = named.map_or(text, |(_, rest)| rest);
                 Term { host: None, text: rest.strip_prefix("library/").unwrap_or(rest).to_owned() }
@@ -57,7 +56,7 @@ impl Term {
     }
 }
 
-/// At most `limit` repositories that the registry finds for the term, in its order.
+/// Returns at most `limit` repositories that match the term, in the registry's order.
 pub fn search(term: &Term, limit: usize, settings: &Settings) -> Result<Vec<Hit>> {
     let client = Client::new(term.host.as_deref().unwrap_or(HUB_INDEX), "", "", settings);
     let mut hits = match (by_version_1(&client, &term.text, limit), &term.host) {
@@ -71,7 +70,7 @@ pub fn search(term: &Term, limit: usize, settings: &Settings) -> Result<Vec<Hit>
     Ok(hits)
 }
 
-/// Whether the error may come from there being no such search, so that another way is worth a try.
+/// Whether the error may mean that the registry has no such search endpoint.
 fn is_no_search(error: &Error) -> bool {
     matches!(error.kind, Kind::Missing | Kind::Protocol | Kind::Failed)
 }
@@ -89,16 +88,16 @@ fn by_version_1(client: &Client, text: &str, limit: usize) -> Result<Vec<Hit>> {
     Ok(answer.results)
 }
 
-/// The catalog's repositories that have the text in their names; one of just that name first.
+/// Returns the catalog's repositories whose names contain the text; an exact match first.
 fn in_catalog(client: &Client, text: &str, limit: usize) -> Result<Vec<Hit>> {
     #[derive(Deserialize)]
     struct Page {
         repositories: Option<Vec<String>>,
     }
-    client.need("registry:catalog", "*");
+    client.add_scope("registry:catalog", "*");
     let ask = Ask::new(Method::Get, "catalog of repositories", "/v2/_catalog");
     let mut hits: Vec<Hit> = Vec::new();
-    pages::each(client, ask, |page: Page| {
+    pagination::each(client, ask, |page: Page| {
         let fitting = page.repositories.unwrap_or_default().into_iter().filter(|name| name.contains(text));
         hits.extend(fitting.map(|name| Hit { name, ..Hit::default() }));
         hits.len() < limit

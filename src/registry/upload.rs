@@ -1,4 +1,4 @@
-//! Writing to a repository: what it has already is not sent again, a blob goes up in chunks, a manifest comes last.
+//! Upload to a repository: existence checks, cross-repository mounts, chunked blob uploads, manifests.
 
 use super::client::{Ask, Attempt, Client};
 use super::http::{Method, Response, header};
@@ -7,24 +7,24 @@ use super::{Error, Kind, Repository, Result};
 use crate::digest::Digest;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-/// What came of the wish to put a blob into a repository.
-pub enum Begun {
-    /// The registry had it in another repository and took it over: nothing is to be sent.
+/// Result of starting a blob upload.
+pub enum UploadStart {
+    /// The registry mounted the blob from another repository: there is nothing to send.
     Mounted,
-    /// It is to be sent.
+    /// The blob must be sent.
     Upload(Upload),
 }
 
-/// A blob on its way into a repository. One that is not finished the registry forgets in its own time.
+/// A blob upload session at a registry. The registry discards an unfinished one after a time of its own.
 pub struct Upload {
     client: Client,
-    /// In words.
+    /// Description of the upload, for errors.
     what: String,
-    /// The repository's blobs, as a path.
+    /// Path of the repository's blobs.
     blobs: String,
-    /// Where the next bytes go: registries keep their state in it, so every answer may move it.
+    /// URL for the next request. Registries keep state in it, so every answer may change it.
     place: Url,
-    /// How much the registry has.
+    /// Number of bytes that the registry has.
     at: u64,
 }
 
@@ -34,24 +34,24 @@ impl Repository {
         has_blob(self.client(), &self.ask(Method::Head, format!("blob {digest}"), &format!("blobs/{digest}")))
     }
 
-    /// Begins to put a blob into the repository.
+    /// Starts a blob upload.
     pub fn upload(&self) -> Result<Upload> {
         let ask = self.ask(Method::Post, "a new blob".into(), "blobs/uploads/");
         let response = self.client().ask_for(&ask, Ok)?;
         self.begun(&ask, &response)
     }
 
-    /// The same with a blob that the registry may have in another repository, of this path: then it takes it over. That
-    /// repository may be closed to us, which is an error like any other.
-    pub fn mount_or_upload(&self, digest: &Digest, path: &str) -> Result<Begun> {
+    /// Starts a blob upload, or mounts the blob from the repository `path` of the same registry. If access to that
+    /// repository is denied, that is an error like any other.
+    pub fn mount_or_upload(&self, digest: &Digest, path: &str) -> Result<UploadStart> {
         let resource = format!("repository:{path}");
-        self.client().need(&resource, "pull");
+        self.client().add_scope(&resource, "pull");
         let query = format!("blobs/uploads/?mount={}&from={}", encode(&digest.to_string()), encode(path));
         let ask = self.ask(Method::Post, format!("blob {digest}"), &query);
-        let response = self.client().ask_for(&ask, Ok).inspect_err(|_| self.client().do_without(&resource))?;
+        let response = self.client().ask_for(&ask, Ok).inspect_err(|_| self.client().remove_scope(&resource))?;
         match response.status().as_u16() {
-            201 => Ok(Begun::Mounted),
-            _ => self.begun(&ask, &response).map(Begun::Upload),
+            201 => Ok(UploadStart::Mounted),
+            _ => self.begun(&ask, &response).map(UploadStart::Upload),
         }
     }
 
@@ -62,7 +62,7 @@ impl Repository {
         Ok(Upload { client, what, blobs, place, at: 0 })
     }
 
-    /// Puts a manifest or index under a tag or its digest. Everything that it names must be there.
+    /// Uploads a manifest or index under a tag or its digest. Everything that it refers to must be in the repository.
     pub fn put_manifest(&self, name: &str, media_type: &str, bytes: &[u8]) -> Result<Digest> {
         let ask = self.ask(Method::Put, format!("manifest {name}"), &format!("manifests/{name}"));
         let ask = ask.header("Content-Type", media_type).body(bytes);
@@ -74,13 +74,13 @@ impl Repository {
 }
 
 impl Upload {
-    /// Sends the next bytes, which are not the last ones. A connection that breaks is taken up where the registry
-    /// says that it was; an error of the kind [`Kind::Lost`] means that it says nothing of use, and that the blob is to
-    /// be sent from its beginning.
+    /// Sends the next chunk, which must not be the last one. After a broken connection the upload resumes at the offset
+    /// that the registry reports; [`Kind::Lost`] means that it reports no usable offset, and that the blob must be sent
+    /// from its beginning.
     pub fn chunk(&mut self, bytes: &[u8]) -> Result<()> {
         self.send(bytes, |upload, part| {
             if part.is_empty() {
-                // All of it had come, and only the answer had not.
+                // All bytes had arrived; only the answer was lost.
                 return Ok(());
             }
             let last = (upload.at + part.len() as u64).saturating_sub(1);
@@ -96,8 +96,8 @@ impl Upload {
         })
     }
 
-    /// Sends the last bytes, all of them where the blob is small, and has the registry check the whole against its
-    /// digest. Errors as with [`Upload::chunk`].
+    /// Sends the last bytes (of a small blob, all bytes) and completes the upload; the registry verifies the digest.
+    /// Errors as with [`Upload::chunk`].
     pub fn finish(mut self, digest: &Digest, bytes: &[u8]) -> Result<()> {
         self.what = format!("blob {digest}");
         let there = format!("{}/{digest}", self.blobs);
@@ -107,7 +107,7 @@ impl Upload {
             let ask = ask.header("Content-Type", "application/octet-stream").answers(&[404]).body(part);
             let done = upload.client.try_once(&ask);
             if !matches!(&done, Ok(response) if response.status() != 404) {
-                // The answer to a try that went well may have been lost.
+                // The answer to a successful try may have been lost.
                 let look = Ask::new(Method::Head, &*upload.what, &*there);
                 if has_blob(&upload.client, &look).unwrap_or(false) {
                     return Ok(());
@@ -120,14 +120,14 @@ impl Upload {
         })
     }
 
-    /// Sends bytes by `send` until all of them are there.
+    /// Sends bytes with `send` until the registry has all of them.
     fn send(
         &mut self,
         bytes: &[u8],
         send: impl Fn(&mut Upload, &[u8]) -> std::result::Result<(), Attempt>,
     ) -> Result<()> {
         let (start, end) = (self.at, self.at + bytes.len() as u64);
-        let mut pauses = self.client.pauses();
+        let mut backoff = self.client.backoff();
         loop {
             let have = usize::try_from(self.at - start).unwrap_or(bytes.len());
             match send(self, &bytes[have..]) {
@@ -136,13 +136,13 @@ impl Upload {
                     return Ok(());
                 }
                 Err(Attempt::Final(error)) => return Err(error),
-                Err(Attempt::Again(error, wanted)) => pauses.wait(&self.client, error, wanted)?,
+                Err(Attempt::Again(error, wanted)) => backoff.wait(&self.client, error, wanted)?,
             }
             self.locate(start, end)?;
         }
     }
 
-    /// Asks how much the registry has, which must be something between what it said last and what it was sent.
+    /// Asks for the upload's offset, which must be between the last reported one and the end of what was sent.
     fn locate(&mut self, start: u64, end: u64) -> Result<()> {
         let ask = self.ask(Method::Get).answers(&[400, 404, 416]);
         let response = self.client.ask_for(&ask, Ok)?;
@@ -151,7 +151,7 @@ impl Upload {
         }
         let range = header(&response, "range").unwrap_or_default();
         let last = range.strip_prefix("bytes=").unwrap_or(range).strip_prefix("0-").and_then(|n| n.parse::<u64>().ok());
-        // `0-0` stands for nothing more often than for one byte.
+        // `0-0` means no bytes more often than one byte.
         let have = last.map(|last| if last == 0 { 0 } else { last + 1 });
         match have {
             Some(have) if (start..=end).contains(&have) => self.at = have,
@@ -177,17 +177,16 @@ fn encode(text: &str) -> String {
 }
 
 fn has_blob(client: &Client, ask: &Ask) -> Result<bool> {
-    // A registry that sends us elsewhere for the blob has it. We need not go there: such places may let nobody ask
-    // without fetching.
+    // A redirect means that the registry has the blob. It is not followed: storage hosts may reject HEAD.
     client.ask_for(&ask.clone().answers(&[302, 303, 307, 404]), |response| Ok(response.status() != 404))
 }
 
-/// Where the registry wants what comes next.
+/// Resolves the `Location` of the next request.
 fn moved(client: &Client, ask: &Ask, response: &Response) -> Result<Url> {
     client.place(ask, header(response, "location").unwrap_or_default())
 }
 
-/// A registry that names another digest than ours has got something else.
+/// Fails if the registry reports another digest for what it received.
 fn same_digest(client: &Client, ask: &Ask, response: &Response, digest: &Digest) -> Result<()> {
     match header(response, "docker-content-digest").and_then(|d| d.parse::<Digest>().ok()) {
         Some(other) if other != *digest && other.algorithm() == digest.algorithm() => {

@@ -1,12 +1,12 @@
-//! URLs of registries: which may be asked at all, where they lead, and who may see credentials. The `url` crate parses and
-//! resolves them (WHATWG URL); here is the policy alone.
+//! Registry URLs and the policy for requests: allowed schemes, origins that get credentials, private addresses. The
+//! `url` crate parses and resolves them (WHATWG URL).
 
 use std::fmt;
 use std::net::{IpAddr, ToSocketAddrs};
 use url::Host;
 
-/// An absolute `http` or `https` URL, without a user and without a fragment. It is sent as it prints, so what was judged
-/// here is what is asked.
+/// An absolute `http` or `https` URL without user and fragment. Requests use it exactly as it prints, so the checks
+/// here hold for what is sent.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Url(url::Url);
 
@@ -16,14 +16,14 @@ impl Url {
         Url::check(url::Url::parse(text).ok()?)
     }
 
-    /// The root of the server that a user calls `HOST` or `HOST:PORT`.
+    /// The root URL of the server `HOST` or `HOST:PORT`.
     pub fn of_server(authority: &str, https: bool) -> Option<Url> {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']');
         let scheme = if https { "https" } else { "http" };
         authority.chars().all(plain).then(|| Url::parse(&format!("{scheme}://{authority}/"))).flatten()
     }
 
-    /// The URL that `reference`, found in an answer to this one, leads to.
+    /// Resolves `reference`, found in an answer, against this URL.
     pub fn join(&self, reference: &str) -> Option<Url> {
         Url::check(self.0.join(reference).ok()?)
     }
@@ -34,7 +34,7 @@ impl Url {
         (matches!(url.scheme(), "http" | "https") && is_plain).then_some(Url(url))
     }
 
-    /// The same server's URL with this path, which may have a query behind it.
+    /// The URL with this path (and query, if it has one) on the same server.
     pub fn with_path(&self, path: &str) -> Url {
         let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
         let mut url = self.0.clone();
@@ -43,7 +43,7 @@ impl Url {
         Url(url)
     }
 
-    /// The URL with more behind its query.
+    /// The URL with parameters appended to its query.
     pub fn with_query(&self, more: &str) -> Url {
         let mut url = self.0.clone();
         let known = url.query().filter(|query| !query.is_empty());
@@ -57,33 +57,33 @@ impl Url {
         self.0.scheme() == "https"
     }
 
-    /// `HOST`, or `HOST:PORT` where the port is not the usual one.
+    /// `HOST`, or `HOST:PORT` if the port is not the scheme's default.
     pub fn authority(&self) -> &str {
         self.0.authority()
     }
 
-    /// Whether both lead to the same server by the same protocol.
+    /// Whether both have the same scheme, host and port.
     pub fn same_origin(&self, other: &Url) -> bool {
         self.0.origin() == other.0.origin()
     }
 
-    /// Whether both lead to the same host, by whatever protocol and port.
+    /// Whether both have the same host, whatever scheme and port.
     pub fn same_host(&self, other: &Url) -> bool {
         self.0.host() == other.0.host()
     }
 
-    /// Whether the host is a name and not an address.
+    /// Whether the host is a name, not an address.
     pub fn is_named(&self) -> bool {
         self.name().is_some()
     }
 
-    /// Whether the host is this machine by its name or address alone.
+    /// Whether the host is a loopback name or address, judged without resolving names.
     pub fn is_loopback(&self) -> bool {
         self.name() == Some("localhost") || self.address().is_some_and(|ip| ip.is_loopback())
     }
 
-    /// Whether the host is an address, or a name of one, that only this machine or its own network reaches. A name that
-    /// cannot be resolved is not.
+    /// Whether the host is a private or loopback address, or a name that resolves to one. A name that cannot be
+    /// resolved is not private.
     pub fn is_private(&self) -> bool {
         if let Some(ip) = self.address() {
             return is_private(ip);
@@ -93,7 +93,7 @@ impl Url {
         is_local || (name, 443).to_socket_addrs().is_ok_and(|mut all| all.any(|a| is_private(a.ip().to_canonical())))
     }
 
-    /// The host's name, without the dot that may end it.
+    /// The host's name without a trailing dot.
     fn name(&self) -> Option<&str> {
         match self.0.host() {
             Some(Host::Domain(name)) => Some(name.strip_suffix('.').unwrap_or(name)),
@@ -101,7 +101,7 @@ impl Url {
         }
     }
 
-    /// The host's address; an IPv4 address that is written as an IPv6 one is the IPv4 address.
+    /// The host's address; an IPv4-mapped IPv6 address counts as IPv4.
     fn address(&self) -> Option<IpAddr> {
         match self.0.host()? {
             Host::Domain(_) => None,
@@ -136,7 +136,7 @@ mod tests {
         Url::parse(text).unwrap_or_else(|| panic!("{text} is no URL"))
     }
 
-    /// The URL, after it is held that the HTTP client finds the same host, port, path and query in it.
+    /// The URL, after asserting that the HTTP client parses the same host, port, path and query from it.
     fn sent(url: &Url) -> String {
         let text = url.to_string();
         let uri: ureq::http::Uri = text.parse().unwrap_or_else(|e| panic!("{text}: {e}"));

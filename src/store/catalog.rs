@@ -1,4 +1,4 @@
-//! The list of images, one small JSON file replaced as a whole.
+//! Image catalog: the list of all images with their names, layers and documents, in one JSON file replaced as a whole.
 
 use super::sealed::{self, Sealed};
 use super::{Error, Result};
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 const VERSION: u32 = 2;
-/// The version that has no checksum.
+/// The file's version before checksums were added.
 const UNSEALED: u32 = 1;
 
 /// All images of a store.
@@ -19,50 +19,50 @@ pub struct Catalog {
     images: Vec<Image>,
 }
 
-/// One image.
+/// An image.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Image {
-    /// The digest of its config, which is its ID.
+    /// Image ID: the digest of the config.
     pub id: Digest,
-    /// The manifest it came by; a `docker save` archive has none.
+    /// The manifest; an image from a `docker save` archive has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest: Option<Digest>,
-    /// The image indexes that led to the manifest, outermost first.
+    /// The image indexes above the manifest, outermost first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub indexes: Vec<Digest>,
-    /// Manifests and indexes by which the same image came too: with its layers compressed otherwise, say.
+    /// Further manifests and indexes of the same image, for example with layers in another compression.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<Digest>,
-    /// Its layers, the bottom one first.
+    /// Layers, bottom first.
     pub layers: Vec<LayerRecord>,
-    /// Its names with a tag.
+    /// Names with a tag.
     pub tags: Vec<Reference>,
-    /// Its names by digest.
+    /// Names with a digest.
     pub digests: Vec<Reference>,
-    /// When it was built, RFC 3339, as its config says.
+    /// Build time as in the config, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created: Option<String>,
-    /// When it last came in or got a name, RFC 3339.
+    /// Time of the last pull or tag, RFC 3339.
     pub pulled: String,
 }
 
-/// One layer of an image.
+/// A layer of an image.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct LayerRecord {
-    /// The digest of the uncompressed tar, under which the layer is stored.
+    /// DiffID: the digest of the uncompressed tar, under which the layer is stored.
     pub diff_id: Digest,
-    /// The digest of the blob that it came as, where the source said.
+    /// Digest of the blob that was pulled or loaded, if the source stated it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blob: Option<Digest>,
-    /// The media type of that blob.
+    /// Media type of the blob.
     pub media_type: String,
-    /// The length of that blob.
+    /// Size of the blob, in bytes.
     pub compressed_size: u64,
-    /// The length of the uncompressed tar.
+    /// Size of the uncompressed tar, in bytes.
     pub size: u64,
 }
 
-/// The ChainIDs of a stack of layers, bottom first; the last one stands for the whole stack.
+/// Computes the ChainIDs of a stack of layers, bottom first; the last one identifies the whole stack.
 pub fn chain_ids<'a>(diff_ids: impl IntoIterator<Item = &'a Digest>) -> Vec<Digest> {
     let mut chain: Vec<Digest> = Vec::new();
     for diff_id in diff_ids {
@@ -76,37 +76,37 @@ pub fn chain_ids<'a>(diff_ids: impl IntoIterator<Item = &'a Digest>) -> Vec<Dige
 }
 
 impl Image {
-    /// The ChainIDs of its layers, bottom first.
+    /// ChainIDs of the layers, bottom first.
     pub fn chain_ids(&self) -> Vec<Digest> {
         chain_ids(self.layers.iter().map(|l| &l.diff_id))
     }
 
-    /// The ChainID of the whole image; for one without layers, the digest of nothing.
+    /// ChainID of the whole image; for an image without layers, the digest of the empty string.
     pub fn chain_id(&self) -> Digest {
         self.chain_ids().pop().unwrap_or_else(|| Digest::of(b""))
     }
 
-    /// The bytes of its uncompressed layers.
+    /// Total size of the uncompressed layers, in bytes.
     pub fn size(&self) -> u64 {
         self.layers.iter().map(|l| l.size).sum()
     }
 
-    /// The documents it needs: config, manifests, indexes.
+    /// Digests of the documents: config, manifests, indexes.
     pub fn blobs(&self) -> impl Iterator<Item = &Digest> {
         std::iter::once(&self.id).chain(self.origins())
     }
 
-    /// The manifests and indexes by which it came.
+    /// Digests of all manifests and indexes of the image.
     pub fn origins(&self) -> impl Iterator<Item = &Digest> {
         self.manifest.iter().chain(&self.indexes).chain(&self.others)
     }
 
-    /// Its names, those with tags first.
+    /// All names, those with tags first.
     pub fn references(&self) -> impl Iterator<Item = &Reference> {
         self.tags.iter().chain(&self.digests)
     }
 
-    /// How people should see it named: its first tag, else its ID.
+    /// Display name: the first tag, else the ID.
     pub fn title(&self) -> String {
         self.tags.first().map_or_else(|| self.id.short().to_owned(), Reference::familiar)
     }
@@ -119,7 +119,7 @@ impl Default for Catalog {
 }
 
 impl Catalog {
-    /// The catalog in that file; none if there is no such file.
+    /// Reads the catalog from a file; `None` if there is no such file.
     pub(super) fn read(path: &Path) -> Result<Option<Catalog>> {
         #[derive(Deserialize)]
         struct Header {
@@ -146,17 +146,17 @@ impl Catalog {
         Ok(Some(catalog))
     }
 
-    /// The bytes of the file.
+    /// Encodes the file's bytes.
     pub(super) fn encode(&self, path: &Path) -> Result<Vec<u8>> {
         sealed::encode(self, path)
     }
 
-    /// All images, in the order they came in.
+    /// All images, in the order in which they were added.
     pub fn images(&self) -> &[Image] {
         &self.images
     }
 
-    /// The image of that ID.
+    /// Returns the image with that ID.
     pub fn get(&self, id: &Digest) -> Option<&Image> {
         self.images.iter().find(|i| i.id == *id)
     }
@@ -165,13 +165,12 @@ impl Catalog {
         self.images.iter_mut().find(|i| i.id == *id)
     }
 
-    /// The image that has exactly this name.
+    /// Returns the image that has exactly this name.
     pub fn named(&self, name: &Reference) -> Option<&Image> {
         self.images.iter().find(|i| i.references().any(|r| r == name))
     }
 
-    /// Adds an image, or brings the record of one that is there up to date; names it had stay, and so do the documents
-    /// by which it came before.
+    /// Adds an image, or updates its record; an existing record keeps its names and its other manifests and indexes.
     pub fn insert(&mut self, image: Image) {
         let names: Vec<Reference> = image.references().cloned().collect();
         match self.get_mut(&image.id) {
@@ -188,14 +187,14 @@ impl Catalog {
         }
     }
 
-    /// Notes a manifest by which an image can be had too.
+    /// Adds a manifest to the origins of an image.
     pub fn add_origin(&mut self, id: &Digest, manifest: &Digest) {
         if let Some(image) = self.get_mut(id).filter(|image| image.origins().all(|o| o != manifest)) {
             image.others.push(manifest.clone());
         }
     }
 
-    /// Gives a name to an image, taking it from whichever had it. Returns that other image's ID.
+    /// Gives a name to an image and removes it from any other. Returns that other image's ID.
     pub fn give_name(&mut self, id: &Digest, name: &Reference) -> Option<Digest> {
         let before = self.named(name).map(|i| i.id.clone());
         if before.as_ref() == Some(id) {
@@ -209,7 +208,7 @@ impl Catalog {
         before
     }
 
-    /// Takes a name away from whichever image has it.
+    /// Removes a name from the image that has it.
     pub fn take_name(&mut self, name: &Reference) {
         for image in &mut self.images {
             image.tags.retain(|r| r != name);
@@ -217,7 +216,7 @@ impl Catalog {
         }
     }
 
-    /// Takes an image out, names and all. What it referred to stays on disk until it is collected.
+    /// Removes an image with all its names. Its files stay on disk until garbage collection.
     pub fn remove(&mut self, id: &Digest) -> Option<Image> {
         let at = self.images.iter().position(|i| i.id == *id)?;
         Some(self.images.remove(at))
@@ -235,7 +234,7 @@ impl Catalog {
         Err(Error::NoSuchImage(name.map_or_else(|| text.to_owned(), |n| n.familiar())))
     }
 
-    /// A name with both tag and digest is looked up by its digest, as everywhere.
+    /// Looks up a name; one with both tag and digest by its digest, as Docker does.
     fn lookup(&self, name: &Reference) -> Option<&Image> {
         match name.digest() {
             Some(digest) => self.named(&name.by_digest(digest)),
@@ -256,7 +255,7 @@ impl Catalog {
     }
 }
 
-/// Whether `text` is (the beginning of) the image's ID, so that a user who gave it meant the ID and no name.
+/// Whether `text` is the image's ID or a prefix of it, so that the user meant the ID and no name.
 pub(crate) fn is_id_prefix(id: &Digest, text: &str) -> bool {
     id.hex().starts_with(text.strip_prefix("sha256:").unwrap_or(text))
 }

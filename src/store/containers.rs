@@ -1,25 +1,26 @@
-//! The register of containers: what each was made of, what it is to run, and how it fares.
+//! Container store: the configuration, state and lock of each container.
 //!
 //! ```text
 //! containers/<id>/           <id>: 64 random hex digits
-//!   record.json              what was asked for; written once (see [`Container`])
-//!   state.json               how it fares (see [`State`]); changed only by who holds `lock`
-//!   lock                     flock, held by the process that keeps the container as long as it runs
-//!   upper/ work/             what it changed of its image
+//!   record.json              configuration; written once (see [`Container`])
+//!   state.json               state (see [`State`]); written only by the holder of `lock`
+//!   lock                     flock, held by the container's monitor process while the container runs
+//!   upper/ work/             the container's changes to its image
 //!   volumes/<n>/             its anonymous volumes
-//!   rootfs/                  where its tree is mounted, in the keeper's own mount namespace only
-//!   config.json ...          the bundle of the last start, and the runtime's own state and log
-//!   control                  the socket at which it is reached while it runs
-//!   log                      what it printed
-//!   keeper.log               what the process that keeps it had to tell
+//!   rootfs/                  mountpoint of its root file system, in the monitor's mount namespace only
+//!   config.json ...          OCI bundle of the last start, and the runtime's own state and log
+//!   control                  control socket of a running container
+//!   log                      output of the container
+//!   keeper.log               log of the monitor process
 //! ```
 //!
-//! A container is running if its lock is held; what `state.json` says then is how the running began. One that says
-//! `running` under a free lock was killed with its keeper: it counts as exited by SIGKILL, and `system fsck` writes that
-//! down. A folder without a record is what a crash left of making or removing one. A record that cannot be read hides its
-//! container; `system fsck --repair` renames it to `record.json.damaged`, and the folder stays for its `upper`.
+//! A container is running if its lock is held; `state.json` then holds the state at its start. If `state.json` says
+//! `running` and the lock is free, the container was killed together with its monitor: it counts as exited by SIGKILL,
+//! and `system fsck` records that. A folder without a record is left over from a crash while creating or removing a
+//! container. A container whose record cannot be read is not listed; `system fsck --repair` renames the record to
+//! `record.json.damaged` and keeps the folder for its `upper`.
 
-use super::{Error, Image, Lock, Result, Store, gc, publish, sealed};
+use super::{Error, Image, Lock, Result, Store, folder, publish, sealed};
 use crate::digest::Digest;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -29,148 +30,148 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-/// What a container is. Never changed after it was made.
+/// A container's configuration. Never changes after creation.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Container {
-    /// 64 hex digits.
+    /// Container ID: 64 hex digits.
     pub id: String,
-    /// Its name, without Docker's leading slash.
+    /// Name, without Docker's leading slash.
     pub name: String,
-    /// The image, whole, so that it can run after the image has lost its names or is removed.
+    /// The image's whole record, so that the container can run after the image lost its names or was removed.
     pub image: Image,
     /// The image as the user named it.
     pub reference: String,
-    /// When it was made, RFC 3339.
+    /// Creation time, RFC 3339.
     pub created: String,
-    /// `config` of the image's document with what the user said instead: Env, Cmd, Entrypoint, User, WorkingDir, Labels,
-    /// Volumes, StopSignal, Hostname, Tty, OpenStdin.
+    /// `config` of the image's document with the user's settings applied: Env, Cmd, Entrypoint, User, WorkingDir,
+    /// Labels, Volumes, StopSignal, Hostname, Tty, OpenStdin.
     pub config: Map<String, Value>,
-    /// How it is to run on this machine.
+    /// Settings that depend on the host.
     pub host: Host,
 }
 
-/// What of a container is this machine's, not the image's.
+/// Host configuration: a container's settings that do not come from the image.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Host {
-    /// What is mounted into it, in this order.
+    /// Bind mounts, in mount order.
     #[serde(default)]
     pub binds: Vec<Bind>,
-    /// Empty file systems in memory.
+    /// tmpfs mounts.
     #[serde(default)]
     pub tmpfs: Vec<Tmpfs>,
-    /// Whether its root is read-only.
+    /// Whether the root file system is read-only.
     #[serde(default)]
     pub read_only: bool,
-    /// What it sees of the network.
+    /// Network mode.
     #[serde(default)]
     pub network: Network,
-    /// Capabilities besides Docker's usual ones, as `NET_ADMIN`, or `ALL`.
+    /// Capabilities added to Docker's default set, as `NET_ADMIN`, or `ALL`.
     #[serde(default)]
     pub cap_add: Vec<String>,
-    /// Of the usual ones, those that it is not to have, or `ALL`.
+    /// Capabilities dropped from the default set, or `ALL`.
     #[serde(default)]
     pub cap_drop: Vec<String>,
-    /// The runtime that was asked for; none: the first that is found.
+    /// The requested OCI runtime; `None`: the first one found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
-    /// Whether it goes when it has ended.
+    /// Whether the container is removed when it exits.
     #[serde(default)]
     pub auto_remove: bool,
-    /// Whether it runs in the background, its output going to the log.
+    /// Whether the container runs in the background and its output is logged.
     #[serde(default)]
     pub detached: bool,
 }
 
-/// A directory or file of this machine in the container.
+/// A bind mount of a host directory or file.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Bind {
-    /// Absolute, on this machine.
+    /// Absolute path on the host.
     pub source: String,
-    /// Absolute, in the container.
+    /// Absolute path in the container.
     pub target: String,
-    /// Whether it can only be read there.
+    /// Whether the mount is read-only.
     #[serde(default)]
     pub read_only: bool,
 }
 
-/// An empty file system in memory.
+/// A tmpfs mount.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Tmpfs {
-    /// Absolute, in the container.
+    /// Absolute path in the container.
     pub target: String,
-    /// Mount options, comma-separated, beside the usual ones.
+    /// Additional mount options, comma-separated.
     #[serde(default)]
     pub options: String,
 }
 
-/// What a container sees of the network.
+/// Network mode of a container.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Network {
-    /// What this machine sees.
+    /// The host's network namespace.
     #[default]
     Host,
-    /// A loopback device of its own.
+    /// A new network namespace with a loopback device only.
     None,
 }
 
-/// How a container fares.
+/// State of a container.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct State {
-    /// Where it stands.
+    /// Status.
     pub status: Status,
-    /// Its first process, while it runs.
+    /// PID of the container's first process while it runs.
     #[serde(default)]
     pub pid: u32,
-    /// The process that serves its tree, while it runs.
-    #[serde(default)]
-    pub keeper: u32,
-    /// The process in whose namespaces its runtime works, while it runs.
-    #[serde(default)]
-    pub runner: u32,
-    /// How its command ended; above 128 it was signal N - 128.
+    /// PID of the monitor, which serves the root file system, while the container runs.
+    #[serde(default, rename = "keeper")]
+    pub monitor: u32,
+    /// PID of the process in whose namespaces the OCI runtime runs, while the container runs.
+    #[serde(default, rename = "runner")]
+    pub init: u32,
+    /// Exit code of the command; 128 + N after signal N.
     #[serde(default)]
     pub exit_code: i32,
-    /// When it last began to run, RFC 3339.
+    /// Time of the last start, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started: Option<String>,
-    /// When it last ended.
+    /// Time of the last exit, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished: Option<String>,
-    /// Why it could not be started.
+    /// Why the last start failed.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub error: String,
-    /// The program that runs it, or ran it last.
+    /// The OCI runtime of the current or last run.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub runtime: String,
-    /// Paths that the image has not and that are only there for something to be mounted on: no change of the
-    /// container's. From the root, without a leading slash.
+    /// Mountpoints created for mounts on paths that the image lacks; they do not count as changes of the container.
+    /// Paths from the root, without a leading slash.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub made: BTreeSet<String>,
 }
 
 impl State {
-    /// The same, when nothing of it runs any more.
+    /// The state after the container's processes have ended.
     pub fn ended(self) -> State {
-        State { status: Status::Exited, pid: 0, keeper: 0, runner: 0, ..self }
+        State { status: Status::Exited, pid: 0, monitor: 0, init: 0, ..self }
     }
 }
 
-/// Where a container stands.
+/// Status of a container.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// Made and never started.
+    /// Created and never started.
     #[default]
     Created,
-    /// Its process runs.
+    /// Running.
     Running,
-    /// It ran.
+    /// Exited.
     Exited,
 }
 
 impl Status {
-    /// The word.
+    /// The status's name.
     pub fn name(self) -> &'static str {
         match self {
             Status::Created => "created",
@@ -180,15 +181,15 @@ impl Status {
     }
 }
 
-/// What a process that was killed with SIGKILL ends with.
+/// Exit code of a process killed by SIGKILL.
 pub const KILLED: i32 = 137;
 
-/// A word of a configuration in Docker's form; nothing where there is none.
+/// Returns a string of a configuration in Docker's form; empty if it is missing.
 pub fn text_of<'a>(config: &'a Map<String, Value>, key: &str) -> &'a str {
     config.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// A list of a configuration in Docker's form. One word may stand there without a list around it.
+/// Returns a list of a configuration in Docker's form. A single string counts as a list of one.
 pub fn list_of(config: &Map<String, Value>, key: &str) -> Vec<String> {
     match config.get(key) {
         Some(Value::Array(all)) => all.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
@@ -198,22 +199,22 @@ pub fn list_of(config: &Map<String, Value>, key: &str) -> Vec<String> {
 }
 
 impl Container {
-    /// A word of its config.
+    /// Returns a string of the config.
     pub fn text(&self, key: &str) -> &str {
         text_of(&self.config, key)
     }
 
-    /// Whether its config says so.
+    /// Whether a boolean of the config is true.
     pub fn is(&self, key: &str) -> bool {
         self.config.get(key).and_then(Value::as_bool).unwrap_or(false)
     }
 
-    /// What it runs: its entrypoint, and its command behind it.
+    /// The command line: entrypoint, then command.
     pub fn command(&self) -> Vec<String> {
         [list_of(&self.config, "Entrypoint"), list_of(&self.config, "Cmd")].concat()
     }
 
-    /// Its config as an image's: what a container has for itself is left out.
+    /// The config without the container's own fields, as for an image.
     pub fn config_of_image(&self) -> Map<String, Value> {
         let own = ["Hostname", "Tty", "OpenStdin"];
         self.config
@@ -223,13 +224,14 @@ impl Container {
             .collect()
     }
 
-    /// The first twelve digits of its ID.
+    /// Short ID: the first twelve digits.
     pub fn short(&self) -> &str {
         self.id.get(..12).unwrap_or(&self.id)
     }
 }
 
-/// A container's lock, held as long as this lives, by a forked process too. Who has it runs, changes or removes it.
+/// A container's lock, held while this value or a forked process lives. Its holder may run, change or remove the
+/// container.
 pub struct Held {
     _file: File,
     store: Store,
@@ -237,7 +239,7 @@ pub struct Held {
 }
 
 impl Held {
-    /// Writes down how it fares.
+    /// Writes the state.
     pub fn set_state(&self, state: &State) -> Result<()> {
         write_json(&self.store.container_dir(&self.id).join(STATE), state)
     }
@@ -248,29 +250,29 @@ const DAMAGED_RECORD: &str = "record.json.damaged";
 const STATE: &str = "state.json";
 const UPPER: &str = "upper";
 const WORK: &str = "work";
-/// The folder of a container or a bundle in which its tree is mounted.
+/// Name of the mountpoint of the root file system, in a container's folder or a bundle.
 pub const ROOTFS: &str = "rootfs";
 
 impl Store {
-    /// The folder of the container with that whole ID.
+    /// The folder of the container with that full ID.
     pub fn container_dir(&self, id: &str) -> PathBuf {
         self.root().join("containers").join(id)
     }
 
-    /// Where that container's tree is mounted, in the namespaces of its own processes only.
+    /// Mountpoint of that container's root file system, visible in the mount namespaces of its own processes only.
     pub fn container_tree(&self, id: &str) -> PathBuf {
         self.container_dir(id).join(ROOTFS)
     }
 
-    /// That container's upper and work directory.
+    /// The container's upper and work directory.
     pub fn container_upper(&self, id: &str) -> (PathBuf, PathBuf) {
         let dir = self.container_dir(id);
         (dir.join(UPPER), dir.join(WORK))
     }
 }
 
-/// Makes a container, and gives it held. Its name must be free. The image must be in the catalog, or it is
-/// [`Error::NoSuchImage`]; from when this returns its layers cannot be removed.
+/// Creates a container and returns its lock. The name must be free. The image must be in the catalog, else the error is
+/// [`Error::NoSuchImage`]; once this returns, its layers cannot be removed.
 pub fn create(store: &Store, container: &Container) -> Result<Held> {
     let _lock = store.lock_exclusive()?;
     if store.catalog()?.get(&container.image.id).is_none() {
@@ -300,7 +302,7 @@ fn fill(store: &Store, container: &Container, dir: &Path) -> Result<Held> {
     Ok(held)
 }
 
-/// Takes a container's lock; none if somebody runs or changes it. [`Error::NoSuchContainer`] when it is gone.
+/// Takes a container's lock; `None` if another process holds it. [`Error::NoSuchContainer`] if the container is gone.
 pub fn try_hold(store: &Store, id: &str) -> Result<Option<Held>> {
     let path = store.container_dir(id).join("lock");
     let open = File::options().create(true).truncate(false).write(true).open(&path);
@@ -316,8 +318,8 @@ pub fn try_hold(store: &Store, id: &str) -> Result<Option<Held>> {
     }
 }
 
-/// All containers, the newest first. One whose record is damaged is left out, with a warning: the others are not to
-/// suffer for it.
+/// Lists all containers, newest first. One whose record is damaged is skipped with a warning, so that it does not block
+/// the others.
 pub fn list(store: &Store) -> Result<Vec<Container>> {
     let (all, damaged) = list_with_damaged(store)?;
     for record in damaged {
@@ -326,18 +328,18 @@ pub fn list(store: &Store) -> Result<Vec<Container>> {
     Ok(all)
 }
 
-/// A container's record that cannot be read, so that nobody knows what the container needs.
+/// A container whose record cannot be read, so that its layers are unknown.
 pub struct Damaged {
     id: String,
-    /// What is wrong with which file.
+    /// The error, which names the file.
     pub why: Error,
 }
 
-/// All containers, the newest first, and the records that cannot be read.
+/// Lists all containers, newest first, and those whose records cannot be read.
 pub fn list_with_damaged(store: &Store) -> Result<(Vec<Container>, Vec<Damaged>)> {
     let mut all: Vec<Container> = Vec::new();
     let mut damaged = Vec::new();
-    for (id, dir) in gc::list(&store.root().join("containers"))? {
+    for (id, dir) in folder::list(&store.root().join("containers"))? {
         match sealed::load(&dir.join(RECORD)) {
             Ok(found) => all.extend::<Option<Container>>(found),
             Err(why) => damaged.push(Damaged { id, why }),
@@ -348,8 +350,8 @@ pub fn list_with_damaged(store: &Store) -> Result<(Vec<Container>, Vec<Damaged>)
 }
 
 impl Damaged {
-    /// Renames the record, so that it keeps no layer any more and nothing of the container's folder is collected. Gives
-    /// the container's upper directory; none if the container runs, which leaves everything as it is.
+    /// Renames the record, so that the container no longer blocks garbage collection, while its folder is kept. Returns
+    /// the upper directory; `None` if the container is running, which changes nothing.
     pub fn set_aside(&self, store: &Store) -> Result<Option<PathBuf>> {
         let Some(_held) = try_hold(store, &self.id)? else { return Ok(None) };
         let dir = store.container_dir(&self.id);
@@ -360,7 +362,7 @@ impl Damaged {
     }
 }
 
-/// The container that `text` means: a name, or the beginning of an ID.
+/// Finds a container by name or ID prefix.
 pub fn find(store: &Store, text: &str) -> Result<Container> {
     let mut all = list(store)?;
     let name = text.strip_prefix('/').unwrap_or(text);
@@ -376,11 +378,11 @@ pub fn find(store: &Store, text: &str) -> Result<Container> {
     }
 }
 
-/// How a container fares. What died without a word counts as killed, and so does, with a warning, one that does not run
-/// and whose state cannot be read.
+/// Returns a container's state. One that died without recording its exit counts as killed, and so does, with a warning,
+/// one that does not run and whose state cannot be read.
 pub fn state(store: &Store, id: &str) -> Result<State> {
     let path = store.container_dir(id).join(STATE);
-    // The lock first: a keeper writes how it ended before it lets go.
+    // The lock is checked first: the monitor writes the exit before it releases the lock.
     let running = is_held(store, id);
     let read = match sealed::load(&path) {
         Err(why) if !running => {
@@ -396,29 +398,29 @@ pub fn state(store: &Store, id: &str) -> Result<State> {
     Ok(state)
 }
 
-/// Whether somebody holds a container's lock: its keeper, mostly.
+/// Whether a process holds the container's lock; mostly its monitor.
 pub fn is_held(store: &Store, id: &str) -> bool {
     let file = File::open(store.container_dir(id).join("lock"));
     file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
 }
 
-/// What a container's state is after it was killed with its keeper.
+/// The state of a container killed together with its monitor.
 fn after_death(state: State) -> State {
     State { exit_code: KILLED, ..state.ended() }
 }
 
-/// A container whose state is not what it should be.
+/// A container with a wrong or unreadable state.
 pub struct Unsettled {
-    /// Which.
+    /// The container.
     pub container: Container,
-    /// Why its state cannot be read; none if the container was killed with its keeper.
+    /// Why its state cannot be read; `None` if the container was killed together with its monitor.
     pub why: Option<Error>,
-    /// Whether its state says now that it was killed.
+    /// Whether the state was corrected.
     pub mended: bool,
 }
 
-/// Those of `containers` that were killed with their keeper, so that their state still says that they run, and those
-/// whose state cannot be read; with `write` it says afterwards how they ended, unless one runs.
+/// Finds those of `containers` whose state says `running` although they were killed together with their monitor, and
+/// those whose state cannot be read. With `write`, records their exit, unless one is running.
 pub fn settle(store: &Store, containers: Vec<Container>, write: bool) -> Result<Vec<Unsettled>> {
     let mut found = Vec::new();
     for container in containers {
@@ -438,19 +440,19 @@ pub fn settle(store: &Store, containers: Vec<Container>, write: bool) -> Result<
     Ok(found)
 }
 
-/// Folders that are no container's, or no whole one's.
+/// Lists folders that are not a complete container.
 pub(super) fn stale(store: &Store, lock: &Lock) -> Result<Vec<PathBuf>> {
     debug_assert!(lock.exclusive());
-    let all = gc::list(&store.root().join("containers"))?.into_iter().map(|(_, dir)| dir);
+    let all = folder::list(&store.root().join("containers"))?.into_iter().map(|(_, dir)| dir);
     let has = |dir: &Path, name| match fs::symlink_metadata(dir.join(name)) {
         Ok(_) => true,
-        // What cannot be looked at may be there.
+        // A record that cannot be examined may exist.
         Err(e) => !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
     };
     Ok(all.filter(|dir| !has(dir, RECORD) && !has(dir, DAMAGED_RECORD)).collect())
 }
 
-/// Takes a container out of the register, and gives its folder under another name, for the caller to remove.
+/// Unregisters a container: renames its folder and returns the new path, for the caller to remove.
 pub fn take_out(store: &Store, held: Held) -> Result<PathBuf> {
     let lock = store.lock_exclusive()?;
     let dir = store.container_dir(&held.id);
@@ -461,7 +463,7 @@ pub fn take_out(store: &Store, held: Held) -> Result<PathBuf> {
     Ok(aside)
 }
 
-/// 64 hex digits that no container has had.
+/// Returns a new random ID of 64 hex digits.
 pub fn new_id() -> Result<String> {
     let mut random = [0; 32];
     let path = Path::new("/dev/urandom");
@@ -478,6 +480,7 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::gc;
     use crate::store::{Catalog, LayerRecord};
 
     fn store() -> (tempfile::TempDir, Store, Image) {
@@ -546,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_died_with_its_keeper_was_killed() {
+    fn a_container_that_died_with_its_monitor_was_killed() {
         let (_dir, store, image) = store();
         let made = container(&image, "web", "");
         let held = create(&store, &made).unwrap();

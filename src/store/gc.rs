@@ -1,7 +1,7 @@
-//! Finding and removing what nothing refers to.
+//! Garbage collection: finds and removes layers, documents, trees, sessions and files that nothing refers to.
 
 use super::session::{self, Found};
-use super::{Catalog, Error, Intent, Lock, Result, Store, containers, mounts, partial, publish};
+use super::{Catalog, Error, Intent, Lock, Result, Store, containers, folder, mounts, partial, publish};
 use crate::digest::{Algorithm, Digest};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -11,35 +11,35 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// A download that nobody took up for so long is forgotten.
+/// Age at which an untouched partial download is removed.
 const DOWNLOAD_LIFE: Duration = Duration::from_secs(14 * 24 * 3600);
 
-/// Whether this process has warned that everything had to be kept.
+/// Whether this process has warned that unreadable state kept everything.
 static WARNED: AtomicBool = AtomicBool::new(false);
 
-/// What kind of thing was left over.
+/// Kind of garbage.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// A document that no image names.
+    /// A document that no image refers to.
     Blob,
-    /// A layer that no image names.
+    /// A layer that no image refers to.
     Layer,
-    /// A merged tree that belongs to no image, or to another version of the format.
+    /// A merged tree of no image, or of another version of the format.
     Tree,
-    /// What a dead process left half done.
+    /// An unfinished session of a dead process.
     Partial,
-    /// The beginning of a blob, kept for the next pull.
+    /// A partial blob, kept for the next pull.
     Download,
     /// A mount whose daemon is gone.
     Mount,
-    /// A container that was never whole.
+    /// A container whose creation or removal was interrupted.
     Container,
-    /// A file that has no business where it stands.
+    /// A file that does not belong where it is.
     Stray,
 }
 
 impl Kind {
-    /// In a word or two.
+    /// The kind's name.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Blob => "blob",
@@ -54,25 +54,25 @@ impl Kind {
     }
 }
 
-/// One thing that can go.
+/// A file or folder that can be removed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Garbage {
-    /// What it is.
+    /// Kind.
     pub kind: Kind,
-    /// Where it stands.
+    /// Path.
     pub path: PathBuf,
-    /// How many bytes of disk go with it.
+    /// Disk space that its removal frees, in bytes.
     pub bytes: u64,
 }
 
-/// Everything in the store that neither the catalog, nor a container, nor a live session, nor a live mount needs. Trees
-/// count only in the given version of the format. Where it cannot be read what somebody needs, every layer, document and
-/// tree is needed.
+/// Finds everything in the store that the catalog, the containers, the live sessions and the live mounts do not need.
+/// Trees are needed only in the given version of the format. If some of these cannot be read, every layer, document and
+/// tree counts as needed.
 pub fn find(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Result<Vec<Garbage>> {
     Ok(search(store, lock, catalog, format)?.0)
 }
 
-/// [`find`], and why it cannot be known what some need.
+/// [`find`], which also returns why the needs of some users of the store cannot be read.
 fn search(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Result<(Vec<Garbage>, Vec<Error>)> {
     let (needed, unreadable) = needed(store, lock, catalog)?;
     let all_needed = !unreadable.is_empty();
@@ -84,7 +84,7 @@ fn search(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Result<
     }
     for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
         for (kind, folder, keep) in [(Kind::Blob, "blobs", &needed.blobs), (Kind::Layer, "layers", &needed.layers)] {
-            for (name, path) in list(&store.root().join(folder).join(algorithm.name()))? {
+            for (name, path) in folder::list(&store.root().join(folder).join(algorithm.name()))? {
                 match format!("{}:{name}", algorithm.name()).parse::<Digest>() {
                     Ok(digest) if all_needed || keep.contains(&digest) => {}
                     Ok(_) => found.push(garbage(kind, path)),
@@ -93,7 +93,7 @@ fn search(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Result<
             }
         }
     }
-    for (_, path) in list(&store.root().join("trees"))? {
+    for (_, path) in folder::list(&store.root().join("trees"))? {
         if !all_needed && !needed.trees.iter().any(|chain| store.tree_path(chain, format) == path) {
             found.push(garbage(Kind::Tree, path));
         }
@@ -105,9 +105,9 @@ fn search(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Result<
     Ok((found, unreadable))
 }
 
-/// Layers that were taken out of the store and still take room. While this lives nobody else minds them; when it is
-/// dropped they go, which takes its time with large files and needs no lock. What is left of them by a process that dies
-/// is reaped like a dead session's folder.
+/// Layers taken out of the store that still occupy disk space. Dropping it deletes them, which is slow for large files
+/// and needs no lock; until then other processes leave them alone. If the process dies first, they are reaped like a
+/// dead session's folder.
 #[must_use = "dropping it takes time, which is better spent after the store's lock is gone"]
 #[derive(Default)]
 pub struct Trash {
@@ -116,12 +116,12 @@ pub struct Trash {
 }
 
 impl Trash {
-    /// How many bytes of disk go with it.
+    /// Disk space that dropping it frees, in bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Takes in another's layers.
+    /// Adds another trash's layers.
     pub fn extend(&mut self, mut other: Trash) {
         self.layers.append(&mut other.layers);
         self.bytes += std::mem::take(&mut other.bytes);
@@ -138,7 +138,7 @@ impl Drop for Trash {
     }
 }
 
-/// Removes what [`find`] found. Goes on past failures and returns the first one at the end.
+/// Removes the garbage of [`find`]. Continues after failures and returns the first one at the end.
 pub fn remove(store: &Store, lock: &Lock, found: &[Garbage]) -> Result<Trash> {
     debug_assert!(lock.exclusive());
     let (layers, others): (Vec<&Garbage>, Vec<&Garbage>) = found.iter().partition(|item| item.kind == Kind::Layer);
@@ -154,8 +154,8 @@ pub fn remove(store: &Store, lock: &Lock, found: &[Garbage]) -> Result<Trash> {
     first.map(|()| trash)
 }
 
-/// Takes layers out of the store. All are renamed first, and that is made durable once: a layer is there whole or not at
-/// all, whenever the power goes.
+/// Takes layers out of the store. Renames all of them first and syncs once: after a power failure each layer is there
+/// as a whole or not at all.
 fn remove_layers(store: &Store, layers: &[&Garbage]) -> (Trash, Result<()>) {
     let (mut trash, mut first) = (Trash::default(), Ok(()));
     for layer in layers {
@@ -172,7 +172,7 @@ fn remove_layers(store: &Store, layers: &[&Garbage]) -> (Trash, Result<()>) {
     (trash, first.and(synced))
 }
 
-/// [`find`] and [`remove`] in one. Warns if everything had to be kept.
+/// Runs [`find`] and [`remove`]. Warns if everything had to be kept.
 pub fn collect(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Result<(Vec<Garbage>, Trash)> {
     let (found, unreadable) = search(store, lock, catalog, format)?;
     let first = unreadable.first().filter(|_| !WARNED.swap(true, Ordering::Relaxed));
@@ -189,7 +189,7 @@ pub fn collect(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Re
     Ok((found, trash))
 }
 
-/// Takes back what a failed session made, except what somebody else needs by now. The session has given up its intent.
+/// Removes what a failed session published, except what is needed by now. The session has given up its intent.
 pub fn take_back(store: &Store, made: &Intent, format: u32) -> Result<()> {
     let lock = store.lock_exclusive()?;
     let (needed, unreadable) = needed(store, &lock, &store.catalog()?)?;
@@ -207,7 +207,7 @@ pub fn take_back(store: &Store, made: &Intent, format: u32) -> Result<()> {
     Ok(())
 }
 
-/// Removes what dead processes left half done, unless the store is busy: then somebody else will.
+/// Removes unfinished sessions of dead processes, unless another process holds the store's lock: a later one will.
 pub fn reap_partials(store: &Store) -> Result<()> {
     let Some(lock) = store.try_lock_exclusive()? else { return Ok(()) };
     for entry in session::find(store, &lock)? {
@@ -223,7 +223,7 @@ pub fn reap_partials(store: &Store) -> Result<()> {
     Ok(())
 }
 
-/// Removes the beginnings of blobs that nobody is fetching. They are not garbage until somebody says so.
+/// Removes partial blobs that no process is fetching. Only an explicit request does this.
 pub fn remove_downloads(store: &Store, lock: &Lock) -> Result<Vec<Garbage>> {
     debug_assert!(lock.exclusive());
     let idle = partial::idle(store)?;
@@ -232,8 +232,8 @@ pub fn remove_downloads(store: &Store, lock: &Lock) -> Result<Vec<Garbage>> {
     Ok(found)
 }
 
-/// What live sessions and mounts need, and why that cannot be known of some. The image of a mount that is known cannot be
-/// removed from the catalog, and needs no mention.
+/// Returns what live sessions and mounts need, and the errors for those whose needs cannot be read. The image of a
+/// readable mount cannot be removed from the catalog, so it is not included.
 fn live(store: &Store, lock: &Lock) -> Result<(Intent, Vec<Error>)> {
     let mut needed = Intent::default();
     let mut unreadable = mounts::list_with_damaged(store)?.1;
@@ -247,12 +247,12 @@ fn live(store: &Store, lock: &Lock) -> Result<(Intent, Vec<Error>)> {
     Ok((needed, unreadable))
 }
 
-/// Why it cannot be known what some live sessions and mounts need. As long as they live no layer is collected.
+/// Returns the errors for live sessions and mounts whose needs cannot be read. While they live no layer is collected.
 pub fn unreadable_live(store: &Store, lock: &Lock) -> Result<Vec<Error>> {
     Ok(live(store, lock)?.1)
 }
 
-/// What is in use, and why that cannot be known of some who use the store.
+/// Returns everything in use, and the errors for users of the store whose needs cannot be read.
 fn needed(store: &Store, lock: &Lock, catalog: &Catalog) -> Result<(Intent, Vec<Error>)> {
     let (mut needed, mut unreadable) = live(store, lock)?;
     let (containers, damaged) = containers::list_with_damaged(store)?;
@@ -266,19 +266,19 @@ fn needed(store: &Store, lock: &Lock, catalog: &Catalog) -> Result<(Intent, Vec<
     Ok((needed, unreadable))
 }
 
-/// Renames a folder out of its place, and holds it as a live session holds its folder.
+/// Renames a folder into `tmp` and locks it, as a live session locks its folder.
 pub(super) fn set_aside(store: &Store, path: &Path) -> Result<(PathBuf, Option<File>)> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    // The same layer may have been removed before and not be gone yet. The store's lock keeps the name ours.
+    // The same layer may have been removed before and not be deleted yet. The store's lock makes the name unique.
     let mut numbers = (0..).map(|n| store.root().join("tmp").join(format!("{name}.{n}.dead")));
     let aside = numbers.find(|path| fs::symlink_metadata(path).is_err()).unwrap_or_default();
     fs::rename(path, &aside).map_err(Error::io("rename", path))?;
-    // One that cannot be held may be reaped by somebody else, and then it is gone as well.
+    // A folder that cannot be locked may be reaped by another process, which deletes it as well.
     let held = File::open(&aside).ok().filter(|dir| dir.try_lock().is_ok());
     Ok((aside, held))
 }
 
-/// Removes a file or a folder with all that is in it; fine if it is not there.
+/// Removes a file or a folder with its content; a missing one is no error.
 pub(crate) fn unlink(path: &Path) -> Result<()> {
     let is_dir = fs::symlink_metadata(path).is_ok_and(|m| m.is_dir());
     let done = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
@@ -293,27 +293,11 @@ fn garbage(kind: Kind, path: PathBuf) -> Garbage {
     Garbage { kind, path, bytes }
 }
 
-/// Bytes of disk under `path`; what cannot be read counts nothing.
+/// Disk space used under `path`, in bytes; what cannot be read counts as zero.
 fn disk_usage(path: &Path) -> u64 {
     let Ok(meta) = fs::symlink_metadata(path) else { return 0 };
-    let below = if meta.is_dir() { list(path).unwrap_or_default() } else { vec![] };
+    let below = if meta.is_dir() { folder::list(path).unwrap_or_default() } else { vec![] };
     meta.blocks() * 512 + below.iter().map(|(_, path)| disk_usage(path)).sum::<u64>()
-}
-
-/// The names and paths in a folder, in order; none when there is no such folder.
-pub(crate) fn list(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
-        Err(e) => return Err(Error::io("read", folder)(e)),
-    };
-    let mut all = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(Error::io("read", folder))?;
-        all.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
-    }
-    all.sort();
-    Ok(all)
 }
 
 #[cfg(test)]
@@ -365,7 +349,7 @@ mod tests {
         session.intend(&Intent { layers: [layer].into(), ..Intent::default() }).unwrap();
         assert_eq!(gc(&store), []);
         store.update_by(&session, |_, _| Ok::<_, Error>(())).unwrap();
-        // Its image is removed before it has ended.
+        // The image is removed before the session has ended.
         assert_eq!(gc(&store), [Kind::Layer]);
     }
 
@@ -377,7 +361,7 @@ mod tests {
         let live = Session::begin(&store).unwrap();
         fs::write(live.temp_path("file"), "half").unwrap();
         reap_partials(&store).unwrap();
-        assert_eq!(list(&store.root().join("tmp")).unwrap().len(), 1);
+        assert_eq!(folder::list(&store.root().join("tmp")).unwrap().len(), 1);
         assert_eq!(gc(&store), []);
     }
 
@@ -403,7 +387,7 @@ mod tests {
         }
         assert_eq!(gc(&store), [Kind::Partial, Kind::Partial, Kind::Layer, Kind::Layer]);
         for folder in ["layers/sha256", "tmp"] {
-            assert_eq!(list(&store.root().join(folder)).unwrap(), [], "{folder}");
+            assert_eq!(folder::list(&store.root().join(folder)).unwrap(), [], "{folder}");
         }
     }
 
@@ -417,9 +401,9 @@ mod tests {
         assert!(found.len() == 1 && trash.bytes() > 0 && !store.has_layer(&layer));
         assert_eq!(gc(&store), []);
         reap_partials(&store).unwrap();
-        let aside = || list(&store.root().join("tmp")).unwrap().len();
+        let aside = || folder::list(&store.root().join("tmp")).unwrap().len();
         assert_eq!(aside(), 1);
-        // The layer may come again meanwhile.
+        // The layer may be published again meanwhile.
         put_layer(&store, "layer");
         drop(trash);
         assert!(aside() == 0 && store.has_layer(&layer));

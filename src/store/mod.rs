@@ -1,58 +1,60 @@
-//! What plyfs keeps on disk, and the rules by which it changes. This page is the format's documentation.
+//! The store: images, layers, mounts and containers on disk. This page documents the format and the rules for changes.
 //!
 //! ```text
-//! ROOT/                          0700, as is every folder right below it
-//!   catalog.json                 every image: version, then a list of records (see [`Image`]), then a checksum
-//!   catalog.backup.json          the same again, for the case that the first one is damaged
+//! ROOT/                          0700, as is every folder directly below it
+//!   catalog.json                 all images: version, then a list of records (see [`Image`]), then a checksum
+//!   catalog.backup.json          a copy, for repair when the catalog is damaged
 //!   lock                         flock: exclusive to change the catalog or remove anything, shared to begin something
 //!   blobs/<alg>/<hex>            manifests, image indexes and configs: the exact bytes received
 //!   layers/<alg>/<DiffID hex>/
-//!     layer.tar                  the exact uncompressed stream: hashing it gives the DiffID
-//!     index                      made from layer.tar, and can be made from it again
-//!   trees/<ChainID hex>.v<FORMAT>  merged index of a stack of layers; a cache, made again when missing
-//!   tmp/<session>/               one running pull or load, held by a flock on the folder itself
-//!     intent.json                digests that this session needs and nobody may remove
-//!     ...                        files and folders on their way to being published
-//!   tmp/partial/<alg>-<hex>      what has come of a compressed blob so far, unchecked; flocked while it is fetched
+//!     layer.tar                  the exact uncompressed stream: its digest is the DiffID
+//!     index                      made from layer.tar; can be rebuilt
+//!   trees/<ChainID hex>.v<FORMAT>  merged index of a stack of layers; a cache, rebuilt when missing
+//!   tmp/<session>/               session of a running pull or load, held by a flock on the folder itself
+//!     intent.json                digests that the session needs and that must not be removed
+//!     ...                        files and folders not yet published
+//!   tmp/partial/<alg>-<hex>      beginning of a compressed blob, unverified; flocked while it is fetched
 //!   mounts/<id>/
-//!     lock                       flock, held by the daemon as long as it serves
+//!     lock                       flock, held by the daemon while it serves
 //!     info.json                  image, mountpoint, process (see [`mounts::Info`])
 //!     log                        the daemon's log; those of the last few mounts are kept
-//!     merged/ upper/ work/       of a mount at a place of the store's own, and gone with it
+//!     merged/ upper/ work/       of a mount whose mountpoint is in the store; removed with it
 //!   uppers/<id>/                 changes of `mount --rw`, by image and mountpoint: `upper` and `work`
-//!   containers/<id>/             a container: what it is, how it fares, what it changed (see [`containers`])
+//!   containers/<id>/             a container's configuration, state and changes (see [`containers`])
 //! ```
 //!
-//! **Publishing.** Nothing is written in place. A blob or a layer is written in the session's folder, its size, digest and
-//! DiffID are checked, it is synced, renamed to its final name, and the folder it now stands in is synced. What has a
-//! final name is therefore whole. The catalog comes last, replaced by a rename too: an image in the catalog has all its
-//! parts.
+//! **Publishing.** Nothing is written in place. A blob or a layer is written in the session's folder, its size, digest
+//! and DiffID are verified, it is synced and renamed to its final name, and its new folder is synced. Everything under
+//! a final name is therefore complete. The catalog is replaced last, also by a rename: an image in the catalog has all
+//! its parts.
 //!
-//! **Damage.** What is read is checked: documents by their digest ([`Store::blob`]), indexes and trees by a checksum
-//! over their mapping ([`crate::layer::Index::open`]), state files by the checksum that they end with (`sealed`).
-//! Indexes and trees are made again. The layers' tars are checked for their length only, and whole by `system fsck`.
+//! **Damage.** Reads are verified: documents by their digest ([`Store::blob`]), indexes and trees by a checksum over
+//! their mapping ([`crate::layer::Index::open`]), state files by the checksum at their end (`sealed`). Damaged indexes
+//! and trees are rebuilt. Of the layers' tars only the length is checked; `system fsck` verifies their content.
 //!
-//! **The catalog's backup.** A change writes and syncs two new files, renames the first to `catalog.json`, the second to
-//! `catalog.backup.json`, and syncs the folder. Both are whole at any time; after a crash the backup may be one change
-//! older or newer. It is read only by `system fsck --repair`, when `catalog.json` is damaged, or missing while there is
-//! a backup. Until then every command that needs the catalog fails, so that nothing is removed, and no name given, by
-//! an older one.
+//! **The catalog's backup.** A change writes and syncs two new files, renames the first to `catalog.json`, the second
+//! to `catalog.backup.json`, and syncs the folder. Both are complete at any time; after a crash the backup may be one
+//! change older or newer. Only `system fsck --repair` reads it, when `catalog.json` is damaged, or missing while there
+//! is a backup. Until then every command that needs the catalog fails, so that no command removes data or gives names
+//! based on an outdated catalog.
 //!
-//! **Locks.** All are flocks, so a dead process holds none. Order: `lock` first, then a session's or a mount's. Whoever
-//! starts a session, writes its intent or registers a mount does it under a shared `lock`; whoever removes holds it
-//! exclusively and keeps whatever the catalog, a live session's intent or a live mount needs. Readers of the catalog
-//! need no lock.
+//! **Locks.** All locks are flocks, so a dead process holds none. Order: `lock` first, then a session's or a mount's. A
+//! process that begins a session, writes its intent or registers a mount holds `lock` shared; a process that removes
+//! anything holds it exclusively and keeps everything that the catalog, a live session's intent or a live mount needs.
+//! Readers of the catalog need no lock.
 //!
-//! **Partials.** A fetch that ends early leaves its partial, and the next one goes on with it: all of it is hashed again,
-//! and one that turns out wrong is thrown away. Its flock is held until the layer is published, so that nobody fetches the
-//! blob meanwhile; whoever removes one holds it too. `system gc` and `image prune` remove those that nobody is fetching; so
-//! does a pull with those that nobody touched for two weeks.
+//! **Partials.** A fetch that ends early leaves its partial, and the next one resumes it: the whole partial is hashed
+//! again, and a wrong one is discarded. The fetching process holds the partial's flock until the layer is published, so
+//! that no other process fetches the blob meanwhile; a process that removes a partial holds it too. `system gc` and
+//! `image prune` remove partials that no process is fetching; a pull removes those that were not touched for two weeks.
 //!
-//! **Crashes.** A process that dies leaves at worst a session folder (reaped by the next pull, removal or collection) and
-//! whole layers that no image names, which the next pull of the image takes up and `system gc` removes otherwise.
+//! **Crashes.** A process that dies leaves at worst a session folder (reaped by the next pull, removal or collection)
+//! and complete layers that no image refers to; the next pull of the image uses them, otherwise `system gc` removes
+//! them.
 
 mod catalog;
 pub mod containers;
+mod folder;
 pub mod gc;
 pub mod mounts;
 mod partial;
@@ -73,20 +75,20 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-/// Why the store could not do something. Each prints as one whole line.
+/// Error of a store operation. Each prints as one complete line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file operation failed.
     #[error("cannot {action} {}: {}", path.display(), sys::describe(cause))]
     Io {
-        /// What was tried, as a verb: `write`.
+        /// The operation, as a verb: `write`.
         action: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         cause: io::Error,
     },
-    /// A state file that cannot be read as one: it is damaged, or something else stands in its place.
+    /// A state file is damaged, or its path is not a regular file.
     #[error("{} is damaged: {why}", path.display())]
     State {
         /// The file.
@@ -102,7 +104,7 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
-    /// A document is missing, or is not what its digest says.
+    /// A document is missing, or does not match its digest.
     #[error(
         "{} {why}; pull the image again (`plyfs system fsck` names each image that it belongs to)",
         path.display()
@@ -113,7 +115,7 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
-    /// The catalog, or another state file, is newer than this program or cannot be written.
+    /// The catalog, or another state file, has a newer version than this program knows, or cannot be written.
     #[error("{}: {why}", path.display())]
     Catalog {
         /// The catalog's file.
@@ -121,10 +123,10 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
-    /// No image by that name or ID.
+    /// There is no image with that name or ID.
     #[error("No such image: {0}")]
     NoSuchImage(String),
-    /// No container by that name or ID.
+    /// There is no container with that name or ID.
     #[error("No such container: {0}")]
     NoSuchContainer(String),
     /// Another container has the name.
@@ -134,33 +136,33 @@ pub enum Error {
     NameTaken {
         /// The name.
         name: String,
-        /// Whose it is.
+        /// ID of the container that has the name.
         id: String,
     },
-    /// Several images' or containers' IDs begin so.
+    /// Several images or containers have IDs with that prefix.
     #[error("multiple IDs found with provided prefix: {0}")]
     Ambiguous(String),
 }
 
 impl Error {
-    /// Names the operation and the file of a failed system call.
+    /// Adds the operation and the file to a system call's error.
     pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
         let path = path.into();
         move |cause| Error::Io { action, path, cause }
     }
 }
 
-/// The result of a store operation.
+/// Result of a store operation.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// The store's lock, held as long as this lives.
+/// The store's lock, held while this value lives.
 pub struct Lock {
     _file: File,
     exclusive: bool,
 }
 
 impl Lock {
-    /// Whether this process alone holds it.
+    /// Whether the lock is held exclusively.
     pub fn exclusive(&self) -> bool {
         self.exclusive
     }
@@ -173,7 +175,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store at `root`, making it (mode 0700) where it is not there yet.
+    /// Opens the store at `root`; creates it (mode 0700) if it is missing.
     pub fn open(root: &Path) -> Result<Store> {
         let store = Store { root: std::path::absolute(root).map_err(Error::io("use", root))? };
         for folder in [
@@ -195,15 +197,15 @@ impl Store {
         Ok(store)
     }
 
-    /// The folders right under the root. Each is closed to others (mode 0700) by itself, so that a root that was there
-    /// before may be open.
+    /// The folders directly below the root. Each has mode 0700 itself, because a root that existed before may be open
+    /// to others.
     pub fn folders(&self) -> impl Iterator<Item = PathBuf> {
         ["blobs", "layers", "trees", "tmp", "mounts", "uppers", "containers"]
             .into_iter()
             .map(|folder| self.root.join(folder))
     }
 
-    /// Where the changes are kept that are made to an image at a mountpoint: the upper directory, and the work directory.
+    /// Upper and work directory of `mount --rw`, for an image and a mountpoint.
     pub fn kept_upper(&self, chain: &Digest, mountpoint: &Path) -> (PathBuf, PathBuf) {
         use std::os::unix::ffi::OsStrExt;
         let seed = [chain.to_string().as_bytes(), b" ", mountpoint.as_os_str().as_bytes()].concat();
@@ -211,62 +213,63 @@ impl Store {
         (folder.join("upper"), folder.join("work"))
     }
 
-    /// The store's top folder.
+    /// The store's root folder.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// How many bytes the store's file system can still take from this user, if it tells.
+    /// Bytes that the store's file system still offers to this user; `None` if it does not report them.
     pub fn free_space(&self) -> Result<Option<u64>> {
         let stat = rustix::fs::statvfs(&self.root)
             .map_err(|e| Error::io("ask for the free space of", &self.root)(e.into()))?;
-        // Some is kept back for root.
+        // Some blocks are reserved for root.
         let blocks = if sys::is_root() { stat.f_bfree } else { stat.f_bavail };
         Ok((stat.f_blocks > 0).then(|| blocks.saturating_mul(stat.f_frsize)))
     }
 
-    /// Where the blob of that digest stands, or would.
+    /// Path of the blob with that digest, whether or not it exists.
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.root.join("blobs").join(digest.algorithm().name()).join(digest.hex())
     }
 
-    /// The digests of all stored documents, unread.
+    /// Lists the digests of all stored documents, without reading them.
     pub(crate) fn stored_blobs(&self) -> Result<Vec<Digest>> {
         let mut all = Vec::new();
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
-            let names = gc::list(&self.root.join("blobs").join(algorithm.name()))?.into_iter().map(|(name, _)| name);
+            let names =
+                folder::list(&self.root.join("blobs").join(algorithm.name()))?.into_iter().map(|(name, _)| name);
             all.extend(names.filter_map(|name| format!("{}:{name}", algorithm.name()).parse::<Digest>().ok()));
         }
         Ok(all)
     }
 
-    /// The folder of the layer with that DiffID.
+    /// Folder of the layer with that DiffID.
     pub fn layer_dir(&self, diff_id: &Digest) -> PathBuf {
         self.root.join("layers").join(diff_id.algorithm().name()).join(diff_id.hex())
     }
 
-    /// The layer's uncompressed tar.
+    /// Path of the layer's uncompressed tar.
     pub fn layer_tar(&self, diff_id: &Digest) -> PathBuf {
         self.layer_dir(diff_id).join("layer.tar")
     }
 
-    /// The layer's index.
+    /// Path of the layer's index.
     pub fn layer_index(&self, diff_id: &Digest) -> PathBuf {
         self.layer_dir(diff_id).join("index")
     }
 
-    /// The merged index of the stack of layers with that ChainID, in that version of the index format.
+    /// Path of the merged index of the stack of layers with that ChainID, in that version of the index format.
     pub fn tree_path(&self, chain_id: &Digest, format: u32) -> PathBuf {
         self.root.join("trees").join(format!("{}.v{format}", chain_id.hex()))
     }
 
-    /// Whether the layer is there, whole by the rule that only whole ones are published.
+    /// Whether the layer is in the store; only complete layers are published.
     pub fn has_layer(&self, diff_id: &Digest) -> bool {
         self.layer_tar(diff_id).is_file()
     }
 
-    /// The bytes of a stored document, at most `cap` of them. They have the digest that was asked for: the only way to
-    /// read a document.
+    /// Reads a stored document of at most `cap` bytes and verifies its digest. There is no other way to read a
+    /// document.
     pub fn blob(&self, digest: &Digest, cap: u64) -> Result<Vec<u8>> {
         let path = self.blob_path(digest);
         let damaged = |why: String| Error::Document { path: path.clone(), why };
@@ -280,21 +283,21 @@ impl Store {
         if got != *digest { Err(damaged(format!("is damaged: it has digest {got}"))) } else { Ok(bytes) }
     }
 
-    /// Waits for the lock that beginners share.
+    /// Waits for the shared lock, for beginning a session or a mount.
     pub fn lock_shared(&self) -> Result<Lock> {
         let (file, path) = self.lock_file()?;
         file.lock_shared().map_err(Error::io("lock", path))?;
         Ok(Lock { _file: file, exclusive: false })
     }
 
-    /// Waits for the lock that whoever changes the catalog or removes something holds alone.
+    /// Waits for the exclusive lock, for changing the catalog or removing anything.
     pub fn lock_exclusive(&self) -> Result<Lock> {
         let (file, path) = self.lock_file()?;
         file.lock().map_err(Error::io("lock", path))?;
         Ok(Lock { _file: file, exclusive: true })
     }
 
-    /// The exclusive lock if it is free this moment.
+    /// Takes the exclusive lock if it is free; does not wait.
     pub fn try_lock_exclusive(&self) -> Result<Option<Lock>> {
         let (file, path) = self.lock_file()?;
         match file.try_lock() {
@@ -310,8 +313,8 @@ impl Store {
         open.map(|file| (file, path.clone())).map_err(Error::io("open", path))
     }
 
-    /// The catalog as it stands now. One that is missing is empty, unless it has a backup: the first catalog is written
-    /// before its backup.
+    /// Reads the catalog. A missing one is empty, unless there is a backup: the first catalog is written before its
+    /// backup.
     pub fn catalog(&self) -> Result<Catalog> {
         let path = self.catalog_path();
         if let Some(catalog) = Catalog::read(&path)? {
@@ -320,14 +323,14 @@ impl Store {
         if std::fs::symlink_metadata(self.catalog_backup_path()).is_err() {
             return Ok(Catalog::default());
         }
-        // Another process may have written the first one meanwhile.
+        // Another process may have written the first catalog meanwhile.
         let missing =
             || Error::DamagedCatalog { path: path.clone(), why: "it is missing, and its backup is not".into() };
         Catalog::read(&path)?.ok_or_else(missing)
     }
 
-    /// Changes the catalog: reads it under the exclusive lock, lets `change` work on it, and replaces the file when that
-    /// succeeded. The lock is lent to `change`, so that what belongs to the change happens under it too.
+    /// Changes the catalog: reads it under the exclusive lock, calls `change`, and replaces the file if that succeeded.
+    /// `change` gets the lock, for further steps that must happen under it.
     pub fn update<T, E: From<Error>>(
         &self,
         change: impl FnOnce(&Lock, &mut Catalog) -> std::result::Result<T, E>,
@@ -336,9 +339,9 @@ impl Store {
         self.update_locked(&lock, change)
     }
 
-    /// [`Store::update`] for a session, which prepares the new catalog in its own folder: whenever it is ended, nothing
-    /// of it stays behind. From then on the catalog keeps what the session needed: its intent goes under the same lock,
-    /// or a removal right after would spare what nobody needs once the session has ended.
+    /// [`Store::update`] for a session: prepares the new catalog in the session's folder, so that no temporary file
+    /// stays behind. From then on the catalog protects what the session needed: its intent is removed under the same
+    /// lock, else a removal right after would spare data that nothing refers to once the session has ended.
     pub fn update_by<T, E: From<Error>>(
         &self,
         session: &Session,
@@ -350,7 +353,7 @@ impl Store {
         Ok(value)
     }
 
-    /// [`Store::update`] for a caller that has the exclusive lock.
+    /// [`Store::update`] for a caller that holds the exclusive lock.
     pub fn update_locked<T, E: From<Error>>(
         &self,
         lock: &Lock,
@@ -375,12 +378,12 @@ impl Store {
         Ok(value)
     }
 
-    /// Replaces a catalog that is damaged by a restored one, whatever stands in its place.
+    /// Replaces a damaged catalog by a restored one, even if its path is a folder.
     pub(crate) fn restore_catalog(&self, lock: &Lock, catalog: &Catalog) -> Result<()> {
         self.write_catalog(lock, catalog, publish::beside)
     }
 
-    /// Replaces the catalog and its backup, preparing each under the name that `temp` gives for it.
+    /// Replaces the catalog and its backup; `temp` returns the temporary name for each.
     fn write_catalog(&self, lock: &Lock, catalog: &Catalog, temp: impl Fn(&Path) -> PathBuf) -> Result<()> {
         debug_assert!(lock.exclusive);
         let paths = [self.catalog_path(), self.catalog_backup_path()];
@@ -389,13 +392,13 @@ impl Store {
         publish::replace_all(&files, &bytes, |path| gc::set_aside(self, path).map(drop))
     }
 
-    /// The images of the catalog's backup; an error if it is damaged.
+    /// Reads the catalog's backup; an error if it is damaged.
     pub(crate) fn catalog_backup(&self) -> Result<Option<Catalog>> {
         Catalog::read(&self.catalog_backup_path())
     }
 
-    /// Finds the image that `text` means: a name (`latest` where no tag is given), a name by digest, or the beginning of
-    /// an ID, with or without `sha256:`.
+    /// Finds an image by name (tag `latest` if none is given), by name and digest, or by ID prefix, with or without
+    /// `sha256:`.
     pub fn resolve(&self, text: &str) -> Result<Image> {
         self.catalog()?.resolve(text).cloned()
     }
@@ -438,7 +441,7 @@ mod tests {
         assert_eq!(store.catalog().unwrap(), Catalog::default());
         name(&store, "1").unwrap();
         let old = store.catalog().unwrap();
-        // Either new file cannot be made: both stay as they were.
+        // If either new file cannot be created, both files stay unchanged.
         for path in [store.catalog_path(), store.catalog_backup_path()] {
             let temp = publish::beside(&path);
             fs::create_dir(&temp).unwrap();
@@ -446,7 +449,7 @@ mod tests {
             assert_eq!(store.catalog().unwrap(), old);
             assert_eq!(store.catalog_backup().unwrap().unwrap(), old);
             fs::remove_dir(&temp).unwrap();
-            // A torn temporary file of a crash is in nobody's way.
+            // A temporary file left by a crash is no obstacle.
             fs::write(&temp, b"{\"ver").unwrap();
         }
         name(&store, "2").unwrap();

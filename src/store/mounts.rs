@@ -1,9 +1,9 @@
-//! The register of live mounts: who serves which image where.
+//! Mount registry: image, mountpoint, process and log of each live mount.
 //!
-//! A mount is live as long as some process holds the flock on its `lock` file. The flock belongs to the open file, so a
-//! daemon forked by the process that registered holds it too, and after both are gone nobody does.
+//! A mount is live while some process holds the flock on its `lock` file. The flock belongs to the open file
+//! description, so a daemon forked by the registering process holds it too, and it is released when both are gone.
 
-use super::{Error, Lock, Result, Store, gc, publish, sealed};
+use super::{Error, Lock, Result, Store, folder, publish, sealed};
 use crate::digest::Digest;
 use crate::sys;
 use serde::{Deserialize, Serialize};
@@ -17,36 +17,37 @@ use std::time::SystemTime;
 
 const LOGS_KEPT: usize = 5;
 const INFO: &str = "info.json";
-/// What a mount has in its folder that is the store's own: where it is mounted, and where its changes are.
+/// Names in the folder of a mount whose mountpoint is in the store: the mountpoint, and the directories for its
+/// changes.
 const MERGED: &str = "merged";
 const UPPER: &str = "upper";
 const WORK: &str = "work";
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// What is known of a mount.
+/// A mount's record.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Info {
-    /// Twelve hex digits.
+    /// Mount ID: twelve hex digits.
     pub id: String,
-    /// The image's ID.
+    /// Image ID.
     pub image: Digest,
     /// The image as the user named it.
     pub reference: String,
-    /// Where it is mounted; a word instead of a path if only the serving process's own mount namespace has it, over the
-    /// registration's folder.
+    /// Mountpoint; a word that is not a path if the mount is at the registration's own folder, in the mount namespace
+    /// of the serving process only.
     #[serde(with = "path_bytes")]
     pub mountpoint: PathBuf,
-    /// Whether what is mounted can be changed.
+    /// Whether the mount is read-write.
     #[serde(default)]
     pub writable: bool,
-    /// The serving process.
+    /// PID of the serving process.
     pub pid: u32,
-    /// When it began, RFC 3339.
+    /// Start time, RFC 3339.
     pub started: String,
 }
 
 impl Info {
-    /// A path at which this process finds what is mounted, if it may.
+    /// Path at which this process can access the mounted tree, if it has permission.
     pub fn seen_at(&self, store: &Store) -> PathBuf {
         if self.mountpoint.is_absolute() {
             return self.mountpoint.clone();
@@ -57,8 +58,8 @@ impl Info {
     }
 }
 
-/// Holds a mount's registration. Dropping it only closes this process's side: a forked daemon keeps the mount live.
-/// Whoever ends the mount calls [`Guard::release`].
+/// A mount's registration. Dropping it only closes this process's descriptor: a forked daemon keeps the mount live. To
+/// end the mount call [`Guard::release`].
 pub struct Guard {
     dir: PathBuf,
     store: Store,
@@ -67,12 +68,12 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// What was registered.
+    /// The mount's record.
     pub fn info(&self) -> &Info {
         &self.info
     }
 
-    /// The flocked file. Pass it on to a process that is to keep the mount live past an exec.
+    /// The flocked file. A process that is to keep the mount live across an exec must inherit it.
     pub fn file(&self) -> &File {
         &self.held
     }
@@ -82,23 +83,23 @@ impl Guard {
         &self.dir
     }
 
-    /// Where the daemon's log goes.
+    /// Path of the daemon's log.
     pub fn log_path(&self) -> PathBuf {
         self.dir.join("log")
     }
 
-    /// Upper and work directory of a mount whose changes go with it.
+    /// Upper and work directory of a mount whose changes are discarded with it.
     pub fn own_upper(&self) -> (PathBuf, PathBuf) {
         (self.dir.join(UPPER), self.dir.join(WORK))
     }
 
-    /// Writes down which process serves, after a fork.
+    /// Records the serving process, after a fork.
     pub fn set_pid(&mut self, pid: u32) -> Result<()> {
         self.info.pid = pid;
         write_info(&self.dir, &self.info)
     }
 
-    /// Ends the registration: the mount is gone. The log stays for a while.
+    /// Ends the registration after the unmount. The log is kept for a while.
     pub fn release(self) -> Result<()> {
         reap(&self.dir)?;
         prune_logs(&self.store)
@@ -106,15 +107,15 @@ impl Guard {
 }
 
 /// Registers a mount of an image by this process, before it opens the image's files. Fails with [`Error::NoSuchImage`]
-/// when the image has been removed in the meantime; from when this returns it cannot be.
+/// if the image was removed in the meantime; once this returns the image cannot be removed.
 pub fn register(store: &Store, image: &Digest, reference: &str, mountpoint: &Path, writable: bool) -> Result<Guard> {
-    // Whatever was mounted there before and was killed has been unmounted.
+    // Any mount at this path whose daemon was killed has been unmounted.
     forget_ended(store, mountpoint)?;
     begin(store, image, reference, Some(mountpoint), writable)
 }
 
-/// The same of a mount at a directory of the store's own, which goes with the registration, and with it what changes
-/// were made in [`Guard::own_upper`].
+/// [`register`] for a mount at a directory inside the store, which is removed with the registration, as are the changes
+/// in [`Guard::own_upper`].
 pub fn register_own(store: &Store, image: &Digest, reference: &str, writable: bool) -> Result<Guard> {
     begin(store, image, reference, None, writable)
 }
@@ -154,7 +155,7 @@ fn begin(store: &Store, image: &Digest, reference: &str, at: Option<&Path>, writ
     Ok(Guard { dir, store: store.clone(), held, info })
 }
 
-/// All live mounts, oldest first. One whose record is damaged is left out, with a warning.
+/// Lists all live mounts, oldest first. One whose record is damaged is skipped with a warning.
 pub fn list(store: &Store) -> Result<Vec<Info>> {
     let (live, damaged) = list_with_damaged(store)?;
     for why in damaged {
@@ -163,10 +164,10 @@ pub fn list(store: &Store) -> Result<Vec<Info>> {
     Ok(live)
 }
 
-/// All live mounts, oldest first, and why the records of others cannot be read.
+/// Lists all live mounts, oldest first, and the errors for records that cannot be read.
 pub fn list_with_damaged(store: &Store) -> Result<(Vec<Info>, Vec<Error>)> {
     let (mut live, mut damaged) = (Vec::new(), Vec::new());
-    for (_, dir) in gc::list(&store.root().join("mounts"))? {
+    for (_, dir) in folder::list(&store.root().join("mounts"))? {
         if !is_held(&dir) {
             continue;
         }
@@ -184,8 +185,8 @@ pub fn is_live(store: &Store, id: &str) -> bool {
     is_held(&store.root().join("mounts").join(id))
 }
 
-/// Mounts whose serving process has ended and that are still in this process's table of mounts, where every access fails
-/// (ENOTCONN). They keep nothing: what is mounted there is gone.
+/// Lists dead mounts: their serving process has ended, but they are still in this process's mount table, where every
+/// access fails (ENOTCONN). They protect nothing from garbage collection.
 pub fn dead(store: &Store) -> Result<Vec<Info>> {
     let table = sys::mounts().map_err(Error::io("read", Path::new("/proc/self/mountinfo")))?;
     let top = |path: &Path| table.iter().rfind(|mounted| mounted.mountpoint == path);
@@ -194,7 +195,7 @@ pub fn dead(store: &Store) -> Result<Vec<Info>> {
     let mut ended: Vec<Info> = ended(store)?.into_iter().map(|(_, info)| info).collect();
     ended.sort_by(|a, b| b.started.cmp(&a.started));
     for info in ended {
-        // Of several at one place the newest is meant: the others were unmounted before.
+        // Of several mounts at one path only the newest counts: the others were unmounted before.
         let is_covered = live.iter().chain(&dead).any(|other| other.mountpoint == info.mountpoint);
         let is_mounted = top(&info.mountpoint).is_some_and(|mounted| mounted.kind == "fuse.plyfs");
         if !is_covered && is_mounted && sys::is_disconnected(&info.mountpoint) {
@@ -205,38 +206,38 @@ pub fn dead(store: &Store) -> Result<Vec<Info>> {
     Ok(dead)
 }
 
-/// Registrations whose process has ended, with their folders.
+/// Lists registrations whose process has ended, with their folders.
 fn ended(store: &Store) -> Result<Vec<(PathBuf, Info)>> {
-    let all = gc::list(&store.root().join("mounts"))?.into_iter().map(|(_, dir)| dir);
+    let all = folder::list(&store.root().join("mounts"))?.into_iter().map(|(_, dir)| dir);
     Ok(all.filter(|dir| !is_held(dir)).filter_map(|dir| known(&dir).map(|info| (dir, info))).collect())
 }
 
-/// What an ended mount was of, if that can still be read.
+/// Reads the record of an ended mount, if that is still possible.
 fn known(dir: &Path) -> Option<Info> {
     sealed::load(&dir.join(INFO)).ok().flatten()
 }
 
-/// Removes the registrations of ended mounts at this path, where no dead mount is any more.
+/// Removes the registrations of ended mounts at this path that are no longer mounted.
 pub fn forget_ended(store: &Store, mountpoint: &Path) -> Result<()> {
     let mut there = ended(store)?.into_iter().filter(|(_, info)| info.mountpoint == mountpoint);
     there.try_for_each(|(dir, _)| reap(&dir))
 }
 
-/// The live mount at exactly this path, the newest if several are stacked there.
+/// Finds the live mount at exactly this path; the newest if several are stacked there.
 pub fn by_mountpoint(store: &Store, mountpoint: &Path) -> Result<Option<Info>> {
     Ok(list(store)?.into_iter().rfind(|info| info.mountpoint == mountpoint))
 }
 
-/// Where the log of a mount is, live or not.
+/// Path of a mount's log, live or not.
 pub fn log_path(store: &Store, id: &str) -> PathBuf {
     store.root().join("mounts").join(id).join("log")
 }
 
-/// Folders of mounts that are registered and neither live nor dead at a place of the user's: to unmount those is his to
-/// say, as programs would write into the directory below.
+/// Lists folders of registered mounts that are neither live nor dead at a path of the user's. Dead ones are the user's
+/// to unmount, because programs would then write into the directory below.
 pub(super) fn stale(store: &Store, lock: &Lock) -> Result<Vec<PathBuf>> {
     debug_assert!(lock.exclusive());
-    let all = gc::list(&store.root().join("mounts"))?.into_iter().map(|(_, dir)| dir);
+    let all = folder::list(&store.root().join("mounts"))?.into_iter().map(|(_, dir)| dir);
     let own = store.root().join("mounts");
     let dead: Vec<PathBuf> = dead(store)?
         .into_iter()
@@ -247,7 +248,7 @@ pub(super) fn stale(store: &Store, lock: &Lock) -> Result<Vec<PathBuf>> {
     Ok(all.filter(|dir| registered(dir) && !is_held(dir) && !dead.contains(dir)).collect())
 }
 
-/// Takes a registration away; the log stays until [`prune_logs`] takes it.
+/// Removes a registration; the log stays until [`prune_logs`] removes it.
 pub(super) fn reap(dir: &Path) -> Result<()> {
     reap_own(dir)?;
     for name in [INFO, "info.json.new", "lock"] {
@@ -262,14 +263,14 @@ pub(super) fn reap(dir: &Path) -> Result<()> {
     if dir.is_file() { fs::remove_file(dir).map_err(Error::io("remove", dir)) } else { Ok(()) }
 }
 
-/// Takes away what a mount had of the store's own. One whose server was killed is still mounted, and dead.
+/// Removes the directories of a mount inside the store. If its daemon was killed, the dead mount is unmounted first.
 fn reap_own(dir: &Path) -> Result<()> {
     let merged = dir.join(MERGED);
     if let Err(first) = fs::remove_dir(&merged) {
         let gone = matches!(first.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
         if !gone {
             let _not_mounted = sys::unmount(&merged, true);
-            // Never what is in it: that may be somebody's files.
+            // Never remove the content of `merged`: it may be a mounted tree.
             fs::remove_dir(&merged).map_err(Error::io("remove", &merged))?;
         }
     }
@@ -284,10 +285,10 @@ fn reap_own(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes the logs of ended mounts but those of the last few.
+/// Removes the logs of ended mounts except those of the last few.
 pub(super) fn prune_logs(store: &Store) -> Result<()> {
     let mut ended = Vec::new();
-    for (_, dir) in gc::list(&store.root().join("mounts"))? {
+    for (_, dir) in folder::list(&store.root().join("mounts"))? {
         if !dir.join("lock").exists() && dir.join("log").exists() {
             let when = fs::metadata(dir.join("log")).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
             ended.push((when, dir));
@@ -315,7 +316,7 @@ fn write_info(dir: &Path, info: &Info) -> Result<()> {
     publish::replace(&path, &sealed::encode(info, &path)?)
 }
 
-/// A path as text where it is text, else as a list of bytes.
+/// Serialization of a path: as text if it is UTF-8, else as a list of bytes.
 mod path_bytes {
     use super::{OsStrExt, OsString, OsStringExt, Path, PathBuf};
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -381,7 +382,7 @@ mod tests {
         let twin = guard.file().try_clone().unwrap();
         let dir = store.root().join("mounts").join(&guard.info().id);
         drop(guard);
-        // The description is still held, as by a forked daemon.
+        // The open file description is still held, as by a forked daemon.
         assert_eq!(list(&store).unwrap().len(), 1);
         drop(twin);
         assert!(list(&store).unwrap().is_empty());
@@ -407,6 +408,6 @@ mod tests {
             fs::write(guard.log_path(), "log").unwrap();
             guard.release().unwrap();
         }
-        assert_eq!(gc::list(&store.root().join("mounts")).unwrap().len(), LOGS_KEPT);
+        assert_eq!(folder::list(&store.root().join("mounts")).unwrap().len(), LOGS_KEPT);
     }
 }

@@ -1,4 +1,4 @@
-//! What has come of a blob so far, kept for the next process when this one does not finish.
+//! Partial downloads: the beginning of a compressed blob, kept so that the next process can resume it.
 
 use super::{Error, Result, Store};
 use crate::digest::Digest;
@@ -9,22 +9,23 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-/// The folder below `tmp`.
+/// Name of the folder below `tmp`.
 pub(super) const FOLDER: &str = "partial";
 const POLL: Duration = Duration::from_millis(50);
 
-/// The beginning of a blob, unchecked, in a file that this process alone has as long as this lives. An empty one goes
-/// when it is dropped.
+/// A partial blob, unverified. This process has the file exclusively, by flock, while this value lives. Dropping an
+/// empty partial removes it.
 pub struct Partial {
     file: File,
     path: PathBuf,
     length: u64,
-    /// Whether it has been removed.
+    /// Whether the file has been removed.
     gone: bool,
 }
 
 impl Partial {
-    /// Opens or makes the blob's, waiting for whoever has it until `give_up` says so: then there is none.
+    /// Opens or creates the blob's partial. Waits while another process has it, until `give_up` returns true; then
+    /// returns `None`.
     pub fn open(store: &Store, digest: &Digest, give_up: &dyn Fn() -> bool) -> Result<Option<Partial>> {
         let path = store.partial_path(digest);
         let folder = path.parent().unwrap_or(store.root());
@@ -32,13 +33,13 @@ impl Partial {
             let is_other = || fs::symlink_metadata(folder).is_ok_and(|m| !m.is_dir());
             match DirBuilder::new().recursive(true).mode(0o700).create(folder) {
                 Ok(()) => {}
-                // It was there, and went before it could be seen what it is.
+                // It existed, and was removed before its type could be checked.
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists && !is_other() => continue,
                 Err(e) => return Err(Error::io("make", folder)(e)),
             }
             let file = match File::options().create(true).truncate(false).read(true).write(true).open(&path) {
                 Ok(file) => file,
-                // The folder went, being empty.
+                // The folder was removed because it was empty.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(Error::io("open", path)(e)),
             };
@@ -58,30 +59,30 @@ impl Partial {
         }
     }
 
-    /// How much there is.
+    /// Length in bytes.
     pub fn length(&self) -> u64 {
         self.length
     }
 
-    /// Forgets everything.
+    /// Truncates it to zero.
     pub fn clear(&mut self) -> io::Result<()> {
         self.length = 0;
         self.file.set_len(0)?;
         self.file.rewind()
     }
 
-    /// Ends it: there is nothing any more to go on with.
+    /// Removes it: the blob will not be resumed.
     pub fn remove(&mut self) {
         remove(&self.path);
         self.gone = true;
     }
 
-    /// Reads on from where the last read ended.
+    /// Reads on from the end of the last read.
     pub fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         self.file.read(buf)
     }
 
-    /// Adds bytes at the end.
+    /// Appends bytes.
     pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.file.seek(SeekFrom::Start(self.length))?;
         self.file.write_all(bytes)?;
@@ -98,54 +99,54 @@ impl Drop for Partial {
     }
 }
 
-/// Removes a partial whose lock the caller has, and the folder with the last one. One that cannot be removed is left to
-/// a collection.
+/// Removes a partial whose lock the caller holds, and the folder if it is then empty. One that cannot be removed is
+/// left to garbage collection.
 fn remove(path: &Path) {
     let gone = fs::remove_file(path).and_then(|()| path.parent().map_or(Ok(()), fs::remove_dir));
     tracing::trace!(path = %path.display(), ?gone, "partial removed");
 }
 
-/// The file of a blob that nobody is fetching, nor can while this lives.
+/// A partial that no process is fetching, nor can while this value lives.
 pub(super) struct Idle {
-    /// Where it stands.
+    /// Path of the file.
     pub path: PathBuf,
     _locked: File,
 }
 
 impl Idle {
-    /// The partial at `path` if it is there and nobody has it.
+    /// Returns the partial at `path` if it exists and no process has it.
     fn at(path: PathBuf) -> Option<Idle> {
         let file = File::open(&path).ok()?;
         let free = file.try_lock().is_ok() && is_at(&file, &path);
         free.then_some(Idle { path, _locked: file })
     }
 
-    /// Removes it.
+    /// Removes the file.
     pub fn remove(&self) {
         remove(&self.path);
     }
 }
 
-/// The files of blobs that nobody is fetching.
+/// Lists the partials that no process is fetching.
 pub(super) fn idle(store: &Store) -> Result<Vec<Idle>> {
-    let all = super::gc::list(&store.root().join("tmp").join(FOLDER))?;
+    let all = super::folder::list(&store.root().join("tmp").join(FOLDER))?;
     Ok(all.into_iter().filter_map(|(_, path)| Idle::at(path)).collect())
 }
 
-/// Whether that file still stands there: somebody may have removed it between opening and locking.
+/// Whether `path` still is this file: another process may have removed it between open and lock.
 fn is_at(file: &File, path: &Path) -> bool {
     let id = |m: fs::Metadata| (m.dev(), m.ino());
     fs::metadata(path).is_ok_and(|there| file.metadata().is_ok_and(|own| id(there) == id(own)))
 }
 
 impl Store {
-    /// Where a blob's beginning is kept.
+    /// Path of the blob's partial.
     pub fn partial_path(&self, digest: &Digest) -> PathBuf {
         let name = format!("{}-{}", digest.algorithm().name(), digest.hex());
         self.root().join("tmp").join(FOLDER).join(name)
     }
 
-    /// How much is kept of a blob; nothing is known of one that is being fetched.
+    /// Length of the blob's partial; `None` while the blob is being fetched.
     pub fn partial_length(&self, digest: &Digest) -> Option<u64> {
         let Ok(file) = File::open(self.partial_path(digest)) else { return Some(0) };
         match file.try_lock_shared() {
@@ -154,7 +155,7 @@ impl Store {
         }
     }
 
-    /// Removes what was kept of a blob, unless somebody is fetching it.
+    /// Removes the blob's partial, unless a process is fetching it.
     pub fn forget_partial(&self, digest: &Digest) {
         if let Some(idle) = Idle::at(self.partial_path(digest)) {
             idle.remove();
@@ -192,7 +193,7 @@ mod tests {
         drop(again);
         assert!(!store.partial_path(&digest).exists());
         assert_eq!(fs::read_dir(store.root().join("tmp")).unwrap().count(), 0);
-        // What another one began after it was removed is not removed with it.
+        // Dropping the removed partial does not remove another process's new one.
         let mut first = Partial::open(&store, &digest, &never).unwrap().unwrap();
         first.append(b"abc").unwrap();
         first.remove();
@@ -213,7 +214,7 @@ mod tests {
         std::thread::scope(|scope| {
             (0..4).for_each(|seed| drop(scope.spawn(move || come_and_go(seed))));
         });
-        // A file in its place is an error and no reason to wait.
+        // A file in the folder's place is an error and no reason to wait.
         fs::write(store.root().join("tmp").join(FOLDER), "").unwrap();
         assert!(Partial::open(&store, &Digest::of(b""), &|| false).is_err());
     }

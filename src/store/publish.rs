@@ -1,4 +1,4 @@
-//! Writing so that a crash leaves the old state or the new one.
+//! Atomic file replacement: after a crash either the old or the new content is there.
 
 use super::{Error, Result};
 use std::collections::BTreeSet;
@@ -6,38 +6,38 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-/// Makes a new file with these bytes and syncs it. Syncing the folder is up to the caller.
+/// Creates a new file with these bytes and syncs it. The caller syncs the folder.
 pub fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = File::create(path).map_err(Error::io("create", path))?;
     file.write_all(bytes).map_err(Error::io("write", path))?;
     file.sync_all().map_err(Error::io("sync", path))
 }
 
-/// Makes what was renamed into or out of a folder durable.
+/// Syncs a folder, which makes renames into and out of it durable.
 pub fn sync_dir(path: &Path) -> Result<()> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", path))
 }
 
-/// Renames a file or folder to its final name, durably, where nothing or an equal file stands.
+/// Renames a file or folder to its final name, durably. At the target there must be nothing or an equal file.
 pub(crate) fn rename_durably(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(Error::io("rename to", to))?;
     to.parent().map_or(Ok(()), sync_dir)
 }
 
-/// Replaces `path` by these bytes. The caller holds the lock that goes with `path`, so the temporary name is its own.
+/// Replaces `path` by these bytes. The caller holds the lock that protects `path`, so the temporary name is unique.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     replace_by(&beside(path), path, bytes)
 }
 
-/// [`replace`] under a temporary name that is the caller's own.
+/// [`replace`] with a temporary name that is the caller's own.
 pub(crate) fn replace_by(temp: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
     write_new(temp, bytes).inspect_err(|_| drop(fs::remove_file(temp)))?;
     rename_durably(temp, path)
 }
 
-/// Replaces several files, each given with its own temporary name, by the same bytes. All new files are synced before the
-/// first is renamed, so that each path holds its old content or the new one whenever the power fails. `set_aside` takes
-/// away a folder that stands in a file's place.
+/// Replaces several files, each given with its own temporary name, by the same bytes. All new files are synced before
+/// the first rename, so that after a power failure each path holds its old or its new content. `set_aside` moves away a
+/// folder that is in a file's place.
 pub(super) fn replace_all(
     files: &[(PathBuf, PathBuf)],
     bytes: &[u8],
@@ -57,12 +57,12 @@ pub(super) fn replace_all(
     folders.into_iter().try_for_each(sync_dir)
 }
 
-/// Whether a folder stands there, over which no file can be renamed.
+/// Whether there is a folder at the path, which no file can replace by a rename.
 pub(super) fn is_folder(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir())
 }
 
-/// The name under which [`replace`] prepares the new file.
+/// The temporary name that [`replace`] uses.
 pub(crate) fn beside(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");

@@ -1,7 +1,7 @@
-//! Small state files: JSON objects whose last member is a checksum of all bytes before it.
+//! Sealed state files: JSON objects whose last member is a checksum of all bytes before it.
 //!
-//! A changed bit often leaves valid JSON with another name or digest in it; the checksum finds that. Files that earlier
-//! versions wrote have none and are read without; the next write adds it.
+//! A changed bit often leaves valid JSON with another name or digest in it; the checksum detects that. Files written by
+//! earlier versions have none and are read without; the next write adds it.
 
 use super::{Error, Result, publish};
 use crate::digest::Digest;
@@ -15,20 +15,20 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// More bytes than this are no state file. A catalog of 100,000 images is smaller.
+/// Largest state file, in bytes. A catalog of 100,000 images is smaller.
 const CAP: u64 = 256 << 20;
 const KEY: &[u8] = b",\n  \"checksum\": \"";
 const END: &str = "\"\n}\n";
 
-/// A state file's content.
+/// Content of a state file.
 #[derive(Debug)]
 pub(super) struct Sealed<T> {
     pub(super) value: T,
-    /// Whether it had a checksum, and the right one.
+    /// Whether it had a checksum; a wrong one is an error.
     pub(super) is_sealed: bool,
 }
 
-/// The bytes of a state file that holds `value`, which must become a JSON object with members. `path` is for the error.
+/// Encodes `value`, which must serialize to a JSON object with members, as a state file. `path` is for the error.
 pub(super) fn encode<T: Serialize>(value: &T, path: &Path) -> Result<Vec<u8>> {
     let bad = |why: String| Error::State { path: path.to_owned(), why };
     let mut bytes = serde_json::to_vec_pretty(value).map_err(|e| bad(e.to_string()))?;
@@ -43,7 +43,7 @@ pub(super) fn encode<T: Serialize>(value: &T, path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What a state file's bytes hold, or why they hold nothing to rely on.
+/// Decodes a state file's bytes; the error says why they cannot be trusted.
 pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> std::result::Result<Sealed<T>, String> {
     let body = bytes.windows(KEY.len()).rposition(|window| window == KEY);
     if let Some(body) = body {
@@ -59,8 +59,8 @@ pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> std::result::Result<S
     Ok(Sealed { value, is_sealed: body.is_some() })
 }
 
-/// The bytes of the state file at `path`; none if there is no such file. Anything but a regular file is an error, and a
-/// symbolic link is not followed: plyfs makes none here.
+/// Reads the bytes of the state file at `path`; `None` if there is no such file. Anything but a regular file is an
+/// error, and a symbolic link is not followed: plyfs creates none here.
 pub(super) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = match File::options().read(true).custom_flags(flags.bits() as i32).open(path) {
@@ -77,7 +77,7 @@ pub(super) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     publish::read_capped(file, CAP).map(Some)
 }
 
-/// [`read`] and [`decode`] in one, for a file that may lack the checksum.
+/// Runs [`read`] and [`decode`], for a file that may lack the checksum.
 pub(super) fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let bad = |why: String| Error::State { path: path.to_owned(), why };
     let unread = |e: io::Error| if sys::is_callers(&e) { Error::io("read", path)(e) } else { bad(sys::describe(&e)) };

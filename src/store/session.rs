@@ -1,19 +1,21 @@
-//! A running pull's place in the store: a folder for its partials and its intent, alive as long as its flock is held.
+//! Session of a running pull or load: a folder for unpublished files and the session's intent, live while its flock is
+//! held.
 
 use super::{Error, Lock, Result, Store, partial, publish, sealed};
 use crate::digest::Digest;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 const INTENT: &str = "intent.json";
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// What a session needs: nobody removes it while the session lives.
+/// A session's intent: the digests that must not be removed while the session lives.
 #[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Intent {
     /// DiffIDs of layers.
@@ -25,7 +27,7 @@ pub struct Intent {
 }
 
 impl Intent {
-    /// Takes in another's needs.
+    /// Adds another intent's digests.
     pub fn extend(&mut self, other: Intent) {
         self.layers.extend(other.layers);
         self.blobs.extend(other.blobs);
@@ -33,28 +35,28 @@ impl Intent {
     }
 }
 
-/// A live session. Its folder and everything unpublished in it go when it is dropped or abandoned.
+/// A live session. Dropping or abandoning it removes its folder with everything unpublished.
 pub struct Session {
     store: Store,
     place: Arc<Place>,
-    /// The folder itself, flocked.
+    /// The folder's descriptor, which holds the flock.
     _held: File,
     files: AtomicU32,
 }
 
-/// A session's folder, which either the session or who abandons it takes away.
+/// A session's folder, removed by the session or by its abandoner.
 struct Place {
     dir: PathBuf,
     abandoned: AtomicBool,
-    /// Held while the folder is being removed.
+    /// Whether the folder has been removed; locked during the removal.
     gone: Mutex<bool>,
 }
 
 impl Place {
-    /// Takes the folder away, once. It gets another name first, so that nothing can be made in it or published from it
-    /// by threads that still work there.
+    /// Removes the folder, once. Renames it first, so that threads still working in it can neither create nor publish
+    /// anything.
     fn remove(&self) {
-        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gone = self.gone.lock();
         if std::mem::replace(&mut *gone, true) {
             return;
         }
@@ -68,19 +70,19 @@ impl Place {
 }
 
 impl Session {
-    /// Begins one.
+    /// Begins a session under the store's shared lock.
     pub fn begin(store: &Store) -> Result<Session> {
         Session::begin_under(&store.lock_shared()?, store)
     }
 
-    /// Begins one without waiting, for a caller that has the store's lock.
+    /// Begins a session without waiting, for a caller that holds the store's lock.
     pub fn begin_under(_lock: &Lock, store: &Store) -> Result<Session> {
         loop {
             let name = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
             let dir = store.root().join("tmp").join(name);
             match fs::create_dir(&dir) {
                 Ok(()) => {}
-                // A dead process had our number; its folder is reaped when somebody can.
+                // A dead process had the same number; its folder will be reaped.
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
                 Err(e) => return Err(Error::io("make", dir)(e)),
             }
@@ -91,8 +93,8 @@ impl Session {
         }
     }
 
-    /// What ends the session from another thread, at once and whatever goes on in it. From then on everything that is
-    /// tried in the session fails; nothing of it is published any more. What was published before stays.
+    /// Returns a function that abandons the session at once, from any thread. Every later operation of the session
+    /// fails, and nothing more of it is published. What was published before stays.
     pub fn abandoner(&self) -> impl Fn() + Send + use<> {
         let place = Arc::clone(&self.place);
         move || {
@@ -101,29 +103,29 @@ impl Session {
         }
     }
 
-    /// Whether it has been abandoned: then its failures mean nothing.
+    /// Whether the session has been abandoned; its failures are then to be ignored.
     pub fn is_abandoned(&self) -> bool {
         self.place.abandoned.load(Ordering::SeqCst)
     }
 
-    /// The store it belongs to.
+    /// The session's store.
     pub fn store(&self) -> &Store {
         &self.store
     }
 
-    /// A fresh name in the session's folder.
+    /// Returns a new unique path in the session's folder.
     pub fn temp_path(&self, kind: &str) -> PathBuf {
         self.place.dir.join(format!("{kind}-{}", self.files.fetch_add(1, Ordering::Relaxed)))
     }
 
-    /// Says what this session needs. From when this returns, whatever of it is there stays there.
+    /// Writes the session's intent. Once this returns, whatever of it is in the store stays there.
     pub fn intend(&self, intent: &Intent) -> Result<()> {
         let _shared = self.store.lock_shared()?;
         let path = self.place.dir.join(INTENT);
         publish::replace(&path, &sealed::encode(intent, &path)?)
     }
 
-    /// Gives the intent up, so that a collection treats what this session made like anything else.
+    /// Removes the intent, so that garbage collection treats the session's published data like any other.
     pub fn give_up(&self) -> Result<()> {
         match fs::remove_file(self.place.dir.join(INTENT)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", self.place.dir.join(INTENT))(e)),
@@ -131,7 +133,7 @@ impl Session {
         }
     }
 
-    /// Publishes a document whose digest the caller has checked. Returns whether it was not there before.
+    /// Publishes a document whose digest the caller has verified. Returns whether it is new.
     pub fn publish_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<bool> {
         let to = self.store.blob_path(digest);
         if fs::symlink_metadata(&to).is_ok_and(|m| m.is_file()) && fs::read(&to).is_ok_and(|old| old == bytes) {
@@ -141,21 +143,21 @@ impl Session {
         Ok(true)
     }
 
-    /// Publishes a file, replacing whatever stands under its name.
+    /// Publishes a file, replacing what is under its name.
     pub fn publish_file(&self, to: &Path, bytes: &[u8]) -> Result<()> {
         let aside = |path: &Path| fs::rename(path, self.temp_path("dead")).map_err(Error::io("rename", path));
         publish::replace_all(&[(self.temp_path("file"), to.to_owned())], bytes, aside)
     }
 
-    /// Publishes a layer from a folder of this session that holds its synced files. Returns whether it was not there
-    /// before: another process may have been faster.
+    /// Publishes a layer from a folder of this session that holds its synced files. Returns whether it is new: another
+    /// process may have published it first.
     pub fn publish_layer(&self, from: &Path, diff_id: &Digest) -> Result<bool> {
         publish::sync_dir(from)?;
         let to = self.store.layer_dir(diff_id);
         match fs::rename(from, &to) {
             Ok(()) => {}
             Err(_) if self.store.has_layer(diff_id) => return Ok(false),
-            // The remains of a damaged layer, or no folder at all: no tar, so nobody uses it.
+            // The remains of a damaged layer, or no folder at all: without a tar, so nothing uses it.
             Err(e) if matches!(e.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory) => {
                 self.set_layer_aside(diff_id)?;
                 fs::rename(from, &to).map_err(Error::io("rename to", &to))?;
@@ -166,11 +168,11 @@ impl Session {
         Ok(true)
     }
 
-    /// Takes a damaged layer out of the store, durably, so that it can come again. It goes with the session.
+    /// Moves a damaged layer out of the store into the session, durably, so that it can be fetched again.
     pub fn set_layer_aside(&self, diff_id: &Digest) -> Result<()> {
         let dir = self.store.layer_dir(diff_id);
         match fs::rename(&dir, self.temp_path("dead")) {
-            // Somebody else was faster.
+            // Another process moved it first.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             done => done.map_err(Error::io("rename", &dir))?,
         }
@@ -184,17 +186,17 @@ impl Drop for Session {
     }
 }
 
-/// A session's folder as an outsider finds it.
+/// A session's folder as seen by another process.
 pub(super) enum Found {
-    /// Its process lives; this is what it needs.
+    /// The process lives; this is its intent.
     Live(Intent),
-    /// Its process lives, and what it needs cannot be read.
+    /// The process lives, and its intent cannot be read.
     Unreadable(Error),
-    /// Its process is gone.
+    /// The process is gone.
     Dead(PathBuf),
 }
 
-/// All sessions' folders. Under the exclusive lock nobody can be between making a folder and locking it.
+/// Lists all sessions' folders. Under the exclusive lock no process is between creating a folder and locking it.
 pub(super) fn find(store: &Store, lock: &Lock) -> Result<Vec<Found>> {
     debug_assert!(lock.exclusive());
     let tmp = store.root().join("tmp");
@@ -210,13 +212,13 @@ pub(super) fn find(store: &Store, lock: &Lock) -> Result<Vec<Found>> {
             Err(_) => false,
         };
         if !held {
-            // One that ended while we looked took its folder with it.
+            // A session that ended meanwhile removed its folder.
             if fs::symlink_metadata(&path).is_ok() {
                 found.push(Found::Dead(path));
             }
             continue;
         }
-        // Without one it has not said yet, or has just ended.
+        // A missing intent: not written yet, or the session has just ended.
         let intent = sealed::load(&path.join(INTENT)).map(Option::unwrap_or_default);
         found.push(intent.map_or_else(Found::Unreadable, Found::Live));
     }

@@ -1,10 +1,10 @@
-//! What is asked of an open file by its descriptor.
+//! File descriptors: O_NONBLOCK, write-back, file handles and file attributes.
 
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// Switches O_NONBLOCK of an open file description: of every descriptor that shares it.
+/// Sets or clears O_NONBLOCK. The flag belongs to the open file description, so all descriptors that share it change.
 pub fn set_nonblocking(fd: &impl AsFd, on: bool) -> io::Result<()> {
     let raw = fd.as_fd().as_raw_fd();
     // SAFETY: `raw` is open for as long as `fd` is borrowed; F_GETFL and F_SETFL touch no memory.
@@ -16,7 +16,7 @@ pub fn set_nonblocking(fd: &impl AsFd, on: bool) -> io::Result<()> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Has the kernel begin to write a part of a file to the disk, without waiting for the end. Makes nothing durable.
+/// Starts write-back of a range of a file, without waiting for it (sync_file_range(2)). Makes nothing durable.
 pub fn begin_write_back(fd: &impl AsFd, offset: u64, length: u64) -> io::Result<()> {
     let (offset, length) = (offset as libc::off64_t, length as libc::off64_t);
     // SAFETY: `fd` is open for the length of the call, which touches no memory.
@@ -24,23 +24,23 @@ pub fn begin_write_back(fd: &impl AsFd, offset: u64, length: u64) -> io::Result<
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// MAX_HANDLE_SZ of linux/exportfs.h.
-const MOST_OF_HANDLE: usize = 128;
+/// The largest file handle: MAX_HANDLE_SZ of linux/exportfs.h.
+const MAX_HANDLE_SIZE: usize = 128;
 
 /// `struct file_handle` of linux/fcntl.h.
 #[repr(C)]
 struct FileHandle {
     bytes: libc::c_uint,
     kind: libc::c_int,
-    handle: [u8; MOST_OF_HANDLE],
+    handle: [u8; MAX_HANDLE_SIZE],
 }
 
-/// The file handle of a directory's entry, or with an empty name of what the descriptor itself stands for: bytes by
-/// which the file system tells an inode from every other that has, had or will have its number (name_to_handle_at(2)).
+/// Returns the file handle of a directory entry, or with an empty name that of the descriptor's own inode
+/// (name_to_handle_at(2)). A file handle distinguishes an inode from earlier and later ones with the same number.
 pub fn file_handle(dir: &impl AsFd, name: &[u8]) -> io::Result<Vec<u8>> {
     let name = CString::new(name)?;
     let flags = if name.is_empty() { libc::AT_EMPTY_PATH } else { 0 };
-    let mut found = FileHandle { bytes: MOST_OF_HANDLE as u32, kind: 0, handle: [0; MOST_OF_HANDLE] };
+    let mut found = FileHandle { bytes: MAX_HANDLE_SIZE as u32, kind: 0, handle: [0; MAX_HANDLE_SIZE] };
     let mut mount = 0;
     // SAFETY: `dir` is open for the length of the call, the name ends with a NUL, and the handle has room for as many
     // bytes as it says.
@@ -51,10 +51,10 @@ pub fn file_handle(dir: &impl AsFd, name: &[u8]) -> io::Result<Vec<u8>> {
     if done < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(found.handle[..MOST_OF_HANDLE.min(found.bytes as usize)].to_vec())
+    Ok(found.handle[..MAX_HANDLE_SIZE.min(found.bytes as usize)].to_vec())
 }
 
-/// `struct fsxattr` of an open file, as bytes (FS_IOC_FSGETXATTR, linux/fs.h).
+/// Returns the `struct fsxattr` of an open file, as bytes (FS_IOC_FSGETXATTR, linux/fs.h).
 pub fn get_file_attributes(fd: &impl AsFd) -> io::Result<[u8; 28]> {
     let mut found = [0; 28];
     // SAFETY: `fd` is open for the length of the call, which writes the 28 bytes that its number names.
@@ -62,7 +62,7 @@ pub fn get_file_attributes(fd: &impl AsFd) -> io::Result<[u8; 28]> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(found) }
 }
 
-/// Sets what [`get_file_attributes`] gives (FS_IOC_FSSETXATTR).
+/// Sets the attributes that [`get_file_attributes`] returns (FS_IOC_FSSETXATTR).
 pub fn set_file_attributes(fd: &impl AsFd, attributes: &[u8; 28]) -> io::Result<()> {
     // SAFETY: `fd` is open for the length of the call, which reads the 28 bytes that its number names.
     let done = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), FS_IOC_FSSETXATTR, attributes.as_ptr()) };

@@ -1,10 +1,10 @@
-//! Read-only file mappings.
+//! Memory-mapped files, read-only.
 
 use std::fs::File;
 use std::io;
 use std::ops::Deref;
 
-/// Bytes that are either mapped from a file or owned.
+/// A byte buffer, either mapped from a file or owned.
 pub enum Bytes {
     /// A private read-only mapping of a whole file.
     Mapped(memmap2::Mmap),
@@ -25,9 +25,9 @@ impl Deref for Bytes {
 
 /// Maps the whole of `file` for reading.
 ///
-/// Only files of the store may be given: they are published by rename when complete and never written or cut
-/// afterwards, which is what a shared read of a mapping needs. An error of the disk under a mapping reaches a reader of
-/// it as SIGBUS, and a system call that is handed a piece of it as EFAULT.
+/// `file` must be a file of the store: those are published by rename when complete and never written or truncated
+/// afterwards, which the soundness of the mapping requires. After a disk error, reading the mapping raises SIGBUS,
+/// and a system call on a part of it fails with EFAULT.
 pub fn map(file: &File) -> io::Result<Bytes> {
     if file.metadata()?.len() == 0 {
         return Ok(Bytes::Owned(Vec::new()));

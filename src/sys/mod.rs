@@ -1,4 +1,4 @@
-//! Every system call that std lacks, and all `unsafe` code, behind safe typed wrappers.
+//! System calls that std lacks, behind safe typed wrappers. Contains all `unsafe` code.
 
 mod fd;
 mod map;

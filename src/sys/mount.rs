@@ -1,4 +1,4 @@
-//! Mounts: taking them down, and what the kernel keeps for them.
+//! Mounts: mounting FUSE file systems, unmounting, remounting, and the mount table.
 
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use std::ffi::{CString, OsStr};
@@ -10,14 +10,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// The device number (`st_dev`) of the file system that is mounted at `path`. It is not asked for anything: a process that
-/// asks the mount that it serves itself, and is killed meanwhile, could never end.
+/// Returns the device number (`st_dev`) of the file system mounted at `path`, without a request to the file system: a
+/// process that waits for a request to its own mount and is killed meanwhile could never end.
 pub fn device_of(path: &Path) -> io::Result<u64> {
     let known = rustix::fs::statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::empty())?;
     Ok(libc::makedev(known.stx_dev_major, known.stx_dev_minor))
 }
 
-/// What a mount allows; see mount(2).
+/// Mount flags, as permissions; see mount(2).
 #[derive(Clone, Copy, Debug)]
 pub struct MountFlags {
     /// Files can be changed.
@@ -30,8 +30,8 @@ pub struct MountFlags {
     pub exec: bool,
 }
 
-/// Mounts a FUSE file system, of type `fuse.SUBTYPE`, and gives the connection on which its requests come.
-/// `options` are the kernel's (`allow_other`, `default_permissions`). EPERM where the caller may not mount.
+/// Mounts a FUSE file system of type `fuse.SUBTYPE` and returns the descriptor of its connection. `options` are those
+/// of the kernel (`allow_other`, `default_permissions`). EPERM if the caller may not mount.
 pub fn mount_fuse(source: &str, subtype: &str, at: &Path, flags: MountFlags, options: &[&str]) -> io::Result<OwnedFd> {
     let device = File::options().read(true).write(true).open("/dev/fuse")?;
     let (fd, mode) = (device.as_raw_fd(), std::fs::metadata(at)?.mode());
@@ -42,7 +42,7 @@ pub fn mount_fuse(source: &str, subtype: &str, at: &Path, flags: MountFlags, opt
     let (source, kind) = (CString::new(source)?, CString::new(format!("fuse.{subtype}"))?);
     let target = CString::new(at.as_os_str().as_bytes())?;
     let bit = |allowed: bool, bit: libc::c_ulong| if allowed { 0 } else { bit };
-    // No access time is ever written, so no reader shall think that one might be.
+    // MS_NOATIME: plyfs never writes access times, and the mount table must show that.
     let bits = libc::MS_NOATIME
         | bit(flags.write, libc::MS_RDONLY)
         | bit(flags.suid, libc::MS_NOSUID)
@@ -55,8 +55,9 @@ pub fn mount_fuse(source: &str, subtype: &str, at: &Path, flags: MountFlags, opt
     }
 }
 
-/// Unmounts what is mounted at `path`. With `detach` it leaves the tree of mounts at once, though files of it may be in
-/// use; without, that is EBUSY. A user without the privilege goes through fusermount3, which lets him take down his own.
+/// Unmounts the topmost mount at `path`. With `detach` (MNT_DETACH) a mount in use is removed from the mount tree at
+/// once; without, the error is EBUSY. An unprivileged user unmounts through fusermount3, which only allows the user's
+/// own mounts.
 pub fn unmount(path: &Path, detach: bool) -> io::Result<()> {
     let c_path = CString::new(path.as_os_str().as_bytes())?;
     let flags = libc::UMOUNT_NOFOLLOW | if detach { libc::MNT_DETACH } else { 0 };
@@ -76,7 +77,7 @@ pub fn unmount(path: &Path, detach: bool) -> io::Result<()> {
     if output.status.success() {
         return Ok(());
     }
-    // It tells its reason in words only; the one that matters is that the mount is in use.
+    // fusermount3 reports the reason as text only; the one to tell apart is that the mount is in use.
     let said = String::from_utf8_lossy(&output.stderr);
     if said.is_empty() || said.contains("busy") {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
@@ -84,16 +85,17 @@ pub fn unmount(path: &Path, detach: bool) -> io::Result<()> {
     Err(io::Error::other(said.lines().next().unwrap_or_default().to_string()))
 }
 
-/// What a remount sets, whatever was set before; access times stay as they were if nothing is said of them. See mount(2).
+/// The flags of a remount. They replace the flags of the mount, except that without an access time flag that setting
+/// stays unchanged. See mount(2).
 pub use rustix::mount::MountFlags as RemountFlags;
 
-/// Changes what the file system mounted at `path` allows, at this mountpoint and, read-only and read-write, at all. EBUSY
-/// where it is to be read-only and files are open for writing.
+/// Changes the flags of the mount at `path`; RDONLY also those of the file system at all its mountpoints. EBUSY if it
+/// is to become read-only while files are open for writing.
 pub fn remount(path: &Path, flags: RemountFlags) -> io::Result<()> {
     Ok(rustix::mount::mount_remount(path, flags, c"")?)
 }
 
-/// The flags that a remount of the mount at `path` must name to change nothing.
+/// Returns the current flags of the mount at `path`: a remount with these changes nothing.
 pub fn remount_flags(path: &Path) -> io::Result<RemountFlags> {
     let all = RemountFlags::RDONLY
         | RemountFlags::NOSUID
@@ -105,35 +107,35 @@ pub fn remount_flags(path: &Path) -> io::Result<RemountFlags> {
     Ok(RemountFlags::from_bits_truncate(u32::try_from(bits & u64::from(all.bits())).unwrap_or_default()))
 }
 
-/// Whether the file system mounted at `path`, which the kernel lets be written, takes changes itself: asked to remove an
-/// extended attribute that is not there, one that takes none says EROFS.
+/// Whether the server of the file system at `path` accepts changes; the mount must be read-write. Probes by removing an
+/// extended attribute that does not exist: a read-only server returns EROFS.
 pub fn takes_changes(path: &Path) -> bool {
     rustix::fs::removexattr(path, "user.plyfs-remount-probe") != Err(rustix::io::Errno::ROFS)
 }
 
-/// Whether what is mounted at `path` is a FUSE file system that no process serves any more (ENOTCONN).
+/// Whether the mount at `path` is a FUSE file system whose server has ended (ENOTCONN).
 pub fn is_disconnected(path: &Path) -> bool {
     rustix::fs::statfs(path).is_err_and(|e| e == rustix::io::Errno::NOTCONN)
 }
 
-/// Sets how far the kernel reads ahead on the file system with that device number. Only root may.
+/// Sets the kernel's read-ahead for the file system with that device number. Requires root.
 pub fn set_read_ahead(device: u64, kib: u32) -> io::Result<()> {
     let (major, minor) = (libc::major(device), libc::minor(device));
     std::fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), kib.to_string())
 }
 
-/// One line of the table of mounts.
+/// An entry of the mount table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountedAt {
     /// The device number of the file system (`st_dev`).
     pub device: u64,
-    /// Where.
+    /// The mountpoint.
     pub mountpoint: std::path::PathBuf,
-    /// The type, with a subtype behind a dot: `fuse.plyfs`.
+    /// The file system type with its subtype: `fuse.plyfs`.
     pub kind: String,
 }
 
-/// The mounts that this process sees, in the order they were made (proc_pid_mountinfo(5)).
+/// Returns the mounts of this process's mount namespace, oldest first (proc_pid_mountinfo(5)).
 pub fn mounts() -> io::Result<Vec<MountedAt>> {
     Ok(parse_mountinfo(&std::fs::read("/proc/self/mountinfo")?))
 }
@@ -151,7 +153,7 @@ fn parse_mountinfo(table: &[u8]) -> Vec<MountedAt> {
     table.split(|b| *b == b'\n').filter_map(line).collect()
 }
 
-/// The kernel writes space, tab, newline and backslash as a backslash and three octal digits.
+/// Decodes the kernel's escapes: a backslash and three octal digits for space, tab, newline and backslash.
 fn unescape(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -176,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_of_mounts_is_read() {
+    fn mountinfo_is_parsed() {
         let table = b"22 1 254:0 / / rw - ext4 /dev/vda rw\n\
             40 22 0:38 / /mnt/a\\040b\\134 rw,nosuid shared:1 master:2 - fuse.plyfs deb:1 rw,user_id=0\nshort\n";
         let found = parse_mountinfo(table);

@@ -1,7 +1,7 @@
-//! Namespaces and the mounts in them. Mounts are made detached and put in place by descriptors, so that no name is
-//! resolved a second time by whoever may have changed it.
+//! Linux namespaces: unshare, setns, pivot_root; and the detached mounts to build a root file system from. Mounts are
+//! created detached and attached through descriptors, so that no path is resolved twice, with a race in between.
 //!
-//! A mount can only be copied within its own mount namespace: what is to be bound is opened after [`unshare`].
+//! A mount can only be copied within its own mount namespace: open the source of a bind mount after [`unshare`].
 
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
@@ -11,21 +11,21 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-/// Which namespaces of its own a process gets.
+/// A set of namespaces to create.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[allow(missing_docs, reason = "each is the namespace of its name, see namespaces(7)")]
 pub struct Namespaces {
     pub user: bool,
     pub mount: bool,
-    /// For its children; the first of them is process 1 there.
+    /// Takes effect for the children; the first one becomes PID 1.
     pub pid: bool,
     pub network: bool,
     pub uts: bool,
     pub ipc: bool,
 }
 
-/// Takes the process out of the namespaces that it shares with others. In a new user namespace it has all capabilities,
-/// and nobody's number until its maps are written.
+/// Moves the process into new namespaces (unshare(2)). In a new user namespace it has all capabilities, and the
+/// overflow user ID until the ID maps are written.
 pub fn unshare(what: Namespaces) -> io::Result<()> {
     let all = [
         (what.user, libc::CLONE_NEWUSER),
@@ -41,30 +41,31 @@ pub fn unshare(what: Namespaces) -> io::Result<()> {
     if unsafe { libc::unshare(flags) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Moves the process into the mount namespace that `namespace`, an open `/proc/PID/ns/mnt`, stands for.
+/// Moves the process into a mount namespace, given by an open `/proc/PID/ns/mnt` (setns(2)).
 pub fn enter_mount_namespace(namespace: &impl AsFd) -> io::Result<()> {
     Ok(rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))?)
 }
 
-/// Moves the process into the user namespace that `namespace`, an open `/proc/PID/ns/user`, stands for. It has all
-/// capabilities there.
+/// Moves the process into a user namespace, given by an open `/proc/PID/ns/user` (setns(2)). It gains all capabilities
+/// there.
 pub fn enter_user_namespace(namespace: &impl AsFd) -> io::Result<()> {
     Ok(rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::User))?)
 }
 
-/// Has the children of this process begin in the process namespace that `namespace`, an open `/proc/PID/ns/pid`, stands for.
+/// Selects the PID namespace of future children, given by an open `/proc/PID/ns/pid` (setns(2)). This process stays
+/// in its own.
 pub fn enter_process_namespace(namespace: &impl AsFd) -> io::Result<()> {
     Ok(rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::ProcessID))?)
 }
 
-/// Cuts a new mount namespace off: nothing that is mounted in it is seen outside. What is unmounted outside goes here
-/// too, so that this process keeps no medium busy.
+/// Makes all mounts of a new mount namespace slaves (MS_SLAVE): mounts made in it are not visible outside, but an
+/// unmount outside propagates into it, so that this process keeps no medium busy.
 pub fn isolate_mounts() -> io::Result<()> {
     let how = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     Ok(rustix::mount::mount_change("/", how)?)
 }
 
-/// Makes a file system of the kernel's, `proc` or `tmpfs`, that is not mounted anywhere yet. No set-id bits work in it.
+/// Creates a kernel file system (`proc`, `tmpfs`) as a detached mount (fsopen(2), fsmount(2)), always with nosuid.
 pub fn new_file_system(kind: &str, settings: &[(&str, &str)], more: Restrictions) -> io::Result<OwnedFd> {
     let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     for (key, value) in settings {
@@ -82,19 +83,19 @@ pub fn new_file_system(kind: &str, settings: &[(&str, &str)], more: Restrictions
     Ok(rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags)?)
 }
 
-/// What a mount does not allow.
+/// Restrictions of a mount.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Restrictions {
-    /// Nothing in it can be changed.
+    /// Read-only.
     pub read_only: bool,
-    /// Device nodes do not work.
+    /// Device nodes do not work (nodev).
     pub no_devices: bool,
-    /// No program can be run.
+    /// Programs cannot be executed (noexec).
     pub no_programs: bool,
 }
 
-/// Copies what is mounted at a file or directory of this mount namespace, with all that is mounted below, as a mount that
-/// is nowhere yet. What is mounted or unmounted at the source later is not seen in it.
+/// Clones the mount tree at a file or directory of this mount namespace, with all submounts, as a detached private
+/// mount (open_tree(2)). Later mounts and unmounts at the source do not propagate into it.
 pub fn copy_mount(source: &impl AsFd) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -105,8 +106,8 @@ pub fn copy_mount(source: &impl AsFd) -> io::Result<OwnedFd> {
     Ok(copy)
 }
 
-/// Copies the one mount that a directory is on, from that directory down, as a mount that is nowhere yet: read-only, without
-/// access times, and without what is mounted over it.
+/// Clones the mount that contains a directory, from that directory down and without submounts, as a detached private
+/// mount: read-only and noatime.
 pub fn quiet_copy(source: &impl AsFd) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let copy = rustix::mount::open_tree(source, "", flags)?;
@@ -120,13 +121,13 @@ pub fn quiet_copy(source: &impl AsFd) -> io::Result<OwnedFd> {
     Ok(copy)
 }
 
-/// Makes a copied mount and all below it read-only. Everything else stays: in a user namespace what a mount forbids
-/// already may not be allowed again, so a remount would have to know it.
+/// Makes a detached mount and its submounts read-only (mount_setattr(2)). All other flags stay: in a user namespace
+/// restrictions of a mount are locked, and a remount would have to repeat them.
 pub fn make_read_only(mount: &impl AsFd) -> io::Result<()> {
     set_attributes(mount, &Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() })
 }
 
-/// Puts a mount that is nowhere yet at a directory or file, over what is there.
+/// Attaches a detached mount at a directory or file, covering it (move_mount(2)).
 pub fn attach(mount: &impl AsFd, at: &impl AsFd) -> io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     Ok(rustix::mount::move_mount(mount, "", at, "", flags)?)
@@ -160,18 +161,18 @@ fn set_attributes(mount: &impl AsFd, attributes: &Attributes) -> io::Result<()> 
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Makes the mount whose root `root` is the root of this process's mount namespace, and lets go of all other mounts in
-/// it. The working directory is the new root then.
+/// Makes the mount with the root directory `root` the root of this process's mount namespace (pivot_root(2)),
+/// detaches all other mounts in it, and changes to the new root directory.
 pub fn enter_root(root: BorrowedFd) -> io::Result<()> {
     rustix::process::fchdir(root)?;
-    // The old root lies on the new one after this, and goes from there.
+    // Stacks the old root on top of the new one; the unmount then detaches the old root (pivot_root(2), NOTES).
     rustix::process::pivot_root(".", ".")?;
     rustix::mount::unmount(".", UnmountFlags::DETACH)?;
     Ok(rustix::process::chdir("/")?)
 }
 
-/// Whose rights the process has from now on, with all its threads. Supplementary groups stay as they are if none are
-/// given, and where they may not be set, as in a user namespace without group numbers of its own.
+/// Sets the user, group and supplementary groups of the process, for all its threads. With `None`, and where
+/// setgroups is denied, as in a user namespace with a single group ID, the supplementary groups stay unchanged.
 pub fn become_user(uid: u32, gid: u32, groups: Option<&[u32]>) -> io::Result<()> {
     let done = groups.map_or(Ok(()), set_groups);
     done.or_else(|e| if groups_are_fixed() { Ok(()) } else { Err(e) })?;
@@ -190,12 +191,13 @@ pub fn set_groups(groups: &[u32]) -> io::Result<()> {
     }
 }
 
+/// Whether the user namespace denies setgroups(2).
 fn groups_are_fixed() -> bool {
     std::fs::read("/proc/self/setgroups").is_ok_and(|said| said.starts_with(b"deny"))
 }
 
-/// Has the kernel kill this process when the thread that forked it ends. A parent that ended before is not noticed, and
-/// [`become_user`] and a set-id program undo it.
+/// Makes the kernel kill this process when the thread that forked it ends (PR_SET_PDEATHSIG). Has no effect if the
+/// parent ended before; [`become_user`] and executing a set-ID program clear it.
 pub fn die_with_parent() -> io::Result<()> {
     Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?)
 }

@@ -1,4 +1,4 @@
-//! Processes: who we are, going into the background, signals.
+//! Processes: user, limits, fork, daemonizing, signals.
 
 use std::ffi::{CStr, OsStr, OsString};
 use std::fs::File;
@@ -11,18 +11,18 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// Whether the process acts as root (effective user 0), in whatever user namespace it is.
+/// Whether the effective user ID is 0, in the current user namespace.
 pub fn is_root() -> bool {
     // SAFETY: geteuid takes nothing and cannot fail.
     unsafe { libc::geteuid() == 0 }
 }
 
-/// The name of the user with that number, if this machine knows one.
+/// Returns the name of the user with that ID; `None` if the user database has none.
 pub fn user_name(uid: u32) -> Option<OsString> {
     let mut buffer = vec![0; 16 << 10];
     let (mut found, mut entry) = (std::ptr::null_mut(), MaybeUninit::<libc::passwd>::uninit());
-    // SAFETY: all pointers are to live values of the right type, and the length is the buffer's. `found` is null or points
-    // to the entry, which the call has filled then, with pointers to NUL-terminated strings in the buffer.
+    // SAFETY: all pointers are to live values of the right type, and the length is the buffer's. `found` is null or
+    // points to the entry, which the call has filled then, with pointers to NUL-terminated strings in the buffer.
     unsafe {
         let failed = libc::getpwuid_r(uid, entry.as_mut_ptr(), buffer.as_mut_ptr(), buffer.len(), &mut found);
         if failed != 0 || found.is_null() {
@@ -32,7 +32,7 @@ pub fn user_name(uid: u32) -> Option<OsString> {
     }
 }
 
-/// Lets the process open as many descriptors as it may at most, and gives their number.
+/// Raises the soft limit of open file descriptors to the hard limit, and returns it.
 pub fn raise_descriptor_limit() -> io::Result<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: both calls are given a live value of the right type.
@@ -45,29 +45,29 @@ pub fn raise_descriptor_limit() -> io::Result<u64> {
     if done { Ok(limit.rlim_cur) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The directory of a process or thread in /proc. `None` for 0, which stands for one without a number in this PID namespace,
-/// and where /proc is that of another PID namespace, whose numbers stand for others.
+/// Returns the /proc directory of a process or thread. `None` for ID 0, which means that it has no ID in this PID
+/// namespace, and if /proc belongs to another PID namespace, where the ID would name another process.
 pub fn proc_dir(id: u32) -> Option<PathBuf> {
-    static IS_OURS: OnceLock<bool> = OnceLock::new();
-    let names_us =
+    static IS_OWN_PROC: OnceLock<bool> = OnceLock::new();
+    let has_own_pid =
         || std::fs::read_link("/proc/self").is_ok_and(|own| own == Path::new(&std::process::id().to_string()));
-    (id != 0 && *IS_OURS.get_or_init(names_us)).then(|| Path::new("/proc").join(id.to_string()))
+    (id != 0 && *IS_OWN_PROC.get_or_init(has_own_pid)).then(|| Path::new("/proc").join(id.to_string()))
 }
 
-/// The two sides of [`fork`].
+/// The result of [`fork`] in each process.
 pub enum Fork {
-    /// The process that was there, and the child's number.
+    /// In the parent: the child's PID.
     Parent(i32),
-    /// The new one.
+    /// In the child.
     Child,
 }
 
-/// Splits the process in two.
+/// Forks the process.
 ///
-/// The process must have one thread: locks that another thread held would stay held in the child for ever. That is
-/// checked, and more threads are an error.
+/// The process must have a single thread, or locks held by other threads would stay locked in the child. More threads
+/// are an error.
 pub fn fork() -> io::Result<Fork> {
-    must_be_alone()?;
+    require_single_thread()?;
     // SAFETY: with one thread, checked above, no lock can be held by a thread that the child lacks, and no other thread
     // can be started meanwhile, as this one is here.
     match unsafe { libc::fork() } {
@@ -77,8 +77,8 @@ pub fn fork() -> io::Result<Fork> {
     }
 }
 
-/// [`fork`], with the child as process 1 of a new process namespace: when it ends, all others there are killed. This
-/// process stays outside, and may start threads.
+/// Forks with the child as PID 1 of a new PID namespace (clone3(2)): when it ends, the kernel kills all other
+/// processes in the namespace. This process stays outside, and may start threads afterwards. See [`fork`].
 pub fn fork_first() -> io::Result<Fork> {
     /// `struct clone_args` in its first version (linux/sched.h).
     #[repr(C)]
@@ -89,12 +89,12 @@ pub fn fork_first() -> io::Result<Fork> {
         exit_signal: u64,
         stack_and_tls: [u64; 3],
     }
-    must_be_alone()?;
+    require_single_thread()?;
     let arguments =
         Arguments { flags: libc::CLONE_NEWPID as u64, exit_signal: libc::SIGCHLD as u64, ..Arguments::default() };
-    // SAFETY: the call reads as many bytes of live plain data as it is told. Without CLONE_VM and with no stack given it
-    // is a fork, sound for the reason given there; handlers that libraries want run at a fork guard the locks of other
-    // threads, and there are none.
+    // SAFETY: the call reads as many bytes of live plain data as it is told. Without CLONE_VM and with no stack given
+    // it is a fork, sound for the reason given there; handlers that libraries want run at a fork guard the locks of
+    // other threads, and there are none.
     match unsafe { libc::syscall(libc::SYS_clone3, std::ptr::from_ref(&arguments), size_of::<Arguments>()) } {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Fork::Child),
@@ -102,15 +102,14 @@ pub fn fork_first() -> io::Result<Fork> {
     }
 }
 
-fn must_be_alone() -> io::Result<()> {
+fn require_single_thread() -> io::Result<()> {
     if std::fs::read_dir("/proc/self/task")?.count() == 1 {
         return Ok(());
     }
     Err(io::Error::other("cannot make a process of its own with several threads running"))
 }
 
-/// Closes the descriptors above standard error that the program was started with. A daemon that kept them would keep
-/// whoever reads the other end of a pipe waiting for it.
+/// Closes inherited descriptors above 2. A daemon that kept a pipe open would block the reader at its other end.
 pub fn close_inherited() -> io::Result<()> {
     let listed = std::fs::read_dir("/proc/self/fd")?;
     let numbers: Vec<i32> = listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
@@ -128,8 +127,8 @@ pub fn close_inherited() -> io::Result<()> {
     Ok(())
 }
 
-/// Leaves the terminal and its signals behind: a session of its own, `/` as the working directory, nothing to read, and
-/// standard output and error going to `log`.
+/// Daemonizes the process: new session, working directory `/`, standard input from /dev/null, standard output and
+/// error to `log`.
 pub fn detach_from_terminal(log: &File) -> io::Result<()> {
     let null = File::open("/dev/null")?;
     std::env::set_current_dir("/")?;
@@ -144,7 +143,8 @@ pub fn detach_from_terminal(log: &File) -> io::Result<()> {
     if done { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-const ENDING: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+/// The signals that end the program.
+const TERMINATION_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
 fn is_ignored(signal: i32) -> io::Result<bool> {
     // SAFETY: a sigaction is plain data of integers and pointers, for which zeroes are valid; the call fills the live
@@ -156,11 +156,11 @@ fn is_ignored(signal: i32) -> io::Result<bool> {
     if failed == 0 { Ok(action.sa_sigaction == libc::SIG_IGN) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Has a program begin with no signal held back or ignored, whatever this process and its parents did.
+/// Makes the program start with no signal blocked or ignored, whatever it would inherit.
 pub fn begin_with_all_signals(command: &mut Command) -> &mut Command {
     let reset = || {
-        // SAFETY: between fork and exec only such calls are sound as signal handlers may make, and these are; the set is a
-        // live local, which sigemptyset initialises. What cannot be reset (SIGKILL, SIGSTOP) fails and stays.
+        // SAFETY: between fork and exec only such calls are sound as signal handlers may make, and these are; the set
+        // is a live local, which sigemptyset initialises. What cannot be reset (SIGKILL, SIGSTOP) fails and stays.
         let failed = unsafe {
             for signal in 1..=libc::SIGRTMAX() {
                 libc::signal(signal, libc::SIG_DFL);
@@ -175,57 +175,57 @@ pub fn begin_with_all_signals(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(reset) }
 }
 
-/// What whoever runs a program for somebody passes on to it.
-const PASSED_ON: [i32; 7] =
+/// The signals to forward to a child.
+const FORWARDED_SIGNALS: [i32; 7] =
     [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGWINCH];
 
-/// Signals held back from all threads that are started later, and taken by [`Signals::wait`].
+/// Blocked signals, received by [`Signals::wait`]. Threads started later inherit the signal mask.
 pub struct Signals {
     set: libc::sigset_t,
     before: libc::sigset_t,
 }
 
-/// A signal that came.
+/// A received signal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Received {
-    /// A child has ended, or several.
+    /// One or more children have ended (SIGCHLD).
     Child,
-    /// A signal that is to be passed on.
+    /// A signal to forward to the child.
     PassOn(i32),
-    /// One that all processes of the terminal's foreground got: nobody needs to pass it on.
+    /// A signal from the terminal, which the kernel sent to the whole foreground process group: need not be forwarded.
     FromTerminal(i32),
 }
 
 impl Signals {
-    /// Holds back SIGTERM, SIGINT and SIGHUP. Call before any thread is started, for threads inherit it.
+    /// Blocks SIGTERM, SIGINT and SIGHUP. Call it before starting threads, which inherit the signal mask.
     pub fn block() -> io::Result<Signals> {
-        Signals::hold_back(&ENDING)
+        Signals::block_set(&TERMINATION_SIGNALS)
     }
 
-    /// [`Signals::block`] without those that the program was started to ignore, as by nohup(1) or, in the background of
-    /// a script, SIGINT by the shell.
+    /// As [`Signals::block`], except for signals that are ignored since the program's start: by nohup(1), or SIGINT
+    /// in a background job of a shell script.
     pub fn block_heeded() -> io::Result<Signals> {
-        let mut heeded = Vec::new();
-        for signal in ENDING {
+        let mut not_ignored = Vec::new();
+        for signal in TERMINATION_SIGNALS {
             if !is_ignored(signal)? {
-                heeded.push(signal);
+                not_ignored.push(signal);
             }
         }
-        Signals::hold_back(&heeded)
+        Signals::block_set(&not_ignored)
     }
 
-    /// Holds back what is to be passed on to a child, the news that one has ended, and what would stop the process for
-    /// using the terminal from the background.
+    /// Blocks the signals to forward to a child, SIGCHLD, and SIGTTOU, which would stop the process when it uses the
+    /// terminal from the background.
     pub fn block_for_child() -> io::Result<Signals> {
         // SAFETY: no handler is set, so none can be wrong; a parent that ignored the signal has handed that down, and
         // then no child could be waited for.
         unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
-        Signals::hold_back(&[&PASSED_ON[..], &[libc::SIGCHLD, libc::SIGTTOU]].concat())
+        Signals::block_set(&[&FORWARDED_SIGNALS[..], &[libc::SIGCHLD, libc::SIGTTOU]].concat())
     }
 
-    fn hold_back(signals: &[i32]) -> io::Result<Signals> {
-        // SAFETY: a sigset_t is plain data that sigemptyset and pthread_sigmask initialise before anything reads it; the
-        // pointers are to live locals.
+    fn block_set(signals: &[i32]) -> io::Result<Signals> {
+        // SAFETY: a sigset_t is plain data that sigemptyset and pthread_sigmask initialise before anything reads it;
+        // the pointers are to live locals.
         let (set, before, failed) = unsafe {
             let (mut set, mut before) = (std::mem::zeroed(), std::mem::zeroed());
             libc::sigemptyset(&mut set);
@@ -238,7 +238,7 @@ impl Signals {
         if failed == 0 { Ok(Signals { set, before }) } else { Err(io::Error::from_raw_os_error(failed)) }
     }
 
-    /// Has them come to this thread again as they did before.
+    /// Restores this thread's previous signal mask.
     pub fn let_through(&self) -> io::Result<()> {
         // SAFETY: the pointer is to a live set that pthread_sigmask itself filled.
         match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut()) } {
@@ -247,7 +247,7 @@ impl Signals {
         }
     }
 
-    /// Waits for the next of them.
+    /// Waits for the next of the signals and returns its number.
     pub fn wait(&self) -> io::Result<i32> {
         let mut signal = 0;
         // SAFETY: both pointers are to live values of the right type.
@@ -257,7 +257,7 @@ impl Signals {
         }
     }
 
-    /// Waits for the next of those of [`Signals::block_for_child`].
+    /// Waits for the next signal after [`Signals::block_for_child`]. Discards SIGTTOU.
     pub fn receive(&self) -> io::Result<Received> {
         loop {
             let mut info = MaybeUninit::<libc::siginfo_t>::uninit();
@@ -283,7 +283,7 @@ impl Signals {
     }
 }
 
-/// What an error of the system says, without the number that std adds.
+/// Returns an I/O error's message without the suffix ` (os error N)`.
 pub fn describe(error: &io::Error) -> String {
     let text = error.to_string();
     match text.find(" (os error ") {
@@ -292,7 +292,7 @@ pub fn describe(error: &io::Error) -> String {
     }
 }
 
-/// Whether an error is about this process, its rights or its limits, and so says nothing of the object.
+/// Whether an error is about this process, its permissions or its limits, and not about the file.
 pub fn is_callers(error: &io::Error) -> bool {
     use rustix::io::Errno as E;
     matches!(E::from_io_error(error), Some(E::ACCESS | E::PERM | E::MFILE | E::NFILE | E::NOMEM | E::INTR))

@@ -1,19 +1,19 @@
-//! Children and how they end.
+//! Child processes: waiting for them, exit status, kill.
 
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 use std::io;
 
-/// How a process ended.
+/// Exit status of a process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ended {
-    /// By itself, with this code.
+    /// Exited with this code.
     Code(i32),
-    /// By this signal.
+    /// Killed by this signal.
     Signal(i32),
 }
 
 impl Ended {
-    /// As a shell tells it: the code, or 128 and the signal.
+    /// Returns the exit code as a shell does: the code, or 128 plus the signal.
     pub fn code(self) -> i32 {
         match self {
             Ended::Code(code) => code,
@@ -22,7 +22,7 @@ impl Ended {
     }
 }
 
-/// Waits until that child has ended.
+/// Waits until the child has ended.
 pub fn wait_for(child: i32) -> io::Result<Ended> {
     loop {
         match rustix::process::waitpid(Pid::from_raw(child), WaitOptions::empty()) {
@@ -37,7 +37,8 @@ pub fn wait_for(child: i32) -> io::Result<Ended> {
     }
 }
 
-/// The next child that has ended, and how. None if none has and `block` does not say to wait, or if there are none.
+/// Waits for any child; returns its PID and exit status. `None` if there are no children, or, without `block`, if
+/// none has ended.
 pub fn wait_for_any(block: bool) -> io::Result<Option<(i32, Ended)>> {
     let options = if block { WaitOptions::empty() } else { WaitOptions::NOHANG };
     loop {
@@ -54,7 +55,7 @@ pub fn wait_for_any(block: bool) -> io::Result<Option<(i32, Ended)>> {
     }
 }
 
-/// None for one that only stopped or goes on.
+/// Converts a wait status; `None` if the process was only stopped or continued.
 fn ended(status: WaitStatus) -> Option<Ended> {
     status.exit_status().map(Ended::Code).or(status.terminating_signal().map(Ended::Signal))
 }
@@ -65,7 +66,8 @@ pub fn kill(process: i32, signal: i32) -> io::Result<()> {
     if unsafe { libc::kill(process, signal) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Ends a process that [`super::fork`] made, at once: nothing that it has from its parent is run or flushed.
+/// Exits a process created by [`super::fork`] at once, without exit handlers or flushing buffers inherited from the
+/// parent (_exit(2)).
 pub fn leave(code: i32) -> ! {
     // SAFETY: the call takes a number and does not return.
     unsafe { libc::_exit(code) }

@@ -1,4 +1,4 @@
-//! What templates work on, how Go prints it, and how it becomes JSON.
+//! Template values, with Go's printing (`%v`) and JSON encoding.
 
 use super::float;
 use serde_json::Value;
@@ -9,60 +9,60 @@ use std::rc::Rc;
 /// A value of a template. Cheap to clone.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Data {
-    /// Nothing at all: a key that is not there. Prints as `<no value>`.
+    /// The value of a missing map key. Prints as `<no value>`.
     Missing,
-    /// JSON's null, of no known type.
+    /// JSON's null: an untyped nil.
     Nil,
-    /// A map that was never made; `null` in JSON, `map[]` in print.
+    /// A nil map; `null` in JSON, `map[]` in print.
     NilMap,
-    /// A list that was never made; `null` in JSON, `[]` in print.
+    /// A nil slice; `null` in JSON, `[]` in print.
     NilList,
-    /// A truth.
+    /// A boolean.
     Bool(bool),
-    /// A whole number.
+    /// An integer.
     Int(i64),
-    /// Another number.
+    /// A floating-point number.
     Float(f64),
-    /// A text.
+    /// A string.
     Str(Rc<str>),
     /// A list.
     List(Rc<Vec<Data>>),
-    /// A map; keys that it does not have are no error.
+    /// A map; a missing key is no error.
     Map(Rc<BTreeMap<String, Data>>),
-    /// A thing with named fields; others are an error.
+    /// A struct; an unknown field is an error.
     Struct(Rc<Record>),
 }
 
-/// Named fields, in order.
+/// A struct: named fields, in order.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Record {
-    /// What the thing is called in errors.
+    /// The Go type name, for error messages.
     pub type_name: &'static str,
-    /// Its fields.
+    /// The fields.
     pub fields: Vec<(String, Data)>,
-    /// Fields that it has too, empty: JSON leaves them out.
+    /// Further fields, which are empty; JSON omits them.
     pub empty: Vec<(String, Data)>,
-    /// Whether its JSON escapes `<`, `>` and `&`, as Docker's tables do.
+    /// Whether the JSON encoding escapes `<`, `>` and `&`, as Docker's tables do.
     pub escape_html: bool,
 }
 
 impl Data {
-    /// A text.
+    /// Creates a string.
     pub fn str(text: impl AsRef<str>) -> Data {
         Data::Str(text.as_ref().into())
     }
 
-    /// A list of texts.
+    /// Creates a list of strings.
     pub fn strings<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> Data {
         Data::List(Rc::new(texts.into_iter().map(Data::str).collect()))
     }
 
-    /// A thing with these fields.
+    /// Creates a struct with these fields.
     pub fn record(type_name: &'static str, fields: Vec<(String, Data)>) -> Data {
         Data::Struct(Rc::new(Record { type_name, fields, empty: Vec::new(), escape_html: false }))
     }
 
-    /// The elements of a list, also of one never made.
+    /// The elements of a list, or of a nil slice.
     pub(super) fn as_list(&self) -> Option<&[Data]> {
         match self {
             Data::List(list) => Some(list),
@@ -71,7 +71,7 @@ impl Data {
         }
     }
 
-    /// About how many bytes its print takes.
+    /// The approximate length of the printed value, in bytes.
     pub(super) fn weight(&self) -> usize {
         let sum = |all: &mut dyn Iterator<Item = usize>| all.fold(2usize, usize::saturating_add);
         match self {
@@ -83,7 +83,7 @@ impl Data {
         }
     }
 
-    /// Whether `if` takes it for true.
+    /// Whether `if` treats the value as true.
     pub(super) fn truth(&self) -> bool {
         match self {
             Data::Missing | Data::Nil | Data::NilMap | Data::NilList => false,
@@ -97,7 +97,7 @@ impl Data {
         }
     }
 
-    /// Go's name of its type.
+    /// The Go type name.
     pub(super) fn type_name(&self) -> &'static str {
         let is_text = |d: &Data| matches!(d, Data::Str(_));
         match self {
@@ -116,7 +116,7 @@ impl Data {
         }
     }
 
-    /// As `%v` prints it.
+    /// Prints the value as `%v` does.
     pub(super) fn print(&self) -> String {
         let joined = |all: &mut dyn Iterator<Item = String>| all.collect::<Vec<_>>().join(" ");
         match self {
@@ -138,7 +138,7 @@ impl Data {
         }
     }
 
-    /// As Go's JSON encoder writes it, without a final newline.
+    /// Encodes the value as Go's JSON encoder does, without a final newline.
     pub fn json(&self) -> String {
         let mut out = String::new();
         self.write_json(&mut out, false);
@@ -210,7 +210,7 @@ fn push_escape(c: char, out: &mut String) {
 }
 
 impl From<&Value> for Data {
-    /// Plain JSON: objects become maps.
+    /// Converts plain JSON; objects become maps.
     fn from(value: &Value) -> Data {
         match value {
             Value::Null => Data::Nil,

@@ -1,19 +1,17 @@
-//! Running a parsed template.
+//! Template executor.
 //!
-//! `node` follows Go's: the last thing looked at is what an error names, even where that is odd.
+//! `node` mirrors Go's executor: an error names the node visited last, even where that is odd.
 
 use super::data::Data;
 use super::functions::{self, Param};
 use super::node::{Branch, Command, Expr, ExprKind, Node, Pipeline, Tree};
 use super::printf::quote;
-use super::{Functions, MissingKey};
+use super::{Functions, MissingKey, OUTPUT_MAX};
 
-/// How deep blocks, parentheses and calls of templates may nest while running.
+/// Maximum nesting of blocks, parentheses and template calls during execution.
 const DEPTH_MAX: usize = 200;
-/// How many steps a run may take.
+/// Maximum number of execution steps.
 const STEPS_MAX: usize = 4 << 20;
-/// How long the output, and any text on its way to it, may get.
-pub(super) const OUTPUT_MAX: usize = 16 << 20;
 
 type Result<T> = std::result::Result<T, String>;
 
@@ -23,7 +21,7 @@ struct State<'a> {
     functions: Functions,
     out: String,
     variables: Vec<(String, Data)>,
-    /// The template that runs, the position last looked at, and how that is shown.
+    /// The current template, and the position and text of the node visited last, for error messages.
     name: String,
     pos: usize,
     shown: String,
@@ -31,7 +29,7 @@ struct State<'a> {
     steps: usize,
 }
 
-/// Whether a loop goes on.
+/// Control flow of a loop body.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Flow {
     On,
@@ -39,7 +37,7 @@ enum Flow {
     Continue,
 }
 
-/// Runs it; the error is Go's message.
+/// Executes a template. The error is Go's message.
 pub(super) fn execute(tree: &Tree, data: &Data, missing: MissingKey, functions: Functions) -> Result<String> {
     let mut state = State {
         tree,
@@ -70,7 +68,7 @@ impl<'a> State<'a> {
         format!("template: :{line}:{column}: executing {} at <{}>: {what}", quote(&self.name), self.shown)
     }
 
-    fn deeper<T>(&mut self, run: impl FnOnce(&mut State<'a>) -> Result<T>) -> Result<T> {
+    fn nested<T>(&mut self, run: impl FnOnce(&mut State<'a>) -> Result<T>) -> Result<T> {
         self.depth += 1;
         self.steps += 1;
         if self.depth > DEPTH_MAX {
@@ -93,7 +91,7 @@ impl<'a> State<'a> {
     }
 
     fn list(&mut self, nodes: &'a [Node], dot: &Data) -> Result<Flow> {
-        self.deeper(|s| {
+        self.nested(|s| {
             for node in nodes {
                 match s.node(node, dot)? {
                     Flow::On => {}
@@ -110,7 +108,7 @@ impl<'a> State<'a> {
             Node::Action(pipeline) => {
                 let value = self.pipeline(pipeline, dot)?;
                 if pipeline.variables.is_empty() {
-                    // Go prints an untyped nil as nothing's value.
+                    // Go prints an untyped nil as `<no value>`.
                     let text = if value == Data::Nil { Data::Missing.print() } else { value.print() };
                     self.write(&text)?;
                 }
@@ -226,7 +224,7 @@ impl<'a> State<'a> {
 
     fn commands(&mut self, pipeline: &'a Pipeline, dot: &Data) -> Result<Data> {
         self.at(pipeline.pos, pipeline);
-        self.deeper(|s| {
+        self.nested(|s| {
             let mut value = None;
             for command in &pipeline.commands {
                 value = Some(s.command(command, dot, value)?);
@@ -256,7 +254,7 @@ impl<'a> State<'a> {
         }
     }
 
-    /// A field, a variable or a chain, with its fields followed.
+    /// Evaluates a field, a variable or a chain, with its fields.
     fn fields_of(&mut self, expr: &'a Expr, dot: &Data, has_args: bool) -> Result<Data> {
         self.at(expr.pos, expr);
         match &expr.kind {
@@ -277,7 +275,7 @@ impl<'a> State<'a> {
     }
 
     fn fields(&mut self, mut value: Data, names: &[String], has_args: bool) -> Result<Data> {
-        // What comes out of a map has no type of its own in Go.
+        // A map's values have the type interface{} in Go.
         let mut untyped = false;
         for (at, name) in names.iter().enumerate() {
             let has_args = has_args && at + 1 == names.len();
@@ -318,7 +316,7 @@ impl<'a> State<'a> {
         }
     }
 
-    /// What an operand stands for.
+    /// Evaluates an operand.
     fn value(&mut self, expr: &'a Expr, dot: &Data) -> Result<Data> {
         self.at(expr.pos, expr);
         match &expr.kind {
@@ -380,7 +378,7 @@ impl<'a> State<'a> {
         Err(self.error(format!("wrong number of args for {name}: want {least}{want} got {count}")))
     }
 
-    /// The argument as a function takes it. Constants have errors of their own.
+    /// Checks and converts an argument to a parameter's type. Constants have their own error messages.
     fn checked(&self, value: Data, param: Param, expr: Option<&Expr>) -> Result<Data> {
         let constant = expr.filter(|e| matches!(e.kind, ExprKind::Bool(_) | ExprKind::Number(..) | ExprKind::Text(..)));
         let fits = match param {

@@ -1,7 +1,6 @@
-//! Floating-point numbers as Go writes them.
+//! Floating-point formatting, as Go's strconv does it.
 
-/// `%v` and `%g`: the shortest text that reads back as the same number; an exponent below -4 and from 6 on is written
-/// out.
+/// `%v` and `%g`: the shortest text that parses to the same number; with an exponent if it is below -4 or at least 6.
 pub(super) fn general(value: f64) -> String {
     shortest(value, -4, 6)
 }
@@ -19,7 +18,7 @@ fn shortest(value: f64, low: i32, high: i32) -> String {
     format!("{value}")
 }
 
-/// As JSON has it; Go writes exponents below 1e-6 and from 1e21 on.
+/// JSON: with an exponent below 1e-6 and from 1e21 on, as Go does.
 pub(super) fn json(value: f64) -> String {
     if !value.is_finite() {
         return "null".into();
@@ -32,7 +31,7 @@ pub(super) fn json(value: f64) -> String {
     }
 }
 
-/// `%e` with so many decimals.
+/// `%e` with the given number of decimals.
 pub(super) fn scientific(value: f64, decimals: usize) -> String {
     if !value.is_finite() {
         return special(value).into();
@@ -44,7 +43,7 @@ pub(super) fn scientific(value: f64, decimals: usize) -> String {
     }
 }
 
-/// `%f` with so many decimals.
+/// `%f` with the given number of decimals.
 pub(super) fn fixed(value: f64, decimals: usize) -> String {
     if value.is_finite() { format!("{value:.decimals$}") } else { special(value).into() }
 }
@@ -62,7 +61,7 @@ fn signed(exponent: i32) -> String {
     format!("{sign}{:02}", exponent.abs())
 }
 
-/// `%.Ng`: so many significant digits.
+/// `%.Ng`: the given number of significant digits.
 pub(super) fn significant(value: f64, digits: usize) -> String {
     if !value.is_finite() {
         return special(value).into();

@@ -1,18 +1,17 @@
-//! The functions that templates may call: Go's, and Docker's.
+//! Template functions: Go's built-in ones, and Docker's.
 
-use super::Functions;
 use super::data::Data;
-use super::exec::OUTPUT_MAX;
 use super::printf::sprintf;
+use super::{Functions, OUTPUT_MAX};
 use std::cmp::Ordering;
 use std::fmt::Write;
 use std::rc::Rc;
 
 const TOO_LONG: &str = "the result is too long";
-/// More pieces than this no text is split into.
+/// Maximum number of parts that `split` returns.
 const PIECES_MAX: usize = 1 << 18;
 
-/// What a function takes in a place.
+/// The type of a parameter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Param {
     Any,
@@ -31,7 +30,7 @@ impl Param {
         }
     }
 
-    /// The same where a constant stands.
+    /// The type's name in errors about constant arguments.
     pub(super) fn constant_name(self) -> &'static str {
         match self {
             Param::Int => "integer",
@@ -40,7 +39,8 @@ impl Param {
     }
 }
 
-/// Name, parameters, and whether the last one may come any number of times. `and`, `or` and `call` are the executor's.
+/// All functions: name, parameters, and whether the last parameter is variadic. The executor implements `and`, `or` and
+/// `call`.
 const ALL: &[(&str, &[Param], bool)] = {
     use Param::{Any, Int, Text, Texts};
     &[
@@ -74,28 +74,29 @@ const ALL: &[(&str, &[Param], bool)] = {
     ]
 };
 
-fn row(name: &str) -> Option<&'static (&'static str, &'static [Param], bool)> {
+/// Looks a function up.
+fn signature(name: &str) -> Option<&'static (&'static str, &'static [Param], bool)> {
     ALL.iter().find(|(known, ..)| *known == name)
 }
 
-/// Whether there is such a function.
+/// Whether the function exists.
 pub(super) fn exists(name: &str) -> bool {
-    row(name).is_some()
+    signature(name).is_some()
 }
 
-/// How many arguments it needs, and whether it takes more.
+/// The minimum number of arguments, and whether the function accepts more.
 pub(super) fn arity(name: &str) -> (usize, bool) {
-    row(name).map_or((0, true), |(_, params, more)| (params.len() - usize::from(*more), *more))
+    signature(name).map_or((0, true), |(_, params, more)| (params.len() - usize::from(*more), *more))
 }
 
-/// What it takes in that place.
+/// The type of the parameter at that position.
 pub(super) fn param(name: &str, at: usize) -> Param {
-    row(name).and_then(|(_, params, _)| params.get(at).or(params.last())).copied().unwrap_or(Param::Any)
+    signature(name).and_then(|(_, params, _)| params.get(at).or(params.last())).copied().unwrap_or(Param::Any)
 }
 
 type Result<T> = std::result::Result<T, String>;
 
-/// Calls a function with as many arguments as it wants, of the types that it wants.
+/// Calls a function. The executor has checked the number and the types of the arguments.
 pub(super) fn call(name: &str, args: &[Data], functions: Functions) -> Result<Data> {
     let first = args.first().unwrap_or(&Data::Missing);
     let rest = args.get(1..).unwrap_or_default();
@@ -111,7 +112,7 @@ pub(super) fn call(name: &str, args: &[Data], functions: Functions) -> Result<Da
     if functions == Functions::Headings && changes {
         return Ok(first.clone());
     }
-    // A template may double a text again and again.
+    // Bounds the result: a template may double a string repeatedly.
     if args.iter().fold(0, |sum: usize, arg| sum.saturating_add(arg.weight())) > OUTPUT_MAX {
         return Err(TOO_LONG.into());
     }
@@ -144,7 +145,7 @@ pub(super) fn call(name: &str, args: &[Data], functions: Functions) -> Result<Da
     })
 }
 
-/// Go's Sprint: a space between operands neither of which is a text.
+/// Go's Sprint: adds a space between operands if neither is a string.
 fn sprint(args: &[Data]) -> String {
     let mut out = String::new();
     for (at, arg) in args.iter().enumerate() {
@@ -164,7 +165,7 @@ fn plain(args: &[Data]) -> String {
     }
 }
 
-/// Kinds that Go compares with each other.
+/// The class of a basic type: Go compares only values of the same class.
 fn kind(value: &Data) -> Option<u8> {
     match value {
         Data::Bool(_) => Some(0),
@@ -259,7 +260,7 @@ fn index(value: &Data, keys: &[Data]) -> Result<Data> {
             }
             (Data::Map(map), Data::Str(key)) => match map.get(&**key) {
                 Some(found) => found.clone(),
-                // The zero value of what the map holds.
+                // A missing key: the zero value of the map's element type.
                 None if value.type_name() == "map[string]string" => Data::str(""),
                 None => Data::Nil,
             },
@@ -358,7 +359,7 @@ fn urlquery(text: &str) -> String {
     out
 }
 
-/// Go's Title: a capital after everything that is no letter, digit or underscore.
+/// Go's Title: capitalizes each letter after a character other than a letter, digit or underscore.
 fn title(text: &str) -> String {
     let mut before = ' ';
     let mut out = String::with_capacity(text.len());

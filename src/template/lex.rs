@@ -1,4 +1,4 @@
-//! Tokens. An error is a token too: the parser reports it when it gets there, as Go's does.
+//! Template lexer. An error is a token too, which the parser reports when it reaches it, as Go's does.
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Kind {
@@ -30,9 +30,9 @@ pub(super) enum Kind {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Token {
     pub kind: Kind,
-    /// Where it begins, in bytes.
+    /// Offset in bytes.
     pub pos: usize,
-    /// Its line, from 1.
+    /// Line number, from 1.
     pub line: usize,
     pub text: String,
 }
@@ -49,7 +49,7 @@ struct Lexer<'a> {
 
 type Done = Result<(), String>;
 
-/// All tokens; the last one is [`Kind::Eof`] or [`Kind::Error`].
+/// Splits a template into tokens; the last one is [`Kind::Eof`] or [`Kind::Error`].
 pub(super) fn lex(input: &str) -> Vec<Token> {
     let mut lexer = Lexer { input, pos: 0, line: 1, parens: 0, tokens: Vec::new() };
     let last = match lexer.text() {
@@ -93,7 +93,7 @@ impl<'a> Lexer<'a> {
         self.skip(rest.find(|c| !wanted(c)).unwrap_or(rest.len()));
     }
 
-    /// A token of the next bytes.
+    /// Emits the next bytes as a token.
     fn emit(&mut self, kind: Kind, bytes: usize) {
         let (pos, line) = (self.pos, self.line);
         let text = self.rest()[..bytes].to_owned();
@@ -140,7 +140,7 @@ impl<'a> Lexer<'a> {
         Ok(())
     }
 
-    /// Whether the action ends here, and with a trim marker.
+    /// `Some` at a right delimiter; true if it has a trim marker.
     fn right_delim(&self) -> Option<bool> {
         let rest = self.rest();
         if rest.starts_with(is_space) && rest[1..].starts_with("-}}") {
@@ -198,7 +198,7 @@ impl<'a> Lexer<'a> {
         Ok(())
     }
 
-    /// A run of space; the last one may belong to a trim marker.
+    /// Emits a run of spaces, without the one that belongs to a trim marker.
     fn space(&mut self) {
         let rest = self.rest();
         let mut length = rest.find(|c| !is_space(c)).unwrap_or(rest.len());
@@ -225,7 +225,7 @@ impl<'a> Lexer<'a> {
         Err(unterminated.into())
     }
 
-    /// What may follow a word; else the character that may not.
+    /// Checks that a word of this length is followed by a terminator; else the error names the character.
     fn terminated(&self, length: usize) -> Done {
         let after = &self.rest()[length..];
         match after.chars().next() {
@@ -236,11 +236,11 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// `.Name` or `$name`, either of which may have no name.
+    /// Emits `.Name` or `$name`; the name may be empty.
     fn word(&mut self, kind: Kind) -> Done {
         let name = &self.rest()[1..];
         let length = 1 + name.find(|c| !is_word(c)).unwrap_or(name.len());
-        // A lone dot or dollar may only be followed by what ends a word too.
+        // Also checked for a lone dot or dollar sign.
         self.terminated(length)?;
         self.emit(if length == 1 && kind == Kind::Field { Kind::Dot } else { kind }, length);
         Ok(())
@@ -267,7 +267,7 @@ impl<'a> Lexer<'a> {
                 let bad = &self.rest()[..length + c.len_utf8()];
                 Err(format!("bad number syntax: {}", super::printf::quote(bad)))
             }
-            // `3-` and the like: two numbers need space between them.
+            // As in `3-4`: numbers must be separated by a space.
             Some(c @ ('+' | '-')) => {
                 Err(format!("bad number syntax: {}", super::printf::quote(&format!("{}{c}", &self.rest()[..length]))))
             }
@@ -279,7 +279,7 @@ impl<'a> Lexer<'a> {
     }
 }
 
-/// How far a number reaches: sign, digits of its base, fraction, exponent.
+/// The length of a number: sign, digits of its base, fraction, exponent.
 fn number_length(text: &str) -> usize {
     let bytes = text.as_bytes();
     let mut at = usize::from(matches!(bytes.first(), Some(b'+' | b'-')));

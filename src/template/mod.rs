@@ -1,10 +1,10 @@
-//! Go's text/template, as `--format` knows it: parsing, execution, Go's printing of values and Docker's functions.
+//! Go templates (text/template) for `--format`: parser, executor, Go's printing of values and Docker's functions.
 //!
-//! Texts, positions and errors are those of Go, compared with the real `docker` client over a long list of templates
-//! (`recorded.json`). What differs on purpose: nesting, output and work are bounded, so that no template exhausts the
-//! stack or the memory; complex numbers and hexadecimal floats are not known.
+//! Output, error messages and positions are those of Go, tested against recorded output of the `docker` client
+//! (`recorded.json`). Deliberate differences: nesting, output and steps are bounded, so that no template exhausts the
+//! stack or memory; complex numbers and hexadecimal floats are not supported.
 //!
-//! No I/O and nothing of plyfs: a template takes [`Data`] and gives text.
+//! Independent of the rest of plyfs, without I/O: a template takes [`Data`] and returns text.
 
 mod data;
 mod exec;
@@ -20,32 +20,35 @@ pub use printf::quote;
 
 use node::Tree;
 
-/// Why a template did not work; prints as Go's whole message.
+/// Maximum length of the output, and of any intermediate string, in bytes.
+const OUTPUT_MAX: usize = 16 << 20;
+
+/// A template error; displays Go's full message.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Error {
-    /// The text is no template.
+    /// A syntax error.
     #[error("template parsing error: {0}")]
     Parse(String),
-    /// It does not fit what it was given.
+    /// An error during execution: the template does not fit the data.
     #[error("template parsing error: {0}")]
     Exec(String),
 }
 
-/// What becomes of a key that a map does not have.
+/// Handling of missing map keys (Go's option `missingkey`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MissingKey {
-    /// It prints as `<no value>`.
+    /// The value prints as `<no value>`.
     NoValue,
-    /// It is an error.
+    /// A missing key is an error.
     Error,
 }
 
-/// Which functions a template may call.
+/// The set of functions that a template may call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Functions {
     /// Docker's, for data.
     Data,
-    /// Docker's for a table's headings: those that would change a text leave it as it is.
+    /// Docker's for table headings: functions that would change a string return it unchanged.
     Headings,
 }
 
@@ -61,7 +64,7 @@ impl Template {
         parse::parse(text).map(|tree| Template { tree }).map_err(Error::Parse)
     }
 
-    /// Runs it over `data`. On an error nothing of the output is returned.
+    /// Executes the template on `data`. On an error no output is returned.
     pub fn execute(&self, data: &Data, missing: MissingKey, functions: Functions) -> Result<String, Error> {
         exec::execute(&self.tree, data, missing, functions).map_err(Error::Exec)
     }
@@ -69,19 +72,19 @@ impl Template {
 
 #[cfg(test)]
 mod tests {
-    // Against what the real `docker` client printed.
+    // Compared with output of the `docker` client.
 
     use super::*;
     use proptest::prelude::*;
     use serde_json::Value;
     use std::rc::Rc;
 
-    /// `docker image inspect -f TEMPLATE` of docker 28 on the image in `data`: each template with what it printed, or with
-    /// its error and exit code. Left out is what plyfs has otherwise on purpose: how many levels of templates may call each
-    /// other, complex numbers, and the type that Go gives to numbers of unknown origin.
+    /// `docker image inspect -f TEMPLATE` of docker 28 on the image in `data`: each template with its output, or its
+    /// error and exit code. Omits the deliberate differences: maximum template depth, complex numbers, and the Go
+    /// type of numbers in untyped JSON.
     const RECORDED: &str = include_str!("recorded.json");
 
-    /// Docker tries the data as a thing with known fields first, and as a plain map when that fails.
+    /// Executes as Docker does: with the data as a struct first, and if that fails, as a map.
     fn as_docker(text: &str, data: &Value) -> Result<String, Error> {
         let template = Template::parse(text)?;
         let typed = template.execute(&typed(data), MissingKey::NoValue, Functions::Data);
@@ -116,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn as_the_docker_client_prints() {
+    fn output_and_errors_match_the_docker_client() {
         let recorded: Value = serde_json::from_str(RECORDED).unwrap();
         let mut wrong = Vec::new();
         for case in recorded["cases"].as_array().unwrap() {
@@ -136,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn headings_leave_texts_alone() {
+    fn functions_leave_headings_unchanged() {
         let template = Template::parse(r#"{{upper .A}} {{json .B}} {{truncate .A 1}} {{pad .A 1 1}}{{.C}}"#).unwrap();
         let data = Data::from(&serde_json::json!({"A": "Aa", "B": "Bb"}));
         let text = template.execute(&data, MissingKey::NoValue, Functions::Headings).unwrap();
@@ -144,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_and_columns() {
+    fn errors_name_line_and_column() {
         let error = |text: &str| as_docker(text, &serde_json::json!({})).unwrap_err().to_string();
         let head = "template parsing error: template: ";
         assert_eq!(error("a\nb{{.X}}"), format!("{head}:2:3: executing \"\" at <.X>: map has no entry for key \"X\""));
@@ -154,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_without_bounds() {
+    fn nesting_output_and_steps_are_bounded() {
         let run = |text: &str| as_docker(text, &serde_json::json!({}));
         let deep = |n: usize| format!("{}1{}", "{{if (1)}}".repeat(n), "{{end}}".repeat(n));
         assert!(run(&deep(20)).is_ok());
@@ -182,7 +185,7 @@ mod tests {
         #[test]
         fn no_text_makes_it_panic(text in r#"(\{\{-?|-?\}\}|[ .|()$"`'%,:=\-0-9]|if|end|else|range|with|define|template|index|slice|printf|len|eq|json|nil|true|\.X|\.L|"a"|\$x|\PC|\n){0,24}"#) {
             let data = serde_json::json!({"X": {"a": 1}, "L": ["é", 1.5, null]});
-            // Any outcome is right, as long as there is one.
+            // Any result is accepted, but no panic.
             let _outcome = as_docker(&text, &data);
         }
 

@@ -1,10 +1,10 @@
-//! The parsed form, and how Go shows it in errors.
+//! Template syntax tree, with Go's textual form of nodes for error messages.
 
 use super::data::Data;
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// A whole template with those that it defines.
+/// A parsed template and the templates it defines.
 #[derive(Clone, Debug)]
 pub(super) struct Tree {
     pub text: String,
@@ -24,7 +24,7 @@ pub(super) enum Node {
     Continue,
 }
 
-/// What `if`, `with` and `range` have in common.
+/// The parts of an `if`, `with` or `range` action.
 #[derive(Clone, Debug)]
 pub(super) struct Branch {
     pub pipeline: Pipeline,
@@ -35,9 +35,9 @@ pub(super) struct Branch {
 #[derive(Clone, Default, Debug)]
 pub(super) struct Pipeline {
     pub pos: usize,
-    /// Variables to be set, without `$`.
+    /// Variables to set, without `$`.
     pub variables: Vec<String>,
-    /// Whether they are there already.
+    /// Whether the variables are assigned (`=`), not declared (`:=`).
     pub assign: bool,
     pub commands: Vec<Command>,
 }
@@ -59,16 +59,16 @@ pub(super) enum ExprKind {
     Dot,
     Nil,
     Bool(bool),
-    /// A number or character and its text.
+    /// A number or character constant, and its source text.
     Number(Data, String),
-    /// A text, and as it was quoted.
+    /// A string, and its quoted source text.
     Text(String, String),
     Function(String),
     Field(Vec<String>),
-    /// A variable's name with its `$`, and fields of it.
+    /// A variable's name with the `$`, and the fields that follow.
     Variable(String, Vec<String>),
     Parens(Box<Pipeline>),
-    /// Fields of what is in parentheses or of a function's value.
+    /// Fields of an expression in parentheses or of a function's result.
     Chain(Box<Expr>, Vec<String>),
 }
 

@@ -1,4 +1,4 @@
-//! The parser, step by step as Go's, so that errors come out the same.
+//! Template parser. It mirrors Go's step by step, so that the error messages are the same.
 
 use super::data::Data;
 use super::functions;
@@ -7,7 +7,7 @@ use super::node::{Branch, Command, Expr, ExprKind, Node, Pipeline, Tree};
 use super::printf::quote;
 use std::collections::BTreeMap;
 
-/// How deep blocks and parentheses may nest.
+/// Maximum nesting of blocks and parentheses.
 const NESTING_MAX: usize = 60;
 
 struct Parser {
@@ -17,12 +17,12 @@ struct Parser {
     variables: Vec<String>,
     ranges: usize,
     nesting: usize,
-    /// Where the action that is being parsed began.
+    /// The line where the current action starts.
     action_line: usize,
     defined: BTreeMap<String, Vec<Node>>,
 }
 
-/// What ended a list of nodes.
+/// The action that ended a list of nodes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     End,
@@ -38,13 +38,13 @@ impl End {
 enum Item {
     Node(Node),
     End(End),
-    /// A definition leaves nothing where it stands.
+    /// A definition: no node.
     Nothing,
 }
 
 type Result<T> = std::result::Result<T, String>;
 
-/// Parses a whole template.
+/// Parses a template.
 pub(super) fn parse(text: &str) -> Result<Tree> {
     let mut parser = Parser {
         tokens: lex(text),
@@ -80,7 +80,7 @@ fn show(token: &Token) -> String {
 
 impl Parser {
     fn peek(&self) -> &Token {
-        // The last token stays: nothing comes after the end.
+        // The last token (end or error) is returned again and again.
         &self.tokens[self.at.min(self.tokens.len() - 1)]
     }
 
@@ -211,7 +211,7 @@ impl Parser {
             let chained = what != "range" && self.peek().kind == Kind::Keyword && self.peek().text == what;
             if chained {
                 self.next();
-                // One {{end}} ends them all.
+                // One {{end}} closes the whole chain of `else if` or `else with`.
                 let branch = self.nested(|p| p.control(what))?;
                 otherwise.push(if what == "if" { Node::If(branch) } else { Node::With(branch) });
             } else {
@@ -265,7 +265,7 @@ impl Parser {
         Ok(Item::Nothing)
     }
 
-    /// The body of a definition: a template of its own, with its own variables.
+    /// Parses the body of a definition: a separate template with its own variables.
     fn define(&mut self, name: &str, context: &str) -> Result<()> {
         let variables = std::mem::replace(&mut self.variables, vec!["$".into()]);
         let ranges = std::mem::take(&mut self.ranges);
@@ -438,7 +438,7 @@ impl Parser {
     }
 }
 
-/// The value of a number or of a character in quotes.
+/// Parses a number or a character constant.
 fn number(text: &str) -> Result<Data> {
     if text.starts_with('\'') {
         let value = unquote(text).ok_or("invalid syntax")?;
@@ -475,7 +475,7 @@ fn number(text: &str) -> Result<Data> {
     }
 }
 
-/// What a quoted text of Go means, in whichever quotes.
+/// Decodes a Go string or character literal with any kind of quotes; `None` if it is malformed.
 fn unquote(text: &str) -> Option<String> {
     let quote = text.chars().next()?;
     let inner = text.get(1..text.len().checked_sub(1)?)?;
@@ -506,7 +506,7 @@ fn unescape(chars: &mut std::str::Chars<'_>, quote: char, into: &mut Vec<u8>) ->
         'v' => '\u{b}',
         '\\' => '\\',
         c if c == quote => c,
-        // A byte of its own when written in octal or as \x.
+        // Octal and \x escapes are single bytes.
         'x' => return digits(chars, 16, 0, 2).and_then(|n| u8::try_from(n).ok()).map(|b| push(b, quote, into)),
         '0'..='7' => {
             let byte = digits(chars, 8, c.to_digit(8)?, 2).and_then(|n| u8::try_from(n).ok())?;
@@ -521,7 +521,7 @@ fn unescape(chars: &mut std::str::Chars<'_>, quote: char, into: &mut Vec<u8>) ->
     Some(())
 }
 
-/// In a character constant the number is the character; in a text it is a byte.
+/// Appends an octal or \x escape: a code point in a character constant, a byte in a string.
 fn push(byte: u8, quote: char, into: &mut Vec<u8>) {
     if quote == '\'' {
         into.extend(char::from(byte).encode_utf8(&mut [0; 4]).as_bytes());

@@ -1,11 +1,11 @@
-//! Go's Sprintf, for the verbs that make sense here.
+//! Go's Sprintf, for the verbs that apply to template values.
 
+use super::OUTPUT_MAX;
 use super::data::Data;
-use super::exec::OUTPUT_MAX;
 use super::float;
 use std::fmt::Write;
 
-/// Widths and precisions beyond this are errors in Go too.
+/// Maximum width and precision, as in Go; larger ones are errors.
 const WIDTH_MAX: usize = 1_000_000;
 
 #[derive(Clone, Copy, Default)]
@@ -26,7 +26,7 @@ struct Printer<'a> {
     out: String,
 }
 
-/// Formats as Go does; a wrong verb or argument shows in the text.
+/// Formats as Go does: a wrong verb or argument appears in the text, as `%!d(string=x)`.
 pub(super) fn sprintf(format: &str, args: &[Data]) -> Result<String, String> {
     let mut printer = Printer { args, next: 0, reordered: false, out: String::new() };
     let mut rest = format;
@@ -45,7 +45,7 @@ pub(super) fn sprintf(format: &str, args: &[Data]) -> Result<String, String> {
     Ok(printer.out)
 }
 
-/// An argument with its type, for complaints.
+/// Formats an argument with its type, for errors in the text.
 fn typed(arg: &Data) -> String {
     match arg {
         Data::Nil | Data::Missing => "<nil>".into(),
@@ -54,7 +54,7 @@ fn typed(arg: &Data) -> String {
 }
 
 impl Printer<'_> {
-    /// One directive behind its `%`; returns what comes after it.
+    /// Formats the directive after a `%`; returns the rest of the format.
     fn verb<'t>(&mut self, text: &'t str) -> &'t str {
         let mut spec = Spec::default();
         let mut rest = text;
@@ -98,7 +98,7 @@ impl Printer<'_> {
         rest
     }
 
-    /// `[n]`, which argument comes next.
+    /// Parses an argument index `[n]`.
     fn argument_number<'t>(&mut self, text: &'t str, good: &mut bool) -> &'t str {
         let Some((inner, after)) = text.strip_prefix('[').and_then(|t| t.split_once(']')) else { return text };
         self.reordered = true;
@@ -109,7 +109,7 @@ impl Printer<'_> {
         after
     }
 
-    /// Digits, or `*` for an argument.
+    /// Parses a width or precision: digits, or `*` for an argument.
     fn number<'t>(&mut self, text: &'t str, good: &mut bool) -> (Option<usize>, &'t str) {
         if let Some(after) = text.strip_prefix('*') {
             let arg = self.args.get(self.next);
@@ -162,7 +162,7 @@ fn formatted(arg: &Data, verb: char, spec: Spec) -> String {
     }
 }
 
-/// Inside of a list, nothing is nothing whatever the verb.
+/// Formats an element of a list: nil is `<nil>` for every verb.
 fn element(arg: &Data, verb: char, spec: Spec) -> String {
     if matches!(arg, Data::Nil | Data::Missing) { padded("<nil>", spec) } else { formatted(arg, verb, spec) }
 }
@@ -175,7 +175,7 @@ fn bad(arg: &Data, verb: char) -> String {
     format!("%!{verb}({})", typed(arg))
 }
 
-/// `%#v`.
+/// Formats in Go syntax (`%#v`).
 fn go_syntax(arg: &Data) -> String {
     let name = arg.type_name();
     match arg {
@@ -205,7 +205,7 @@ fn padded(text: &str, spec: Spec) -> String {
     }
 }
 
-/// A number with its sign before any zeros that fill it up.
+/// Formats a number, with the sign before padding zeros.
 fn signed(negative: bool, digits: &str, spec: Spec) -> String {
     let sign = match spec {
         _ if negative => "-",
@@ -272,7 +272,7 @@ fn text(value: &str, verb: char, spec: Spec) -> String {
     }
 }
 
-/// A text in Go's double quotes.
+/// Quotes a string as Go does, in double quotes.
 pub fn quote(text: &str) -> String {
     quote_with(text, '"')
 }

@@ -1,4 +1,4 @@
-//! Merging indexes.
+//! Merge of layer indexes into an image index.
 
 use super::rule::{self, Has};
 use crate::digest::Digest;
@@ -8,31 +8,31 @@ use crate::name::show;
 use std::collections::{HashMap, HashSet, VecDeque};
 use zerocopy::FromZeros;
 
-/// Why layers do not make an image. Layers count from 1, the bottom one.
+/// Why layers cannot be merged into an image. Layers count from 1, the bottom one.
 #[derive(Debug, thiserror::Error)]
 pub enum MergeError {
     /// A layer's index is damaged.
     #[error("layer {layer}: {why}")]
     Index {
-        /// Which layer.
+        /// The layer.
         layer: usize,
-        /// What is wrong with it.
+        /// The error.
         why: IndexError,
     },
-    /// A hard link to what no layer below has.
+    /// A hard link whose target no lower layer has.
     #[error("layer {layer}: a hard link names `{}`, which {why}", show(.target))]
     Link {
-        /// Which layer.
+        /// The layer.
         layer: usize,
-        /// What the link names.
+        /// The path of the target.
         target: Vec<u8>,
-        /// What is wrong with that.
+        /// Why the target cannot be used.
         why: &'static str,
     },
-    /// The image has no layer, or more than can be numbered.
+    /// The image has no layer, or more than the index can number.
     #[error("the image has {0} layers")]
     Layers(usize),
-    /// The image is larger than an index can hold.
+    /// The image exceeds what an index can hold.
     #[error("the image {0}")]
     TooMany(#[from] TooMany),
 }
@@ -40,7 +40,7 @@ pub enum MergeError {
 /// An inode of one layer.
 type Key = (u16, u32);
 
-/// Merges an image's layers, the bottom one first, into one index that names `chain_id` as its source. An image without
+/// Merges an image's layers, the bottom one first, into one index with `chain_id` as its source. An image without
 /// layers is an empty root directory.
 pub fn merge(chain_id: &Digest, layers: &[Index]) -> Result<Vec<u8>, MergeError> {
     if layers.len() > usize::from(u16::MAX) {
@@ -61,36 +61,36 @@ pub fn merge(chain_id: &Digest, layers: &[Index]) -> Result<Vec<u8>, MergeError>
 struct Merge<'a> {
     layers: &'a [Index],
     writer: Writer,
-    /// Hard links whose target another layer has, and that target.
+    /// Hard links whose target is in another layer, and that target.
     links: HashMap<Key, Key>,
-    /// Inodes that such links name.
+    /// The targets of such links.
     shared: HashSet<Key>,
-    /// The numbers of inodes that may have several names.
+    /// The new numbers of inodes that may have several names.
     numbers: HashMap<Key, u32>,
 }
 
-/// A directory of the image, and those of the layers that make it up, the topmost first.
+/// A directory of the image, and its sources in the layers, the topmost first.
 struct Dir {
     number: u32,
     sources: Vec<Key>,
 }
 
-/// Directories of several layers that make one, the topmost first, and the one that gives the attributes.
+/// The directories of several layers that merge into one, the topmost first, and the one with the attributes.
 struct Stack {
     sources: Vec<Key>,
     attributes: Option<Key>,
 }
 
-/// What a name comes to.
+/// The merged entry of a name.
 enum Seen {
     Dir(Stack),
     Inode(Key),
 }
 
-/// A name as one of a directory's sources has it.
+/// A name in one of a directory's sources.
 struct Named<'a> {
     name: &'a [u8],
-    /// The source's place among the sources: the lower, the higher the layer.
+    /// The index of the source: a smaller one is a higher layer.
     rank: usize,
     layer: u16,
     entry: &'a Dirent,
@@ -107,7 +107,7 @@ impl<'a> Merge<'a> {
         Ok(())
     }
 
-    /// Writes a directory's entries, and queues the directories among them.
+    /// Writes a directory's entries, and queues its subdirectories.
     fn fill(&mut self, dir: &Dir, queue: &mut VecDeque<Dir>) -> Result<(), MergeError> {
         let names = self.names(&dir.sources)?;
         let start = self.writer.next_dirent()?;
@@ -139,7 +139,7 @@ impl<'a> Merge<'a> {
         Ok(())
     }
 
-    /// All names of a directory's sources, sorted, those of the higher layer first among equals.
+    /// Returns all names of a directory's sources, sorted; of equal names, the higher layer's first.
     fn names(&self, sources: &[Key]) -> Result<Vec<Named<'a>>, MergeError> {
         let mut all = Vec::new();
         for (rank, key) in sources.iter().enumerate() {
@@ -148,7 +148,7 @@ impl<'a> Merge<'a> {
             all.reserve(entries.len());
             for entry in entries {
                 let name = index.name(entry).map_err(damaged(key.0))?;
-                // In a damaged index a directory might lie in itself, and the merge would never end.
+                // In a damaged index a directory might be its own descendant, and the merge would never end.
                 if !entry.is_whiteout()
                     && let child = self.node((key.0, entry.node.get()))?
                     && child.is_dir()
@@ -177,7 +177,7 @@ impl<'a> Merge<'a> {
         Ok(Dir { number, sources: stack.sources })
     }
 
-    /// What is seen of all that layers have under one name, the topmost first.
+    /// Merges the entries that the layers have under one name, the topmost first.
     fn seen(&self, found: &[Key]) -> Result<Option<Seen>, MergeError> {
         Ok(match rule::seen(found.iter().map(|key| self.has(*key)))? {
             rule::Seen::Nothing => None,
@@ -194,8 +194,8 @@ impl<'a> Merge<'a> {
         Ok(if node.is_dir() { Has::Dir { bare: node.has(node_flags::BARE) } } else { Has::Other })
     }
 
-    /// Takes directories from the top down to the first that is opaque or the first thing that is none. The attributes
-    /// are those of the topmost that an entry describes; a directory that none describes takes a lower one's even if it
+    /// Collects directories from the top down to the first that is opaque or the first entry that is not a directory.
+    /// The attributes are those of the topmost one with an entry; an implicit directory takes a lower one's even if it
     /// hides the lower one's entries.
     fn stack(&self, found: &[Key]) -> Result<Stack, MergeError> {
         let mut stack = Stack { sources: Vec::new(), attributes: None };
@@ -216,7 +216,7 @@ impl<'a> Merge<'a> {
         Ok(stack)
     }
 
-    /// The number of an inode that is no directory, written at its first name.
+    /// Returns the number of an inode that is not a directory, and writes it at its first name.
     fn inode(&mut self, key: Key) -> Result<u32, MergeError> {
         let key = self.links.get(&key).copied().unwrap_or(key);
         let several = self.node(key)?.nlink.get() > 1 || self.shared.contains(&key);
@@ -231,7 +231,7 @@ impl<'a> Merge<'a> {
         Ok(number)
     }
 
-    /// An inode with what it refers to copied into the new index; its links are counted anew.
+    /// Copies an inode and what it refers to into the new index; its links are counted anew.
     fn copy(&mut self, key: Key) -> Result<Node, MergeError> {
         let index = self.index(key.0);
         let mut node = self.node(key)?.clone();
@@ -248,8 +248,8 @@ impl<'a> Merge<'a> {
         Ok(node)
     }
 
-    /// Finds the inodes that hard links of one layer name in those below it. The target is what the path leads to
-    /// without this layer: a link may outlive the name it was made from.
+    /// Finds the targets of one layer's hard links in the layers below it. The path is resolved without the link's own
+    /// layer: a link may outlive the name it was made from.
     fn resolve_links(&mut self) -> Result<(), MergeError> {
         for layer in 0..self.layers.len() as u16 {
             let index = self.index(layer);
@@ -272,7 +272,7 @@ impl<'a> Merge<'a> {
         Ok(())
     }
 
-    /// What the layers below `layer` have at that path, by its exact components.
+    /// Returns what the layers below `layer` have at a path, by its exact components.
     fn find_below(&self, layer: u16, path: &[u8]) -> Result<Option<Seen>, MergeError> {
         let roots: Vec<Key> = (0..layer).rev().map(|below| (below, 0)).collect();
         let mut seen = Some(Seen::Dir(self.stack(&roots)?));

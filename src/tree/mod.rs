@@ -1,10 +1,11 @@
-//! The merge: one tree out of an image's layers. It is the only place that knows which layer wins, and does no I/O.
-//! Images are merged as a whole ([`merge`]), plain directories one by one as they are looked at, by the same [`rule`].
+//! The merge of layers into one tree, by the rules of OCI layers. The only code that decides which layer's entry is
+//! visible; no I/O. Images are merged as a whole ([`merge`]), lower directories one by one at their first lookup, by
+//! the same [`rule`].
 //!
 //! The rules are those of the OCI image specification (layer.md, "Applying Changesets"): the topmost layer that has a
-//! name decides; a directory over a directory gives its attributes and both give their entries; anything else hides
-//! what is below. A whiteout or an opaque directory hides lower layers only, never its own, wherever it stood in the
-//! tar, since every layer's index is whole before it comes here.
+//! name decides; a directory over a directory sets the attributes, and the entries of both are merged; anything else
+//! hides the lower entry. A whiteout or an opaque directory hides lower layers only, never its own, wherever it stood
+//! in the tar, since every layer's index is complete before the merge.
 
 mod merge;
 pub mod rule;

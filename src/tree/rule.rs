@@ -1,33 +1,33 @@
-//! The rule: which of the things that layers have under one name is seen.
+//! The merge rule: which of the layers' entries of one name is visible.
 
-/// What a layer has under a name.
+/// A layer's entry of a name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Has {
-    /// A whiteout: the layers below do not count.
+    /// A whiteout: it hides the layers below.
     Whiteout,
-    /// A directory. A bare one holds markers only: it hides, but does not make, so alone it is nothing.
+    /// A directory. A bare one holds only whiteouts and opaque markers: alone it is not visible.
     Dir {
-        /// Whether it is one of those.
+        /// Whether it is bare.
         bare: bool,
     },
-    /// Anything else.
+    /// Any other kind of file.
     Other,
 }
 
-/// What a name comes to.
+/// The merged entry of a name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Seen {
-    /// Nothing.
+    /// The name does not exist.
     Nothing,
-    /// What that one of the layers has, counted from 0, the topmost.
+    /// The entry of that layer, counted from 0, the topmost.
     Other(usize),
-    /// A directory: all those from the topmost one down to the first layer that has something else under the name, or
-    /// to the first that is opaque, make it up.
+    /// A merged directory: its sources are the directories from the topmost layer down to the first layer that has
+    /// something else under the name, or to the first opaque one.
     Dir,
 }
 
-/// What is seen of all that layers have under one name, the topmost first. Directories that hold markers only do not
-/// count, unless they lie over a directory.
+/// Merges the entries that layers have under one name, the topmost first. Bare directories do not count, unless they
+/// lie over a directory.
 pub fn seen<E>(found: impl IntoIterator<Item = Result<Has, E>>) -> Result<Seen, E> {
     for (at, has) in found.into_iter().enumerate() {
         match has? {
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_topmost_decides() {
+    fn the_topmost_layer_decides() {
         use Has::{Other, Whiteout};
         const DIR: Has = Has::Dir { bare: false };
         const BARE: Has = Has::Dir { bare: true };

@@ -1,4 +1,4 @@
-//! Choosing the form in which an upper directory's whiteouts are written, by what its file system can hold.
+//! Selection of the whiteout form of an upper directory, by the features of its file system.
 
 use crate::backing::Backing;
 use crate::meta::Kind;
@@ -8,23 +8,23 @@ use rustix::io::Errno;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-/// An upper directory that is being opened.
+/// An upper directory while it is opened.
 pub(super) struct Opening<'a> {
     pub backing: &'a dyn Backing,
     pub root: BorrowedFd<'a>,
-    /// A directory of the work directory.
+    /// A directory in the work directory.
     pub tmp: BorrowedFd<'a>,
-    /// Where marks are written; `None` if they cannot be.
+    /// The namespace of the marks; `None` if they cannot be written.
     pub namespace: Option<Namespace>,
     /// Whether the directory was mounted before.
     pub bound: bool,
 }
 
 impl Opening<'_> {
-    /// The form of the whiteouts. It is chosen once for an upper directory and recorded: trying it again could fail where
-    /// the file system is full. A directory that was copied to another type of file system has it chosen anew.
+    /// Returns the whiteout form. It is selected once per upper directory and recorded: another probe could fail on a
+    /// full file system. A directory that was copied to another type of file system is probed again.
     ///
-    /// An error comes with what was tried, as a verb.
+    /// An error comes with the failed action, as a verb.
     pub fn form(&self) -> Result<WhiteoutForm, (&'static str, io::Error)> {
         let Some(namespace) = self.namespace else { return Ok(WhiteoutForm::Name) };
         let name = namespace.mark(Mark::Form).to_bytes();
@@ -40,7 +40,7 @@ impl Opening<'_> {
         let form = match self.has_devices() {
             Ok(true) => WhiteoutForm::Device,
             Ok(false) => WhiteoutForm::Attribute,
-            // Without a record it is from a time when that was the only form.
+            // A mounted directory without a record is from before other forms existed.
             Err(e) if self.bound => {
                 tracing::warn!("cannot try which whiteouts the upper directory can hold: {e}");
                 return Ok(WhiteoutForm::Device);
@@ -57,14 +57,15 @@ impl Opening<'_> {
         Ok(form)
     }
 
-    /// The form that was recorded for a directory that is only looked at.
+    /// Returns the recorded form, for a view.
     pub fn recorded(backing: &dyn Backing, root: BorrowedFd, namespace: Namespace) -> io::Result<WhiteoutForm> {
         let value = backing.get_xattr(root, namespace.mark(Mark::Form).to_bytes())?;
         let word = value.as_deref().and_then(|value| str::from_utf8(value).ok()?.split(' ').next());
         Ok(word.and_then(WhiteoutForm::of_word).unwrap_or(WhiteoutForm::Device))
     }
 
-    /// Whether devices 0:0 can be made, left behind by a rename, and seen: another union would take them for its own.
+    /// Whether character devices 0:0 can be created, left by RENAME_WHITEOUT, and seen: another union would treat them
+    /// as its own whiteouts.
     fn has_devices(&self) -> io::Result<bool> {
         let (backing, tmp) = (self.backing, self.tmp);
         let names: [&[u8]; 2] = [b"probe", b"moved"];
@@ -89,7 +90,7 @@ impl Opening<'_> {
     }
 }
 
-/// Whether an error says that a file system does not do something, rather than that it failed.
+/// Whether an error means that a file system does not support a call, rather than that the call failed.
 pub(super) fn is_refused(error: &io::Error) -> bool {
     use Errno as E;
     matches!(Errno::from_io_error(error), Some(E::PERM | E::ACCESS | E::OPNOTSUPP | E::INVAL | E::NOSYS))

@@ -1,32 +1,33 @@
-//! The writable layer: a directory in the form of kernel overlayfs's upper directory, and the work directory beside it.
+//! The upper directory: the writable layer, in the format of kernel overlayfs, and its work directory.
 //!
-//! This module makes, finds and changes single objects. What the union of them with an image looks like, and which steps
-//! make an operation, is `fs`'s part. Nothing here is remembered but descriptors and the next free inode number: the
-//! directory is the truth.
+//! This module creates, finds and changes single objects. How they merge with the lower side, and which steps an
+//! operation consists of, is decided in `fs`. The only state in memory is the descriptor cache and the next free inode
+//! number: the directory on disk is authoritative.
 //!
 //! # On disk
 //!
-//! The upper directory has the kernel's own form ([`crate::whiteout`]), so the kernel can mount it and the reverse. What
-//! the kernel has no form for lies in extended attributes that it ignores and hides: an object's inode number
-//! (`overlay.plyfs.id`), and on the root the image's ChainID and the first inode number that was never given away.
+//! The upper directory has the kernel's own format ([`crate::whiteout`]), so the kernel can mount it, and plyfs can
+//! mount the kernel's. What that format cannot express is in extended attributes that the kernel ignores and hides: an
+//! object's inode number (`overlay.plyfs.id`), and on the root the image's ChainID and the first inode number that was
+//! never used.
 //!
-//! One that lies on plain directories is shared with other tools ([`Below::Directories`]): all their marks are read, only
-//! what was copied up carries a number, and in the ChainID's place stands a word that no image has.
+//! An upper directory on lower directories is shared with other tools ([`Below::Directories`]): their marks are read,
+//! only copied-up objects carry an inode number, and the root has a fixed word in place of a ChainID.
 //!
 //! ```text
-//! WORK/plyfs/tmp/       objects being made, and removed ones on their way out; wiped at every mount
-//! WORK/plyfs/links/<n>  a file of the image with several names that is being copied up: all its names are made before it
-//!                       is changed. What a crash leaves here is finished at the next mount.
-//! WORK/plyfs/volatile   in which run of the machine that mount was
-//! WORK/work/incompat/volatile   the kernel's mark of a mount that never synced
+//! WORK/plyfs/tmp/       objects being created or removed; emptied at every mount
+//! WORK/plyfs/links/<n>  a hard-linked file of the image during its copy-up: all its names are created before it is
+//!                       changed. The next mount completes the copy-ups that a crash interrupted.
+//! WORK/plyfs/volatile   the boot ID during a volatile mount
+//! WORK/work/incompat/volatile   the kernel's mark of a volatile mount
 //! ```
 //!
-//! # Crashes
+//! # Crash consistency
 //!
-//! An operation makes what it needs in `tmp` and then changes the view by one system call, a rename mostly. So a process
-//! that is killed leaves the old state or the new one. After a power cut the file system below decides what was kept; it
-//! keeps the order of changes to directories, as journals do, so only a file's data can be missing, and data is synced
-//! before anything depends on it.
+//! An operation creates what it needs in `tmp` and then changes the view by one system call, usually rename(2). So a
+//! killed process leaves either the old state or the new one. After a power failure the backing file system decides
+//! what was kept; journaling keeps the order of directory changes, so only a file's data can be missing, and data is
+//! synced before anything depends on it.
 
 mod form;
 mod object;
@@ -40,6 +41,7 @@ use crate::backing::{self, Backing, Handle, Handles, Object, Raw};
 use crate::meta::Kind;
 use crate::sys;
 use crate::whiteout::{Dialect, Mark, Namespace, WhiteoutForm, check_name, first_of};
+use parking_lot::Mutex;
 use rustix::fs::{OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 use std::ffi::CStr;
@@ -47,63 +49,62 @@ use std::io;
 use std::iter;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
-/// The first inode number of what the image does not have.
+/// The first inode number for inodes that the image does not have.
 pub const FIRST_OWN: u64 = 1 << 40;
-/// Added to the file system's own number where an object carries none: a plain user's symbolic links cannot, and where
-/// other tools make objects too, only what was copied up does.
+/// Added to the backing file system's inode number of objects that carry none: symbolic links of an unprivileged user,
+/// which cannot, and on a shared directory everything that was not copied up.
 const DERIVED: u64 = 1 << 62;
-/// Where the numbers end that upper directories give away.
+/// The end (exclusive) of the inode numbers that upper directories allocate.
 const END_OWN: u64 = 1 << 48;
 
-/// Whether an inode number is one that an upper directory gave away.
+/// Whether an upper directory allocated the inode number.
 pub fn is_own(number: u64) -> bool {
     (FIRST_OWN..END_OWN).contains(&number) || number >= DERIVED
 }
 
-/// Whether an inode number follows from that of the file system below, which gives it to other objects later.
+/// Whether an inode number is derived from the backing file system's, which reuses it for other objects.
 pub fn is_derived(number: u64) -> bool {
     number >= DERIVED
 }
 
-/// The number of an object that carries none, by that of the file system below. That may be another mount of plyfs, whose
-/// numbers are derived themselves: three of them can lie on one another without two inodes getting one number.
+/// Derives the inode number of an object that carries none from the backing file system's. That may be another mount of
+/// plyfs with derived numbers of its own: three can be stacked without two inodes sharing a number.
 pub fn derived(raw_ino: u64) -> u64 {
     raw_ino.checked_add(DERIVED).unwrap_or(raw_ino)
 }
 
 /// The longest target of a symbolic link.
 const PATH_MAX: u64 = 4096;
-/// How many numbers are reserved at once: the root's mark is written once for so many.
+/// How many inode numbers are reserved by one write of the root's mark.
 const RESERVED: u64 = 1 << 20;
 
-/// An upper directory, open and locked; or a view of one, which changes nothing and gets along with whoever changes it.
+/// An open and locked upper directory; or a read-only view of one, which works while a mount changes it.
 pub struct Upper {
     backing: Box<dyn Backing>,
     root: Handle,
-    /// The two folders of the work directory; a view, where nothing is made, has the root in their place.
+    /// The two subdirectories of the work directory; in a view, which creates nothing, both are the root.
     tmp: OwnedFd,
     links: OwnedFd,
-    /// Held for their flocks.
+    /// Kept open for their flock(2) locks.
     _locked: Vec<OwnedFd>,
     is_view: bool,
     dialect: Dialect,
-    /// How whiteouts are written.
+    /// The form in which whiteouts are written.
     form: WhiteoutForm,
-    /// The attribute in which owner and mode are kept if they may have to be: for a plain user.
+    /// The attribute for owner and mode that an unprivileged user cannot set natively.
     overrides: Option<&'static CStr>,
-    /// Who makes objects here, natively.
+    /// The user and group that own new files natively.
     own: (u32, u32),
     umask: u32,
     volatile: bool,
-    /// A write failed in a volatile mount: from then on a sync must not say that all is well.
+    /// A write failed in a volatile mount: every later sync must fail.
     failed: AtomicBool,
     /// The image's ChainID, while the directory is not bound to it yet.
     unclaimed: Option<String>,
     numbers: Mutex<Numbers>,
     serial: AtomicU64,
-    /// The last whiteout that was made as a new inode.
+    /// The last whiteout that was created as a new inode.
     whiteout: Mutex<Option<Handle>>,
     handles: Handles,
 }
@@ -114,7 +115,7 @@ struct Numbers {
 }
 
 impl Upper {
-    /// The root's descriptor.
+    /// Returns the root's descriptor.
     pub fn root(&self) -> Handle {
         self.root.clone()
     }
@@ -124,7 +125,7 @@ impl Upper {
         self.unclaimed.is_some()
     }
 
-    /// Whether nothing can be changed by this: a view.
+    /// Whether this is a read-only view.
     pub fn is_view(&self) -> bool {
         self.is_view
     }
@@ -137,37 +138,37 @@ impl Upper {
         }
     }
 
-    /// Whether owner, mode and kind may be other than the file system below has them.
+    /// Whether owner, mode and kind may differ from those on the backing file system.
     pub fn overrides(&self) -> bool {
         self.overrides.is_some()
     }
 
-    /// How attributes are kept.
+    /// Returns how attributes are stored.
     pub fn dialect(&self) -> Dialect {
         self.dialect
     }
 
-    /// The calls, for what needs no rule.
+    /// Returns the backing system calls, for callers that need no rule of this module.
     pub fn backing(&self) -> &dyn Backing {
         &*self.backing
     }
 
-    /// The descriptors kept open.
+    /// Returns the cache of open descriptors.
     pub fn handles(&self) -> &Handles {
         &self.handles
     }
 
-    /// A number that no inode of this upper directory ever had; `None` where other tools make objects too, whose numbers
-    /// follow from those of the file system below.
+    /// Allocates an inode number that this upper directory never used; `None` on a shared directory, where numbers are
+    /// derived from the backing file system's.
     pub fn new_number(&self) -> io::Result<Option<u64>> {
         if self.dialect.shared {
             return Ok(None);
         }
-        let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut numbers = self.numbers.lock();
         if numbers.next == numbers.limit {
             let limit = numbers.limit + RESERVED;
             self.set_mark(self.root.as_fd(), Mark::Next, limit.to_string().as_bytes())?;
-            // A number that was given away must not be given again after a power cut.
+            // A reserved number must not be reused after a power failure.
             self.sync(self.root.as_fd(), false)?;
             numbers.limit = limit;
         }
@@ -175,7 +176,7 @@ impl Upper {
         Ok(Some(numbers.next - 1))
     }
 
-    /// Reads a mark.
+    /// Reads a mark of an open object.
     pub fn mark(&self, fd: BorrowedFd, mark: Mark) -> io::Result<Option<Vec<u8>>> {
         self.read_mark(mark, |name| self.backing.get_xattr(fd, name.to_bytes()))
     }
@@ -190,7 +191,7 @@ impl Upper {
         mark: Mark,
         read: impl Fn(&CStr) -> io::Result<Option<Vec<u8>>>,
     ) -> io::Result<Option<Vec<u8>>> {
-        // The own one decides where there are several.
+        // If several names of the mark exist, this dialect's own one counts.
         let own = self.name_of(mark);
         let others = self.dialect.read(mark).iter().copied().filter(|name| *name != own);
         Ok(first_of(iter::once(own).chain(others), read)?.map(|(_, value)| value))
@@ -203,7 +204,7 @@ impl Upper {
         }
     }
 
-    /// Whether a name could be taken for a mark of other tools, so that what is made under it must carry a number.
+    /// Whether other tools could take the name for a mark, so that an object under it must carry an inode number.
     pub fn is_ambiguous(&self, name: &[u8]) -> bool {
         self.dialect.shared && check_name(name).is_err()
     }
@@ -213,17 +214,17 @@ impl Upper {
         self.backing.set_xattr(fd, self.name_of(mark).to_bytes(), value, XattrFlags::empty())
     }
 
-    /// Removes ACLs that an object has from the directory it was made in, which is none of the union's.
+    /// Removes ACLs that an object inherited from the directory it was created in, which is not part of the union.
     pub fn clear_acls(&self, fd: BorrowedFd) -> io::Result<()> {
         open::clear_acls(self.backing(), fd)
     }
 
-    /// Removes a mark; one that is not there is gone already.
+    /// Removes a mark; a missing one is not an error.
     pub fn clear_mark(&self, fd: BorrowedFd, mark: Mark) -> io::Result<()> {
         for name in self.dialect.read(mark) {
             match self.backing.remove_xattr(fd, name.to_bytes()) {
                 Err(e) if Errno::from_io_error(&e) == Some(Errno::NODATA) => {}
-                // Of a class that this user may not touch, and so does not see either.
+                // A mark of a class that this user may not write, and so does not see either.
                 Err(e) if *name != self.dialect.mark(mark) && Errno::from_io_error(&e) == Some(Errno::PERM) => {}
                 done => done?,
             }
@@ -231,16 +232,16 @@ impl Upper {
         Ok(())
     }
 
-    /// The number that an entry carries, if it does. One that followed from the file system's is made out anew: the object
-    /// may have been copied.
+    /// Returns the inode number that an entry carries, if any. A derived number is ignored and derived again: the
+    /// object may have been copied.
     pub fn number_at(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<Option<u64>> {
         let value = self.backing.get_xattr_at(dir, name, self.dialect.mark(Mark::Id))?;
         let number = value.and_then(|value| str::from_utf8(&value).ok()?.parse().ok());
         Ok(number.filter(|number| *number < DERIVED))
     }
 
-    /// Gives an object its number for ever, or in a view for as long as that lives; where it can carry none or needs
-    /// none, the number that follows from the file system's.
+    /// Writes an inode number to an object; in a view, assigns it for the life of the view. Where an object cannot
+    /// carry one or needs none, returns the derived number.
     pub fn give_number(&self, fd: BorrowedFd, raw_ino: u64, number: Option<u64>) -> io::Result<u64> {
         let Some(number) = number else { return Ok(derived(raw_ino)) };
         if self.is_view {
@@ -258,9 +259,9 @@ impl Upper {
         }
     }
 
-    /// Makes an object known as one of this mount's that is about to get a name which other tools take for a mark. What
-    /// cannot carry an attribute is of a kind that they do not take for one.
-    /// EINVAL where nothing can carry one, as fuse-overlayfs answers.
+    /// Marks an object as created by plyfs before it gets a name that other tools take for a mark. Objects that cannot
+    /// carry an attribute are of kinds that they do not take for one. EINVAL where nothing can carry one, as
+    /// fuse-overlayfs answers.
     pub fn claim_name(&self, fd: BorrowedFd, name: &[u8]) -> io::Result<()> {
         if !self.is_ambiguous(name) {
             return Ok(());
@@ -275,24 +276,24 @@ impl Upper {
         self.give_number(fd, raw_ino, Some(derived(raw_ino))).map(drop)
     }
 
-    /// Whether marks are attributes that only files and directories can carry.
+    /// Whether marks are `user.` attributes, which only files and directories can carry.
     fn has_user_marks(&self) -> bool {
         self.dialect.namespace == Namespace::User
     }
 
-    /// What a descriptor stands for.
+    /// Returns the attributes of an open object.
     pub fn object(&self, fd: BorrowedFd) -> io::Result<Object> {
         let raw = self.backing.stat(fd)?;
         self.see(raw, || self.mark(fd, Mark::Override))
     }
 
-    /// The same without the times of modification and change ([`Backing::stat_without_times`]).
+    /// The same without modification and change time ([`Backing::stat_without_times`]).
     pub fn object_without_times(&self, fd: BorrowedFd) -> io::Result<Object> {
         let raw = self.backing.stat_without_times(fd)?;
         self.see(raw, || self.mark(fd, Mark::Override))
     }
 
-    /// What a directory's entry is.
+    /// Returns the attributes of a directory's entry.
     pub fn object_at(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<Object> {
         let raw = self.backing.stat_at(dir, name)?;
         self.see(raw, || self.mark_at(dir, name, Mark::Override))
@@ -303,9 +304,9 @@ impl Upper {
         Object::seen(raw, if can_be { said()? } else { None })
     }
 
-    /// Opens a directory's entry as its kind needs it: a file for reading and writing, a directory for its entries,
-    /// anything else by its path only. With a file that can only be read comes the reason: somebody made it immutable, or
-    /// runs it. It must be opened again for the next use.
+    /// Opens a directory's entry as its kind requires: a file read-write, a directory for listing, anything else with
+    /// O_PATH. If a file can only be opened read-only, the error that prevents writing comes with it: the file is
+    /// immutable, or is being executed (ETXTBSY). Such a descriptor must not be cached.
     pub fn open_entry(&self, dir: BorrowedFd, name: &[u8], raw_mode: u32) -> io::Result<(OwnedFd, Option<io::Error>)> {
         let open = |flags| self.backing.open(dir, name, flags, 0);
         match Kind::of(raw_mode) {
@@ -318,12 +319,12 @@ impl Upper {
         }
     }
 
-    /// Renames inside of the upper directory.
+    /// Renames within the upper directory.
     pub fn rename(&self, from: Place, to: Place, flags: RenameFlags) -> io::Result<()> {
         self.backing.rename(from.dir, from.name, to.dir, to.name, flags)
     }
 
-    /// Makes what a descriptor stands for lasting, as far as this mount does that at all.
+    /// Syncs an open object, unless the mount is volatile.
     pub fn sync(&self, fd: BorrowedFd, data_only: bool) -> io::Result<()> {
         if !self.volatile {
             return self.backing.sync(fd, data_only);
@@ -334,21 +335,21 @@ impl Upper {
         Ok(())
     }
 
-    /// Has the disk begin with a part of a file that is going to be synced: it writes while more is copied.
+    /// Starts write-back of a part of a file that will be synced, so that the disk writes while more is copied.
     pub fn begin_sync(&self, fd: BorrowedFd, offset: u64, len: u64) {
         if !self.volatile {
-            // What fails here fails again when it is synced, and is told then.
+            // An error here recurs at the sync, and is reported then.
             let _begun = sys::begin_write_back(&fd, offset, len);
         }
     }
 
-    /// Remembers that data did not reach the disk ([`Upper::sync`]).
+    /// Records that data did not reach the disk ([`Upper::sync`]).
     pub fn note_failure(&self) {
         self.failed.store(true, Ordering::Relaxed);
     }
 
-    /// Sets owner and mode, those that are given. What a plain user may not set is kept in the attribute. A mode that is
-    /// set alone or with an owner is set last, because changing an owner takes set-id bits away.
+    /// Sets owner and mode, those that are `Some`. What an unprivileged user may not set is stored in the attribute.
+    /// The mode is set last, because chown(2) clears set-id bits.
     pub fn set_owner_and_mode(
         &self,
         fd: BorrowedFd,
@@ -357,7 +358,8 @@ impl Upper {
         mode: Option<u32>,
     ) -> io::Result<()> {
         if self.overrides.is_some() && object.kind == Kind::Symlink && !object.overridden {
-            // It can carry no attribute, and has no mode. Root of a user namespace may give it to others there.
+            // A symbolic link can carry no `user.` attribute, and has no mode. Root of a user namespace may chown it
+            // within the namespace.
             return self.backing.chown(fd, owner.0, owner.1);
         }
         if self.overrides.is_some() {
@@ -383,7 +385,7 @@ impl Upper {
         })
     }
 
-    /// Whether owner and mode can be kept as they are, in a form that the user can still read and write himself.
+    /// Whether owner and mode can be stored natively, so that the user can still read and write the object.
     fn is_native(&self, kind: Kind, mode: u32, uid: u32, gid: u32) -> bool {
         let needed = match kind {
             Kind::Dir => 0o700,
@@ -394,7 +396,7 @@ impl Upper {
         (uid, gid) == self.own && mode & needed == needed && mode & 0o7000 == 0
     }
 
-    /// The target of a symbolic link, whichever form it has.
+    /// Returns the target of a symbolic link, in either form.
     pub fn readlink(&self, link: BorrowedFd, object: &Object) -> io::Result<Vec<u8>> {
         if !object.overridden {
             return self.backing.readlink(link, b"");

@@ -1,4 +1,4 @@
-//! Making objects: whole in the work directory first, then put in place by one call.
+//! Creation of objects: complete in the work directory first, then moved into place by one system call.
 
 use super::Upper;
 use crate::backing::{self, Handle, Object, acl, share};
@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// A name in a directory of the upper.
+/// A name in an upper directory.
 #[derive(Clone, Copy)]
 pub struct Place<'a> {
     /// The directory.
@@ -19,9 +19,9 @@ pub struct Place<'a> {
     pub name: &'a [u8],
 }
 
-/// An object that is to be made.
+/// The description of an object to be created.
 pub struct Draft<'a> {
-    /// Its inode number; `None` if that follows from the file system's ([`Upper::new_number`]).
+    /// Its inode number; `None` if it is derived from the backing file system's ([`Upper::new_number`]).
     pub number: Option<u64>,
     /// Kind.
     pub kind: Kind,
@@ -35,21 +35,21 @@ pub struct Draft<'a> {
     pub rdev: u32,
     /// A symbolic link's target.
     pub target: Cow<'a, [u8]>,
-    /// Extended attributes, by the names that users know.
+    /// Extended attributes, by the names that users see.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Access and modification time; now, if not given.
+    /// Access and modification time; the current time if `None`.
     pub times: Option<(Time, Time)>,
-    /// The size of a file: a hole.
+    /// The size of a file, all of it a hole.
     pub size: u64,
-    /// The directory hides what the lower layers have.
+    /// Whether the directory is opaque.
     pub opaque: bool,
-    /// The file's data is the lower layers'.
+    /// Whether the file is a metacopy: its data is in the lower layers.
     pub metacopy: bool,
-    /// Where the lower layers have it.
+    /// The redirect: the path in the lower layers.
     pub redirect: Option<Vec<u8>>,
 }
 
-/// An object in the work directory. One that is not put in place is taken away again when this is dropped.
+/// An object in the work directory. It is removed when this is dropped, unless it was moved into place.
 pub struct Made<'a> {
     upper: &'a Upper,
     name: String,
@@ -57,9 +57,9 @@ pub struct Made<'a> {
     placed: bool,
     /// Its descriptor.
     pub handle: Handle,
-    /// Its inode number below.
+    /// The backing file system's inode number.
     pub raw_ino: u64,
-    /// Its inode number for ever.
+    /// Its inode number in the union.
     pub number: u64,
 }
 
@@ -72,7 +72,7 @@ impl Drop for Made<'_> {
 }
 
 impl Made<'_> {
-    /// Puts it where nothing is.
+    /// Moves the object to a name that does not exist.
     pub fn put(mut self, at: Place) -> io::Result<Handle> {
         self.upper.rename(self.here(), at, RenameFlags::NOREPLACE)?;
         self.placed = true;
@@ -80,7 +80,7 @@ impl Made<'_> {
         Ok(self.handle.clone())
     }
 
-    /// Puts it where a whiteout is, which goes.
+    /// Moves the object to the name of a whiteout, which is removed.
     pub fn put_over_whiteout(mut self, at: Place) -> io::Result<Handle> {
         let flags = if self.kind == Kind::Dir { RenameFlags::EXCHANGE } else { RenameFlags::empty() };
         self.upper.rename(self.here(), at, flags)?;
@@ -89,12 +89,12 @@ impl Made<'_> {
         if self.kind != Kind::Dir {
             return Ok(self.handle.clone());
         }
-        // The name here is the whiteout's now.
+        // The whiteout has the name in the work directory now.
         self.upper.discard(&self.name, false);
         Ok(self.handle.clone())
     }
 
-    /// Makes it one that a crash does not lose: a file that is about to get several names ([`Upper::unfinished`]).
+    /// Moves a file that is about to get several names to where it survives a crash ([`Upper::unfinished`]).
     pub fn keep_for_links(mut self, number: u64) -> io::Result<Handle> {
         let number = number.to_string();
         let to = Place { dir: self.upper.links.as_fd(), name: number.as_bytes() };
@@ -109,7 +109,7 @@ impl Made<'_> {
 }
 
 impl Upper {
-    /// Makes an object, whole, in the work directory.
+    /// Creates a complete object in the work directory.
     pub fn make(&self, draft: &Draft) -> io::Result<Made<'_>> {
         let name = self.serial();
         let stored = self.stored_kind(draft);
@@ -119,11 +119,11 @@ impl Upper {
         })
     }
 
-    /// The kind of object that stands for the draft on disk.
+    /// Returns the kind of the object on disk.
     fn stored_kind(&self, draft: &Draft) -> Kind {
         let native = match draft.kind {
             Kind::File | Kind::Dir => true,
-            // One that the image has must keep its number, and so needs a form that can carry it.
+            // An inode of the image must keep its inode number, and so needs a form that can carry it.
             Kind::Symlink => {
                 draft.number.is_none_or(|number| number >= super::FIRST_OWN)
                     && self.is_native(draft.kind, 0, draft.uid, draft.gid)
@@ -133,7 +133,7 @@ impl Upper {
         if self.overrides.is_none() || native { draft.kind } else { Kind::File }
     }
 
-    /// The mode that an object is made with: for a plain user one that lets himself in.
+    /// Returns the mode on disk: for an unprivileged user, one that grants access to the user itself.
     fn stored_mode(&self, draft: &Draft) -> u32 {
         if self.overrides.is_none() || self.is_native(draft.kind, draft.mode, draft.uid, draft.gid) {
             return draft.mode;
@@ -141,7 +141,7 @@ impl Upper {
         draft.mode & 0o777 | if draft.kind == Kind::Dir { 0o700 } else { 0o600 }
     }
 
-    /// A file is open then.
+    /// Creates the object without attributes. A regular file is returned open.
     fn make_bare(&self, draft: &Draft, stored: Kind, at: Place) -> io::Result<Option<OwnedFd>> {
         let Place { dir, name } = at;
         match stored {
@@ -174,14 +174,15 @@ impl Upper {
                 self.write_all(fd, &draft.target, 0)?;
             }
         }
-        // Before the attributes: it would take capabilities away.
+        // Before the attributes: a change of size removes capabilities.
         if draft.size > 0 && stored == Kind::File {
             self.backing.truncate(fd, draft.size)?;
         }
         if draft.opaque {
             self.set_opaque(fd)?;
         }
-        // Where no attribute can be kept, those of the lower layers' are not: nor does the kernel's overlayfs insist.
+        // Where no attribute can be stored, those of the lower layers are dropped; kernel overlayfs ignores such errors
+        // too.
         for (name, value) in draft.xattrs.iter().filter(|_| self.has_marks()) {
             self.set_xattr(fd, name, value, XattrFlags::empty())?;
         }
@@ -207,8 +208,9 @@ impl Upper {
         self.set_mark(fd, Mark::Override, value.as_bytes())
     }
 
-    /// Makes a new file where nothing is, without the work directory, if one call does it whole but for its number: a
-    /// file that a crash leaves without one gets one when it is found. `None` if it takes more than that.
+    /// Creates a new file directly at its name, without the work directory, if one system call creates all of it but
+    /// its inode number: a file that a crash leaves without a number gets one when it is loaded. `None` if more calls
+    /// are needed.
     pub fn make_in_place(&self, draft: &Draft, at: Place) -> io::Result<Option<(Handle, Object, u64)>> {
         let plain = draft.kind == Kind::File
             && (draft.uid, draft.gid) == self.own
@@ -236,7 +238,7 @@ impl Upper {
         }
     }
 
-    /// Gives an object one more name, also where a whiteout is.
+    /// Creates a hard link, also in place of a whiteout.
     pub fn link(&self, fd: BorrowedFd, at: Place, over_whiteout: bool) -> io::Result<()> {
         if !over_whiteout {
             self.backing.link(fd, at.dir, at.name)?;
@@ -253,7 +255,7 @@ impl Upper {
         Ok(())
     }
 
-    /// The files that a crash left before they had all their names: their numbers.
+    /// Returns the inode numbers of hard-linked files whose copy-up a crash interrupted.
     pub fn unfinished(&self) -> io::Result<Vec<u64>> {
         let names = self.backing.list(self.links.as_fd())?;
         Ok(names.iter().filter_map(|entry| str::from_utf8(&entry.name).ok()?.parse().ok()).collect())
@@ -267,12 +269,13 @@ impl Upper {
         Ok((share(fd), object))
     }
 
-    /// The file has all its names.
+    /// Removes the work directory's link to a file that has all its names.
     pub fn finished(&self, number: u64) -> io::Result<()> {
         self.backing.unlink(self.links.as_fd(), number.to_string().as_bytes())
     }
 
-    /// Removes something in the work directory. Where that fails the next mount does it. Whether it is gone.
+    /// Removes an object in the work directory, and returns whether it is gone. After a failure the next mount removes
+    /// it.
     pub(super) fn discard(&self, name: &str, is_dir: bool) -> bool {
         let gone = if is_dir {
             super::open::wipe(self.backing(), self.tmp.as_fd(), name.as_bytes())
@@ -285,8 +288,8 @@ impl Upper {
         gone.is_ok()
     }
 
-    /// Sets an attribute under the name that users know. An ACL changes the mode on disk; where the mode that is seen may be
-    /// kept elsewhere, the one on disk goes on to let its owner in, who is the user that serves the mount.
+    /// Sets an attribute under the name that users see. An ACL changes the mode on disk; where owner and mode may be
+    /// stored in an attribute, the mode on disk must still grant access to the user that serves the mount.
     pub fn set_xattr(&self, fd: BorrowedFd, name: &[u8], value: &[u8], flags: XattrFlags) -> io::Result<()> {
         let stored = self.dialect.stored(name);
         if self.overrides.is_some()
@@ -300,7 +303,7 @@ impl Upper {
         self.backing.set_xattr(fd, &stored, value, flags)
     }
 
-    /// Writes all of it.
+    /// Writes all of `bytes`.
     pub fn write_all(&self, fd: BorrowedFd, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
         while !bytes.is_empty() {
             let written = self.backing.write(fd, bytes, offset)?;
@@ -314,7 +317,7 @@ impl Upper {
     }
 }
 
-/// The kernel's form of two times; one that is not given is left as it is.
+/// Converts two times to the kernel's form; `None` leaves a time as it is (UTIME_OMIT).
 pub fn timestamps(atime: Option<Time>, mtime: Option<Time>) -> Timestamps {
     let one = |time: Option<Time>| match time {
         Some(time) => Timespec { tv_sec: time.sec, tv_nsec: time.nsec.into() },

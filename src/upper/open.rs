@@ -1,12 +1,14 @@
-//! Opening an upper directory: locks, what the file system below can do, whose it is, and clearing up.
+//! Opening of an upper directory: locks, detection of file system features, binding to an image, and clean-up after a
+//! crash.
 
 use super::form::{Opening, is_refused};
 use super::{FIRST_OWN, Numbers, Upper};
-use crate::backing::{Backing, Handles, Still, print, share};
+use crate::backing::{Backing, Handles, ReadOnly, print, share};
 use crate::digest::Digest;
 use crate::meta::Kind;
 use crate::sys;
 use crate::whiteout::{CONTAINERS_OVERRIDE, Dialect, Mark, Namespace, WhiteoutForm, override_of};
+use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, OFlags, XattrFlags};
 use rustix::io::Errno;
 use std::ffi::CStr;
@@ -14,47 +16,46 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 
-/// What to open.
+/// Options of [`Upper::open`].
 pub struct Settings {
-    /// The upper directory; made if it is not there.
+    /// The upper directory; created if it does not exist.
     pub upper: PathBuf,
-    /// The work directory, on the same file system; made if it is not there.
+    /// The work directory, on the same file system; created if it does not exist.
     pub work: PathBuf,
-    /// What it lies on.
+    /// The lower side of the union.
     pub below: Below,
-    /// Whether nothing is ever synced.
+    /// Whether the mount is volatile: nothing is ever synced.
     pub volatile: bool,
-    /// For whom.
+    /// The user that the mount serves.
     pub user: User,
-    /// How many descriptors may be kept open.
+    /// The limit of cached open descriptors.
     pub descriptors: usize,
 }
 
-/// What an upper directory lies on.
+/// The lower side that an upper directory belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Below {
     /// The image with that ChainID, and no other.
     Image(Digest),
-    /// Directories that whoever mounts answers for. Other tools use the upper directory too: their marks are read, and
-    /// the root's attributes are its own.
+    /// Lower directories, whose identity the user vouches for. Other tools use the upper directory too: their marks are
+    /// read, and the attributes of its root are its own.
     Directories(Owners),
 }
 
-/// How owner and mode are kept where other tools use the directory too.
+/// How owner and mode are stored where other tools use the directory too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owners {
-    /// As the file system below has them.
+    /// As owner and mode on the backing file system.
     Native,
-    /// In the attribute of that name.
+    /// In the extended attribute of that name.
     Attribute(&'static CStr),
 }
 
 impl Below {
-    /// What stands on the root of an upper directory of it.
+    /// Returns the value of [`Mark::Image`] on the root of its upper directory.
     fn mark(&self) -> String {
         match self {
             Below::Image(chain_id) => chain_id.to_string(),
@@ -63,90 +64,90 @@ impl Below {
     }
 }
 
-/// In place of a ChainID: inode numbers there are those of directories, and mean nothing on an image.
+/// The mark in place of a ChainID: inode numbers are those of lower directories, and mean nothing on an image.
 const DIRECTORIES: &str = "directories";
 
-/// What to look at.
+/// Options of [`Upper::view`].
 pub struct View {
     /// The upper directory.
     pub upper: PathBuf,
-    /// The ChainID of the image below.
+    /// The ChainID of the lower image.
     pub image: Digest,
-    /// For whom.
+    /// The user that the view serves.
     pub user: User,
-    /// How many descriptors may be kept open.
+    /// The limit of cached open descriptors.
     pub descriptors: usize,
 }
 
-/// Who keeps an upper directory.
+/// The user that an upper directory is written as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct User {
-    /// Whether he may give files any owner and make any kind of them.
+    /// Whether the user may change file owners and create any kind of file.
     pub privileged: bool,
-    /// Who owns what he makes.
+    /// The owner of the files that the user creates.
     pub uid: u32,
-    /// Its group.
+    /// The group of those files.
     pub gid: u32,
 }
 
 impl User {
-    /// The user of this process.
+    /// Returns the user of this process.
     pub fn own() -> User {
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         User { privileged: uid == 0, uid, gid }
     }
 }
 
-/// Descriptors for everything but objects of directories: layers, connections, the log.
+/// Descriptors reserved for everything but inodes of directories: layers, connections, the log.
 const OTHER_DESCRIPTORS: u64 = 512;
-/// More than this many objects are never kept open: what is asked for again soon is among the last few.
+/// The largest descriptor cache: requests that repeat soon are for one of the last few inodes.
 const MOST_DESCRIPTORS: u64 = 4096;
 
-/// How many descriptors of objects a mount keeps open, after this process has been allowed as many as it may have.
+/// Raises this process's RLIMIT_NOFILE to its hard limit, and returns how many inode descriptors a mount may cache.
 pub fn most_descriptors() -> io::Result<usize> {
     let limit = sys::raise_descriptor_limit()?;
     Ok((limit / 2).saturating_sub(OTHER_DESCRIPTORS).clamp(64, MOST_DESCRIPTORS) as usize)
 }
 
-/// Why an upper directory cannot be used. Each is one whole line.
+/// Why an upper directory cannot be opened. Each message is one whole line.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// A call failed.
+    /// A system call failed.
     #[error("cannot {action} {}: {}", path.display(), sys::describe(cause))]
     Io {
-        /// What was tried, as a verb.
+        /// The failed action, as a verb.
         action: &'static str,
-        /// On what.
+        /// Its path.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the call.
         cause: io::Error,
     },
-    /// Another mount has it.
+    /// Another mount has it locked.
     #[error("{} is in use by another mount", .0.display())]
     InUse(PathBuf),
-    /// The two directories are one, or lie in one another.
+    /// The upper and the work directory are the same, or one contains the other.
     #[error("the upper directory {} and the work directory {} must not lie in one another", .0.display(), .1.display())]
     Nested(PathBuf, PathBuf),
-    /// They are on different file systems.
+    /// The upper and the work directory are on different file systems.
     #[error("the upper directory {} and the work directory {} must be on one file system", .0.display(), .1.display())]
     Apart(PathBuf, PathBuf),
-    /// The file system lacks something.
+    /// The file system lacks a feature.
     #[error("{}: its file system has no {lacks}, which an upper directory needs", path.display())]
     Unfit {
         /// The directory.
         path: PathBuf,
-        /// What is not there.
+        /// The missing feature.
         lacks: &'static str,
     },
-    /// It belongs to another image.
+    /// The upper directory is bound to another image.
     #[error("{} holds the changes of another image ({image}): mount that one, or take another directory", path.display())]
     OtherImage {
         /// The directory.
         path: PathBuf,
-        /// The ChainID of the image that it belongs to.
+        /// The ChainID of that image.
         image: String,
     },
-    /// A volatile mount was here.
+    /// A volatile mount was not synced.
     #[error(
         "{} was last mounted volatile, and what was written may be lost: start with an empty directory, or remove {} if the machine has not crashed since",
         upper.display(), mark.display()
@@ -154,7 +155,7 @@ pub enum OpenError {
     WasVolatile {
         /// The upper directory.
         upper: PathBuf,
-        /// The mark.
+        /// The kernel's mark.
         mark: PathBuf,
     },
 }
@@ -163,11 +164,11 @@ fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> OpenError 
     move |cause| OpenError::Io { action, path: path.into(), cause }
 }
 
-/// Where the kernel keeps its mark of a volatile mount, in the work directory.
+/// The kernel's mark of a volatile mount, in the work directory.
 const VOLATILE: &str = "work/incompat/volatile";
 
 impl Upper {
-    /// Opens an upper directory and its work directory, holds both against other mounts, and clears the work directory.
+    /// Opens and locks an upper directory and its work directory, and clears the work directory.
     pub fn open(settings: &Settings, backing: Box<dyn Backing>) -> Result<Upper, OpenError> {
         let (upper, work) = (&settings.upper, &settings.work);
         let [root, top] = [open_dir(upper)?, open_dir(work)?];
@@ -179,13 +180,13 @@ impl Upper {
         }
         let [tmp, links] = [work.join("plyfs/tmp"), work.join("plyfs/links")].map(|path| open_dir(&path));
         let (tmp, links) = (tmp?, links?);
-        // What the directories around hand down, a group or ACLs, would be given to all that is made here.
+        // A group or ACLs that the parent directories hand down would be inherited by every new object.
         clear_acls(&*backing, tmp.as_fd()).map_err(failed("use", work))?;
         backing.chmod(tmp.as_fd(), 0o700).map_err(failed("use", work))?;
         for left in backing.list(tmp.as_fd()).map_err(failed("read", work))? {
             wipe(&*backing, tmp.as_fd(), &left.name).map_err(failed("clear", work))?;
         }
-        // What was found good before is not tried again: a file system that is full can still be cleared.
+        // The features of a known directory are not probed again: a full file system can still be cleaned up.
         let bound = bound(&*backing, root.as_fd(), upper, &settings.below.mark())?;
         let marks = match bound {
             Some(namespace) => Some(namespace),
@@ -206,7 +207,7 @@ impl Upper {
             (None, Some(namespace)) => adopt(&*backing, root.as_fd(), namespace, settings)?,
             _ => false,
         };
-        // Without marks this names none that is found.
+        // Without marks, this namespace has none to find.
         let namespace = marks.unwrap_or(Namespace::User);
         let numbers = numbers(&*backing, root.as_fd(), namespace).map_err(failed("read marks on", upper))?;
         let overrides =
@@ -234,23 +235,23 @@ impl Upper {
         })
     }
 
-    /// Opens an upper directory to be looked at. Nothing on disk changes by that, so it works beside a mount that has
-    /// the directory, and for whoever may only read it. Where no mount has it, none can get it meanwhile. Every change
-    /// is refused; what has no number yet gets one here only.
+    /// Opens a read-only view of an upper directory. It changes nothing on disk, so it works while the directory is
+    /// mounted, and for a user who may only read it. If it is not mounted, no mount can lock it meanwhile. Every change
+    /// is refused; an object without an inode number gets one in the view only.
     pub fn view(settings: &View) -> Result<Upper, OpenError> {
         let upper = &settings.upper;
         let (root, held) = (open_existing(upper)?, open_existing(upper)?);
-        // If it cannot be had, a mount has it, and goes on.
+        // If the lock is taken, the directory is mounted; the view works nevertheless.
         let _free = try_lock_shared(&held, upper)?;
-        let (namespace, fresh) = match bound(&Still, root.as_fd(), upper, &settings.image.to_string())? {
+        let (namespace, fresh) = match bound(&ReadOnly, root.as_fd(), upper, &settings.image.to_string())? {
             Some(namespace) => (namespace, false),
             None => {
                 let namespace = if settings.user.privileged { Namespace::Trusted } else { Namespace::User };
-                (namespace, Still.list(root.as_fd()).map_err(failed("read", upper))?.is_empty())
+                (namespace, ReadOnly.list(root.as_fd()).map_err(failed("read", upper))?.is_empty())
             }
         };
-        let first = numbers(&Still, root.as_fd(), namespace).map_err(failed("read marks on", upper))?.next;
-        let form = Opening::recorded(&Still, root.as_fd(), namespace).map_err(failed("read marks on", upper))?;
+        let first = numbers(&ReadOnly, root.as_fd(), namespace).map_err(failed("read marks on", upper))?.next;
+        let form = Opening::recorded(&ReadOnly, root.as_fd(), namespace).map_err(failed("read marks on", upper))?;
         let stand_in = || root.try_clone().map_err(failed("open", upper));
         Ok(Upper {
             tmp: stand_in()?,
@@ -270,18 +271,18 @@ impl Upper {
             serial: AtomicU64::new(0),
             whiteout: Mutex::default(),
             handles: Handles::new(settings.descriptors),
-            backing: Box::new(Still),
+            backing: Box::new(ReadOnly),
         })
     }
 
-    /// The ChainID of the image that a directory is the upper directory of; `None` if no mount ever had it.
+    /// Returns the ChainID of the image that an upper directory is bound to; `None` if it was never mounted.
     pub fn image_of(upper: &Path) -> Result<Option<String>, OpenError> {
         let root = open_existing(upper)?;
-        let found = image_mark(&Still, root.as_fd()).map_err(failed("read", upper))?;
+        let found = image_mark(&ReadOnly, root.as_fd()).map_err(failed("read", upper))?;
         Ok(found.map(|(_, image)| image))
     }
 
-    /// Whether a mount has a directory now.
+    /// Whether an upper directory is mounted now.
     pub fn is_in_use(upper: &Path) -> Result<bool, OpenError> {
         Ok(!try_lock_shared(&open_existing(upper)?, upper)?)
     }
@@ -291,7 +292,8 @@ fn open_existing(path: &Path) -> Result<OwnedFd, OpenError> {
     std::fs::File::open(path).map(OwnedFd::from).map_err(failed("open", path))
 }
 
-/// Keeps mounts away as long as the descriptor is open, unless one has the directory: whether none has.
+/// Takes a shared lock, which keeps mounts away while the descriptor is open. Returns false if a mount has the
+/// directory.
 fn try_lock_shared(dir: &OwnedFd, path: &Path) -> Result<bool, OpenError> {
     match rustix::fs::flock(dir, FlockOperation::NonBlockingLockShared) {
         Ok(()) => Ok(true),
@@ -319,8 +321,8 @@ fn check_places(upper: &Path, work: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Which run of the machine a volatile mount was in, in the work directory. As long as that goes on nothing that was
-/// written is lost, whether it has reached the disk or not.
+/// The boot ID during a volatile mount, in the work directory. Until the next boot no written data is lost, whether it
+/// has reached the disk or not.
 const BOOT: &str = "plyfs/volatile";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -331,11 +333,11 @@ fn is_of_this_boot(work: &Path) -> bool {
     }
 }
 
-/// Writes down that nothing will be synced; or, after a mount in which nothing was, syncs all of it.
+/// Records that the mount will not be synced; or syncs everything after a volatile mount.
 fn settle_volatile(settings: &Settings, root: &OwnedFd, mark: &Path) -> Result<(), OpenError> {
     let boot = settings.work.join(BOOT);
     if settings.volatile {
-        // Before the mark: without it the mark means that all may be lost.
+        // Written before the kernel's mark: that mark without a boot ID means that data may be lost.
         match std::fs::read(BOOT_ID) {
             Ok(id) => std::fs::write(&boot, id).map_err(failed("write", &boot))?,
             Err(e) => tracing::debug!("{BOOT_ID}: {e}"),
@@ -349,10 +351,10 @@ fn settle_volatile(settings: &Settings, root: &OwnedFd, mark: &Path) -> Result<(
     Ok(())
 }
 
-/// The lock belongs to the open file, so a process that is forked holds it too.
+/// Locks a directory exclusively. The lock belongs to the open file description, so forked processes hold it too.
 fn lock(backing: &dyn Backing, dir: &OwnedFd, path: &Path) -> Result<OwnedFd, OpenError> {
     let own = backing.open(dir.as_fd(), b".", OFlags::RDONLY | OFlags::DIRECTORY, 0).map_err(failed("open", path))?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + LOCK_TIMEOUT;
     loop {
         match backing.lock(own.as_fd()) {
             Ok(()) => return Ok(own),
@@ -363,12 +365,12 @@ fn lock(backing: &dyn Backing, dir: &OwnedFd, path: &Path) -> Result<OwnedFd, Op
     }
 }
 
-/// How long the last mount of the same directory may take to let go of it: its process may be about to end, or the mount
-/// be held for a moment by a container that is being started, whose namespace began as a copy of this one.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long to wait for the last mount of the directory to release its lock: its process may be exiting, or a container
+/// that is being started holds the mount for a moment, in a mount namespace cloned from this one.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The namespace in which marks can be written and read again: the kernel's for root, else the user's own. `None` where
-/// neither can and none is needed: for directories whose owners are kept natively.
+/// Finds the namespace in which marks can be written and read back: the kernel's (`trusted.`) for root, else `user.`.
+/// `None` if neither can and none is needed: for lower directories with native owners.
 fn namespace(backing: &dyn Backing, tmp: BorrowedFd, settings: &Settings) -> Result<Option<Namespace>, OpenError> {
     let upper = &settings.upper;
     let kernels = Some(Namespace::Trusted).filter(|_| settings.user.privileged);
@@ -390,8 +392,8 @@ fn namespace(backing: &dyn Backing, tmp: BorrowedFd, settings: &Settings) -> Res
     if native { Ok(None) } else { Err(OpenError::Unfit { path: upper.into(), lacks: "extended attributes" }) }
 }
 
-/// That listings give directories the numbers that stat(2) gives. An overlay over several file systems without `xino`
-/// makes up numbers for directories, which change while they are mounted.
+/// Checks that listed inode numbers of directories equal those of stat(2). Kernel overlayfs over several file systems
+/// without `xino` invents inode numbers for directories, which change during a mount.
 fn check_numbers(backing: &dyn Backing, work: BorrowedFd, upper: &Path) -> Result<(), OpenError> {
     let own = || {
         let dir = backing.open(work, b"plyfs", OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
@@ -407,7 +409,7 @@ fn check_numbers(backing: &dyn Backing, work: BorrowedFd, upper: &Path) -> Resul
     }
 }
 
-/// The ChainID that a directory carries which was mounted before, and where its marks are.
+/// Returns the ChainID on the root of a directory that was mounted before, and the namespace of its marks.
 fn image_mark(backing: &dyn Backing, root: BorrowedFd) -> io::Result<Option<(Namespace, String)>> {
     for namespace in [Namespace::Trusted, Namespace::User] {
         if let Some(value) = backing.get_xattr(root, namespace.mark(Mark::Image).to_bytes())? {
@@ -417,7 +419,7 @@ fn image_mark(backing: &dyn Backing, root: BorrowedFd) -> io::Result<Option<(Nam
     Ok(None)
 }
 
-/// Where the marks of a directory that was mounted before are. It must be the image's.
+/// Returns the namespace of the marks of a directory that was mounted before; an error if it is bound to another image.
 fn bound(backing: &dyn Backing, root: BorrowedFd, upper: &Path, wanted: &str) -> Result<Option<Namespace>, OpenError> {
     match image_mark(backing, root).map_err(failed("read", upper))? {
         Some((_, image)) if image != wanted => Err(OpenError::OtherImage { path: upper.into(), image }),
@@ -430,8 +432,8 @@ fn dialect(namespace: Namespace, below: &Below, user: &User) -> Dialect {
     Dialect { namespace, shared, plain: namespace == Namespace::User && !(shared && user.privileged) }
 }
 
-/// In which attribute owner and mode are kept, if in any. One that the root of a shared directory carries goes on to be
-/// used.
+/// Returns the extended attribute that stores owner and mode, if any. The one on the root of a shared directory stays
+/// in use.
 fn overrides(
     backing: &dyn Backing,
     root: BorrowedFd,
@@ -439,7 +441,7 @@ fn overrides(
     settings: &Settings,
 ) -> io::Result<Option<&'static CStr>> {
     match settings.below {
-        // Who can only write marks of his own is not the owner of all files either.
+        // A user who can write only `user.` marks cannot own all files natively either.
         Below::Image(_) => {
             Ok((!settings.user.privileged || namespace == Namespace::User).then_some(CONTAINERS_OVERRIDE))
         }
@@ -450,7 +452,7 @@ fn overrides(
                 Owners::Native => (!settings.user.privileged).then_some(CONTAINERS_OVERRIDE),
             };
             if let (None, Some(name)) = (used, wanted) {
-                // So that whoever has the directory next knows too.
+                // Written to the root so that the next user of the directory finds it.
                 let raw = backing.stat(root)?;
                 let value = print(Kind::Dir, raw.mode, raw.uid, raw.gid, 0);
                 backing.set_xattr(root, name.to_bytes(), value.as_bytes(), XattrFlags::empty())?;
@@ -460,7 +462,7 @@ fn overrides(
     }
 }
 
-/// Takes a directory for the first time: one that is empty is fresh, one that another tool filled becomes the image's. The
+/// Binds a directory at its first mount: an empty one is fresh, one that another tool filled is bound to the image. The
 /// root of a shared one has its attributes already.
 fn adopt(
     backing: &dyn Backing,
@@ -480,7 +482,8 @@ fn adopt(
     Ok(fresh)
 }
 
-/// Begins where no mount has ever been. Numbers are reserved on disk before the first is given away.
+/// Starts inode numbers after the last one that a mount reserved. Numbers are reserved on disk before the first one is
+/// used.
 fn numbers(backing: &dyn Backing, root: BorrowedFd, namespace: Namespace) -> io::Result<Numbers> {
     let name = namespace.mark(Mark::Next).to_bytes();
     let found = backing.get_xattr(root, name)?.and_then(|value| str::from_utf8(&value).ok()?.parse().ok());
@@ -488,7 +491,7 @@ fn numbers(backing: &dyn Backing, root: BorrowedFd, namespace: Namespace) -> io:
     Ok(Numbers { next, limit: next })
 }
 
-/// The mask of this process: no call reads it without changing it, but the kernel tells.
+/// Returns this process's umask from /proc: umask(2) cannot read it without changing it.
 fn umask() -> u32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
@@ -506,7 +509,7 @@ pub(super) fn clear_acls(backing: &dyn Backing, fd: BorrowedFd) -> io::Result<()
     Ok(())
 }
 
-/// Removes an object with all that is in it.
+/// Removes an object and everything below it.
 pub(super) fn wipe(backing: &dyn Backing, dir: BorrowedFd, name: &[u8]) -> io::Result<()> {
     match backing.unlink(dir, name) {
         Err(e) if matches!(Errno::from_io_error(&e), Some(Errno::ISDIR | Errno::PERM)) => {}

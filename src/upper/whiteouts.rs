@@ -1,18 +1,17 @@
-//! Whiteouts and opaque directories of an upper directory, in the form that is written there ([`WhiteoutForm`]).
+//! Whiteouts and opaque directories of an upper directory, in its selected form ([`WhiteoutForm`]).
 //!
-//! Where a device 0:0 cannot be made (on kernel overlayfs and on another mount of plyfs, that is, in most containers)
-//! RENAME_WHITEOUT is refused too. A rename that must leave a whiteout is then made crash-safe by what is written before
-//! it: [`Mark::Hides`] on the directory, or the marker `.wh.NAME`. Neither has an effect while the name is there.
+//! Where a character device 0:0 cannot be created (on kernel overlayfs and on another mount of plyfs, that is, in most
+//! containers) RENAME_WHITEOUT is refused too. A rename that must leave a whiteout then first writes [`Mark::Hides`] to
+//! the directory, or the marker `.wh.NAME`, and so is crash-safe: neither has an effect while the name exists.
 
 use super::Upper;
 use super::object::Place;
 use crate::backing::{Handle, Listed, share};
 use crate::meta::Kind;
-use crate::whiteout::{self, Mark, Marker, OPAQUE, WhiteoutForm, hiding, is_whiteout_device, may_be_marker};
+use crate::whiteout::{self, Mark, Marker, OPAQUE, WhiteoutForm, is_whiteout_device, may_be_marker, whiteout_name};
 use rustix::fs::{OFlags, RenameFlags};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::PoisonError;
 
 impl Upper {
     /// Whether marks can be written. Without them there are no redirects, metacopies or inode numbers.
@@ -20,8 +19,8 @@ impl Upper {
         self.form != WhiteoutForm::Name
     }
 
-    /// Whether a directory with this [`Mark::Opaque`] may hold empty files that are whiteouts. A crash may leave some in
-    /// a directory that was made opaque to be removed.
+    /// Whether a directory with this [`Mark::Opaque`] may hold empty files that are whiteouts. A crash may leave some
+    /// in a directory that was made opaque to be removed.
     pub fn may_hold_file_whiteouts(&self, opaque: Option<&[u8]>) -> bool {
         match opaque {
             Some(b"x") => true,
@@ -30,7 +29,7 @@ impl Upper {
         }
     }
 
-    /// Whether a directory hides what lower layers have in it.
+    /// Whether an open directory is opaque.
     pub fn is_opaque(&self, dir: BorrowedFd) -> io::Result<bool> {
         if self.mark(dir, Mark::Opaque)?.as_deref() == Some(b"y") {
             return Ok(true);
@@ -38,7 +37,7 @@ impl Upper {
         self.has_opaque_marker(dir, OPAQUE)
     }
 
-    /// The same of a directory's entry.
+    /// Whether a directory's entry is an opaque directory.
     pub fn is_opaque_at(&self, dir: BorrowedFd, name: &[u8]) -> io::Result<bool> {
         if self.mark_at(dir, name, Mark::Opaque)?.as_deref() == Some(b"y") {
             return Ok(true);
@@ -57,17 +56,17 @@ impl Upper {
         }
     }
 
-    /// Makes a directory hide what lower layers have in it.
+    /// Makes a directory opaque.
     pub fn set_opaque(&self, dir: BorrowedFd) -> io::Result<()> {
         if self.has_marks() { self.set_mark(dir, Mark::Opaque, b"y") } else { self.make_marker(dir, OPAQUE) }
     }
 
-    /// The same of a directory that is about to be emptied: without an entry in it.
+    /// Makes a directory opaque that is about to be emptied: without creating an entry in it.
     pub fn set_opaque_from_outside(&self, dir: BorrowedFd, at: Place) -> io::Result<()> {
         if self.has_marks() { self.set_opaque(dir) } else { self.make_whiteout(at) }
     }
 
-    /// What an entry stands for by its name, where other tools write deletions down as names.
+    /// Returns what an entry means by its name, on a shared directory, where other tools encode whiteouts in names.
     pub fn marker<'a>(&self, dir: BorrowedFd, entry: &'a Listed) -> io::Result<Option<Marker<'a>>> {
         if !self.dialect.shared {
             return Ok(None);
@@ -75,7 +74,7 @@ impl Upper {
         whiteout::marker(&entry.name, entry.kind, || Ok(self.mark_at(dir, &entry.name, Mark::Id)?.is_some()))
     }
 
-    /// The names that count as whiteouts unless the directory has them ([`Mark::Hides`]).
+    /// Returns the names that count as whiteouts unless the directory has them ([`Mark::Hides`]).
     pub fn hidden_names(&self, dir: BorrowedFd) -> io::Result<Vec<Vec<u8>>> {
         if self.form != WhiteoutForm::Attribute {
             return Ok(Vec::new());
@@ -91,9 +90,9 @@ impl Upper {
         self.set_mark(dir, Mark::Hides, &names.join(&b'/'))
     }
 
-    /// Before a whiteout is replaced by an object: puts it under the name itself, in the form that is written, where it is
-    /// not. Changes nothing that can be seen. Returns whether the name is taken; with the form [`WhiteoutForm::Name`] it
-    /// may be free.
+    /// Prepares the replacement of a whiteout by an object: creates the whiteout under the name itself, in the selected
+    /// form, if it exists in another form. The view does not change. Returns whether the name exists; with the form
+    /// [`WhiteoutForm::Name`] it may not.
     pub fn settle_whiteout(&self, at: Place) -> io::Result<bool> {
         if self.form == WhiteoutForm::Device && !self.dialect.shared {
             return Ok(true);
@@ -109,8 +108,8 @@ impl Upper {
             self.make_whiteout(at)?;
         }
         if self.dialect.shared {
-            // From here on the other form says nothing. A directory of such a name may stay.
-            let marker = hiding(at.name);
+            // The marker is redundant now. A directory of such a name may stay.
+            let marker = whiteout_name(at.name);
             match self.backing.stat_at(at.dir, &marker) {
                 Ok(found)
                     if Kind::of(found.mode) != Some(Kind::Dir)
@@ -124,12 +123,12 @@ impl Upper {
         Ok(true)
     }
 
-    /// Removes the marker beside an object that has just been given the name, or where nothing is to be hidden any more.
+    /// Removes the marker of a name that has just been given to an object, or that need not be hidden any more.
     pub fn drop_marker(&self, at: Place) {
         if self.has_marks() {
             return;
         }
-        match self.backing.unlink(at.dir, &hiding(at.name)) {
+        match self.backing.unlink(at.dir, &whiteout_name(at.name)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!("a whiteout that hides nothing stays in the upper directory: {e}");
             }
@@ -137,7 +136,7 @@ impl Upper {
         }
     }
 
-    /// Puts a whiteout where nothing is.
+    /// Creates a whiteout at a name that does not exist.
     pub fn make_whiteout(&self, at: Place) -> io::Result<()> {
         match self.form {
             WhiteoutForm::Device => self.place_whiteout(at),
@@ -145,7 +144,7 @@ impl Upper {
                 self.allow_file_whiteouts(at.dir)?;
                 self.place_whiteout(at)
             }
-            WhiteoutForm::Name => self.make_marker(at.dir, &hiding(at.name)),
+            WhiteoutForm::Name => self.make_marker(at.dir, &whiteout_name(at.name)),
         }
     }
 
@@ -163,11 +162,10 @@ impl Upper {
         }
     }
 
-    /// As one more name of the last whiteout that was made here, for as long as that has a name and can take more. A new
-    /// inode costs the file system below much more than a name (ext4 passes over those that were freed lately one by
-    /// one).
+    /// Creates a whiteout as a hard link to the last one, as long as that has a name and can have more links. A new
+    /// inode costs the backing file system much more than a name (ext4 skips recently freed inodes one by one).
     fn place_whiteout(&self, at: Place) -> io::Result<()> {
-        let shared = self.whiteout.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let shared = self.whiteout.lock().clone();
         if let Some(whiteout) = shared {
             match self.backing.link(whiteout.as_fd(), at.dir, at.name) {
                 Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {}
@@ -185,12 +183,12 @@ impl Upper {
         };
         match made {
             Err(e) if self.form == WhiteoutForm::Attribute => return Err(e),
-            made => *self.whiteout.lock().unwrap_or_else(PoisonError::into_inner) = made.ok().flatten(),
+            made => *self.whiteout.lock() = made.ok().flatten(),
         }
         Ok(())
     }
 
-    /// Made in the work directory: an empty file is a file until it has the mark.
+    /// Creates a whiteout file in the work directory and moves it into place: without its mark an empty file is a file.
     fn place_file_whiteout(&self, at: Place) -> io::Result<Handle> {
         let name = self.serial();
         let here = Place { dir: self.tmp.as_fd(), name: name.as_bytes() };
@@ -204,8 +202,9 @@ impl Upper {
         Ok(file)
     }
 
-    /// Takes an object away, leaving a whiteout if wanted. Directories must hold whiteouts at most, and nothing with the
-    /// form [`WhiteoutForm::Name`]. The view changes in one call; what fails behind that is swept at the next mount.
+    /// Removes an object, and leaves a whiteout if wanted. A directory must hold nothing but whiteouts, and nothing at
+    /// all with the form [`WhiteoutForm::Name`]. The view changes in one system call; what fails after it is cleaned up
+    /// by the next mount.
     pub fn take_away(&self, at: Place, is_dir: bool, leave_whiteout: bool) -> io::Result<()> {
         let remove = || if is_dir { self.backing.rmdir(at.dir, at.name) } else { self.backing.unlink(at.dir, at.name) };
         if !leave_whiteout {
@@ -224,7 +223,7 @@ impl Upper {
         let name = self.serial();
         let here = Place { dir: self.tmp.as_fd(), name: name.as_bytes() };
         self.place_whiteout(here)?;
-        // What is no directory is replaced; a directory changes places with the whiteout.
+        // A file is replaced by the whiteout; a directory is exchanged with it.
         let flags = if is_dir { RenameFlags::EXCHANGE } else { RenameFlags::empty() };
         self.rename(here, at, flags).inspect_err(|_| {
             self.discard(&name, false);
@@ -235,7 +234,8 @@ impl Upper {
         Ok(())
     }
 
-    /// Before a rename of `from` that must leave a whiteout: the flags for it. [`Upper::finish_leaving`] must follow.
+    /// Prepares a rename of `from` that must leave a whiteout, and returns its flags. [`Upper::finish_leaving`] must
+    /// follow.
     pub fn begin_leaving(&self, from: Place) -> io::Result<RenameFlags> {
         match self.form {
             WhiteoutForm::Device => return Ok(RenameFlags::WHITEOUT),
@@ -251,7 +251,7 @@ impl Upper {
         Ok(RenameFlags::empty())
     }
 
-    /// After the rename: it has happened, and the name counts as a whiteout, or it has `failed`.
+    /// Completes such a rename: the name is now a whiteout, unless the rename `failed`.
     pub fn finish_leaving(&self, from: Place, failed: bool) {
         let done = match self.form {
             WhiteoutForm::Device => Ok(()),

@@ -1,22 +1,22 @@
-//! A tar as a sink and as a source.
+//! Tar archives as the destination (`TarWriter`) and as the source (`unpack`) of a copy.
 
-use super::{Content, CopyError, Result, Sink, What};
+use super::{Content, CopyError, Object, Result, Sink};
 use crate::layer::{Body, Limits, Meta, Packed, Packer, Reader};
 use std::io::{self, BufRead, Write};
 
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
-/// Writes a tar.
-pub(super) struct Packing<W> {
+/// A sink that writes a tar archive.
+pub(super) struct TarWriter<W> {
     out: Packer<W>,
 }
 
-impl<W: Write> Packing<W> {
-    pub(super) fn new(out: W) -> Packing<W> {
-        Packing { out: Packer::new(out) }
+impl<W: Write> TarWriter<W> {
+    pub(super) fn new(out: W) -> TarWriter<W> {
+        TarWriter { out: Packer::new(out) }
     }
 
-    /// Ends the tar, and gives back what it was written to.
+    /// Writes the end of the archive; returns the underlying writer.
     pub(super) fn end(self) -> Result<W> {
         self.out.finish().map_err(CopyError::Output)
     }
@@ -53,25 +53,25 @@ impl<W: Write> Packing<W> {
     }
 }
 
-impl<W: Write> Sink for Packing<W> {
-    fn put(&mut self, path: &[u8], meta: &Meta, what: What<'_>) -> Result<()> {
+impl<W: Write> Sink for TarWriter<W> {
+    fn put(&mut self, path: &[u8], meta: &Meta, what: Object<'_>) -> Result<()> {
         let packed = match &what {
-            What::Dir => Packed::Dir,
-            What::File(content) => Packed::File(content.size),
-            What::Symlink(target) => Packed::Symlink(target),
-            What::Link(first) => Packed::Link(first),
-            What::Device(kind, number) => Packed::Device(*kind, *number),
-            What::Fifo => Packed::Fifo,
+            Object::Dir => Packed::Dir,
+            Object::File(content) => Packed::File(content.size),
+            Object::Symlink(target) => Packed::Symlink(target),
+            Object::Link(first) => Packed::Link(first),
+            Object::Device(kind, number) => Packed::Device(*kind, *number),
+            Object::Fifo => Packed::Fifo,
         };
         self.out.entry(path, meta, packed).map_err(CopyError::Output)?;
         match what {
-            What::File(content) => self.data(content).map_err(CopyError::Output),
+            Object::File(content) => self.data(content).map_err(CopyError::Output),
             _ => Ok(()),
         }
     }
 }
 
-/// Gives what a tar has, entry by entry.
+/// Reads a tar archive and puts each entry into a sink.
 pub(super) fn unpack(tar: &mut impl BufRead, sink: &mut dyn Sink) -> Result<()> {
     let limits = Limits::default();
     let mut reader = Reader::new(tar, &limits);
@@ -84,19 +84,19 @@ pub(super) fn unpack(tar: &mut impl BufRead, sink: &mut dyn Sink) -> Result<()> 
             xattrs: entry.xattrs.into_iter().collect(),
         };
         let what = match &entry.body {
-            Body::Dir => What::Dir,
+            Body::Dir => Object::Dir,
             Body::File { size, .. } => {
                 let pieces = vec![(0, *size)];
-                What::File(Content { size: *size, pieces, data: &mut reader })
+                Object::File(Content { size: *size, pieces, data: &mut reader })
             }
             Body::Sparse { size, extents } => {
                 let pieces = extents.iter().map(|extent| (extent.logical.get(), extent.len.get())).collect();
-                What::File(Content { size: *size, pieces, data: &mut reader })
+                Object::File(Content { size: *size, pieces, data: &mut reader })
             }
-            Body::Symlink(target) => What::Symlink(target),
-            Body::Link(first) => What::Link(first),
-            Body::Device(kind, number) => What::Device(*kind, *number),
-            Body::Fifo => What::Fifo,
+            Body::Symlink(target) => Object::Symlink(target),
+            Body::Link(first) => Object::Link(first),
+            Body::Device(kind, number) => Object::Device(*kind, *number),
+            Body::Fifo => Object::Fifo,
         };
         sink.put(&entry.path, &meta, what)?;
     }

@@ -1,23 +1,22 @@
-//! Copying between a container and this machine, as `docker cp` does it.
+//! Copying files between a container and the host, as `docker cp` does.
 //!
-//! A copy has a source and a sink, and neither knows the other: a tree is read by its descriptors (`walk`) or a tar as it
-//! streams by (`archive`), object by object, and each object is put into a tree (`place`) or into a tar (`archive`).
+//! A source passes one object at a time to a `Sink`: a directory tree (`reader`) or a tar stream (`archive`) is
+//! copied to a directory tree (`writer`) or a tar stream (`archive`).
 //!
-//! Both trees may be changed while they are copied, by somebody who means harm. So every path that a user names is
-//! resolved inside its root ([`Inside`]), and from there on only names are looked up, in directories that are held open,
-//! and links are never followed. What an object is is asked of the descriptor that it is then read by.
+//! A malicious program may change both trees during the copy. So each path given by the user is resolved inside its
+//! root ([`Rootfs`]); below it only single names are looked up in open directories, and symbolic links are never
+//! followed. The type of an object is read from the same descriptor as its data.
 
 mod archive;
-mod place;
-mod walk;
+mod reader;
+mod writer;
 
-use super::inside::Inside;
+use super::rootfs::Rootfs;
 use crate::image;
 use crate::layer::{LayerError, Meta};
 use crate::meta::Kind;
 use crate::name::show;
 use crate::sys;
-use place::Placer;
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 use std::ffi::OsStr;
@@ -25,23 +24,24 @@ use std::io::{self, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use writer::TreeWriter;
 
-/// As many symbolic links as the kernel follows in one path.
+/// The kernel's limit of symbolic links in one lookup (path_resolution(7)).
 const MOST_LINKS: usize = 40;
 const BUFFER: usize = 256 << 10;
 
-/// Why something was not copied. One whole line each, in Docker's words where it has some.
+/// Why a copy failed. Messages are one line, with Docker's text where Docker has the same error.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
-    /// A path that leads to nothing in a container.
+    /// The path does not exist in the container.
     #[error("Could not find the file {} in container {container}", show(.path))]
     NotInContainer {
-        /// The path, as it was looked for.
+        /// The path as looked up.
         path: Vec<u8>,
-        /// The container, as the user named it.
+        /// The container's name or ID as given by the user.
         container: String,
     },
-    /// A source on this machine that cannot be had.
+    /// The source on the host cannot be opened.
     #[error("lstat {}: {}", show(.path), sys::describe(.cause))]
     NoSource {
         /// The path.
@@ -49,52 +49,52 @@ pub enum CopyError {
         /// Why.
         cause: io::Error,
     },
-    /// What is to be made would lie in no directory.
+    /// The destination's parent directory does not exist.
     #[error("invalid output path: directory \"{}\" does not exist", show(.0))]
     NoParent(Vec<u8>),
-    /// The destination is something that one does not write over.
+    /// The destination is a device.
     #[error("{0} must be a directory or a regular file: got a device")]
     IsDevice(String),
-    /// A tar is unpacked into directories only.
+    /// The destination of a tar is not a directory.
     #[error("{0} must be a directory")]
     MustBeDirectory(String),
-    /// A directory does not become a file.
+    /// The source is a directory and the destination a file.
     #[error("cannot copy directory")]
     DirectoryToFile,
-    /// The user says by a slash that there is a directory.
+    /// A destination that ends with a slash does not exist.
     #[error("no such directory")]
     NoSuchDirectory,
-    /// The user says by a slash that a file is a directory.
+    /// A path component, or a path that ends with a slash, is not a directory.
     #[error("not a directory")]
     NotADirectory,
-    /// What is there is in the way.
+    /// A directory would replace another object, or the other way round.
     #[error("cannot overwrite {} \"{}\" with {}", kinds(*.directory).0, show(.path), kinds(*.directory).1)]
     InTheWay {
-        /// Where.
+        /// The path in the destination.
         path: Vec<u8>,
-        /// Whether a directory is there, and something else was to come.
+        /// Whether the existing object is the directory.
         directory: bool,
     },
-    /// An entry of a tar that would lie elsewhere.
+    /// A tar entry has `..` in its path.
     #[error("entry `{}` of the tar leads out of the directory", show(.0))]
     LeadsOut(Vec<u8>),
-    /// What is no plain tar cannot be made one.
+    /// The tar cannot be decompressed.
     #[error("the tar {0}")]
     Compressed(#[from] image::Problem),
     /// The tar is damaged.
     #[error("{0}")]
     Tar(#[from] LayerError),
-    /// Whoever reads the tar is gone, or the disk that it goes to is full.
+    /// The tar cannot be written: the pipe's reader has exited, or the disk is full.
     #[error("cannot write the tar: {}", sys::describe(.0))]
     Output(io::Error),
-    /// A call failed.
+    /// A system call failed.
     #[error("cannot {action} {}: {}", show(.path), sys::describe(.cause))]
     Failed {
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
-        /// On what.
+        /// The object's path.
         path: Vec<u8>,
-        /// What the system said.
+        /// The system's error.
         cause: io::Error,
     },
 }
@@ -111,32 +111,32 @@ fn failed(action: &'static str, path: &[u8]) -> impl FnOnce(io::Error) -> CopyEr
     move |cause| CopyError::Failed { action, path, cause }
 }
 
-/// A path that a user named.
+/// A source or destination path of the user.
 #[derive(Clone, Copy)]
 pub struct Place<'a> {
-    /// In which root.
-    pub root: &'a Inside,
-    /// Absolute. What it ends with counts: `/.` means a directory's content, and `/` that it is a directory.
+    /// The root in which the path is resolved.
+    pub root: &'a Rootfs,
+    /// An absolute path. At its end, `/.` means the directory's content, and `/` requires a directory.
     pub path: &'a [u8],
-    /// The container whose root it is, as the user named it.
+    /// The container's name or ID as given by the user; `None`: the host.
     pub container: Option<&'a str>,
 }
 
-/// To whom copies belong.
+/// The owner of the copies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Owner {
-    /// To the same numbers.
+    /// The source's user and group IDs.
     Kept,
-    /// To this user and group.
+    /// This user and group ID.
     Is(u32, u32),
 }
 
-/// One object of a copy. What a sink is given lies below one name or none, a directory before what is in it.
-enum What<'a> {
+/// One object of a copy. A sink gets a directory before its entries.
+enum Object<'a> {
     Dir,
     File(Content<'a>),
     Symlink(&'a [u8]),
-    /// One more name of what was given before by this one.
+    /// A hard link to the object with this earlier path.
     Link(&'a [u8]),
     Device(Kind, u32),
     Fifo,
@@ -145,71 +145,71 @@ enum What<'a> {
 /// A file's data.
 struct Content<'a> {
     size: u64,
-    /// Where in the file it has data, and how much.
+    /// The data ranges: offset and length in bytes.
     pieces: Vec<(u64, u64)>,
-    /// The pieces, one behind the other.
+    /// The data of all ranges, one after the other.
     data: &'a mut dyn Read,
 }
 
-/// Where objects go.
+/// The destination of a copy.
 trait Sink {
-    fn put(&mut self, path: &[u8], meta: &Meta, what: What<'_>) -> Result<()>;
+    fn put(&mut self, path: &[u8], meta: &Meta, what: Object<'_>) -> Result<()>;
 
-    /// Whether that directory (device and inode) is one into which this copies: then it is not copied.
+    /// Whether this directory (device and inode) was created by this copy: then it must not be copied into itself.
     fn is_target(&self, _directory: (u64, u64)) -> bool {
         false
     }
 }
 
-/// A source that was found.
+/// A resolved source.
 struct Source {
     object: OwnedFd,
     is_dir: bool,
-    /// Under which name it is copied; none for a directory's content.
+    /// The name of the copy; `None` for a directory's content.
     name: Option<Vec<u8>>,
 }
 
-/// Copies what is at one place to another, which may not be there yet; a link at the source's end is copied as one,
-/// unless it is to be followed. Gives how many bytes files had.
+/// Copies `from` to `to`, which need not exist. A symbolic link at the end of `from` is copied as a link unless
+/// `follow` is set. Returns the total size of the files in bytes.
 pub fn copy(from: &Place<'_>, to: &Place<'_>, follow: bool, owner: Owner) -> Result<u64> {
     let source = find_source(from, follow)?;
-    let (directory, name) = find_target(to, &source)?;
-    let mut placer = Placer::new(directory, to.path, owner);
-    walk::walk(source.object, &name, &mut placer)?;
-    placer.end()
+    let (directory, name) = find_destination(to, &source)?;
+    let mut writer = TreeWriter::new(directory, to.path, owner);
+    reader::walk(source.object, &name, &mut writer)?;
+    writer.end()
 }
 
-/// Copies a directory's content into another, with owners and with the directory's own attributes: an image's content
-/// into a fresh volume.
-pub fn tree(from: &Inside, from_path: &Path, to: &Inside, to_path: &Path) -> Result<u64> {
+/// Copies a directory's content into another directory, with owners and with the directory's own attributes: fills a
+/// new volume.
+pub fn tree(from: &Rootfs, from_path: &Path, to: &Rootfs, to_path: &Path) -> Result<u64> {
     let (from_path, to_path) = (from_path.as_os_str().as_bytes(), to_path.as_os_str().as_bytes());
-    let open = |root: &Inside, path| root.open_dir(OsStr::from_bytes(path)).map_err(failed("open", path));
-    let mut placer = Placer::new(open(to, to_path)?, to_path, Owner::Kept).with_root();
-    walk::walk(open(from, from_path)?, b"", &mut placer)?;
-    placer.end()
+    let open = |root: &Rootfs, path| root.open_dir(OsStr::from_bytes(path)).map_err(failed("open", path));
+    let mut writer = TreeWriter::new(open(to, to_path)?, to_path, Owner::Kept).with_root();
+    reader::walk(open(from, from_path)?, b"", &mut writer)?;
+    writer.end()
 }
 
-/// Writes what is at a place as a tar.
+/// Writes `from` as a tar archive.
 pub fn pack<W: Write>(from: &Place<'_>, follow: bool, out: W) -> Result<W> {
     let source = find_source(from, follow)?;
-    let mut packing = archive::Packing::new(out);
-    walk::walk(source.object, &source.name.unwrap_or_else(|| b".".to_vec()), &mut packing)?;
-    packing.end()
+    let mut writer = archive::TarWriter::new(out);
+    reader::walk(source.object, &source.name.unwrap_or_else(|| b".".to_vec()), &mut writer)?;
+    writer.end()
 }
 
-/// Unpacks a tar, which may be compressed with gzip or zstd, into a directory, by way of links that are there as the
-/// container sees them. Gives how many bytes files had.
+/// Unpacks a tar archive, plain or compressed with gzip or zstd, into a directory. Symbolic links to directories in the
+/// destination are followed inside its root. Returns the total size of the files in bytes.
 pub fn unpack(tar: impl Read, to: &Place<'_>, owner: Owner) -> Result<u64> {
     let directory = to.root.locate(OsStr::from_bytes(to.path)).ok();
     let directory = directory.filter(|found| kind_of(found).is_ok_and(|kind| kind == FileType::Directory));
-    let directory = directory.ok_or_else(|| CopyError::MustBeDirectory(told(to)))?;
-    let mut placer = Placer::new(directory, to.path, owner).through_links(to.root);
-    archive::unpack(&mut BufReader::with_capacity(BUFFER, image::plain(tar)?), &mut placer)?;
-    placer.end()
+    let directory = directory.ok_or_else(|| CopyError::MustBeDirectory(destination_text(to)))?;
+    let mut writer = TreeWriter::new(directory, to.path, owner).follow_links(to.root);
+    archive::unpack(&mut BufReader::with_capacity(BUFFER, image::plain(tar)?), &mut writer)?;
+    writer.end()
 }
 
-/// How a destination is named in an error.
-fn told(place: &Place<'_>) -> String {
+/// The destination in an error message.
+fn destination_text(place: &Place<'_>) -> String {
     match place.container {
         Some(container) => format!("destination \"{container}:{}\"", show(place.path)),
         None => format!("invalid output path: \"{}\"", show(place.path)),
@@ -228,7 +228,7 @@ fn ends_as_directory(path: &[u8]) -> bool {
     path.ends_with(b"/") || path.ends_with(b"/.")
 }
 
-/// The last name of a path; none for the root, for a directory's content and for what `..` leads to.
+/// The last name of a path; `None` for the root and for paths that end with `.` or `..`.
 fn last_name(path: &[u8]) -> Option<&[u8]> {
     if path.ends_with(b"/.") {
         return None;
@@ -237,7 +237,7 @@ fn last_name(path: &[u8]) -> Option<&[u8]> {
     (name != b"." && name != b"..").then_some(name)
 }
 
-/// A path without its last name and the slashes around.
+/// The parent path: without the last name and trailing slashes.
 fn parent(path: &[u8]) -> &[u8] {
     let end = path.iter().rposition(|byte| *byte != b'/').map_or(0, |at| at + 1);
     let start = path[..end].iter().rposition(|byte| *byte == b'/').unwrap_or(0);
@@ -263,8 +263,9 @@ fn find_source(from: &Place<'_>, follow: bool) -> Result<Source> {
     Ok(Source { object, is_dir, name: last_name(from.path).map(<[u8]>::to_vec) })
 }
 
-/// The directory that a source goes into, and its path there: none for a directory whose content goes there.
-fn find_target(to: &Place<'_>, source: &Source) -> Result<(OwnedFd, Vec<u8>)> {
+/// Resolves the destination to an open directory and the copy's path in it; the path is empty if a directory's content
+/// is copied.
+fn find_destination(to: &Place<'_>, source: &Source) -> Result<(OwnedFd, Vec<u8>)> {
     let path = behind_links(to)?;
     let open = |path: &[u8]| to.root.locate(OsStr::from_bytes(path));
     let there = match open(&path) {
@@ -275,7 +276,9 @@ fn find_target(to: &Place<'_>, source: &Source) -> Result<(OwnedFd, Vec<u8>)> {
     };
     let name = match there {
         Some((FileType::Directory, found)) => return Ok((found, source.name.clone().unwrap_or_default())),
-        Some((FileType::BlockDevice | FileType::CharacterDevice, _)) => return Err(CopyError::IsDevice(told(to))),
+        Some((FileType::BlockDevice | FileType::CharacterDevice, _)) => {
+            return Err(CopyError::IsDevice(destination_text(to)));
+        }
         Some(_) if source.is_dir => return Err(CopyError::DirectoryToFile),
         None if !source.is_dir && ends_as_directory(&path) => return Err(CopyError::NoSuchDirectory),
         _ => last_name(if source.is_dir { path.strip_suffix(b"/.").unwrap_or(&path) } else { &path }),
@@ -297,7 +300,7 @@ fn find_target(to: &Place<'_>, source: &Source) -> Result<(OwnedFd, Vec<u8>)> {
     }
 }
 
-/// Where a path leads whose last name is a link: also where that leads to nothing, which is made then.
+/// Resolves symbolic links at the end of the destination path, including a dangling link, whose target is created.
 fn behind_links(to: &Place<'_>) -> Result<Vec<u8>> {
     let mut path = to.path.to_vec();
     if ends_as_directory(&path) {
@@ -318,7 +321,7 @@ fn behind_links(to: &Place<'_>) -> Result<Vec<u8>> {
     Err(failed("open", to.path)(Errno::LOOP.into()))
 }
 
-/// An open flag for looking at an object, whatever it is.
+/// Opens an object of any type without accessing its data.
 const LOOK: OFlags = OFlags::PATH;
 
 #[cfg(test)]
@@ -328,7 +331,7 @@ mod tests {
     use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
     use std::path::PathBuf;
 
-    /// A container's root and a place on this machine, side by side under one directory.
+    /// A container root and a host directory under one temporary directory.
     struct Bed {
         dir: tempfile::TempDir,
     }
@@ -353,8 +356,8 @@ mod tests {
             path
         }
 
-        fn inside(&self, root: &str) -> Inside {
-            Inside::open(&self.path(root)).unwrap()
+        fn inside(&self, root: &str) -> Rootfs {
+            Rootfs::open(&self.path(root)).unwrap()
         }
 
         /// Copies out of the container, to a path in `host`.
@@ -486,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_object_is_goes_along() {
+    fn attributes_are_copied() {
         let bed = Bed::new();
         let file = bed.make("root/t/file");
         fs::hard_link(&file, bed.path("root/t/other")).unwrap();
@@ -617,7 +620,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_not_copied_into_itself_for_ever() {
+    fn a_directory_is_not_copied_into_itself() {
         let bed = Bed::new();
         bed.make("root/a/f");
         let root = bed.inside("root");

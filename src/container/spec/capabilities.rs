@@ -1,10 +1,10 @@
-//! What of root's rights a container has: Docker's choice, and what the user adds to it and takes from it.
+//! Linux capabilities of a container: Docker's default set, `--cap-add` and `--cap-drop`.
 
 use super::SpecError;
 use oci_spec::runtime::{Capabilities, Capability};
 use std::str::FromStr;
 
-/// All that the kernel knows. The place of each is its number.
+/// The kernel's capabilities, indexed by number (linux/capability.h).
 const NAMES: [&str; 41] = [
     "CHOWN",
     "DAC_OVERRIDE",
@@ -48,8 +48,8 @@ const NAMES: [&str; 41] = [
     "BPF",
     "CHECKPOINT_RESTORE",
 ];
-/// What a container has if nothing is said.
-const USUAL: [&str; 14] = [
+/// Docker's default set.
+const DEFAULT: [&str; 14] = [
     "CHOWN",
     "DAC_OVERRIDE",
     "FSETID",
@@ -67,17 +67,17 @@ const USUAL: [&str; 14] = [
 ];
 const ALL: &str = "ALL";
 
-/// A set of them, a bit for each number.
+/// A capability set, as a bit mask of capability numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Set(pub u64);
 
 impl Set {
-    /// Whether that one is in it; named without `CAP_`.
+    /// Whether the set contains a capability, named without `CAP_`.
     pub fn has(self, name: &str) -> bool {
         number(name).is_some_and(|at| self.0 >> at & 1 == 1)
     }
 
-    /// The same in the types of the document.
+    /// Converts the set to the type of config.json.
     pub(super) fn document(self) -> Capabilities {
         NAMES.iter().filter(|name| self.has(name)).filter_map(|name| Capability::from_str(name).ok()).collect()
     }
@@ -87,19 +87,20 @@ fn number(name: &str) -> Option<usize> {
     NAMES.iter().position(|known| *known == name)
 }
 
-/// What a container has that is to have `add` and not `drop` besides or of the usual. Of those, none that is not among
-/// `available`, what this process may have itself: to add such a one is an error, as is a name that nobody knows.
+/// Computes the capability set: the default set, plus `add`, minus `drop`, limited to `available`, this process's
+/// bounding set. Fails if `add` has a capability that is not available, or if a name is unknown.
 ///
-/// As Docker does it: who adds `ALL` loses only what is dropped by its name, and who drops `ALL` has only what is added.
+/// As in Docker, with `ALL` added only the capabilities dropped by name are missing, and with `ALL` dropped only the
+/// added ones are left.
 pub(super) fn chosen(add: &[String], drop: &[String], available: Set) -> Result<Set, SpecError> {
     let added = parse("CapAdd", add, available)?;
     let dropped = parse("CapDrop", drop, Set(u64::MAX))?;
-    let usual = USUAL.iter().filter_map(|name| number(name)).fold(0, |set, at| set | 1 << at);
+    let default = DEFAULT.iter().filter_map(|name| number(name)).fold(0, |set, at| set | 1 << at);
     let set = match (added, dropped) {
         (Named::All, Named::All) => available.0,
         (Named::All, Named::Only(dropped)) => available.0 & !dropped,
         (Named::Only(added), Named::All) => added,
-        (Named::Only(added), Named::Only(dropped)) => usual & !dropped | added,
+        (Named::Only(added), Named::Only(dropped)) => default & !dropped | added,
     };
     Ok(Set(set & available.0))
 }
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn every_name_is_the_documents_too() {
+    fn every_capability_is_known_to_the_spec() {
         assert_eq!(Set((1 << 41) - 1).document().len(), NAMES.len());
         let mask = pick(&[], &[]).unwrap().iter().fold(0u64, |mask, name| mask | 1 << number(name).unwrap());
         assert_eq!(mask, 0xa804_25fb, "what /proc/self/status shows in a Docker container");
@@ -148,11 +149,11 @@ mod tests {
 
     #[test]
     fn names_are_added_and_dropped_in_any_spelling() {
-        let usual = pick(&[], &[]).unwrap();
-        assert_eq!(usual.len(), USUAL.len());
+        let default = pick(&[], &[]).unwrap();
+        assert_eq!(default.len(), DEFAULT.len());
         assert!(pick(&["net_admin", "CAP_SYS_TIME"], &[]).unwrap().ends_with(&["AUDIT_WRITE", "SETFCAP"]));
-        assert_eq!(pick(&["cap_net_admin"], &["Mknod", "CAP_CHOWN"]).unwrap().len(), USUAL.len() - 1);
-        assert_eq!(pick(&["CHOWN"], &["CHOWN"]).unwrap().len(), USUAL.len(), "what is added stays");
+        assert_eq!(pick(&["cap_net_admin"], &["Mknod", "CAP_CHOWN"]).unwrap().len(), DEFAULT.len() - 1);
+        assert_eq!(pick(&["CHOWN"], &["CHOWN"]).unwrap().len(), DEFAULT.len(), "what is added stays");
         assert_eq!(pick(&["CHOWN", "CHOWN"], &["all"]).unwrap(), ["CHOWN"]);
         assert!(pick(&[], &["ALL"]).unwrap().is_empty());
         assert_eq!(pick(&["ALL"], &["SYS_ADMIN", "MKNOD"]).unwrap().len(), NAMES.len() - 2);
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn who_names_what_is_not_there_is_told_in_dockers_words() {
+    fn unknown_capabilities_give_dockers_errors() {
         let said = |add: &[&str], drop: &[&str]| pick(add, drop).unwrap_err();
         assert_eq!(said(&["x"], &[]), "invalid CapAdd: unknown capability: \"CAP_X\"");
         assert_eq!(said(&[], &["CAP_NONE"]), "invalid CapDrop: unknown capability: \"CAP_NONE\"");

@@ -1,10 +1,10 @@
-//! What a runtime is told of a container: the OCI runtime document, `config.json`, made of the container's record and of
-//! what was found in its tree and on this machine. It says what Docker says.
+//! The OCI runtime spec: config.json, made from the container's record, its root file system and the host's
+//! capabilities, with Docker's defaults.
 //!
-//! Nothing here touches the container: `Machine::look` and [`bound`] look at this machine, all else turns data into data.
+//! Only [`HostInfo::detect`] and [`bound`] read the host; all other functions convert data.
 
 mod capabilities;
-mod machine;
+mod host;
 mod mounts;
 mod process;
 mod seccomp;
@@ -22,33 +22,33 @@ use std::io;
 use std::path::Path;
 
 pub use capabilities::Set;
-pub use machine::Machine;
+pub use host::HostInfo;
 pub use mounts::{Bound, bound, mountpoints};
 pub use process::{Exec, PATH, exec, hostname, process};
 
-/// What the document is made of.
+/// The input of a runtime spec.
 #[derive(Clone, Copy)]
-pub struct Place<'a> {
+pub struct SpecInput<'a> {
     /// The container's record.
     pub container: &'a Container,
-    /// For whom the process runs, as the container's tree has it.
+    /// The process's credentials, resolved in the root file system.
     pub user: &'a User,
-    /// Where the tree is mounted: an absolute path, or one from the bundle's directory.
+    /// The path of the root file system, absolute or relative to the bundle's directory.
     pub root: &'a Path,
-    /// What is bind-mounted; what [`bound`] gave.
+    /// The bind mounts returned by [`bound`].
     pub binds: &'a [Bound],
-    /// Who is who, if the runtime runs in a user namespace already. It makes no other one then.
+    /// The ID mapping, if the runtime is called in a user namespace; it creates no other one then.
     pub mapping: Option<&'a Mapping>,
     /// Whether the process has a terminal.
     pub terminal: bool,
-    /// This machine.
-    pub machine: &'a Machine,
+    /// The host's properties.
+    pub host_info: &'a HostInfo,
 }
 
-/// Why there is no document. Each is one whole line.
+/// Why a spec could not be made. Messages are one line.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
-    /// A right that nobody knows.
+    /// An unknown capability.
     #[error("invalid {option}: unknown capability: \"CAP_{name}\"")]
     UnknownCapability {
         /// `CapAdd` or `CapDrop`.
@@ -56,7 +56,7 @@ pub enum SpecError {
         /// Its name, without `CAP_`.
         name: String,
     },
-    /// A right that this process has not itself.
+    /// A capability that is not in this process's bounding set.
     #[error(
         "invalid {option}: capability not supported by your kernel or not available in the current environment: \"CAP_{name}\""
     )]
@@ -66,41 +66,41 @@ pub enum SpecError {
         /// Its name, without `CAP_`.
         name: String,
     },
-    /// An option that tmpfs does not have.
+    /// An unknown tmpfs option.
     #[error("Invalid tmpfs option [{0:?}]")]
     TmpfsOption(String),
-    /// Neither the image nor the user says what is to run.
+    /// Neither the image nor the user gives a command.
     #[error("no command specified")]
     NoCommand,
-    /// The directory to run in is not absolute.
+    /// The working directory is not absolute.
     #[error("the working directory '{0}' is invalid, it needs to be an absolute path")]
     Directory(String),
-    /// Somebody who is nobody in this user namespace.
+    /// An ID that is not mapped in the user namespace.
     #[error("cannot run as user {uid}:{gid}: {why}")]
     Nobody {
-        /// The user.
+        /// The user ID.
         uid: u32,
-        /// The first group.
+        /// The primary group ID.
         gid: u32,
         /// Why.
         why: String,
     },
-    /// What is to be mounted cannot be looked at.
+    /// The source of a bind mount cannot be examined.
     #[error("cannot mount {path}: {why}", why = sys::describe(.why))]
     Source {
-        /// The path on this machine.
+        /// The path on the host.
         path: String,
         /// Why.
         why: io::Error,
     },
-    /// A part of the document lacks something.
+    /// A part of the spec is incomplete.
     #[error("cannot make the runtime's document: {0}")]
     Document(#[from] OciSpecError),
 }
 
-/// Runtimes of 2020 understand all that is in it.
+/// The version of 2020, which all current runtimes support.
 const VERSION: &str = "1.0.2";
-/// What of `/proc` and `/sys` tells of the whole machine, or would change it.
+/// Masked paths of /proc and /sys, which expose or change host-wide state.
 const MASKED: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
@@ -116,54 +116,55 @@ const MASKED: [&str; 12] = [
     "/sys/firmware",
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-/// The devices that may be opened, major and minor: zero, null, urandom, random, tty, console. The runtime adds terminals.
+/// The devices that may be opened (major, minor): zero, null, urandom, random, tty, console. The runtime adds
+/// pseudoterminals.
 const DEVICES: [(i64, i64); 6] = [(1, 5), (1, 3), (1, 9), (1, 8), (5, 0), (5, 1)];
 
-/// The whole document.
-pub fn document(place: &Place) -> Result<Spec, SpecError> {
+/// Makes the runtime spec, config.json.
+pub fn document(input: &SpecInput) -> Result<Spec, SpecError> {
     let mut root = Root::default();
-    root.set_path(place.root.to_path_buf()).set_readonly(Some(place.container.host.read_only));
+    root.set_path(input.root.to_path_buf()).set_readonly(Some(input.container.host.read_only));
     let mut spec = Spec::default();
     spec.set_version(VERSION.to_owned())
         .set_root(Some(root))
-        .set_hostname(Some(hostname(place.container, &place.machine.hostname)))
-        .set_process(Some(process(place)?))
-        .set_mounts(Some(mounts::mounts(place)?))
-        .set_linux(Some(linux(place)?));
+        .set_hostname(Some(hostname(input.container, &input.host_info.hostname)))
+        .set_process(Some(process(input)?))
+        .set_mounts(Some(mounts::mounts(input)?))
+        .set_linux(Some(linux(input)?));
     Ok(spec)
 }
 
-fn linux(place: &Place) -> Result<Linux, SpecError> {
+fn linux(input: &SpecInput) -> Result<Linux, SpecError> {
     let mut masked: Vec<String> = MASKED.iter().map(|path| (*path).to_owned()).collect();
-    masked.extend(place.machine.thermal.iter().cloned());
-    if mounts::shows_cgroups(place) {
+    masked.extend(input.host_info.thermal.iter().cloned());
+    if mounts::shows_cgroups(input) {
         masked.push(mounts::CGROUP.to_owned());
     }
     let mut linux = Linux::default();
     linux
-        .set_namespaces(Some(namespaces(place)))
-        .set_seccomp(Some(seccomp::filter(place.machine, process::chosen(place)?)?))
+        .set_namespaces(Some(namespaces(input)))
+        .set_seccomp(Some(seccomp::filter(input.host_info, process::chosen(input)?)?))
         .set_masked_paths(Some(masked))
         .set_readonly_paths(Some(READ_ONLY.iter().map(|path| (*path).to_owned()).collect()))
-        .set_sysctl(Some(settings(place)))
+        .set_sysctl(Some(settings(input)))
         .set_resources(None)
         .set_devices(None);
-    // Control groups are not a plain user's to make.
-    if place.mapping.is_none() {
+    // An unprivileged user cannot create cgroups.
+    if input.mapping.is_none() {
         let mut resources = LinuxResources::default();
         resources.set_devices(Some(devices()));
-        linux.set_resources(Some(resources)).set_cgroups_path(Some(Path::new("/plyfs").join(&place.container.id)));
+        linux.set_resources(Some(resources)).set_cgroups_path(Some(Path::new("/plyfs").join(&input.container.id)));
     }
     Ok(linux)
 }
 
-fn namespaces(place: &Place) -> Vec<LinuxNamespace> {
+fn namespaces(input: &SpecInput) -> Vec<LinuxNamespace> {
     use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network as Net, Pid, Uts};
     let mut kinds = vec![Mount, Uts, Pid, Ipc];
-    if place.container.host.network == Network::None {
+    if input.container.host.network == Network::None {
         kinds.push(Net);
     }
-    if place.machine.unified_cgroups {
+    if input.host_info.unified_cgroups {
         kinds.push(Cgroup);
     }
     let namespace = |kind| {
@@ -174,15 +175,15 @@ fn namespaces(place: &Place) -> Vec<LinuxNamespace> {
     kinds.into_iter().map(namespace).collect()
 }
 
-/// What of the network can be used without rights, where it is the container's own.
-fn settings(place: &Place) -> HashMap<String, String> {
+/// Sysctls of a container's own network namespace that allow low ports and ping without privileges.
+fn settings(input: &SpecInput) -> HashMap<String, String> {
     let mut settings = HashMap::new();
-    if place.container.host.network == Network::None {
-        if place.machine.kernel >= (4, 11) {
+    if input.container.host.network == Network::None {
+        if input.host_info.kernel >= (4, 11) {
             settings.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
         }
-        // The kernel takes only groups that somebody has.
-        if place.mapping.is_none() {
+        // In a user namespace the kernel rejects a range with unmapped groups.
+        if input.mapping.is_none() {
             settings.insert("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
         }
     }
@@ -200,7 +201,7 @@ fn devices() -> Vec<LinuxDeviceCgroup> {
     };
     let mut rules = vec![rule(false, None)];
     rules.extend(DEVICES.iter().map(|device| rule(true, Some(*device))));
-    // FUSE: it needs rights that a container has not.
+    // /dev/fuse: mounting FUSE needs privileges that a container lacks.
     rules.push(rule(false, Some((10, 229))));
     rules
 }
@@ -214,9 +215,9 @@ mod tests {
     use serde_json::{Value, json};
     use std::fs;
 
-    /// A machine as most are.
-    pub(super) fn machine() -> Machine {
-        Machine {
+    /// A typical host.
+    pub(super) fn host_info() -> HostInfo {
+        HostInfo {
             hostname: "box".into(),
             kernel: (6, 18),
             architecture: "x86_64",
@@ -249,21 +250,21 @@ mod tests {
         }
     }
 
-    /// All that a [`Place`] borrows.
+    /// The owner of what a [`SpecInput`] borrows.
     struct Case {
         container: Container,
         user: User,
         binds: Vec<Bound>,
         mapping: Option<Mapping>,
         terminal: bool,
-        machine: Machine,
+        host_info: HostInfo,
     }
 
     impl Case {
         fn new(config: Value, host: Host) -> Case {
             let user = User { uid: 0, gid: 0, groups: vec![0], home: "/root".into() };
             let container = container(config, host);
-            Case { container, user, binds: vec![], mapping: None, terminal: false, machine: machine() }
+            Case { container, user, binds: vec![], mapping: None, terminal: false, host_info: host_info() }
         }
 
         /// One that runs `sh`.
@@ -275,24 +276,24 @@ mod tests {
             Case { mapping: Some(mapping), ..self }
         }
 
-        fn place(&self) -> Place<'_> {
-            Place {
+        fn input(&self) -> SpecInput<'_> {
+            SpecInput {
                 container: &self.container,
                 user: &self.user,
                 root: Path::new("rootfs"),
                 binds: &self.binds,
                 mapping: self.mapping.as_ref(),
                 terminal: self.terminal,
-                machine: &self.machine,
+                host_info: &self.host_info,
             }
         }
 
         fn document(&self) -> Value {
-            serde_json::to_value(document(&self.place()).unwrap()).unwrap()
+            serde_json::to_value(document(&self.input()).unwrap()).unwrap()
         }
 
         fn error(&self) -> String {
-            document(&self.place()).unwrap_err().to_string()
+            document(&self.input()).unwrap_err().to_string()
         }
 
         fn mount(&self, target: &str) -> Option<Value> {
@@ -329,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn the_document_says_what_docker_says() {
+    fn the_spec_has_dockers_defaults() {
         let document = Case::plain(Host::default()).document();
         assert_eq!(document["ociVersion"], "1.0.2");
         assert_eq!(document["root"], json!({"path": "rootfs", "readonly": false}));
@@ -358,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_runs_is_the_images_and_the_users() {
+    fn arguments_and_environment_come_from_image_and_user() {
         let args = |config: Value| Case::new(config, Host::default()).document()["process"]["args"].clone();
         assert_eq!(args(json!({"Entrypoint": ["/e", "-x"], "Cmd": ["a"]})), json!(["/e", "-x", "a"]));
         assert_eq!(args(json!({"Entrypoint": ["/e"], "Cmd": null})), json!(["/e"]));
@@ -426,7 +427,7 @@ mod tests {
     #[test]
     fn control_groups_are_as_this_machine_has_them() {
         let mut case = Case::plain(Host::default());
-        case.machine.unified_cgroups = true;
+        case.host_info.unified_cgroups = true;
         let cgroup = json!({"type": "cgroup"});
         assert!(case.document()["linux"]["namespaces"].as_array().unwrap().contains(&cgroup));
         let case = case.in_user_namespace(ranges());
@@ -438,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_user_namespace_only_what_it_can_do_is_asked() {
+    fn the_spec_has_no_privileged_settings_in_a_user_namespace() {
         let plain = Case::plain(Host::default());
         assert_eq!(plain.mount("/sys").unwrap()["type"], "sysfs");
         let options = |case: &Case, target: &str| case.mount(target).unwrap()["options"].clone();
@@ -458,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_nobody_in_the_user_namespace_is_told_why() {
+    fn an_unmapped_user_is_an_error_with_the_reason() {
         let who = |uid: u32, gid: u32, groups: &[u32], mapping: Mapping| {
             let user = User { uid, gid, groups: groups.to_vec(), home: "/".into() };
             Case { user, ..Case::plain(Host::default()) }.in_user_namespace(mapping)
@@ -497,7 +498,7 @@ mod tests {
         assert_eq!((&deep["type"], &deep["source"]), (&json!("bind"), &json!(path("file"))));
         assert_eq!(case.mount("/etc/hosts").unwrap()["source"], path("file"), "the user's wins");
         assert_eq!(case.mount("/run").unwrap()["type"], "tmpfs");
-        let points = |case: &Case| mountpoints(&case.place());
+        let points = |case: &Case| mountpoints(&case.input());
         let wanted = [
             ("/proc", true),
             ("/dev", true),
@@ -515,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_file_system_is_mounted_with_stays_in_a_user_namespace() {
+    fn bind_mounts_keep_locked_flags_in_a_user_namespace() {
         let bind = Bind { read_only: true, ..to("/x", "/x") };
         let bound = Bound { bind, is_dir: true, options: vec!["ro", "nosuid", "relatime"] };
         let mut case = Case { binds: vec![bound], ..Case::plain(Host::default()) };
@@ -542,7 +543,7 @@ mod tests {
         let options = |given: &str| {
             let tmpfs = vec![Tmpfs { target: "/t".into(), options: given.into() }];
             let case = Case::plain(Host { tmpfs, ..Host::default() });
-            document(&case.place()).map(|_| case.mount("/t").unwrap()["options"].clone()).map_err(|e| e.to_string())
+            document(&case.input()).map(|_| case.mount("/t").unwrap()["options"].clone()).map_err(|e| e.to_string())
         };
         assert_eq!(options("").unwrap(), json!(["noexec", "nosuid", "nodev", "rprivate"]));
         assert_eq!(options("defaults,").unwrap(), options("").unwrap());
@@ -564,24 +565,24 @@ mod tests {
     }
 
     #[test]
-    fn another_process_is_told_apart() {
+    fn an_exec_overrides_the_containers_process() {
         let mut case = Case::new(json!({"Cmd": ["a"], "Env": ["A=1"], "WorkingDir": "/w"}), Host::default());
         case.terminal = true;
         case.user = User { uid: 5, gid: 6, groups: vec![6], home: "/h".into() };
         let (args, env) = (["ls".to_owned()], ["A=2".to_owned()]);
         let asked = Exec { args: &args, env: &env, directory: None };
-        let made = serde_json::to_value(exec(&case.place(), &asked).unwrap()).unwrap();
+        let made = serde_json::to_value(exec(&case.input(), &asked).unwrap()).unwrap();
         assert_eq!((&made["args"], &made["cwd"], &made["terminal"]), (&json!(["ls"]), &json!("/w"), &json!(true)));
         assert!(has(&made["env"], "A=2") && has(&made["env"], "TERM=xterm") && has(&made["env"], "HOME=/h"));
         assert_eq!(made["user"]["uid"], 5);
         assert_eq!(made["capabilities"]["bounding"].as_array().unwrap().len(), 14);
-        let there = exec(&case.place(), &Exec { directory: Some("/x"), ..asked }).unwrap();
+        let there = exec(&case.input(), &Exec { directory: Some("/x"), ..asked }).unwrap();
         assert_eq!(there.cwd(), Path::new("/x"));
-        assert!(matches!(exec(&case.place(), &Exec { args: &[], ..asked }), Err(SpecError::NoCommand)));
+        assert!(matches!(exec(&case.input(), &Exec { args: &[], ..asked }), Err(SpecError::NoCommand)));
     }
 
     #[test]
-    fn odd_values_in_a_record_do_no_harm() {
+    fn malformed_config_values_are_ignored() {
         let config = json!({"Cmd": ["a", 7, null], "Env": {"A": 1}, "WorkingDir": 3, "Hostname": [], "Entrypoint": {}});
         let document = Case::new(config, Host::default()).document();
         assert_eq!((&document["process"]["args"], &document["process"]["cwd"]), (&json!(["a"]), &json!("/")));

@@ -1,43 +1,43 @@
-//! What is mounted in a container besides its tree: what programs expect, this machine's files, volumes, memory.
+//! The mounts of config.json: /proc, /sys and /dev, network files, volumes, bind mounts and tmpfs.
 
-use super::{Place, SpecError};
+use super::{SpecError, SpecInput};
 use crate::container::userns::Mapping;
 use crate::store::containers::{Bind, Container, Network, Tmpfs};
 use oci_spec::runtime::Mount;
 use rustix::fs::StatVfsMountFlags;
 use std::path::Path;
 
-/// How the network is reached and what the container is called: files of each container's own.
+/// The files of each container that are bind-mounted in /etc.
 const FILES: [&str; 3] = ["resolv.conf", "hosts", "hostname"];
-/// The group of terminals.
+/// The group ID of pseudoterminals.
 const TTY_GROUP: u32 = 5;
 
-/// What every container has.
-struct Usual {
+/// A mount that every container has.
+struct DefaultMount {
     target: &'static str,
     kind: &'static str,
     source: &'static str,
     options: &'static [&'static str],
 }
 
-const USUAL: [Usual; 7] = [
-    Usual { target: "/proc", kind: "proc", source: "proc", options: &["nosuid", "noexec", "nodev"] },
-    Usual {
+const DEFAULT_MOUNTS: [DefaultMount; 7] = [
+    DefaultMount { target: "/proc", kind: "proc", source: "proc", options: &["nosuid", "noexec", "nodev"] },
+    DefaultMount {
         target: "/dev",
         kind: "tmpfs",
         source: "tmpfs",
         options: &["nosuid", "strictatime", "mode=755", "size=65536k"],
     },
-    Usual {
+    DefaultMount {
         target: "/dev/pts",
         kind: "devpts",
         source: "devpts",
         options: &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"],
     },
-    Usual { target: "/sys", kind: "sysfs", source: "sysfs", options: &["nosuid", "noexec", "nodev", "ro"] },
-    Usual { target: CGROUP, kind: "cgroup", source: "cgroup", options: &["nosuid", "noexec", "nodev", "ro"] },
-    Usual { target: "/dev/mqueue", kind: "mqueue", source: "mqueue", options: &["nosuid", "noexec", "nodev"] },
-    Usual {
+    DefaultMount { target: "/sys", kind: "sysfs", source: "sysfs", options: &["nosuid", "noexec", "nodev", "ro"] },
+    DefaultMount { target: CGROUP, kind: "cgroup", source: "cgroup", options: &["nosuid", "noexec", "nodev", "ro"] },
+    DefaultMount { target: "/dev/mqueue", kind: "mqueue", source: "mqueue", options: &["nosuid", "noexec", "nodev"] },
+    DefaultMount {
         target: "/dev/shm",
         kind: "tmpfs",
         source: "shm",
@@ -46,21 +46,21 @@ const USUAL: [Usual; 7] = [
 ];
 pub(super) const CGROUP: &str = "/sys/fs/cgroup";
 
-/// A bind mount, and what is to be known of its source.
+/// A bind mount, with properties of its source.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Bound {
-    /// What and where. The target has no `.`, `..` or slash too much in it.
+    /// The bind mount; its target is normalized, without `.`, `..` and repeated slashes.
     pub bind: Bind,
     /// Whether the source is a directory.
     pub is_dir: bool,
-    /// How the source's file system is mounted here: in a user namespace nothing of that can be lifted, and who mounts
-    /// without it is refused.
+    /// The source's mount flags. In a user namespace they are locked: a bind mount that lacks one fails with EPERM
+    /// (mount_namespaces(7)).
     pub options: Vec<&'static str>,
 }
 
-/// All bind mounts of a container: those of `files` that are there (`resolv.conf`, `hosts` and `hostname`, for `/etc`),
-/// its anonymous volumes, and what the user named. Looks at their sources, which must be there; to be called where the
-/// runtime will run.
+/// Returns all bind mounts of a container: those of resolv.conf, hosts and hostname that exist in the folder `files`,
+/// its anonymous volumes, and the user's. Examines the sources, which must exist; must be called in the runtime's mount
+/// namespace.
 pub fn bound(container: &Container, files: &Path, volumes: &[Bind]) -> Result<Vec<Bound>, SpecError> {
     let file = |name: &str| Bind {
         source: files.join(name).to_string_lossy().into_owned(),
@@ -92,7 +92,7 @@ impl Bound {
     }
 }
 
-/// A path without `.`, `..` and slashes too much, by its letters alone.
+/// Normalizes a path lexically: without `.`, `..` and repeated slashes.
 fn clean(path: &str) -> String {
     let mut names = Vec::new();
     for name in path.split('/') {
@@ -105,23 +105,24 @@ fn clean(path: &str) -> String {
     format!("/{}", names.join("/"))
 }
 
-enum What<'a> {
-    Usual(&'static Usual),
+enum MountKind<'a> {
+    Default(&'static DefaultMount),
     Bind(&'a Bound),
     Tmpfs(&'a Tmpfs),
 }
 
 struct Entry<'a> {
     target: String,
-    what: What<'a>,
+    kind: MountKind<'a>,
 }
 
-/// What is mounted, in an order in which nothing is hidden by what comes later. What the user mounts somewhere takes the
-/// place of what else would be there, and his `/dev` that of all in it.
-fn entries<'a>(place: &Place<'a>) -> Vec<Entry<'a>> {
-    let host = &place.container.host;
-    let binds = place.binds.iter().map(|bound| Entry { target: bound.bind.target.clone(), what: What::Bind(bound) });
-    let tmpfs = host.tmpfs.iter().map(|tmpfs| Entry { target: clean(&tmpfs.target), what: What::Tmpfs(tmpfs) });
+/// The mounts, in an order in which no mount hides an earlier one. A mount of the user replaces a default mount at the
+/// same target; one at /dev replaces all default mounts below it too.
+fn entries<'a>(input: &SpecInput<'a>) -> Vec<Entry<'a>> {
+    let host = &input.container.host;
+    let binds =
+        input.binds.iter().map(|bound| Entry { target: bound.bind.target.clone(), kind: MountKind::Bind(bound) });
+    let tmpfs = host.tmpfs.iter().map(|tmpfs| Entry { target: clean(&tmpfs.target), kind: MountKind::Tmpfs(tmpfs) });
     let mut own: Vec<Entry> = Vec::new();
     for entry in binds.chain(tmpfs) {
         own.retain(|other| other.target != entry.target);
@@ -129,43 +130,42 @@ fn entries<'a>(place: &Place<'a>) -> Vec<Entry<'a>> {
     }
     own.sort_by_key(|entry| entry.target.split('/').filter(|name| !name.is_empty()).count());
     let has_dev = own.iter().any(|entry| entry.target == "/dev");
-    let usual = USUAL.iter().filter(|usual| {
+    let usual = DEFAULT_MOUNTS.iter().filter(|usual| {
         let hidden = own.iter().any(|entry| entry.target == usual.target);
-        let possible = usual.target != CGROUP || place.mapping.is_none() || place.machine.unified_cgroups;
+        let possible = usual.target != CGROUP || input.mapping.is_none() || input.host_info.unified_cgroups;
         possible && !hidden && !(has_dev && usual.target.starts_with("/dev/"))
     });
-    let usual = usual.map(|usual| Entry { target: usual.target.to_owned(), what: What::Usual(usual) });
+    let usual = usual.map(|usual| Entry { target: usual.target.to_owned(), kind: MountKind::Default(usual) });
     let mut all: Vec<Entry> = usual.collect();
     all.append(&mut own);
     all
 }
 
-/// Every path of the tree on which something gets mounted, and whether that is a directory. What lies in another mount is
-/// not the tree's, and not among them.
+/// The mount points in the root file system, and whether each is a directory; without mount points inside other mounts.
 ///
-/// They are for [`crate::container::inside::Inside::make_mountpoint`]: a runtime that makes them itself leaves them in
-/// the container's upper directory, where nobody could tell them from what the container made.
-pub fn mountpoints(place: &Place) -> Vec<(String, bool)> {
-    let entries = entries(place);
+/// They are created with [`crate::container::rootfs::Rootfs::make_mountpoint`]: those that a runtime creates stay in
+/// the container's upper directory and cannot be told from the container's own changes.
+pub fn mountpoints(input: &SpecInput) -> Vec<(String, bool)> {
+    let entries = entries(input);
     let inside = |target: &str| {
         entries.iter().any(|other| target.strip_prefix(&other.target).is_some_and(|rest| rest.starts_with('/')))
     };
-    let is_dir = |entry: &Entry| match &entry.what {
-        What::Bind(bound) => bound.is_dir,
-        What::Usual(_) | What::Tmpfs(_) => true,
+    let is_dir = |entry: &Entry| match &entry.kind {
+        MountKind::Bind(bound) => bound.is_dir,
+        MountKind::Default(_) | MountKind::Tmpfs(_) => true,
     };
     let outer = entries.iter().filter(|entry| !inside(&entry.target));
     outer.map(|entry| (entry.target.clone(), is_dir(entry))).collect()
 }
 
-/// The same for the document.
-pub(super) fn mounts(place: &Place) -> Result<Vec<Mount>, SpecError> {
-    entries(place)
+/// The `mounts` array of config.json.
+pub(super) fn mounts(input: &SpecInput) -> Result<Vec<Mount>, SpecError> {
+    entries(input)
         .iter()
-        .map(|entry| match entry.what {
-            What::Usual(usual) => Ok(furnish(usual, place)),
-            What::Bind(bound) => Ok(bind(bound, place.mapping.is_some())),
-            What::Tmpfs(tmpfs) => Ok(mount(&entry.target, "tmpfs", "tmpfs", tmpfs_options(&tmpfs.options)?)),
+        .map(|entry| match entry.kind {
+            MountKind::Default(usual) => Ok(default_mount(usual, input)),
+            MountKind::Bind(bound) => Ok(bind(bound, input.mapping.is_some())),
+            MountKind::Tmpfs(tmpfs) => Ok(mount(&entry.target, "tmpfs", "tmpfs", tmpfs_options(&tmpfs.options)?)),
         })
         .collect()
 }
@@ -184,28 +184,28 @@ fn owned(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-fn furnish(usual: &Usual, place: &Place) -> Mount {
+fn default_mount(usual: &DefaultMount, input: &SpecInput) -> Mount {
     let mut options = owned(usual.options);
-    if usual.kind == "sysfs" && has_machines_sys(place) {
+    if usual.kind == "sysfs" && binds_host_sys(input) {
         options.extend(owned(&["rbind", "rprivate"]));
         return mount(usual.target, "bind", usual.target, options);
     }
-    if usual.kind == "devpts" && has_group(place.mapping, TTY_GROUP) {
+    if usual.kind == "devpts" && has_group(input.mapping, TTY_GROUP) {
         options.push(format!("gid={TTY_GROUP}"));
     }
     mount(usual.target, usual.kind, usual.source, options)
 }
 
-/// A new one may be mounted only by who owns the network that it shows.
-fn has_machines_sys(place: &Place) -> bool {
-    place.mapping.is_some() && place.container.host.network == Network::Host
+/// Whether /sys is bind-mounted from the host: a new sysfs requires ownership of the network namespace.
+fn binds_host_sys(input: &SpecInput) -> bool {
+    input.mapping.is_some() && input.container.host.network == Network::Host
 }
 
-/// Whether this machine's control groups would be there, in its `/sys`, with nothing over them.
-pub(super) fn shows_cgroups(place: &Place) -> bool {
+/// Whether the host's cgroups would be visible through the bind-mounted /sys.
+pub(super) fn shows_cgroups(input: &SpecInput) -> bool {
     let over = |target: &str| CGROUP.strip_prefix(target).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    let is_sys = |entry: &Entry| matches!(entry.what, What::Usual(usual) if usual.target == "/sys");
-    has_machines_sys(place) && entries(place).iter().filter(|entry| over(&entry.target)).all(is_sys)
+    let is_sys = |entry: &Entry| matches!(entry.kind, MountKind::Default(usual) if usual.target == "/sys");
+    binds_host_sys(input) && entries(input).iter().filter(|entry| over(&entry.target)).all(is_sys)
 }
 
 fn has_group(mapping: Option<&Mapping>, group: u32) -> bool {
@@ -228,7 +228,7 @@ fn bind(bound: &Bound, in_user_namespace: bool) -> Mount {
     mount(&bind.target, "bind", &bind.source, options)
 }
 
-/// Options that are words: what each is about, and those that say something of it. Of each the last counts.
+/// Mount flags: a property, and the options that set it. The last option for a property wins.
 const FLAGS: [(&str, &[&str]); 12] = [
     ("write", &["ro", "rw"]),
     ("suid", &["suid", "nosuid"]),
@@ -246,7 +246,7 @@ const FLAGS: [(&str, &[&str]); 12] = [
 /// Options with a value.
 const SETTINGS: [&str; 7] = ["size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol"];
 
-/// Docker's usual ones with the user's, comma-separated, which win.
+/// Docker's default tmpfs options, overridden by the user's comma-separated ones.
 fn tmpfs_options(given: &str) -> Result<Vec<String>, SpecError> {
     let usual = ["noexec", "nosuid", "nodev", "rprivate"];
     let mut options: Vec<(&str, &str)> = Vec::new();

@@ -1,52 +1,52 @@
-//! A process of a container: what it runs, as whom, and what it knows.
+//! The `process` object of config.json: arguments, environment, user, capabilities and working directory.
 
 use super::capabilities::{self, Set};
-use super::{Place, SpecError};
+use super::{SpecError, SpecInput};
 use crate::container::User;
 use crate::container::userns::Mapping;
 use crate::store::containers::{Container, Network, list_of};
 use oci_spec::runtime::{LinuxCapabilities, Process, User as Account};
 
-/// Docker's.
+/// Docker's default `PATH`.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const UMASK: u32 = 0o022;
 
-/// Another process in a container that runs. [`Place::user`] is for whom, [`Place::terminal`] whether it has a terminal.
+/// An exec in a running container. Its user and terminal are [`SpecInput::user`] and [`SpecInput::terminal`].
 #[derive(Clone, Copy, Debug)]
 pub struct Exec<'a> {
     /// The program and its arguments.
     pub args: &'a [String],
-    /// Variables besides the container's, `NAME=value`.
+    /// Environment variables, `NAME=value`, in addition to the container's.
     pub env: &'a [String],
-    /// Where it runs; none: where the container's own process does.
+    /// The working directory; `None`: the container's.
     pub directory: Option<&'a str>,
 }
 
-/// The container's own process.
-pub fn process(place: &Place) -> Result<Process, SpecError> {
-    made(place, place.container.command(), &[], None)
+/// The container's first process.
+pub fn process(input: &SpecInput) -> Result<Process, SpecError> {
+    made(input, input.container.command(), &[], None)
 }
 
-/// What the runtime is told of another one.
-pub fn exec(place: &Place, asked: &Exec) -> Result<Process, SpecError> {
-    made(place, asked.args.to_vec(), asked.env, asked.directory)
+/// The process of an exec.
+pub fn exec(input: &SpecInput, asked: &Exec) -> Result<Process, SpecError> {
+    made(input, asked.args.to_vec(), asked.env, asked.directory)
 }
 
-/// What a container is called by itself: as the user or the image says; with this machine's network like the machine, as
-/// the name is one of that network; else by the beginning of its ID.
-pub fn hostname(container: &Container, machine: &str) -> String {
+/// The container's host name: the configured one; otherwise the host's if the container uses the host's network, or the
+/// short ID.
+pub fn hostname(container: &Container, host_name: &str) -> String {
     let own = match container.host.network {
-        Network::Host => machine,
+        Network::Host => host_name,
         Network::None => container.short(),
     };
     Some(container.text("Hostname")).filter(|name| !name.is_empty()).unwrap_or(own).to_owned()
 }
 
-fn made(place: &Place, args: Vec<String>, env: &[String], directory: Option<&str>) -> Result<Process, SpecError> {
+fn made(input: &SpecInput, args: Vec<String>, env: &[String], directory: Option<&str>) -> Result<Process, SpecError> {
     if args.is_empty() {
         return Err(SpecError::NoCommand);
     }
-    let directory = directory.unwrap_or_else(|| place.container.text("WorkingDir"));
+    let directory = directory.unwrap_or_else(|| input.container.text("WorkingDir"));
     let directory = if directory.is_empty() { "/" } else { directory };
     if !directory.starts_with('/') {
         return Err(SpecError::Directory(directory.to_owned()));
@@ -54,23 +54,24 @@ fn made(place: &Place, args: Vec<String>, env: &[String], directory: Option<&str
     let mut process = Process::default();
     process
         .set_args(Some(args))
-        .set_env(Some(environment(place, env)))
+        .set_env(Some(environment(input, env)))
         .set_cwd(directory.into())
-        .set_user(account(place.user, place.mapping)?)
-        .set_capabilities(Some(rights(chosen(place)?, place.user.uid == 0)))
-        .set_terminal(Some(place.terminal))
+        .set_user(account(input.user, input.mapping)?)
+        .set_capabilities(Some(rights(chosen(input)?, input.user.uid == 0)))
+        .set_terminal(Some(input.terminal))
         .set_no_new_privileges(Some(false))
         .set_rlimits(None);
     Ok(process)
 }
 
-/// What of root's rights the container has.
-pub(super) fn chosen(place: &Place) -> Result<Set, SpecError> {
-    let host = &place.container.host;
-    capabilities::chosen(&host.cap_add, &host.cap_drop, place.machine.capabilities)
+/// The container's capabilities.
+pub(super) fn chosen(input: &SpecInput) -> Result<Set, SpecError> {
+    let host = &input.container.host;
+    capabilities::chosen(&host.cap_add, &host.cap_drop, input.host_info.capabilities)
 }
 
-/// Who is not root has them only through programs that give them: so it would be after the first `execve` anyway.
+/// The capability sets of a process. For a user other than root only the bounding set is filled: execve(2) would clear
+/// the others anyway.
 fn rights(chosen: Set, is_root: bool) -> LinuxCapabilities {
     let own = if is_root { chosen } else { Set::default() };
     let mut rights = LinuxCapabilities::default();
@@ -83,15 +84,15 @@ fn rights(chosen: Set, is_root: bool) -> LinuxCapabilities {
     rights
 }
 
-/// The usual variables, then the container's, then `more`. One without `=` takes a variable away that stands before it.
-fn environment(place: &Place, more: &[String]) -> Vec<String> {
+/// The default variables, then the container's, then `more`. An entry without `=` removes the variable.
+fn environment(input: &SpecInput, more: &[String]) -> Vec<String> {
     let mut env =
-        vec![format!("PATH={PATH}"), format!("HOSTNAME={}", hostname(place.container, &place.machine.hostname))];
-    if place.terminal {
+        vec![format!("PATH={PATH}"), format!("HOSTNAME={}", hostname(input.container, &input.host_info.hostname))];
+    if input.terminal {
         env.push("TERM=xterm".to_owned());
     }
     let is = |line: &str, name: &str| line.split_once('=').is_some_and(|(known, _)| known == name);
-    for line in list_of(&place.container.config, "Env").into_iter().chain(more.iter().cloned()) {
+    for line in list_of(&input.container.config, "Env").into_iter().chain(more.iter().cloned()) {
         let (name, sets) = line.split_once('=').map_or((&line[..], false), |(name, _)| (name, true));
         let at = env.iter().position(|known| is(known, name));
         match (at, sets) {
@@ -102,12 +103,12 @@ fn environment(place: &Place, more: &[String]) -> Vec<String> {
         }
     }
     if !env.iter().any(|line| is(line, "HOME")) {
-        env.push(format!("HOME={}", place.user.home));
+        env.push(format!("HOME={}", input.user.home));
     }
     env
 }
 
-/// Where nobody but root can be anybody, the groups cannot be set either.
+/// The user object. If only root is mapped, supplementary groups are left out, because setgroups(2) is denied.
 fn account(user: &User, mapping: Option<&Mapping>) -> Result<Account, SpecError> {
     let mut account = Account::default();
     account.set_uid(user.uid).set_gid(user.gid).set_umask(Some(UMASK));

@@ -1,11 +1,11 @@
-//! What a container may ask the kernel for: Docker's default filter, as rules that are few and sorted by subject.
+//! The seccomp filter of a container: Docker's default profile, with its rules grouped by subject.
 //!
-//! Everything is refused that no rule allows. A call that this kernel or the runtime's library does not know is passed
-//! over by the runtime, so that names of newer kernels and other processors do no harm.
+//! System calls that no rule allows fail with EPERM. A runtime ignores names that its libseccomp does not know, so that
+//! calls of newer kernels and other architectures may be listed.
 
 use super::SpecError;
 use super::capabilities::Set;
-use super::machine::Machine;
+use super::host::HostInfo;
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArgBuilder, LinuxSeccompOperator, LinuxSyscall,
 };
@@ -13,20 +13,20 @@ use oci_spec::runtime::{
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
 
-/// Calls that are allowed under a condition.
+/// System calls that are allowed under a condition.
 struct Rule {
-    /// On which processors; empty: on all.
+    /// The architectures; empty: all.
     processors: &'static [&'static str],
     when: When,
-    /// Their names, between white space.
+    /// The names, separated by white space.
     calls: &'static str,
 }
 
 enum When {
     Always,
-    /// The container has that capability.
+    /// If the container has this capability.
     Has(&'static str),
-    /// The kernel is at least as new.
+    /// From this kernel version on.
     Since(u32, u32),
 }
 
@@ -42,7 +42,7 @@ const fn on(processors: &'static [&'static str], calls: &'static str) -> Rule {
     Rule { processors, when: When::Always, calls }
 }
 
-/// What can be allowed without looking at the call's arguments.
+/// The rules without conditions on a call's arguments.
 const RULES: &[Rule] = &[
     // Files by name.
     always(
@@ -70,7 +70,7 @@ const RULES: &[Rule] = &[
         io_getevents io_pgetevents io_pgetevents_time64 io_setup io_submit poll ppoll ppoll_time64 pselect6
         pselect6_time64 select",
     ),
-    // Where a process stands among the files.
+    // Working directory and mounts.
     always("chdir fchdir getcwd listmount statmount"),
     // Processes and threads.
     always(
@@ -79,14 +79,14 @@ const RULES: &[Rule] = &[
         setpgid setsid uretprobe vfork wait4 waitid waitpid",
     ),
     always("futex futex_requeue futex_time64 futex_wait futex_waitv futex_wake membarrier"),
-    // Who a process is, and what it gives up.
+    // Credentials and privileges.
     always(
         "capget capset getegid getegid32 geteuid geteuid32 getgid getgid32 getgroups getgroups32 getresgid getresgid32
         getresuid getresuid32 getuid getuid32 landlock_add_rule landlock_create_ruleset landlock_restrict_self seccomp
         setfsgid setfsgid32 setfsuid setfsuid32 setgid setgid32 setgroups setgroups32 setregid setregid32 setresgid
         setresgid32 setresuid setresuid32 setreuid setreuid32 setuid setuid32",
     ),
-    // What it is given of the machine.
+    // Resource limits, scheduling and system information.
     always(
         "getpriority getrlimit getrusage ioprio_get ioprio_set prlimit64 sched_get_priority_max sched_get_priority_min
         sched_getaffinity sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval
@@ -111,19 +111,19 @@ const RULES: &[Rule] = &[
         timer_getoverrun timer_gettime timer_gettime64 timer_settime timer_settime64 timerfd_create timerfd_gettime
         timerfd_gettime64 timerfd_settime timerfd_settime64",
     ),
-    // Sockets, but for their making.
+    // Sockets, except socket(2).
     always(
         "accept accept4 bind connect getpeername getsockname getsockopt listen recv recvfrom recvmmsg recvmmsg_time64
         recvmsg send sendmmsg sendmsg sendto setsockopt shutdown socketcall socketpair",
     ),
-    // Other talk between processes, and keys.
+    // Other IPC, and keys.
     always(
         "add_key ipc keyctl mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedreceive_time64 mq_timedsend
         mq_timedsend_time64 mq_unlink msgctl msgget msgrcv msgsnd request_key semctl semget semop semtimedop
         semtimedop_time64 shmat shmctl shmdt shmget",
     ),
     always("getrandom riscv_hwprobe"),
-    // Before, a tracer could get around the filter.
+    // Before Linux 4.8, a tracer could bypass the filter.
     Rule { processors: &[], when: When::Since(4, 8), calls: "process_vm_readv process_vm_writev ptrace" },
     on(&["x86_64"], "arch_prctl"),
     on(&["x86_64", "x86"], "modify_ldt"),
@@ -156,21 +156,21 @@ const RULES: &[Rule] = &[
     has("SYSLOG", "syslog"),
 ];
 
-/// `AF_VSOCK`: it leads to the host of this machine, past every namespace.
+/// `AF_VSOCK`: it reaches the hypervisor, and no namespace isolates it.
 const VSOCK: u64 = 40;
-/// Linux as it is, a 32-bit machine's name, fewer random addresses, both, and the question which it is.
+/// Allowed personality(2) values: `PER_LINUX`, `PER_LINUX32`, `UNAME26`, both, and the query 0xffffffff.
 const PERSONALITIES: [u64; 5] = [0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 /// The flags of `clone` that make namespaces: cgroup, IPC, mount, network, process, user, UTS.
 const NEW_NAMESPACES: u64 = 0x7e02_0000;
 
-/// The filter for a container with those capabilities.
-pub(super) fn filter(machine: &Machine, capabilities: Set) -> Result<LinuxSeccomp, SpecError> {
+/// The filter for a container with these capabilities.
+pub(super) fn filter(host_info: &HostInfo, capabilities: Set) -> Result<LinuxSeccomp, SpecError> {
     let applies = |rule: &&Rule| {
-        let here = rule.processors.is_empty() || rule.processors.contains(&machine.architecture);
+        let here = rule.processors.is_empty() || rule.processors.contains(&host_info.architecture);
         here && match rule.when {
             When::Always => true,
             When::Has(capability) => capabilities.has(capability),
-            When::Since(major, minor) => machine.kernel >= (major, minor),
+            When::Since(major, minor) => host_info.kernel >= (major, minor),
         }
     };
     let mut names: Vec<&str> =
@@ -183,10 +183,10 @@ pub(super) fn filter(machine: &Machine, capabilities: Set) -> Result<LinuxSeccom
         calls.push(allowed_if("personality", 0, LinuxSeccompOperator::ScmpCmpEq, value)?);
     }
     if !capabilities.has("SYS_ADMIN") {
-        // There the flags are the second argument.
-        let at = usize::from(machine.architecture == "s390x");
+        // On s390x the flags are the second argument.
+        let at = usize::from(host_info.architecture == "s390x");
         calls.push(allowed_if("clone", at, LinuxSeccompOperator::ScmpCmpMaskedEq, NEW_NAMESPACES)?);
-        // Its flags are behind a pointer, where no filter sees them: a program is to fall back on `clone`.
+        // A filter cannot read the flags, which are passed by pointer. ENOSYS makes programs fall back to clone(2).
         let mut clone3 = allowed(&["clone3"]);
         clone3.set_action(LinuxSeccompAction::ScmpActErrno).set_errno_ret(Some(ENOSYS));
         calls.push(clone3);
@@ -195,7 +195,7 @@ pub(super) fn filter(machine: &Machine, capabilities: Set) -> Result<LinuxSeccom
     filter
         .set_default_action(LinuxSeccompAction::ScmpActErrno)
         .set_default_errno_ret(Some(EPERM))
-        .set_architectures(architectures(machine.architecture))
+        .set_architectures(architectures(host_info.architecture))
         .set_syscalls(Some(calls));
     Ok(filter)
 }
@@ -206,7 +206,7 @@ fn allowed(names: &[&str]) -> LinuxSyscall {
     call
 }
 
-/// As said of the call's argument at `index`. Under a mask, `value` is that, and nothing of it may be set.
+/// Allows a call by its argument at `index`. For a masked comparison, `value` is the mask, and no bit of it may be set.
 fn allowed_if(name: &str, index: usize, op: LinuxSeccompOperator, value: u64) -> Result<LinuxSyscall, SpecError> {
     let mut argument = LinuxSeccompArgBuilder::default().index(index).op(op).value(value);
     if op == LinuxSeccompOperator::ScmpCmpMaskedEq {
@@ -217,9 +217,9 @@ fn allowed_if(name: &str, index: usize, op: LinuxSeccompOperator, value: u64) ->
     Ok(call)
 }
 
-/// Whose programs run on such a machine; none: the runtime knows only its own.
-fn architectures(machine: &str) -> Option<Vec<Arch>> {
-    Some(match machine {
+/// The architectures whose programs run on `arch`; `None`: only the runtime's own.
+fn architectures(arch: &str) -> Option<Vec<Arch>> {
+    Some(match arch {
         "x86_64" => vec![Arch::ScmpArchX86_64, Arch::ScmpArchX86, Arch::ScmpArchX32],
         "aarch64" => vec![Arch::ScmpArchAarch64, Arch::ScmpArchArm],
         "riscv64" => vec![Arch::ScmpArchRiscv64],
@@ -233,8 +233,8 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn machine(architecture: &'static str, kernel: (u32, u32)) -> Machine {
-        Machine { architecture, kernel, ..crate::container::spec::tests::machine() }
+    fn host_info(architecture: &'static str, kernel: (u32, u32)) -> HostInfo {
+        HostInfo { architecture, kernel, ..crate::container::spec::tests::host_info() }
     }
 
     fn set(names: &[&str]) -> Set {
@@ -242,8 +242,8 @@ mod tests {
         super::super::capabilities::chosen(&names, &["ALL".to_owned()], Set(u64::MAX)).unwrap()
     }
 
-    fn made(machine: &Machine, capabilities: &[&str]) -> Value {
-        serde_json::to_value(filter(machine, set(capabilities)).unwrap()).unwrap()
+    fn made(host_info: &HostInfo, capabilities: &[&str]) -> Value {
+        serde_json::to_value(filter(host_info, set(capabilities)).unwrap()).unwrap()
     }
 
     /// The rules of a filter that name a call.
@@ -258,8 +258,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_allowed_is_refused() {
-        let filter = made(&machine("x86_64", (6, 18)), &[]);
+    fn unlisted_calls_are_denied() {
+        let filter = made(&host_info("x86_64", (6, 18)), &[]);
         assert_eq!(filter["defaultAction"], "SCMP_ACT_ERRNO");
         assert_eq!(filter["defaultErrnoRet"], 1);
         assert_eq!(filter["architectures"], json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]));
@@ -274,7 +274,7 @@ mod tests {
 
     #[test]
     fn capabilities_open_calls() {
-        let machine = machine("x86_64", (6, 18));
+        let host_info = host_info("x86_64", (6, 18));
         let pairs = [
             ("SYS_ADMIN", "mount"),
             ("SYS_ADMIN", "unshare"),
@@ -294,14 +294,14 @@ mod tests {
             ("SYS_TTY_CONFIG", "vhangup"),
         ];
         for (capability, call) in pairs {
-            assert!(is_free(&made(&machine, &[capability]), call), "{call} with {capability}");
-            assert!(!is_free(&made(&machine, &["CHOWN", "NET_ADMIN"]), call), "{call} without {capability}");
+            assert!(is_free(&made(&host_info, &[capability]), call), "{call} with {capability}");
+            assert!(!is_free(&made(&host_info, &["CHOWN", "NET_ADMIN"]), call), "{call} without {capability}");
         }
     }
 
     #[test]
     fn arguments_count_where_they_make_a_difference() {
-        let plain = made(&machine("x86_64", (6, 18)), &["CHOWN"]);
+        let plain = made(&host_info("x86_64", (6, 18)), &["CHOWN"]);
         let clone = json!([{"index": 0, "value": 0x7e02_0000, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}]);
         assert_eq!(about(&plain, "clone")[0]["args"], clone);
         let clone3 = json!([{"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}]);
@@ -311,21 +311,21 @@ mod tests {
         let values: Vec<u64> =
             about(&plain, "personality").iter().map(|rule| rule["args"][0]["value"].as_u64().unwrap()).collect();
         assert_eq!(values, PERSONALITIES);
-        let admin = made(&machine("x86_64", (6, 18)), &["SYS_ADMIN"]);
+        let admin = made(&host_info("x86_64", (6, 18)), &["SYS_ADMIN"]);
         assert!(about(&admin, "clone").len() == 1 && about(&admin, "clone3").len() == 1);
-        let other = made(&machine("s390x", (6, 18)), &[]);
+        let other = made(&host_info("s390x", (6, 18)), &[]);
         assert_eq!(about(&other, "clone")[0]["args"][0]["index"], 1);
     }
 
     #[test]
     fn processors_and_kernels_differ() {
-        let arm = made(&machine("aarch64", (6, 1)), &[]);
+        let arm = made(&host_info("aarch64", (6, 1)), &[]);
         assert_eq!(arm["architectures"], json!(["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"]));
         assert!(is_free(&arm, "cacheflush") && is_free(&arm, "sync_file_range2") && !is_free(&arm, "arch_prctl"));
-        let old = machine("x86_64", (4, 4));
+        let old = host_info("x86_64", (4, 4));
         assert!(is_free(&arm, "ptrace") && !is_free(&made(&old, &[]), "ptrace"));
         assert!(is_free(&made(&old, &["SYS_PTRACE"]), "ptrace"));
-        let unknown = made(&machine("loongarch64", (6, 1)), &[]);
+        let unknown = made(&host_info("loongarch64", (6, 1)), &[]);
         assert!(unknown.get("architectures").is_none() && is_free(&unknown, "read"));
     }
 

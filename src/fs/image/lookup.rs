@@ -1,4 +1,4 @@
-//! Names to inodes of an image.
+//! Lookup in an image: names, entries, parents, link targets.
 
 use super::{Image, number};
 use crate::fs::{FsError, Ino};
@@ -6,22 +6,22 @@ use crate::layer::Dirent;
 use crate::meta::Kind;
 
 impl Image {
-    /// The inode that `name` is in the directory `parent`.
+    /// Finds `name` in the directory `parent`.
     pub fn find(&self, parent: Ino, name: &[u8]) -> Result<Option<Ino>, FsError> {
         Ok(self.tree.find(self.dir(parent)?, name)?.map(|entry| number(entry.node.get())))
     }
 
-    /// A directory's entries, sorted by name.
+    /// Returns a directory's entries, sorted by name.
     pub fn children(&self, dir: Ino) -> Result<&[Dirent], FsError> {
         Ok(self.tree.children(self.dir(dir)?)?)
     }
 
-    /// The directory that holds the directory `ino`; the root holds itself.
+    /// Returns the parent of the directory `ino`; the root is its own parent.
     pub fn parent(&self, ino: Ino) -> Result<Ino, FsError> {
         Ok(number(self.dir(ino)?.parent.get()))
     }
 
-    /// A symbolic link's target.
+    /// Returns a symbolic link's target.
     pub fn readlink(&self, ino: Ino) -> Result<&[u8], FsError> {
         let node = self.node(ino)?;
         if node.kind() == Some(Kind::Symlink) { Ok(self.tree.target(node)?) } else { Err(FsError::WrongType) }

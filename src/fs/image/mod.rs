@@ -1,6 +1,6 @@
-//! An image as it is: the merged tree and the layers' tars. It never changes, so nothing here locks.
+//! An image as a read-only file system: the merged index and the layers' tars. It never changes, so nothing here locks.
 //!
-//! An inode's number is one more than its place in the image's index, which is the same at every mount.
+//! An inode's number is its position in the image's index plus one, so it is the same at every mount.
 
 mod lookup;
 mod origin;
@@ -18,7 +18,7 @@ use std::fs::File;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 
-/// One layer's tar: mapped for replies that lie in one piece, and as a file for those that do not.
+/// One layer's tar: as a mapping, for contiguous replies, and as a file, for the others.
 pub struct Data {
     file: Handle,
     bytes: Bytes,
@@ -32,12 +32,12 @@ impl Data {
     }
 }
 
-/// The image.
+/// The image: its index and the layers' data.
 pub(super) struct Image {
     pub tree: Index,
     layers: Vec<Data>,
     origins: OnceLock<Origins>,
-    /// How many references the kernel holds, where that counts.
+    /// Kernel reference counts, allocated only where they are needed.
     references: OnceLock<Box<[AtomicU64]>>,
 }
 
@@ -46,7 +46,7 @@ impl Image {
         Image { tree, layers, origins: OnceLock::new(), references: OnceLock::new() }
     }
 
-    /// Whether the number is one of the image's.
+    /// Whether the inode number belongs to the image.
     pub fn has(&self, ino: Ino) -> bool {
         ino >= 1 && ino <= self.tree.nodes().len() as u64
     }
@@ -61,12 +61,12 @@ impl Image {
         if node.is_dir() { Ok(node) } else { Err(FsError::NotDir) }
     }
 
-    /// An inode's kind.
+    /// Returns an inode's kind.
     pub fn kind(&self, ino: Ino) -> Result<Kind, FsError> {
         Ok(self.node(ino)?.kind().ok_or(IndexError::Damaged("an inode has no kind"))?)
     }
 
-    /// How many references the kernel holds to an inode.
+    /// Returns an inode's kernel reference count.
     pub fn references(&self, ino: Ino) -> Option<&AtomicU64> {
         let all = self.references.get_or_init(|| self.tree.nodes().iter().map(|_| AtomicU64::new(0)).collect());
         all.get(ino.wrapping_sub(1) as usize)
@@ -77,13 +77,13 @@ impl Image {
         self.tree.flags() & index_flags::ACLS != 0
     }
 
-    /// The size of the image: everything is used and nothing is free.
+    /// Returns the size of the image: everything is used and nothing is free.
     pub fn statfs(&self) -> Statfs {
         let (blocks, files) = (self.tree.blocks(), self.tree.nodes().len() as u64);
         Statfs { block: BLOCK_SIZE, blocks, free: 0, available: 0, files, files_free: 0 }
     }
 
-    /// An inode's attributes.
+    /// Returns an inode's attributes.
     pub fn getattr(&self, ino: Ino) -> Result<Attr, FsError> {
         self.attr_of(ino, self.node(ino)?)
     }
@@ -98,10 +98,10 @@ impl Image {
             uid: node.uid.get(),
             gid: node.gid.get(),
             rdev: if matches!(kind, Kind::Char | Kind::Block) { node.data.get() as u32 } else { 0 },
-            // Local file systems give a directory at least one block, and programs take size 0 for a special one.
+            // Local file systems give a directory at least one block, and programs treat size 0 as special.
             size: if kind == Kind::Dir { BLOCK_SIZE.into() } else { node.size.get() },
             blocks: if kind == Kind::Dir { 8 } else { u64::from(node.blocks.get()) * 8 },
-            // A tar has no other time.
+            // The index records no other time.
             atime: node.mtime(),
             mtime: node.mtime(),
             ctime: node.mtime(),

@@ -1,16 +1,16 @@
-//! Where the image has an inode: the way back from a number to names.
+//! Reverse lookup in an image: from an inode number to its names.
 
 use super::Image;
-use crate::fs::lower::Name;
+use crate::fs::lower_types::Name;
 use crate::fs::{FsError, Ino, ROOT};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// The directories in which the image has its files. Made when first needed, by one pass over its entries.
+/// The parent directories of the image's files. Built at first use, by one pass over all entries.
 pub struct Origins {
-    /// By inode; 0 for directories, which know their own, and where there is none.
+    /// The first parent by inode; 0 for directories, whose parent is in the index, and for none.
     first: Vec<u32>,
-    /// Further ones, of hard links.
+    /// The other parents of inodes with several hard links.
     more: HashMap<u32, Vec<u32>>,
 }
 
@@ -57,7 +57,7 @@ impl Image {
         Ok(self.origins.get_or_init(|| made))
     }
 
-    /// All names of an inode, each with the directory that it is in. The root has none.
+    /// Returns all names of an inode, each with its directory. The root has none.
     pub fn names(&self, ino: Ino) -> Result<Vec<(Ino, Name)>, FsError> {
         let node = self.node(ino)?;
         let dirs = match node.is_dir() {

@@ -1,21 +1,22 @@
-//! Reading files of an image.
+//! Reading, seeking and extents of an image's files.
 
 use super::Image;
 use crate::backing::read_exact;
-use crate::fs::lower::Piece;
+use crate::fs::lower_types::Piece;
 use crate::fs::{FsError, Ino};
 use crate::layer::{Extent, IndexError, Node, node_flags};
 use crate::meta::Kind;
 use std::borrow::Cow;
 use std::os::fd::AsFd;
 
-/// The most that one read gives; FUSE never asks for more than 1 MiB (256 pages), and a holey file's answer is put
-/// together in memory.
+/// The most bytes that one read returns. FUSE never asks for more than 1 MiB (256 pages), and the reply for a file with
+/// holes is assembled in memory.
 const MAX_READ: u64 = 1 << 20;
 
 impl Image {
-    /// Up to `size` bytes of a file from `offset` on, fewer only at its end. What lies in one piece in a layer's tar is
-    /// a piece of the mapping, untouched, so a fault of the disk shows where it is handed on; the rest is put together.
+    /// Reads up to `size` bytes of a file at `offset`; fewer only at its end. Data that is contiguous in a layer's tar
+    /// is returned as a slice of the mapping, unread, so a disk fault shows where the slice is used; the rest is
+    /// assembled in memory.
     pub fn read(&self, ino: Ino, offset: u64, size: u32) -> Result<Cow<'_, [u8]>, FsError> {
         let node = self.file(ino)?;
         let size = u64::from(size).min(MAX_READ).min(node.size.get().saturating_sub(offset));
@@ -39,7 +40,8 @@ impl Image {
         Ok(Cow::Owned(bytes))
     }
 
-    /// Where the next data (or the next hole) at or behind `offset` begins; the end of the file counts as a hole.
+    /// Returns the start of the next data (or the next hole) at or after `offset`; the end of the file counts as a hole
+    /// (lseek(2)).
     pub fn seek(&self, ino: Ino, offset: u64, hole: bool) -> Result<u64, FsError> {
         let node = self.file(ino)?;
         let size = node.size.get();
@@ -52,13 +54,13 @@ impl Image {
         let extents = self.tree.extents(node)?;
         let next = extents.get(extents.partition_point(|e| end(e) <= offset));
         if hole {
-            // Extents that touch were joined when the index was made: one's end is a hole's start.
+            // The index has no adjacent extents, so the end of one is the start of a hole.
             return Ok(next.filter(|e| e.logical.get() <= offset).map_or(offset, end).min(size));
         }
         next.map(|e| e.logical.get().max(offset)).ok_or(FsError::NoData)
     }
 
-    /// Where a file's data lies, holes left out, ascending.
+    /// Returns a file's data extents, ascending, without holes.
     pub fn pieces(&self, ino: Ino) -> Result<Vec<Piece>, FsError> {
         let node = self.file(ino)?;
         let tar = &self.layer(node)?.file;

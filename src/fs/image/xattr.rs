@@ -1,13 +1,13 @@
-//! Extended attributes of an image.
+//! Extended attributes of an image's inodes.
 
 use super::Image;
 use crate::fs::{FsError, Ino};
 
-/// A name and a value.
+/// An extended attribute: name and value.
 pub type Attribute<'a> = (&'a [u8], &'a [u8]);
 
 impl Image {
-    /// The value of an inode's extended attribute.
+    /// Returns the value of an inode's extended attribute.
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<&[u8], FsError> {
         for item in self.tree.xattrs(self.node(ino)?)? {
             let (found, value) = item?;
@@ -18,7 +18,7 @@ impl Image {
         Err(FsError::NoAttribute)
     }
 
-    /// All of an inode's extended attributes.
+    /// Returns all extended attributes of an inode.
     pub fn xattrs(&self, ino: Ino) -> Result<Vec<Attribute<'_>>, FsError> {
         Ok(self.tree.xattrs(self.node(ino)?)?.collect::<Result<_, _>>()?)
     }

@@ -1,6 +1,6 @@
-//! Attributes of the union's inodes.
+//! Attributes of the union's inodes: getattr, setattr, readlink and statfs.
 
-use super::table::Data;
+use super::inode_table::Data;
 use super::{TRIES, Union};
 use crate::backing::{Handle, Object};
 use crate::fs::attr::{Attr, Change, SetTime, Statfs};
@@ -10,7 +10,7 @@ use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use std::os::fd::AsFd;
 
 impl Union {
-    /// An inode's attributes.
+    /// Returns an inode's attributes.
     pub fn getattr(&self, ino: Ino) -> Result<Attr, FsError> {
         self.ensure_loaded(ino)?;
         for _ in 0..TRIES {
@@ -43,7 +43,7 @@ impl Union {
                 Err(e) => return Err(e.into()),
             },
         };
-        // Somebody else has the name by now.
+        // The name belongs to another object by now.
         if object.raw.ino != raw { Ok(None) } else { self.attr_of(ino, &object).map(Some) }
     }
 
@@ -65,7 +65,7 @@ impl Union {
         })
     }
 
-    /// Changes attributes. Only a change of a file's size touches its data.
+    /// Sets attributes. Only a change of size touches a file's data.
     pub fn setattr(&self, ino: Ino, change: &Change) -> Result<Attr, FsError> {
         if change.size.is_some() {
             self.is_file(ino)?;
@@ -76,7 +76,8 @@ impl Union {
         }
         let handle = self.handle(ino)?;
         let owner = (change.uid, change.gid);
-        // Of a file that the kernel caches the times are not asked for: what follows would get others than the kernel has.
+        // The times of a file that the kernel caches are not queried: a query would give later changes other times than
+        // the kernel has.
         let times_are_kernels = change.ctime.is_some() && self.kind(ino)? == Kind::File;
         let before = match times_are_kernels {
             true => self.upper.object_without_times(handle.as_fd())?,
@@ -88,7 +89,7 @@ impl Union {
             let mode = change.mode.map(|mode| mode & PERMISSION_BITS);
             self.upper.set_owner_and_mode(handle.as_fd(), &before, owner, mode)?;
         }
-        // What cannot be taken back comes last.
+        // The irreversible change, truncation, is made last.
         self.set_size_and_times(ino, &handle, change).inspect_err(|_| {
             if changes_owner {
                 let owner = (Some(before.uid), Some(before.gid));
@@ -99,7 +100,8 @@ impl Union {
             }
         })?;
         if change.size == Some(before.raw.size) && change.mtime.is_none() && !times_are_kernels {
-            // The kernel counts that as no change, whatever the file system below does.
+            // The kernel does not count that as a change, so the mtime is restored, whatever the backing file system
+            // set.
             let mtime = crate::upper::timestamps(None, Some(before.raw.mtime));
             if let Err(e) = self.upper.backing().utimens(handle.as_fd(), &mtime) {
                 tracing::warn!("inode {ino} keeps the time of a truncation to its own size: {e}");
@@ -120,7 +122,7 @@ impl Union {
                 .and_then(|object| self.attr_of(ino, &object).map(|attr| Attr { mtime, ctime, ..attr })),
             _ => self.getattr(ino),
         };
-        // It has happened, so it must not fail any more.
+        // The change has been made, so an error here must not fail the call.
         Ok(after.unwrap_or(expected))
     }
 
@@ -138,14 +140,14 @@ impl Union {
         };
         let times = Timestamps { last_access: one(change.atime), last_modification: one(change.mtime) };
         match self.upper.backing().utimens(handle.as_fd(), &times) {
-            // What was cut off cannot be brought back, so it has happened.
+            // A truncation cannot be undone, so this error must not fail the call.
             Err(e) if change.size.is_some() => tracing::warn!("inode {ino} keeps the time of its truncation: {e}"),
             set => set?,
         }
         Ok(())
     }
 
-    /// A symbolic link's target.
+    /// Returns a symbolic link's target.
     pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>, FsError> {
         if self.kind(ino)? != Kind::Symlink {
             return Err(FsError::WrongType);
@@ -159,13 +161,13 @@ impl Union {
         Ok(self.upper.readlink(handle.as_fd(), &object)?)
     }
 
-    /// The space that the upper directory's file system has.
+    /// Returns the block and inode counts of the upper directory's file system.
     pub fn statfs(&self) -> Result<Statfs, FsError> {
         Ok(self.upper.backing().space(self.upper.root().as_fd())?.into())
     }
 }
 
-/// What attributes are after a change, as far as that can be known.
+/// Predicts the attributes after a change, as far as they can be known.
 fn changed(before: Attr, change: &Change) -> Attr {
     let time = |set: Option<SetTime>, old: Time| match set {
         Some(SetTime::To(time)) => time,

@@ -1,33 +1,33 @@
-//! Finding what is different from the image: by the upper directory alone, wherever a directory of the image shows
-//! through the one that lies over it; else by both.
+//! The diff of a union against its image: computed from the upper directory alone where a directory of the image shows
+//! through, otherwise by comparing both.
 
-use super::table::{Data, Name, What};
-use super::{Union, lock};
+use super::Union;
+use super::inode_table::{Data, Name, NameState};
 use crate::fs::changes::{Changed, Changes, Found, How, is_label, join};
-use crate::fs::lower::Item;
+use crate::fs::lower_types::Item;
 use crate::fs::{Attr, FsError, Ino, ROOT};
 use crate::meta::Kind;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
 
-/// A directory that is still to be looked into.
+/// A directory still to be compared.
 enum Step {
-    /// One over one of the image.
+    /// A directory over one of the image: path, inode, inode in the image.
     Over(Vec<u8>, Ino, Ino),
-    /// One that is new, with all that is in it.
+    /// A new directory, everything in which is new: path, inode.
     New(Vec<u8>, Ino),
 }
 
 struct Walk<'a> {
     union: &'a Union,
     found: Found,
-    /// A stack of its own: a tree may be thousands of directories deep.
+    /// An explicit stack: a tree may be thousands of directories deep.
     todo: Vec<Step>,
 }
 
 impl Union {
-    /// What is different from the image.
+    /// Returns the differences from the image.
     pub fn changes(&self) -> Result<Found, FsError> {
         self.load_all()?;
         let found = Found { changes: Changes::new(), passed: HashMap::new() };
@@ -39,7 +39,7 @@ impl Union {
                 Step::New(path, dir) => walk.new_dir(path, *dir),
             };
             match done {
-                // Gone while a mount goes on beside this.
+                // Removed by a mount that uses the directory at the same time.
                 Err(e) if self.is_view() && e.is_absence() => {}
                 done => done?,
             }
@@ -47,7 +47,7 @@ impl Union {
         Ok(walk.found)
     }
 
-    /// All paths by which what is no directory can be seen.
+    /// Returns all paths of an inode that is not a directory.
     pub fn paths_of(&self, ino: Ino) -> Result<Vec<Vec<u8>>, FsError> {
         let mut names: BTreeSet<(Ino, Name)> =
             self.table().get(ino).map(|entry| entry.names.iter().cloned().collect()).unwrap_or_default();
@@ -58,7 +58,7 @@ impl Union {
     }
 
     fn path_of_dir(&self, dir: Ino) -> Result<Vec<u8>, FsError> {
-        let _still = lock(&self.renames);
+        let _still = self.renames.lock();
         let (mut at, mut parts) = (dir, Vec::new());
         while at != ROOT {
             let known = self.table().get(at).map(|entry| entry.names.first().cloned());
@@ -72,19 +72,19 @@ impl Union {
         Ok(parts.iter().rev().fold(b"/".to_vec(), |path, name| join(&path, name)))
     }
 
-    /// Whether an inode is not the image's as it was. Data that was written may be any.
+    /// Whether an inode differs from the image's. Data that was written counts as different without a comparison.
     fn differs(&self, ino: Ino, old: Ino) -> Result<bool, FsError> {
         if ino != old {
             return Ok(true);
         }
-        let is_up = self.is_up(ino);
-        let written = is_up && self.kind(ino)? == Kind::File && self.data_of(ino) == Some(Data::Upper);
-        Ok(is_up && (written || self.attributes_differ(ino, old)? != (false, false)))
+        let is_copied_up = self.is_copied_up(ino);
+        let written = is_copied_up && self.kind(ino)? == Kind::File && self.data_of(ino) == Some(Data::Upper);
+        Ok(is_copied_up && (written || self.attributes_differ(ino, old)? != (false, false)))
     }
 
-    /// Whether attributes differ but for the modification time, and whether that does.
+    /// Whether attributes other than the modification time differ, and whether the modification time does.
     fn attributes_differ(&self, ino: Ino, old: Ino) -> Result<(bool, bool), FsError> {
-        if ino == old && !self.is_up(ino) {
+        if ino == old && !self.is_copied_up(ino) {
             return Ok((false, false));
         }
         let told = |a: &Attr| (a.kind, a.mode, a.uid, a.gid, a.rdev, a.size);
@@ -104,7 +104,7 @@ impl Union {
 }
 
 impl Walk<'_> {
-    /// What lies at a path now, and what the image has there.
+    /// Compares what a path has now (`new`) with what the image has there (`old`).
     fn compare(&mut self, path: Vec<u8>, new: Option<Ino>, old: Option<Ino>) -> Result<(), FsError> {
         let union = self.union;
         let (new, old) = match (new, old) {
@@ -147,7 +147,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Whether what the image's directory has can be seen in one of the union, but for what was changed there.
+    /// Whether the image's directory shows through one of the union, apart from the names changed there.
     fn shows_through(&self, dir: Ino, base: Ino) -> bool {
         match self.union.table().get(dir) {
             Some(entry) => entry.dir.as_ref().is_some_and(|here| here.lower == Some(base)),
@@ -159,20 +159,20 @@ impl Walk<'_> {
         let union = self.union;
         self.found.passed.insert(path.to_vec(), dir);
         if self.shows_through(dir, base) {
-            let names: Vec<(Name, What)> = match union.table().names(dir) {
+            let names: Vec<(Name, NameState)> = match union.table().names(dir) {
                 Some(names) => names.all().map(|(name, what)| (name.clone(), what)).collect(),
                 None => Vec::new(),
             };
             return names.into_iter().try_for_each(|(name, what)| {
                 let new = match what {
-                    What::Inode(ino) => Some(ino),
-                    What::Whiteout => None,
+                    NameState::Inode(ino) => Some(ino),
+                    NameState::Whiteout => None,
                 };
-                self.compare_gently(join(path, &name), new, union.lower.find(base, &name)?)
+                self.compare_unless_gone(join(path, &name), new, union.lower.find(base, &name)?)
             });
         }
         for (name, ino) in self.names(dir)? {
-            self.compare_gently(join(path, &name), Some(ino), union.lower.find(base, &name)?)?;
+            self.compare_unless_gone(join(path, &name), Some(ino), union.lower.find(base, &name)?)?;
         }
         let listing = union.lower.listing(base)?;
         for item in listing.from(0) {
@@ -185,11 +185,13 @@ impl Walk<'_> {
     }
 
     fn new_dir(&mut self, path: &[u8], dir: Ino) -> Result<(), FsError> {
-        self.names(dir)?.into_iter().try_for_each(|(name, ino)| self.compare_gently(join(path, &name), Some(ino), None))
+        self.names(dir)?
+            .into_iter()
+            .try_for_each(|(name, ino)| self.compare_unless_gone(join(path, &name), Some(ino), None))
     }
 
-    /// One name that has just gone is no reason to leave out the others.
-    fn compare_gently(&mut self, path: Vec<u8>, new: Option<Ino>, old: Option<Ino>) -> Result<(), FsError> {
+    /// The same as [`Walk::compare`], but a name that has just been removed is skipped.
+    fn compare_unless_gone(&mut self, path: Vec<u8>, new: Option<Ino>, old: Option<Ino>) -> Result<(), FsError> {
         match self.compare(path, new, old) {
             Err(e) if self.union.is_view() && e.is_absence() => Ok(()),
             done => done,

@@ -1,9 +1,9 @@
-//! Bringing what the image has into the upper directory: attributes only. The data of a file stays where it is until it
-//! is written; what is small and about to be written comes along at once.
+//! Copy-up: copies inodes of the lower side to the upper directory, attributes only. A file's data stays in the lower
+//! layer until the first write (a metacopy); small data that is about to be written is copied at once.
 
-use super::table::{Data, Dir, Entry, Name, Names, What};
+use super::inode_table::{Data, Dir, Entry, Name, NameState, Names};
 use super::xattr::CAPABILITY;
-use super::{STRIPES, TRIES, Union, lock};
+use super::{STRIPES, TRIES, Union};
 use crate::backing::Handle;
 use crate::fs::{FsError, Ino};
 use crate::meta::{Kind, PERMISSION_BITS};
@@ -12,35 +12,36 @@ use crate::whiteout::is_whiteout_device;
 use std::borrow::Cow;
 use std::os::fd::AsFd;
 
-/// File systems keep longer attributes in room that may not be there, or not at all (ext4: a block for all of them).
+/// The longest redirect that is written: file systems limit the room for longer attributes (ext4: one block for all of
+/// an inode), or cannot hold them at all.
 const LONGEST_REDIRECT: usize = 2048;
-/// Data up to this many bytes is copied while the file is made: marks that say where it is, and go at once, cost more.
+/// Up to this many bytes, data is copied while the file is created: metacopy marks that are removed soon cost more.
 const SMALL: u64 = 1 << 20;
 
-/// The set-user-ID and set-group-ID bits, which a write takes away.
+/// The set-user-ID and set-group-ID bits, which a write clears.
 const SET_ID: u32 = 0o6000;
 
-/// What of a file is brought up.
+/// The part of a file that is copied up.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Part {
     Attributes,
-    /// Its data too, if it is small.
+    /// The attributes, and the data if it is small.
     Small,
 }
 
 impl Union {
-    /// Sees to it that an inode is in the upper directory, under all its names. What no longer has a name and is open
-    /// still gets there without one.
+    /// Copies an inode up, under all its hard links. Attributes only; data too where metacopies are not allowed
+    /// ([`crate::fs::Forms::metacopies`]). An open inode that has lost its last name is copied up without a name.
     pub(super) fn copy_up(&self, ino: Ino) -> Result<(), FsError> {
         if self.forms.metacopies { self.copy_up_attributes(ino) } else { self.copy_up_whole(ino) }
     }
 
-    /// The same where the data will be written, or goes, anyway.
+    /// Copies up attributes only, also of a small file: for callers that write or discard the data themselves.
     pub(super) fn copy_up_attributes(&self, ino: Ino) -> Result<(), FsError> {
         self.copy_up_part(ino, Part::Attributes)
     }
 
-    /// The same with a file's data.
+    /// Copies up attributes and data.
     pub(super) fn copy_up_whole(&self, ino: Ino) -> Result<(), FsError> {
         self.copy_up_part(ino, Part::Small)?;
         if matches!(self.data_of(ino), None | Some(Data::Upper)) {
@@ -52,7 +53,7 @@ impl Union {
     fn copy_up_part(&self, ino: Ino, part: Part) -> Result<(), FsError> {
         for _ in 1..TRIES {
             match self.try_copy_up(ino, part) {
-                // A name went while it was on its way: perhaps the last one.
+                // A name was removed during the copy-up, perhaps the last one: retry.
                 Err(FsError::NotFound | FsError::Stale(_)) if self.lower.has(ino) => {}
                 done => return done,
             }
@@ -61,7 +62,7 @@ impl Union {
     }
 
     fn try_copy_up(&self, ino: Ino, part: Part) -> Result<(), FsError> {
-        if self.is_up(ino) {
+        if self.is_copied_up(ino) {
             return Ok(());
         }
         if !self.lower.has(ino) {
@@ -70,8 +71,8 @@ impl Union {
         if self.lower.kind(ino)? == Kind::Dir {
             return self.copy_up_dir(ino);
         }
-        let _copying = lock(&self.copying[ino as usize % STRIPES]);
-        if self.is_up(ino) {
+        let _copying = self.copying[ino as usize % STRIPES].lock();
+        if self.is_copied_up(ino) {
             return Ok(());
         }
         if self.table().get(ino).is_some() {
@@ -83,11 +84,11 @@ impl Union {
         }
         let mut draft = self.draft_of(ino)?;
         if draft.kind == Kind::Char && is_whiteout_device(draft.rdev) {
-            // An image may hold such a device, but in the upper directory it would be a whiteout.
+            // An image may hold a character device 0:0, but in the upper directory it would be a whiteout.
             return Err(FsError::NotPermitted);
         }
-        let small = part == Part::Small && draft.size <= SMALL && !loses_by_writing(&draft);
-        let made = self.make_up(ino, &mut draft, small)?;
+        let small = part == Part::Small && draft.size <= SMALL && !loses_privileges_on_write(&draft);
+        let made = self.create_copy(ino, &mut draft, small)?;
         match &names[..] {
             [] => Err(FsError::Stale(ino)),
             [(dir, name)] => self.put_file(ino, made, &draft, *dir, name),
@@ -95,8 +96,8 @@ impl Union {
         }
     }
 
-    /// Makes it in the work directory, with its data if wanted or if nothing could say there that the data is missing.
-    fn make_up(&self, ino: Ino, draft: &mut Draft, with_data: bool) -> Result<Made<'_>, FsError> {
+    /// Creates the copy in the work directory; with its data if wanted, or if no metacopy mark can be written there.
+    fn create_copy(&self, ino: Ino, draft: &mut Draft, with_data: bool) -> Result<Made<'_>, FsError> {
         let with_data = draft.metacopy && (with_data || !self.upper.has_marks());
         if with_data {
             (draft.metacopy, draft.redirect) = (false, None);
@@ -108,7 +109,7 @@ impl Union {
         Ok(made)
     }
 
-    /// Gives what has just been made its data, on disk before anybody sees it.
+    /// Copies the data to a copy that is not in place yet, and syncs it before it becomes visible.
     fn fill(&self, ino: Ino, made: &Made, draft: &Draft) -> Result<(), FsError> {
         self.copy_pieces(ino, draft.size, &made.handle)?;
         if draft.mode & SET_ID != 0 {
@@ -119,24 +120,24 @@ impl Union {
         Ok(self.upper.backing().utimens(made.handle.as_fd(), &timestamps(None, mtime))?)
     }
 
-    /// Where the lower layers have an inode, unless that is too long to be written down.
+    /// Returns the path of an inode in the lower layers, as a redirect; `None` if it is too long to be written.
     pub(super) fn redirect_of(&self, lower: Ino) -> Result<Option<Vec<u8>>, FsError> {
         Ok(Some(self.lower.path(lower)?).filter(|path| path.len() <= LONGEST_REDIRECT))
     }
 
-    /// Before a file gets another name: where its data is must not follow from its place, as it does where the way there
-    /// is too long to be written down and numbers are not certain either.
-    pub(super) fn settle_data(&self, ino: Ino) -> Result<(), FsError> {
+    /// Copies a file's data before the file gets another name, if the data is found through the current name: that is
+    /// so where the redirect would be too long and lower inode numbers are not persistent.
+    pub(super) fn copy_data_bound_to_path(&self, ino: Ino) -> Result<(), FsError> {
         let Some(Data::Lower(origin, _)) = self.data_of(ino) else { return Ok(()) };
-        let is_known = !self.is_up(ino) || self.lower.is_certain() || self.redirect_of(origin)?.is_some();
+        let is_known = !self.is_copied_up(ino) || self.lower.is_certain() || self.redirect_of(origin)?.is_some();
         if is_known { Ok(()) } else { self.copy_data(ino, u64::MAX).map(drop) }
     }
 
-    pub(super) fn is_up(&self, ino: Ino) -> bool {
+    pub(super) fn is_copied_up(&self, ino: Ino) -> bool {
         self.table().get(ino).is_some_and(|entry| entry.raw.is_some() && !entry.linking)
     }
 
-    /// What an inode of the image is made of in the upper directory.
+    /// Describes the copy of an image's inode in the upper directory.
     pub(super) fn draft_of(&self, ino: Ino) -> Result<Draft<'_>, FsError> {
         let attr = self.lower.getattr(ino)?;
         let has_data = attr.kind == Kind::File && attr.size > 0;
@@ -165,7 +166,7 @@ impl Union {
         entry
     }
 
-    /// Sees to it that a directory is in the upper directory, and all above it.
+    /// Copies a directory up, and all its ancestors.
     pub(super) fn copy_up_dir(&self, ino: Ino) -> Result<(), FsError> {
         if let Some(entry) = self.table().get(ino) {
             return match entry.dir {
@@ -181,7 +182,7 @@ impl Union {
         let made = self.upper.make(&draft)?;
         let raw = made.raw_ino;
         let locks = self.locks_of(parent)?;
-        let _changing = lock(&locks.change);
+        let _changing = locks.change.lock();
         if self.table().get(ino).is_some() {
             return Ok(());
         }
@@ -191,7 +192,7 @@ impl Union {
         }
         let subdirs = self.lower.subdirs(ino)?;
         self.upper.claim_name(made.handle.as_fd(), &name)?;
-        self.put_quietly(parent, |dir| Ok(made.put(Place { dir: dir.as_fd(), name: &name })?))?;
+        self.keeping_times(parent, |dir| Ok(made.put(Place { dir: dir.as_fd(), name: &name })?))?;
         let mut entry = self.entry_of(ino, &draft, raw);
         entry.dir = Some(Dir { lower: Some(ino), names: Some(Names::default()), subdirs, default_acl: None });
         let mut table = self.table_mut();
@@ -200,8 +201,8 @@ impl Union {
         Ok(())
     }
 
-    /// Does what is no change to those who look at a directory, and so must not show in its times.
-    fn put_quietly<T>(&self, dir: Ino, put: impl FnOnce(&Handle) -> Result<T, FsError>) -> Result<T, FsError> {
+    /// Runs `put` on a directory and restores its times: a copy-up is not a change that users may see.
+    fn keeping_times<T>(&self, dir: Ino, put: impl FnOnce(&Handle) -> Result<T, FsError>) -> Result<T, FsError> {
         let handle = self.handle(dir)?;
         let before = self.upper.backing().stat(handle.as_fd())?;
         let done = put(&handle)?;
@@ -215,10 +216,10 @@ impl Union {
     fn put_file(&self, ino: Ino, made: Made, draft: &Draft, dir: Ino, name: &Name) -> Result<(), FsError> {
         let raw = made.raw_ino;
         let locks = self.locks_of(dir)?;
-        let _changing = lock(&locks.change);
+        let _changing = locks.change.lock();
         self.still_shows(dir, name)?;
         self.upper.claim_name(made.handle.as_fd(), name)?;
-        let handle = self.put_quietly(dir, |handle| Ok(made.put(Place { dir: handle.as_fd(), name })?))?;
+        let handle = self.keeping_times(dir, |handle| Ok(made.put(Place { dir: handle.as_fd(), name })?))?;
         let mut table = self.table_mut();
         table.insert(ino, self.entry_of(ino, draft, raw));
         table.add_name(dir, name, ino);
@@ -227,17 +228,17 @@ impl Union {
         Ok(())
     }
 
-    /// Whether a name of the image can be seen, now that nobody changes its directory.
+    /// Fails unless a name of the image still shows through. The caller has locked the directory.
     fn still_shows(&self, dir: Ino, name: &Name) -> Result<(), FsError> {
         self.ensure_loaded(dir)?;
         match self.table().names(dir) {
             Some(names) if names.get(name).is_none() => Ok(()),
-            // Somebody was faster: the kernel never lets that happen, and asks again.
+            // A concurrent operation was faster. The kernel never lets that happen, and would retry on this error.
             _ => Err(FsError::NotFound),
         }
     }
 
-    /// Puts a file in place under several names. Nobody may change it before it has all of them.
+    /// Links a copied-up file under several names. The file must not be changed before it has all of them.
     fn put_links(&self, ino: Ino, made: Made, draft: &Draft, names: &[(Ino, Name)]) -> Result<(), FsError> {
         let mut entry = self.entry_of(ino, draft, made.raw_ino);
         let handle = made.keep_for_links(ino)?;
@@ -256,27 +257,27 @@ impl Union {
         Ok(())
     }
 
-    /// Makes one of the names that a file of the image has.
+    /// Creates one of the hard links of a file of the image in the upper.
     pub(super) fn link_up(&self, ino: Ino, file: &Handle, dir: Ino, name: &Name) -> Result<(), FsError> {
         self.copy_up_dir(dir)?;
         let locks = self.locks_of(dir)?;
-        let _changing = lock(&locks.change);
+        let _changing = locks.change.lock();
         self.still_shows(dir, name)?;
         self.upper.claim_name(file.as_fd(), name)?;
-        self.put_quietly(dir, |handle| {
+        self.keeping_times(dir, |handle| {
             Ok(self.upper.link(file.as_fd(), Place { dir: handle.as_fd(), name }, false)?)
         })?;
         self.table_mut().add_name(dir, name, ino);
         Ok(())
     }
 
-    /// Takes back the names that were made: the image's show through again, and nothing has changed.
+    /// Removes the links that were created: the image's names show through again, and nothing has changed.
     fn undo_links(&self, ino: Ino) -> Result<(), FsError> {
         let names = self.table().get(ino).map(|entry| entry.names.clone()).unwrap_or_default();
         for (dir, name) in names {
             let locks = self.locks_of(dir)?;
-            let _changing = lock(&locks.change);
-            self.put_quietly(dir, |handle| Ok(self.upper.backing().unlink(handle.as_fd(), &name)?))?;
+            let _changing = locks.change.lock();
+            self.keeping_times(dir, |handle| Ok(self.upper.backing().unlink(handle.as_fd(), &name)?))?;
             self.table_mut().take_name(dir, &name, ino, false);
         }
         self.upper.finished(ino)?;
@@ -285,11 +286,11 @@ impl Union {
         Ok(())
     }
 
-    /// A file that has no name any more, and is open: it goes on in the upper directory without one.
+    /// Copies up a file that has lost its last name and is open: the copy has no name either.
     fn copy_up_removed(&self, ino: Ino) -> Result<(), FsError> {
         let mut draft = self.draft_of(ino)?;
-        // Dropped, and so unlinked, as soon as its descriptor is known.
-        let made = self.make_up(ino, &mut draft, false)?;
+        // Dropping the copy unlinks it, once its descriptor is in the table.
+        let made = self.create_copy(ino, &mut draft, false)?;
         let mut table = self.table_mut();
         let locks = table.get(ino).map(|entry| entry.locks.clone()).unwrap_or_default();
         let mut entry = self.entry_of(ino, &draft, made.raw_ino);
@@ -298,17 +299,17 @@ impl Union {
         Ok(())
     }
 
-    /// A name that must not be there, or must be a whiteout, before something is put under it: whether it is taken by one.
-    pub(super) fn vacant(&self, dir: Ino, name: &[u8]) -> Result<bool, FsError> {
+    /// Prepares a name for a new object: it must not exist. Returns whether a whiteout has the name.
+    pub(super) fn prepare_name(&self, dir: Ino, name: &[u8]) -> Result<bool, FsError> {
         self.ensure_loaded(dir)?;
         let table = self.table();
         match table.names(dir).and_then(|names| names.get(name)) {
-            Some(What::Whiteout) => {
+            Some(NameState::Whiteout) => {
                 drop(table);
                 let parent = self.handle(dir)?;
                 Ok(self.upper.settle_whiteout(Place { dir: parent.as_fd(), name })?)
             }
-            Some(What::Inode(_)) => Err(FsError::Exists),
+            Some(NameState::Inode(_)) => Err(FsError::Exists),
             None => {
                 drop(table);
                 if self.covers(dir, name)? { Err(FsError::Exists) } else { Ok(false) }
@@ -317,7 +318,7 @@ impl Union {
     }
 }
 
-/// Whether a file has what the system below takes away when data is written.
-fn loses_by_writing(draft: &Draft) -> bool {
+/// Whether a file has what the backing file system clears at a write: set-id bits or capabilities.
+fn loses_privileges_on_write(draft: &Draft) -> bool {
     draft.mode & SET_ID != 0 || draft.xattrs.iter().any(|(name, _)| name == CAPABILITY)
 }

@@ -1,21 +1,20 @@
-//! Data of the union's files.
+//! Data of the union's files: read, write, data copy-up, truncate, fallocate, copy_file_range, lseek and fsync.
 
-use super::table::Data;
-use super::{Union, lock};
+use super::Union;
+use super::inode_table::Data;
 use crate::backing::{Handle, read_exact};
-use crate::fs::lower::Piece;
+use crate::fs::lower_types::Piece;
 use crate::fs::{FsError, Ino};
 use crate::upper::timestamps;
 use crate::whiteout::Mark;
 use rustix::io::Errno;
 use std::borrow::Cow;
 use std::os::fd::AsFd;
-use std::sync::PoisonError;
 
 const MISSING: FsError = FsError::Damaged("a file's data is in no layer");
-/// How much one call copies.
+/// The most bytes that one copy call copies.
 const CHUNK: u64 = 8 << 20;
-/// The most that one read gives.
+/// The most bytes that one read returns.
 const MAX_READ: u32 = 1 << 20;
 
 impl Union {
@@ -43,14 +42,14 @@ impl Union {
         let handle = self.own_data(ino)?;
         let locks = self.locks_of(ino)?;
         {
-            let _nobody_sets_them = locks.privileges.read().unwrap_or_else(PoisonError::into_inner);
+            let _nobody_sets_them = locks.privileges.read();
             if !self.may_be_capable(ino) {
-                return self.upper.write_all(handle.as_fd(), bytes, offset).map_err(|e| self.lost(e));
+                return self.upper.write_all(handle.as_fd(), bytes, offset).map_err(|e| self.note_lost_write(e));
             }
         }
-        let _alone = locks.privileges.write().unwrap_or_else(PoisonError::into_inner);
+        let _alone = locks.privileges.write();
         let capabilities = self.capabilities(ino, &handle)?;
-        self.upper.write_all(handle.as_fd(), bytes, offset).map_err(|e| self.lost(e))?;
+        self.upper.write_all(handle.as_fd(), bytes, offset).map_err(|e| self.note_lost_write(e))?;
         self.restore_capabilities(&handle, capabilities)
     }
 
@@ -71,15 +70,16 @@ impl Union {
         }
     }
 
-    /// Remembers what a sync of a volatile mount must not hide: a disk that fails, not one that is full.
-    fn lost(&self, error: std::io::Error) -> FsError {
+    /// Records a failed write, so that a later sync of a volatile mount fails too: for a disk that fails, not for one
+    /// that is full.
+    fn note_lost_write(&self, error: std::io::Error) -> FsError {
         if Errno::from_io_error(&error) == Some(Errno::IO) {
             self.upper.note_failure();
         }
         error.into()
     }
 
-    /// Whether a change of this file's data would first copy much of it.
+    /// Whether a change of this file's data would first copy much of it up.
     pub fn is_slow_to_write(&self, ino: Ino) -> bool {
         match self.data_of(ino) {
             None => self.lower.getattr(ino).is_ok_and(|attr| attr.size > 0),
@@ -87,24 +87,24 @@ impl Union {
         }
     }
 
-    /// Sees to it that a file's data is in the upper directory, and gives its descriptor.
+    /// Copies a file's data up, and returns its descriptor.
     fn own_data(&self, ino: Ino) -> Result<Handle, FsError> {
         self.copy_up_whole(ino)?;
         self.writable_handle(ino)
     }
 
-    /// Copies a file's data, up to `keep` bytes of it: whether that cut the file. Until all of it is there, and on disk,
-    /// the image's is used.
+    /// Copies up to `keep` bytes of a file's data to the upper. Returns whether the file was cut short. Until the data
+    /// is complete and on disk, the lower layer's data is used.
     pub(super) fn copy_data(&self, ino: Ino, keep: u64) -> Result<bool, FsError> {
         let locks = self.locks_of(ino)?;
-        let _copying = lock(&locks.change);
+        let _copying = locks.change.lock();
         let (origin, end) = match self.data_of(ino) {
             Some(Data::Lower(origin, end)) => (origin, end),
             Some(Data::Missing) => return Err(MISSING),
             Some(Data::Upper) | None => return Ok(false),
         };
         let handle = self.writable_handle(ino)?;
-        let _alone = locks.privileges.write().unwrap_or_else(PoisonError::into_inner);
+        let _alone = locks.privileges.write();
         let keep = keep.min(end);
         let before = self.upper.backing().stat(handle.as_fd())?;
         let capabilities = self.capabilities(ino, &handle)?;
@@ -123,7 +123,7 @@ impl Union {
             Ok(self.upper.clear_mark(handle.as_fd(), Mark::Metacopy)?)
         });
         if let Err(e) = copied {
-            // Size and time are attributes, and so the upper's already.
+            // Size and times are attributes, which the upper has already.
             self.upper.backing().truncate(handle.as_fd(), before.size)?;
             self.restore_capabilities(&handle, capabilities)?;
             self.upper.backing().utimens(handle.as_fd(), &timestamps(None, Some(before.mtime)))?;
@@ -146,7 +146,7 @@ impl Union {
         Ok(())
     }
 
-    /// Copies within the kernel, or by sharing blocks, where that can be done.
+    /// Copies within the kernel, or by sharing extents (reflink), where the file system supports it.
     fn copy_piece(&self, piece: &Piece, len: u64, to: &Handle) -> Result<(), FsError> {
         let mut done = 0;
         while done < len {
@@ -161,14 +161,14 @@ impl Union {
                         self.upper.begin_sync(to.as_fd(), at, more as u64);
                     }
                 }
-                Err(e) if cannot_copy(&e) => return self.copy_by_hand(piece, done, len, to),
+                Err(e) if cannot_copy(&e) => return self.copy_through_buffer(piece, done, len, to),
                 Err(e) => return Err(e.into()),
             }
         }
         Ok(())
     }
 
-    fn copy_by_hand(&self, piece: &Piece, mut done: u64, len: u64, to: &Handle) -> Result<(), FsError> {
+    fn copy_through_buffer(&self, piece: &Piece, mut done: u64, len: u64, to: &Handle) -> Result<(), FsError> {
         let mut buffer = vec![0; (len - done).min(1 << 20) as usize];
         while done < len {
             let part = (len - done).min(buffer.len() as u64) as usize;
@@ -179,7 +179,7 @@ impl Union {
         Ok(())
     }
 
-    /// Cuts or extends a file. What is cut off is not copied first.
+    /// Truncates or extends a file. Data that is cut off is not copied up first.
     pub(super) fn truncate(&self, ino: Ino, size: u64) -> Result<(), FsError> {
         if self.data_of(ino) != Some(Data::Upper) && self.copy_data(ino, size)? {
             return Ok(());
@@ -202,13 +202,13 @@ impl Union {
         let target = self.own_data(to)?;
         if self.data_of(from) != Some(Data::Upper) {
             let bytes = self.read(from, at, len.min(MAX_READ.into()) as u32)?;
-            self.upper.write_all(target.as_fd(), &bytes, to_at).map_err(|e| self.lost(e))?;
+            self.upper.write_all(target.as_fd(), &bytes, to_at).map_err(|e| self.note_lost_write(e))?;
             return Ok(bytes.len() as u64);
         }
         let source = self.handle(from)?;
         let len = len.min(CHUNK) as usize;
         let copied = self.upper.backing().copy(source.as_fd(), at, target.as_fd(), to_at, len);
-        Ok(copied.map_err(|e| self.lost(e))? as u64)
+        Ok(copied.map_err(|e| self.note_lost_write(e))? as u64)
     }
 
     /// [`crate::fs::Fs::seek`].
@@ -230,7 +230,7 @@ impl Union {
         }
         let handle = self.handle(ino)?;
         match self.upper.sync(handle.as_fd(), data_only) {
-            // What has only a path has no data, and what directories say of it is their business.
+            // An O_PATH descriptor: the inode has no data, and fsync of its directory covers the name.
             Err(e) if Errno::from_io_error(&e) == Some(Errno::BADF) => Ok(()),
             synced => Ok(synced?),
         }

@@ -1,42 +1,41 @@
-//! The union of lower layers and an upper directory. What is said here and in the files beside of the image holds for plain
-//! directories below too; what they cannot promise is asked of [`Lower`].
+//! The union: an upper directory on top of an image or of lower directories ([`Lower`]). "The image", here and in the
+//! files beside, means either; where lower directories guarantee less, the code asks [`Lower`].
 //!
-//! Identity is the inode number. An inode of the image has its number for ever, copied up or not, moved or not; new ones
-//! get numbers that were never used. So everything hangs on the number, and a path is needed only to find an object in
-//! the upper directory again.
+//! Identity is the inode number. An inode of the image keeps its number across copy-up and rename; new inodes get
+//! numbers that were never used. A path serves only to find an object in the upper directory again.
 //!
-//! # How an operation is made
+//! # The steps of an operation
 //!
-//! First steps that nobody can see: copying up what will be changed (attributes only, never data, but for what is
-//! written), emptying directories of whiteouts. Then *one* system call that changes the view. Then the table in memory is
-//! told. Then sweeping. What fails before that one call leaves the old view; what fails behind it has happened.
+//! First preparation, which no caller can see: copy-up (attributes only; data only where it is written), and removing
+//! whiteouts from directories. Then *one* system call that changes the view. Then the update of the inode table. Then
+//! clean-up. A failure before that one call leaves the old view; a failure after it does not undo the operation.
 //!
 //! # Hard links
 //!
-//! A file of the image with several names is copied up under all of them before it is changed in any way, so that it
-//! stays one file, for the kernel too, and its link count is the one on disk.
+//! A file of the image with several hard links is copied up under all of its names before it is changed in any way. It
+//! so stays one inode, for the kernel too, and its link count is the one on disk.
 //!
 //! # Locks, in this order
 //!
-//! 1. `renames`, by every rename: so no directory moves while another rename asks what lies above what;
-//! 2. a stripe of `copying`, by whoever copies up a file's attributes;
-//! 3. `Locks::change` of directories, by whoever changes names in them, several in the order of their numbers; of a
-//!    file, by whoever copies its data (which may take long, and takes no other lock but the table's);
-//! 4. `Locks::load` of a directory, while it is read, and then `numbering`;
-//! 5. `Locks::privileges` of a file, by whoever writes it or sets its capabilities;
-//! 6. the table's, for memory only: never over a system call.
+//! 1. `renames`: held by every rename, so that no directory moves while another rename checks ancestry;
+//! 2. a stripe of `copying`: held by the copy-up of a file's attributes;
+//! 3. `Locks::change`: of a directory, held to change names in it (several in the order of their inode numbers); of a
+//!    file, held to copy its data (which may take long, and takes no other lock but the table's);
+//! 4. `Locks::load` of a directory: held while it is read; then `numbering`;
+//! 5. `Locks::privileges` of a file: held to write to it or to set its capabilities;
+//! 6. the lock of the inode table: for memory only, never held over a system call.
 
 mod attr;
 mod changes;
 mod copy_up;
+mod create;
 mod data;
-mod load;
-mod make;
-mod origin;
+mod inode_table;
+mod load_dir;
+mod lower_names;
 mod readdir;
 mod remove;
 mod rename;
-mod table;
 mod xattr;
 
 use super::lower::Lower;
@@ -44,36 +43,37 @@ use super::{Forms, FsError, Ino, ROOT};
 use crate::backing::{Handle, share};
 use crate::meta::Kind;
 use crate::upper::Upper;
+use inode_table::{Data, Dir, Entry, Locks, NameState, Table};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use table::{Data, Dir, Entry, Locks, Table, What};
 
-/// How often something that others keep moving is looked for again.
+/// How often a lookup is retried when concurrent renames keep moving the object.
 const TRIES: usize = 64;
 const STRIPES: usize = 64;
 
-/// An image with an upper directory on top.
+/// The union of an image or lower directories with an upper directory.
 pub struct Union {
     lower: Lower,
     upper: Upper,
     table: RwLock<Table>,
     renames: Mutex<()>,
     copying: [Mutex<()>; STRIPES],
-    /// Held while numbers are given to what an upper directory that others wrote has.
+    /// Held while inode numbers are assigned to objects that other tools made in the upper directory.
     numbering: Mutex<()>,
-    /// Whether every directory of the upper has been read.
+    /// Whether every directory of the upper has been loaded.
     all_loaded: AtomicBool,
-    /// For what the file system below has no file handles for.
+    /// The next generation number for inodes on file systems without file handles.
     next_generation: AtomicU32,
-    /// Whether every directory has one link.
+    /// Whether every directory reports a link count of 1.
     static_nlink: bool,
     forms: Forms,
 }
 
-/// What a name is in the union.
+/// The layer in which a name of the union was found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Found {
     /// In the upper directory.
@@ -90,13 +90,9 @@ impl Found {
     }
 }
 
-/// A mutex whose holder panicked is entered: what it guards is whole at every step, or is on disk.
-fn lock(mutex: &Mutex<()>) -> MutexGuard<'_, ()> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Union {
-    /// Puts an upper directory on an image, and finishes what a crash left undone; a view of one only shows it.
+    /// Builds the union, and finishes copy-ups that a crash interrupted; a view ([`Upper::view`]) changes nothing on
+    /// disk.
     pub fn new(lower: Lower, upper: Upper, forms: Forms) -> Result<Union, FsError> {
         let static_nlink = lower.has_static_nlink();
         let forms = if upper.has_marks() { forms } else { Forms { redirects: false, metacopies: false } };
@@ -119,11 +115,11 @@ impl Union {
         Ok(union)
     }
 
-    /// The root of a fresh upper directory becomes the image's.
+    /// Copies the attributes of the image's root to the root of a fresh upper directory.
     fn adopt_root(&self) -> Result<(), FsError> {
         let root = self.upper.root();
         if self.upper.is_fresh() && self.is_view() {
-            // Without an entry of its own the root is the image's, as all is.
+            // Without an entry in the table, the root is the image's.
             return Ok(());
         }
         if self.upper.is_fresh() {
@@ -144,7 +140,7 @@ impl Union {
         let raw = self.upper.backing().stat(root.as_fd())?;
         let opaque = self.upper.is_opaque(root.as_fd())?;
         let mut entry = Entry::new(Kind::Dir, Some(raw.ino));
-        // The root is its own name's directory, so that it counts as one that has not been removed.
+        // The root is listed as a name in itself, so that it never counts as removed.
         entry.names.push((ROOT, Arc::from(&b"/"[..])));
         let lower = (!opaque).then_some(ROOT);
         entry.dir = Some(Dir { lower, names: None, subdirs: 0, default_acl: None });
@@ -152,20 +148,20 @@ impl Union {
         Ok(())
     }
 
-    /// Whether nothing can be changed.
+    /// Whether the union is a read-only view of the upper directory.
     pub fn is_view(&self) -> bool {
         self.upper.is_view()
     }
 
     fn table(&self) -> RwLockReadGuard<'_, Table> {
-        self.table.read().unwrap_or_else(PoisonError::into_inner)
+        self.table.read()
     }
 
     fn table_mut(&self) -> RwLockWriteGuard<'_, Table> {
-        self.table.write().unwrap_or_else(PoisonError::into_inner)
+        self.table.write()
     }
 
-    /// What `name` is in a directory; `None` if it is nothing.
+    /// Finds `name` in a directory; `None` if it does not exist.
     fn find(&self, dir: Ino, name: &[u8]) -> Result<Option<Found>, FsError> {
         self.ensure_loaded(dir)?;
         let lower = {
@@ -176,8 +172,8 @@ impl Union {
             };
             let here = entry.dir.as_ref().ok_or(FsError::NotDir)?;
             match here.names.as_ref().and_then(|names| names.get(name)) {
-                Some(What::Inode(ino)) => return Ok(Some(Found::Upper(ino))),
-                Some(What::Whiteout) => return Ok(None),
+                Some(NameState::Inode(ino)) => return Ok(Some(Found::Upper(ino))),
+                Some(NameState::Whiteout) => return Ok(None),
                 None if entry.is_removed() => return Ok(None),
                 None => here.lower,
             }
@@ -188,34 +184,35 @@ impl Union {
         }
     }
 
-    /// What a name of a directory is that shows through from one of the lower layers.
+    /// Finds a name that shows through from the lower layers.
     fn find_lower(&self, dir: Ino, lower: Ino, name: &[u8]) -> Result<Option<Found>, FsError> {
         let Some(ino) = self.lower.find(lower, name)? else { return Ok(None) };
         let table = self.table();
-        if !self.is_others(&table, ino) {
+        if !self.belongs_to_upper(&table, ino) {
             return Ok(Some(Found::Lower(ino)));
         }
-        // It may just have been copied up, and then has its name there.
+        // A concurrent copy-up may have entered the name already.
         match table.names(dir).and_then(|names| names.get(name)) {
-            Some(What::Inode(ino)) => Ok(Some(Found::Upper(ino))),
-            Some(What::Whiteout) => Ok(None),
+            Some(NameState::Inode(ino)) => Ok(Some(Found::Upper(ino))),
+            Some(NameState::Whiteout) => Ok(None),
             None => Ok(Some(Found::Lower(self.lower.renumber(lower, name)?))),
         }
     }
 
-    /// Whether a number of something that shows through is that of an object of the upper directory, which carries it from
-    /// a time when the directories below were other ones. What was copied up hides what it was copied from.
-    fn is_others(&self, table: &Table, ino: Ino) -> bool {
+    /// Whether the number of a lower inode that shows through belongs to an object of the upper directory, which
+    /// carries it from a mount with other lower directories. The source of a copy-up is hidden by the copy, so it never
+    /// gets here.
+    fn belongs_to_upper(&self, table: &Table, ino: Ino) -> bool {
         let known = |entry: &Entry| entry.raw.is_some() && !entry.linking && !entry.is_removed();
         !self.lower.is_certain() && table.get(ino).is_some_and(known)
     }
 
-    /// The inode that `name` is in the directory `dir`.
+    /// Returns the inode of `name` in the directory `dir`.
     pub fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Ino, FsError> {
         Ok(self.find(dir, name)?.ok_or(FsError::NotFound)?.ino())
     }
 
-    /// The directory that holds the directory `ino`; the root holds itself.
+    /// Returns the parent of the directory `ino`; the root is its own parent.
     pub fn parent(&self, ino: Ino) -> Result<Ino, FsError> {
         match self.table().get(ino) {
             Some(entry) if entry.dir.is_none() => Err(FsError::NotDir),
@@ -224,8 +221,8 @@ impl Union {
         }
     }
 
-    /// Whether the image has that name where it would show through a directory, so that removing it from the upper needs
-    /// a whiteout.
+    /// Whether a lower layer has the name where it would show through, so that removing the name from the upper needs a
+    /// whiteout.
     fn covers(&self, dir: Ino, name: &[u8]) -> Result<bool, FsError> {
         let lower = match self.table().get(dir) {
             Some(entry) => entry.dir.as_ref().and_then(|dir| dir.lower),
@@ -241,14 +238,14 @@ impl Union {
         Ok(self.table().get(ino).ok_or(FsError::NotFound)?.locks.clone())
     }
 
-    /// The descriptor of an inode of the upper. It is found by its names, which others may be changing, so what is opened
-    /// is compared with what is wanted.
+    /// Opens an inode of the upper, or returns its cached descriptor. The inode is found by its names, which concurrent
+    /// operations may change, so the opened object is compared with the expected one.
     fn handle(&self, ino: Ino) -> Result<Handle, FsError> {
         Ok(self.opened(ino)?.0)
     }
 
-    /// The descriptor of a file of the upper whose data is to be changed; what the file system below says to that, if it
-    /// can only be read.
+    /// Opens a file of the upper for writing to its data; fails with the backing file system's error if it can be
+    /// opened read-only only.
     fn writable_handle(&self, ino: Ino) -> Result<Handle, FsError> {
         match self.opened(ino)? {
             (handle, None) => Ok(handle),
@@ -256,7 +253,7 @@ impl Union {
         }
     }
 
-    /// A descriptor, and why it can only be read.
+    /// Returns a descriptor, with the error that made it read-only, if any.
     fn opened(&self, ino: Ino) -> Result<(Handle, Option<io::Error>), FsError> {
         for _ in 0..TRIES {
             if let Some(opened) = self.try_open(ino)? {
@@ -308,7 +305,7 @@ impl Union {
         Ok(Some((handle, refusal)))
     }
 
-    /// The kernel holds one more reference to an inode.
+    /// Adds one kernel reference to an inode.
     pub fn remember(&self, ino: Ino) {
         let counted = self.lower.references(ino, |count| count.fetch_add(1, Ordering::Relaxed));
         if counted.is_none()
@@ -318,7 +315,7 @@ impl Union {
         }
     }
 
-    /// The kernel lets go of references. What has no name either is gone for good.
+    /// Drops `count` kernel references. An inode without names and references is freed.
     pub fn forget(&self, ino: Ino, count: u64) {
         let left = {
             let fewer = |held: u64| Some(held.saturating_sub(count));
@@ -343,7 +340,7 @@ impl Union {
         self.lower.references(ino, is_held).unwrap_or_else(own)
     }
 
-    /// Forgets an inode that has no names, if the kernel knows it no more.
+    /// Removes an inode without names from the table once the kernel holds no reference to it.
     fn drop_removed(&self, ino: Ino) {
         let dropped = {
             let mut table = self.table_mut();
@@ -353,12 +350,12 @@ impl Union {
             }
         };
         if dropped.is_some() {
-            // Closed here, behind the table's lock.
+            // Closes the descriptor after the table's lock is released.
             self.upper.handles().take(ino);
         }
     }
 
-    /// That an inode has data.
+    /// Fails unless the inode is a regular file.
     fn is_file(&self, ino: Ino) -> Result<(), FsError> {
         let kind = match self.table().get(ino) {
             Some(entry) => entry.kind,

@@ -1,28 +1,28 @@
-//! Listing directories of the union.
+//! Directory listings of the union, with offsets that stay valid while names change.
 //!
-//! First are the names that only the upper directory has, the newest first; then those that the image has, at the places
-//! that they have there, whether the upper has them too or not. A name keeps its place for as long as it is seen, also
-//! while it is copied up, replaced or exchanged. So a listing that is going on while names are changed shows every name
-//! that stays exactly once, and it ends: whatever is made or renamed meanwhile stands before the place that it has
-//! reached, or at a place of the image's, each of which it passes once.
+//! Names that only the upper directory has are listed first, the newest first; then the names of the image, at the
+//! offsets they have there, whether the upper has them too or not. A name keeps its offset for as long as it exists,
+//! also across copy-up, replacement and exchange. So a listing that runs while names change shows every name that stays
+//! exactly once, and it terminates: a name that is created or renamed meanwhile lies before the offset reached, or at
+//! one of the image's offsets, each of which is passed once.
 //!
-//! Places fit into 31 bits, for 32-bit programs, until a directory has had 2^30 names of its own.
+//! Offsets fit into 31 bits, for 32-bit programs, until a directory has had 2^30 names of its own.
 
 use super::Union;
-use super::table::{Name, What};
-use crate::fs::lower;
+use super::inode_table::{Name, NameState};
+use crate::fs::lower_types;
 use crate::fs::readdir::{DirEntry, FIRST, dots};
 use crate::fs::{FsError, Ino};
 use crate::meta::Kind;
 use std::sync::Arc;
 
-/// Places from here on are those of names that the image does not have: their serial numbers are added. The image's
-/// places lie below, though its names are listed behind.
+/// The first offset of names that the image does not have; their serial number is added to it. The image's offsets are
+/// smaller, though its names are listed later.
 const OWN: u64 = 1 << 30;
-/// How many names are taken at once while the table is locked.
+/// How many names one batch reads while the table is locked.
 const BATCH: usize = 256;
 
-/// A name, its inode, its kind, and the place behind it.
+/// A directory entry: name, inode, kind, and the offset after it.
 struct Item {
     name: Name,
     ino: Ino,
@@ -43,7 +43,7 @@ impl Union {
         self.each_name(ino, from, |name, (ino, kind), next| full(&DirEntry { name, ino, kind, next }))
     }
 
-    /// Gives the names in a directory from a place on, until `enough`.
+    /// Calls `enough` with each name of a directory from an offset on, until it returns true.
     pub(super) fn each_name(
         &self,
         dir: Ino,
@@ -64,7 +64,7 @@ impl Union {
 
     fn batch(&self, dir: Ino, from: u64) -> Result<Vec<Item>, FsError> {
         let mut batch = Vec::new();
-        // Read first: the table's lock is for memory only.
+        // Loaded before the table is locked: the table's lock is never held over I/O.
         let shown = match self.table().get(dir) {
             Some(entry) => entry.dir.as_ref().and_then(|here| here.lower),
             None => Some(dir),
@@ -84,7 +84,7 @@ impl Union {
         };
         let older_than = if from <= FIRST { Some(u64::MAX) } else { from.checked_sub(OWN) };
         for (serial, name, what) in names.zip(older_than).into_iter().flat_map(|(names, newer)| names.older(newer)) {
-            let What::Inode(ino) = what else { continue };
+            let NameState::Inode(ino) = what else { continue };
             if let Some(lower) = lower
                 && self.lower.find(lower, name)?.is_some()
             {
@@ -101,12 +101,12 @@ impl Union {
             if batch.len() >= BATCH {
                 break;
             }
-            let (at, lower::Item { name, ino, kind }) = item?;
+            let (at, lower_types::Item { name, ino, kind }) = item?;
             let next = FIRST + at as u64 + 1;
             let (ino, kind) = match names.and_then(|names| names.get(name)) {
-                Some(What::Whiteout) => continue,
-                Some(What::Inode(ino)) => (ino, kind_of(ino)?),
-                None if self.is_others(&table, ino) => (self.lower.renumber(lower, name)?, kind),
+                Some(NameState::Whiteout) => continue,
+                Some(NameState::Inode(ino)) => (ino, kind_of(ino)?),
+                None if self.belongs_to_upper(&table, ino) => (self.lower.renumber(lower, name)?, kind),
                 None => (ino, kind),
             };
             batch.push(Item { name: Arc::from(name), ino, kind, next });

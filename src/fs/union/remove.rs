@@ -1,23 +1,23 @@
-//! Removing names.
+//! Removing names: unlink, rmdir, and inodes that stay open without a name.
 
-use super::load::name as owned;
+use super::inode_table::Name;
+use super::load_dir::name as owned;
 use super::rename::removed;
-use super::table::Name;
-use super::{Found, Union, lock};
+use super::{Found, Union};
 use crate::fs::{FsError, Ino};
 use crate::meta::Kind;
 use crate::upper::Place;
+use parking_lot::MutexGuard;
 use std::os::fd::AsFd;
-use std::sync::MutexGuard;
 
 impl Union {
-    /// Removes a name of what is no directory. Nothing is copied for it, but for the attributes of a file that keeps
-    /// other names.
+    /// Removes a name that is not a directory. Nothing is copied up but the attributes of a file that keeps other
+    /// names.
     pub fn unlink(&self, dir: Ino, name: &[u8]) -> Result<(), FsError> {
-        self.bring_up_if_linked(self.removable(dir, name)?)?;
+        self.copy_up_if_hard_linked(self.removable(dir, name)?)?;
         self.copy_up_dir(dir)?;
         let locks = self.locks_of(dir)?;
-        let _changing = lock(&locks.change);
+        let _changing = locks.change.lock();
         let name = owned(name);
         match self.removable(dir, &name)? {
             Found::Lower(ino) => self.hide(dir, &name, ino),
@@ -28,20 +28,21 @@ impl Union {
                 let at = Place { dir: parent.as_fd(), name: &name };
                 self.upper.take_away(at, false, whiteout).inspect_err(|_| self.release(ino))?;
                 self.table_mut().take_name(dir, &name, ino, whiteout);
-                self.settle_removed(ino);
+                self.drop_if_unreferenced(ino);
                 Ok(())
             }
         }
     }
 
-    /// What has a name, if it is no directory.
+    /// Finds a name, and fails if it is a directory.
     fn removable(&self, dir: Ino, name: &[u8]) -> Result<Found, FsError> {
         let found = self.find(dir, name)?.ok_or(FsError::NotFound)?;
         if self.kind(found.ino())? == Kind::Dir { Err(FsError::IsDir) } else { Ok(found) }
     }
 
-    /// One of several names of a file cannot go without the others being told.
-    pub(super) fn bring_up_if_linked(&self, found: Found) -> Result<(), FsError> {
+    /// Copies up a file with several hard links before one of its names changes, since the link count of all of them
+    /// changes.
+    pub(super) fn copy_up_if_hard_linked(&self, found: Found) -> Result<(), FsError> {
         let ino = found.ino();
         let waits = self.table().get(ino).is_some_and(|entry| entry.linking);
         if waits || matches!(found, Found::Lower(_)) && self.lower.getattr(ino)?.nlink > 1 {
@@ -50,31 +51,31 @@ impl Union {
         Ok(())
     }
 
-    /// Hides what only the image has.
+    /// Hides a name that only the image has by a whiteout.
     fn hide(&self, dir: Ino, name: &Name, ino: Ino) -> Result<(), FsError> {
         let kind = self.kind(ino)?;
         let parent = self.handle(dir)?;
         self.upper.make_whiteout(Place { dir: parent.as_fd(), name })?;
         let mut table = self.table_mut();
         table.set_hidden(dir, name, true);
-        // It may be open, and then has no links.
+        // The inode may be open; it then stays in the table without links.
         if kind == Kind::Dir {
             table.count_subdirs(dir, -1);
         }
         table.insert(ino, removed(kind));
         drop(table);
-        self.settle_removed(ino);
+        self.drop_if_unreferenced(ino);
         Ok(())
     }
 
-    /// Before the last name of an inode that is open goes: a way to it that needs no name.
+    /// Keeps a descriptor of an inode that is open before its last name is removed.
     pub(super) fn hold_if_last(&self, ino: Ino) -> Result<(), FsError> {
         let last = self.table().get(ino).is_some_and(|entry| entry.names.len() == 1);
         if !last || !self.is_referenced(ino) {
             return Ok(());
         }
         let handle = self.handle(ino)?;
-        // Other names may not have been seen yet; then it is found by them again.
+        // Other hard links may not have been loaded yet; the inode is then found by them.
         if self.upper.backing().stat_without_times(handle.as_fd())?.nlink > 1 && self.kind(ino)? != Kind::Dir {
             self.load_all()?;
         }
@@ -85,15 +86,15 @@ impl Union {
         Ok(())
     }
 
-    /// The name has stayed after all, and the inode is found by it. What was held may be a descriptor that can only read.
+    /// Drops the descriptor that [`Union::hold_if_last`] kept, because the name stays. It may be read-only.
     pub(super) fn release(&self, ino: Ino) {
         let held = self.table_mut().get_mut(ino).and_then(|entry| entry.held.take());
-        // Closed here, behind the table's lock.
+        // Closes the descriptor after the table's lock is released.
         drop(held);
     }
 
-    /// A name is gone: if it was the last, and nobody has it open, so is the inode.
-    pub(super) fn settle_removed(&self, ino: Ino) {
+    /// Frees an inode that has lost its last name and is not open.
+    pub(super) fn drop_if_unreferenced(&self, ino: Ino) {
         if !self.is_referenced(ino) {
             self.drop_removed(ino);
         }
@@ -111,8 +112,8 @@ impl Union {
             return Err(FsError::NotDir);
         }
         self.copy_up_dir(dir)?;
-        let several = self.several(&[dir, found.ino()]);
-        let _changing = several.lock();
+        let dir_locks = self.dir_locks(&[dir, found.ino()]);
+        let _changing = dir_locks.lock();
         let name = owned(name);
         if self.find(dir, &name)? != Some(found) {
             return Err(FsError::NotFound);
@@ -132,11 +133,11 @@ impl Union {
         table.take_name(dir, &name, ino, whiteout);
         table.count_subdirs(dir, -1);
         drop(table);
-        self.settle_removed(ino);
+        self.drop_if_unreferenced(ino);
         Ok(())
     }
 
-    /// That nothing can be seen in a directory.
+    /// Fails with ENOTEMPTY unless the merged directory is empty.
     pub(super) fn check_empty(&self, ino: Ino) -> Result<(), FsError> {
         let mut any = false;
         self.each_name(ino, 0, |_, _, _| {
@@ -146,9 +147,9 @@ impl Union {
         if any { Err(FsError::NotEmpty) } else { Ok(()) }
     }
 
-    /// Takes the whiteouts out of a directory in which nothing can be seen, so that the file system below takes it for
-    /// empty too. It hides the image's from then on, so nothing comes to light. `at` is where the directory is. The caller
-    /// holds its `change`.
+    /// Removes the whiteouts from a directory that is empty in the union, so that it is empty for the backing file
+    /// system too. The directory is made opaque first, so nothing of the image shows through. `at` is its name in the
+    /// upper. The caller holds its `change`.
     pub(super) fn clear(&self, ino: Ino, at: Place) -> Result<(), FsError> {
         let handle = self.handle(ino)?;
         let below = self.upper.backing().list(handle.as_fd())?;
@@ -157,7 +158,7 @@ impl Union {
             return Ok(());
         }
         let before = self.upper.backing().stat(handle.as_fd())?;
-        // Without marks what makes it opaque may be an entry in it, which is removed too.
+        // Without marks, the opaque marker may be an entry in the directory, which is removed too.
         if lower.is_some() || !self.upper.has_marks() {
             self.upper.set_opaque_from_outside(handle.as_fd(), at)?;
             if let Some(dir) = self.table_mut().dir_mut(ino) {
@@ -179,21 +180,21 @@ impl Union {
         }
     }
 
-    /// The locks of several directories, to be taken in the order of their numbers. Those of the image have none: what
-    /// is in them cannot change before they are copied up.
-    pub(super) fn several(&self, dirs: &[Ino]) -> Several {
+    /// Collects the locks of several directories, in the order of their inode numbers. Directories of the image have
+    /// none: their content cannot change before they are copied up.
+    pub(super) fn dir_locks(&self, dirs: &[Ino]) -> DirLocks {
         let mut dirs = dirs.to_vec();
         dirs.sort_unstable();
         dirs.dedup();
-        Several(dirs.into_iter().filter_map(|dir| self.locks_of(dir).ok()).collect())
+        DirLocks(dirs.into_iter().filter_map(|dir| self.locks_of(dir).ok()).collect())
     }
 }
 
-/// Directories whose names are about to change.
-pub(super) struct Several(Vec<std::sync::Arc<super::Locks>>);
+/// The locks of directories whose names are about to change.
+pub(super) struct DirLocks(Vec<std::sync::Arc<super::Locks>>);
 
-impl Several {
+impl DirLocks {
     pub fn lock(&self) -> Vec<MutexGuard<'_, ()>> {
-        self.0.iter().map(|locks| lock(&locks.change)).collect()
+        self.0.iter().map(|locks| locks.change.lock()).collect()
     }
 }

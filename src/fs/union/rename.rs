@@ -1,9 +1,9 @@
-//! Renaming: a plan, the steps that nobody can see, one call, and what the table is told.
+//! Rename: a plan, the preparations that no caller can see, one rename system call, and the update of the inode table.
 
-use super::load::name as owned;
-use super::make::check_name;
-use super::table::{Entry, Name, What};
-use super::{Found, TRIES, Union, lock};
+use super::create::check_name;
+use super::inode_table::{Entry, Name, NameState};
+use super::load_dir::name as owned;
+use super::{Found, TRIES, Union};
 use crate::fs::{FsError, Ino, ROOT, Replace};
 use crate::meta::Kind;
 use crate::upper::Place;
@@ -11,28 +11,28 @@ use crate::whiteout::Mark;
 use rustix::fs::RenameFlags;
 use std::os::fd::AsFd;
 
-/// One side of a rename.
+/// One side of a rename: a directory and a name.
 struct Side {
     dir: Ino,
     name: Name,
 }
 
-/// What will happen. It is made while the directories are locked, so that it holds until it is done.
+/// The effects of a rename. It is computed with the directories locked, so it holds until they are unlocked.
 struct Plan {
     flags: RenameFlags,
-    /// What stands in the old place afterwards.
+    /// What the old name is afterwards.
     left: Left,
-    /// What goes, if anything does.
+    /// The inode that the rename removes from the new name, if any.
     replaced: Option<Ino>,
-    /// What gets the old name.
+    /// The inode that an exchange moves to the old name.
     exchanged: Option<Ino>,
-    /// Whether an exchange brings a whiteout to the old place that is not needed there.
+    /// Whether an exchange moves a whiteout to the old name that is not needed there.
     sweep: bool,
-    /// Whether the rename itself must leave a whiteout.
+    /// Whether the rename system call must leave a whiteout.
     leaves: bool,
 }
 
-/// What is left in the old place.
+/// What remains under the old name.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Left {
     Nothing,
@@ -40,8 +40,8 @@ enum Left {
 }
 
 impl Union {
-    /// Moves `name` of `dir` to `new_name` of `new_dir`. Whole directories of the image move without a look into them.
-    /// Gives the directories that have another parent now.
+    /// Renames `name` of `dir` to `new_name` of `new_dir`. A directory of the image is moved by a redirect, without
+    /// reading its content. Returns the directories whose parent has changed.
     pub fn rename(
         &self,
         dir: Ino,
@@ -51,7 +51,7 @@ impl Union {
         replace: Replace,
     ) -> Result<Vec<Ino>, FsError> {
         check_name(new_name)?;
-        let _renaming = lock(&self.renames);
+        let _renaming = self.renames.lock();
         let (from, to) = (Side { dir, name: owned(name) }, Side { dir: new_dir, name: owned(new_name) });
         for _ in 0..TRIES {
             if let Some(moved) = self.try_rename(&from, &to, replace)? {
@@ -61,31 +61,31 @@ impl Union {
         Err(FsError::NotFound)
     }
 
-    /// `None` if others have changed what the names are while they were not locked yet.
+    /// Returns `None` if concurrent changes of the names came before the locks; the caller retries.
     fn try_rename(&self, from: &Side, to: &Side, replace: Replace) -> Result<Option<Vec<Ino>>, FsError> {
         let source = self.find(from.dir, &from.name)?.ok_or(FsError::NotFound)?;
         let target = self.find(to.dir, &to.name)?;
         if !self.is_allowed(source, from.dir, target, to.dir, replace)? {
             return Ok(Some(Vec::new()));
         }
-        self.raise(source, true)?;
+        self.copy_up_for_rename(source, true)?;
         if let Some(target) = target {
-            self.raise(target, replace == Replace::Exchange)?;
+            self.copy_up_for_rename(target, replace == Replace::Exchange)?;
         }
         self.copy_up_dir(from.dir)?;
         self.copy_up_dir(to.dir)?;
         let target = self.find(to.dir, &to.name)?;
         let mut involved = vec![from.dir, to.dir];
-        // A file's lock is held while its data is copied, and is of no use here.
+        // The lock of a replaced file is left out: it is held while the file's data is copied, and is not needed here.
         involved.extend(target.map(Found::ino).filter(|ino| self.kind(*ino).is_ok_and(|kind| kind == Kind::Dir)));
-        let several = self.several(&involved);
-        let _changing = several.lock();
+        let dir_locks = self.dir_locks(&involved);
+        let _changing = dir_locks.lock();
         let ino = source.ino();
         self.check_alive(to.dir)?;
         if self.find(from.dir, &from.name)? != Some(Found::Upper(ino)) || self.find(to.dir, &to.name)? != target {
             return Ok(None);
         }
-        // Asked again: before, others might still have put something into what is to be replaced.
+        // Checked again under the locks: before, a directory to be replaced could still get entries.
         if !self.is_allowed(Found::Upper(ino), from.dir, target, to.dir, replace)? {
             return Ok(Some(Vec::new()));
         }
@@ -96,7 +96,7 @@ impl Union {
         Ok(Some(moved.filter(|ino| self.kind(*ino).is_ok_and(|kind| kind == Kind::Dir)).collect()))
     }
 
-    /// Whether there is anything to do; an error if it must not be done.
+    /// Whether the rename changes anything; an error if it is not allowed.
     fn is_allowed(
         &self,
         source: Found,
@@ -126,11 +126,11 @@ impl Union {
                 (false, false) => {}
             },
         }
-        // Two names of one file: nothing happens (rename(2)).
+        // Both names are hard links to one file: rename(2) does nothing.
         Ok(source.ino() != target.ino())
     }
 
-    /// Whether a directory is another one or lies somewhere in it.
+    /// Whether a directory is `other` or one of its descendants.
     fn lies_in(&self, mut dir: Ino, other: Ino) -> Result<bool, FsError> {
         while dir != other {
             if dir == ROOT {
@@ -138,7 +138,7 @@ impl Union {
             }
             let parent = self.parent(dir)?;
             if parent == dir {
-                // A removed directory lies nowhere.
+                // A removed directory has no ancestors.
                 return Ok(false);
             }
             dir = parent;
@@ -146,18 +146,18 @@ impl Union {
         Ok(true)
     }
 
-    /// Brings into the upper what must be there; what is only replaced, if it has other names.
-    fn raise(&self, found: Found, moves: bool) -> Result<(), FsError> {
+    /// Copies up an inode that the rename needs in the upper; a replaced one only if it has other hard links.
+    fn copy_up_for_rename(&self, found: Found, moves: bool) -> Result<(), FsError> {
         if !moves {
-            return self.bring_up_if_linked(found);
+            return self.copy_up_if_hard_linked(found);
         }
         self.copy_up(found.ino())?;
-        self.settle_data(found.ino())
+        self.copy_data_bound_to_path(found.ino())
     }
 
     fn plan(&self, from: &Side, to: &Side, ino: Ino, target: Option<Found>, replace: Replace) -> Result<Plan, FsError> {
         let is_dir = self.kind(ino)? == Kind::Dir;
-        // A whiteout that hides nothing would be seen by the kernel where it merges nothing.
+        // A whiteout that hides nothing would be visible to the kernel in a directory that is not merged.
         let needs = self.covers(from.dir, &from.name)?;
         let left = if needs { Left::Whiteout } else { Left::Nothing };
         self.mark_moved(ino, to)?;
@@ -178,8 +178,9 @@ impl Union {
         {
             self.clear(old, at)?;
         }
-        let taken = slot == Some(What::Whiteout) && self.upper.settle_whiteout(at)?;
-        // No rename puts a directory over a whiteout, but an exchange does; what comes back is a whiteout.
+        let taken = slot == Some(NameState::Whiteout) && self.upper.settle_whiteout(at)?;
+        // rename(2) cannot put a directory over a whiteout, but RENAME_EXCHANGE can; the whiteout then lands at the old
+        // name.
         if taken && is_dir {
             let sweep = left == Left::Nothing;
             return Ok(Plan { flags: RenameFlags::EXCHANGE, left, replaced, exchanged: None, sweep, leaves: false });
@@ -188,8 +189,8 @@ impl Union {
         Ok(Plan { flags, left, replaced, exchanged: None, sweep: false, leaves: needs })
     }
 
-    /// Writes on a directory that is about to move what it shows of the image and what it does not, which where it is now
-    /// follows from its place.
+    /// Writes the redirect, or the opaque mark, to a directory that is about to move: where it is now, its lower
+    /// directory follows from its path.
     fn mark_moved(&self, ino: Ino, to: &Side) -> Result<(), FsError> {
         let lower = match self.table().get(ino) {
             Some(Entry { dir: Some(dir), .. }) => dir.lower,
@@ -231,7 +232,7 @@ impl Union {
         Ok(())
     }
 
-    /// The call that changes the view, between those that make it leave a whiteout.
+    /// Makes the rename system call, between the two steps that make it leave a whiteout.
     fn move_object(&self, plan: &Plan, old: Place, new: Place) -> std::io::Result<()> {
         if !plan.leaves {
             return self.upper.rename(old, new, plan.flags);
@@ -277,13 +278,13 @@ impl Union {
         count(&mut table, ino, from.dir, to.dir);
         drop(table);
         if let Some(replaced) = plan.replaced {
-            self.settle_removed(replaced);
+            self.drop_if_unreferenced(replaced);
         }
         Ok(())
     }
 }
 
-/// What is left in memory of an inode of the image that has lost its name and may be open.
+/// Creates the table entry of an inode of the image that has lost its last name and may be open.
 pub(super) fn removed(kind: Kind) -> Entry {
     let mut entry = Entry::new(kind, None);
     if kind == Kind::Dir {

@@ -1,4 +1,4 @@
-//! Tars read by member: one pass over the headers, then any member by its place.
+//! Random access to the members of a tar: one pass over the headers, then reads by offset.
 
 use super::{Files, open_regular};
 use crate::image::Problem;
@@ -11,12 +11,12 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-/// More members than this are no image archive.
+/// Maximum number of members of an image archive.
 const MEMBERS_CAP: usize = 1 << 18;
 const LINKS_CAP: usize = 16;
 const COPY_BUFFER: usize = 256 << 10;
 
-/// A plain tar and where its members stand.
+/// An uncompressed tar with the offsets of its members.
 pub(super) struct TarFiles {
     file: Arc<File>,
     members: HashMap<String, Member>,
@@ -27,11 +27,11 @@ enum Member {
         offset: u64,
         size: u64,
     },
-    /// To another member, by its normal name.
+    /// A link to another member, by its normalized name.
     Link(String),
 }
 
-/// Opens an archive; a compressed one, and one that cannot be read by place, is first unpacked into the session.
+/// Opens an archive; one that is compressed or not seekable is first unpacked into the session.
 pub(super) fn open(path: &Path, session: &Session) -> Result<TarFiles, Problem> {
     let what = path.display().to_string();
     let failed = |cause| Problem::Read { what: what.clone(), cause };
@@ -47,7 +47,7 @@ pub(super) fn open(path: &Path, session: &Session) -> Result<TarFiles, Problem> 
     TarFiles::index(file, &what)
 }
 
-/// Writes a stream, made plain, into the session and opens it there.
+/// Writes a stream, decompressed, to a file of the session and opens that.
 pub(super) fn spool(stream: &mut dyn Read, what: &str, session: &Session) -> Result<TarFiles, Problem> {
     let failed = |cause| Problem::Read { what: what.to_owned(), cause };
     let path = session.temp_path("archive");
@@ -70,7 +70,7 @@ pub(super) fn spool(stream: &mut dyn Read, what: &str, session: &Session) -> Res
     if empty {
         return Err(Problem::Document("is empty".into()));
     }
-    // Only this process reads it: gone from the disk whenever the process goes.
+    // Unlinked at once: only this process reads it, and its space is freed when the process ends.
     std::fs::remove_file(&path).map_err(unwritable)?;
     TarFiles::index(out, what)
 }
@@ -111,17 +111,17 @@ impl TarFiles {
         Ok(TarFiles { file: Arc::new(file), members })
     }
 
-    /// Whether there is such a member.
+    /// Whether there is a member with that name.
     pub(super) fn has(&self, name: &str) -> bool {
         self.members.contains_key(&normal(name))
     }
 
-    /// How long a member is, if there is such a file.
+    /// Returns a file's length, if there is such a member.
     pub(super) fn length(&self, name: &str) -> Option<u64> {
         self.find(name).ok().flatten().map(|(_, size)| size)
     }
 
-    /// Where a member's content is, links followed.
+    /// Returns the offset and length of a member's content; follows links.
     fn find(&self, name: &str) -> Result<Option<(u64, u64)>, Problem> {
         let mut at = normal(name);
         for _ in 0..LINKS_CAP {
@@ -135,7 +135,7 @@ impl TarFiles {
     }
 }
 
-/// A member's name without `.`, `..` and empty parts, so that every spelling finds it.
+/// Normalizes a member's name: removes `.`, `..` and empty components.
 fn normal(name: &str) -> String {
     let mut parts = Vec::new();
     for part in name.split('/') {
@@ -155,7 +155,7 @@ impl Files for TarFiles {
     }
 }
 
-/// A part of a file, read by place so that several threads can read several parts.
+/// A section of a file, read with pread so that several threads can read at once.
 struct Section {
     file: Arc<File>,
     at: u64,

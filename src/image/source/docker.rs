@@ -1,4 +1,4 @@
-//! `docker save` archives: `manifest.json` names, for each image, its config, its tags and its layers' tars.
+//! Source: `docker save` archive, whose `manifest.json` lists each image's config, tags and layer tars.
 
 use super::archive::TarFiles;
 use super::{Files, LayerPlan, Place, Plan, Select, Source, Want};
@@ -28,7 +28,7 @@ pub(super) struct Archive {
     files: TarFiles,
     items: Vec<Item>,
     select: Select,
-    /// The repository whose `latest` an image without names becomes; with none it stays nameless.
+    /// Repository that gives an image without names the tag `latest`; with `None` it stays without a name.
     base: Option<Reference>,
 }
 
@@ -68,7 +68,7 @@ impl Archive {
     }
 
     fn place(&self, member: &str) -> Place {
-        // One that is missing is refused when its turn comes.
+        // A missing member is an error later, when the layer is read.
         Place::Member(member.to_owned(), self.files.length(member).unwrap_or_default())
     }
 

@@ -1,4 +1,4 @@
-//! OCI image layouts: a folder, or the same in one tar.
+//! Source: OCI image layout, in a folder or in a tar.
 
 use super::{Blobs, Files, LayerPlan, Place, Plan, Select, Source, Want, oci, open_regular};
 use crate::image::manifest::{self, DOCUMENT_CAP, Descriptor};
@@ -39,9 +39,9 @@ pub(super) struct Layout {
     files: Box<dyn Files>,
     roots: Vec<Descriptor>,
     select: Select,
-    /// The repository for images that bring a tag and no name.
+    /// Repository for images that have a tag and no name.
     base: Option<Reference>,
-    /// Whether an image without any name gets the repository's `latest`; else it stays nameless.
+    /// Whether an image without a name gets the repository's tag `latest`; else it stays without a name.
     name_all: bool,
 }
 
@@ -69,7 +69,7 @@ impl Layout {
             return Err(Problem::Document(format!("oci-layout has version {}, wanted 1.x", version.version)));
         }
         let bytes = small(&*files, "index.json")?;
-        // The same rules as for any index: nothing of a manifest in it.
+        // The same rules as for any index: it must have no field of a manifest.
         let any: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| bad("index.json", e))?;
         if any.get("layers").is_some() || any.get("config").is_some() {
             return Err(Problem::Document("index.json has both `manifests` and `layers` or `config`".into()));
@@ -78,7 +78,7 @@ impl Layout {
         Ok(Layout { origin: origin.into(), files, roots: index.manifests, select, base, name_all })
     }
 
-    /// The manifests or indexes that were asked for.
+    /// Returns the descriptors of the wanted manifests or indexes.
     fn chosen(&self, want: &Want) -> std::result::Result<Vec<&Descriptor>, Problem> {
         if want.all {
             return Ok(self.roots.iter().collect());
@@ -101,7 +101,7 @@ impl Layout {
                 return Ok(vec![one]);
             }
         }
-        // One name for several machines.
+        // One name for images of several platforms.
         let same = fitting.iter().all(|d| ref_name(d) == ref_name(fitting[0]));
         if same && fitting.iter().all(|d| d.platform.is_some()) {
             let list: Vec<Descriptor> = fitting.iter().map(|d| (*d).clone()).collect();
@@ -128,7 +128,7 @@ impl Layout {
         names.collect::<Vec<_>>().join(", ")
     }
 
-    /// The names that an image gets here.
+    /// Returns the names for an image.
     fn names(&self, root: &Descriptor) -> Vec<Reference> {
         let by_digest = |name: &Reference| name.by_digest(&root.digest);
         if matches!(self.select, Select::Digest(_)) {
@@ -151,7 +151,7 @@ fn ref_name(descriptor: &Descriptor) -> Option<&str> {
     descriptor.annotations.get(REF_NAME).map(String::as_str)
 }
 
-/// Whether the image is called so: by its whole name, however spelt, or by its tag.
+/// Whether `wanted` is the image's full name, in any spelling, or its tag.
 fn is_named(descriptor: &Descriptor, wanted: &str) -> bool {
     let parsed = |text: &str| text.parse::<Reference>().ok().map(Reference::or_latest);
     [ref_name(descriptor), descriptor.annotations.get(FULL_NAME).map(String::as_str)].into_iter().flatten().any(

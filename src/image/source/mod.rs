@@ -1,5 +1,5 @@
-//! Where images come from. A [`Source`] verifies an image's documents and lists its layers; whoever takes the image runs
-//! the layers' streams, which are checked as they pass.
+//! Image sources: registries, OCI layouts and `docker save` archives. A [`Source`] verifies an image's documents and
+//! lists its layers; the caller reads the layers' streams and verifies them on the way.
 
 mod archive;
 mod docker;
@@ -26,81 +26,81 @@ pub trait Source: Sync {
     /// The source as the user named it, for messages.
     fn origin(&self) -> &str;
 
-    /// The images that were asked for, their documents verified.
+    /// Plans the wanted images; their documents are verified.
     fn images(&self, want: &Want) -> Result<Vec<Plan>>;
 
-    /// The stream of a layer as the source has it: compressed or not, unchecked. `waits` is told when something outside
-    /// has failed and is tried again after a while.
+    /// Opens a layer's stream as the source has it: compressed or not, unverified. `waits` is called before a failed
+    /// request is repeated after a pause.
     fn layer(&self, layer: &LayerPlan, waits: Notice) -> std::result::Result<Box<dyn Read + Send>, Problem>;
 
-    /// Whether the blob is kept in the store, as it is, until its layer is there.
+    /// Whether the compressed blob is kept in the store until its layer is published.
     fn keeps(&self, _blob: &Descriptor) -> bool {
         false
     }
 
-    /// The layer is in the store now: what the source keeps of it can go.
+    /// Reports that the layer is in the store: the source may discard its partial.
     fn taken(&self, _layer: &LayerPlan) {}
 
-    /// The layer's stream was wrong: what the source keeps of it goes, and so do places that it came from if there are
-    /// others. Returns whether another try may do better; in the end it may not.
+    /// Reports that the layer's stream was wrong: discards the partial, and excludes the mirrors that served it.
+    /// Returns whether another try may succeed; after finitely many calls it returns false.
     fn discard(&self, _layer: &LayerPlan, _wrong: &Problem) -> bool {
         false
     }
 
-    /// Nothing more is needed: whoever waits for something outside may stop.
+    /// Cancels all waiting for the outside world: nothing more is needed.
     fn cancel(&self) {}
 }
 
-/// What the user wants of a source, beyond what the source was opened with.
+/// The user's selection, beyond what the source was opened with.
 #[derive(Clone, Debug)]
 pub struct Want {
-    /// The machine that the image is for.
+    /// Platform of the image.
     pub platform: Platform,
-    /// Whether the user named the platform: then an image for another one is refused.
+    /// Whether the user named the platform: then an image for another one is an error.
     pub strict: bool,
-    /// Every image of the source rather than one.
+    /// All images of the source instead of one.
     pub all: bool,
 }
 
-/// An image ready to be taken.
+/// An image to be pulled.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The names it is to get.
+    /// Names for the image.
     pub names: Vec<Reference>,
-    /// The digest that its name stood for in the source: of an index or a manifest.
+    /// Digest of the index or manifest that the name refers to in the source.
     pub root: Option<Digest>,
-    /// The indexes on the way to the manifest, outermost first.
+    /// Indexes above the manifest, outermost first.
     pub indexes: Vec<Document>,
-    /// The manifest; `docker save` archives have none.
+    /// The manifest; an image from a `docker save` archive has none.
     pub manifest: Option<Document>,
-    /// The config. Its digest is the image's ID.
+    /// The config. Its digest is the image ID.
     pub config: Document,
-    /// When it was built, RFC 3339, if it says so.
+    /// Build time, RFC 3339, if the config states it.
     pub created: Option<String>,
-    /// Its layers, bottom first.
+    /// Layers, bottom first.
     pub layers: Vec<LayerPlan>,
 }
 
-/// A layer ready to be taken.
+/// A layer to be pulled.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LayerPlan {
-    /// What it must hash to once it is plain.
+    /// DiffID: the digest that the uncompressed tar must have.
     pub diff_id: Digest,
-    /// Where the source has it.
+    /// Where the source has the layer.
     pub place: Place,
 }
 
-/// Where a source has a layer.
+/// Location of a layer in a source.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Place {
-    /// In a blob with known digest and size.
+    /// A blob with known digest and size.
     Blob(Descriptor),
-    /// In a member of an archive, under this name and so long.
+    /// A member of an archive: name and length.
     Member(String, u64),
 }
 
 impl LayerPlan {
-    /// The twelve digits that people see: of the blob where it is known, else of the DiffID.
+    /// Short digest for display: twelve digits of the blob's if known, else of the DiffID.
     pub fn short(&self) -> &str {
         match &self.place {
             Place::Blob(descriptor) => descriptor.digest.short(),
@@ -108,7 +108,7 @@ impl LayerPlan {
         }
     }
 
-    /// How long its stream is.
+    /// Length of the stream, in bytes.
     pub fn size(&self) -> u64 {
         match &self.place {
             Place::Blob(descriptor) => descriptor.size,
@@ -117,14 +117,14 @@ impl LayerPlan {
     }
 }
 
-/// Which image of a source.
+/// Selection of an image in a source.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Select {
-    /// The only one, or the one called `latest`.
+    /// The only image, or the one tagged `latest`.
     Default,
-    /// The one of that name or tag.
+    /// The image with that name or tag.
     Name(String),
-    /// The one of that digest.
+    /// The image with that digest.
     Digest(Digest),
 }
 
@@ -138,13 +138,13 @@ impl Select {
     }
 }
 
-/// Whether `text` is spelt as a source of [`open`].
+/// Whether `text` has the form of a source for [`open`].
 pub fn is_source(text: &str) -> bool {
     ["oci:", "oci-archive:", "docker-archive:"].iter().any(|scheme| text.starts_with(scheme))
 }
 
-/// Opens `oci:DIR[:TAG|@DIGEST]`, `oci-archive:FILE[:TAG|@DIGEST]` or `docker-archive:FILE[:REF]`. A compressed archive is
-/// unpacked into the session.
+/// Opens `oci:DIR[:TAG|@DIGEST]`, `oci-archive:FILE[:TAG|@DIGEST]` or `docker-archive:FILE[:REF]`. A compressed archive
+/// is unpacked into the session.
 pub fn open(text: &str, session: &Session) -> Result<Box<dyn Source>> {
     let wrap = |problem| Error::Source { origin: text.to_owned(), problem: Box::new(problem) };
     let (scheme, rest) = text.split_once(':').unwrap_or((text, ""));
@@ -167,7 +167,7 @@ pub fn open(text: &str, session: &Session) -> Result<Box<dyn Source>> {
     }
 }
 
-/// What `load` reads.
+/// Input of `load`.
 pub enum LoadFrom<'a> {
     /// A file.
     File(&'a Path),
@@ -175,7 +175,7 @@ pub enum LoadFrom<'a> {
     Stream(&'a mut dyn Read),
 }
 
-/// Opens what `docker save`, `podman save` or `skopeo` wrote, whichever of the two formats it is.
+/// Opens an archive by `docker save`, `podman save` or `skopeo`; detects which of the two formats it has.
 pub fn open_load(from: LoadFrom<'_>, session: &Session) -> Result<Box<dyn Source>> {
     let (origin, base) = match &from {
         LoadFrom::File(path) => (path.display().to_string(), Some(Reference::from_file_name(&base_name(path, true)))),
@@ -198,8 +198,8 @@ pub fn open_load(from: LoadFrom<'_>, session: &Session) -> Result<Box<dyn Source
     Err(wrap(Problem::Document(why.into())))
 }
 
-/// Splits `PATH`, `PATH:TAG` and `PATH@DIGEST`. The longest path that exists wins, so that folders may have colons in
-/// their names; where none does, the first colon ends it.
+/// Splits `PATH`, `PATH:TAG` and `PATH@DIGEST`. The longest existing path wins, so that folders may have colons in
+/// their names; if none exists, the path ends at the first colon.
 fn split_path(text: &str) -> Result<(PathBuf, Select)> {
     if text.is_empty() {
         return Err(Error::Usage("the source names no path".into()));
@@ -214,7 +214,7 @@ fn split_path(text: &str) -> Result<(PathBuf, Select)> {
     Ok((path.into(), Select::parse(rest)?))
 }
 
-/// A file's name without what says that it is an archive.
+/// Returns a file's name without the extensions of an archive.
 fn base_name(path: &Path, is_archive: bool) -> String {
     let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let given = path.file_name().or(real.file_name()).unwrap_or_default();
@@ -229,13 +229,13 @@ fn base_name(path: &Path, is_archive: bool) -> String {
     name
 }
 
-/// Named files that a source is made of: a folder or an archive.
+/// Access to a source's files by name: in a folder or an archive.
 trait Files: Sync + Send {
-    /// The stream of a file, or none where there is no such file.
+    /// Opens a file's stream; `None` if there is no such file.
     fn read(&self, name: &str) -> std::result::Result<Option<Box<dyn Read + Send>>, Problem>;
 }
 
-/// Opens a regular file and nothing that could block or never end.
+/// Opens a file only if it is a regular one, as others could block or be endless.
 fn open_regular(path: &Path) -> std::io::Result<File> {
     if !std::fs::metadata(path)?.is_file() {
         return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "is not a regular file"));

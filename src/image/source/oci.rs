@@ -1,4 +1,4 @@
-//! From a descriptor to a [`Plan`], for whatever can serve blobs by digest.
+//! Image planning: resolves a descriptor to a [`Plan`], for any source that serves blobs by digest.
 
 use super::{LayerPlan, Place, Plan, Want};
 use crate::digest::{Digest, Verifier};
@@ -7,16 +7,16 @@ use crate::image::manifest::{self, DOCUMENT_CAP, Descriptor, Document, Parsed};
 use crate::store::read_capped;
 use std::io::Read;
 
-/// Indexes may name indexes, this deep.
+/// Maximum depth of nested indexes.
 const DEPTH: usize = 4;
 
-/// Something that has blobs by digest.
+/// A source of blobs by digest.
 pub trait Blobs: Sync {
-    /// The blob's stream, unchecked.
+    /// Opens the blob's stream, unverified.
     fn blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send>, Problem>;
 }
 
-/// Reads a small blob whole and checks it.
+/// Reads a small blob into memory and verifies it.
 pub fn document(blobs: &dyn Blobs, descriptor: &Descriptor) -> Result<Document, Problem> {
     let digest: &Digest = &descriptor.digest;
     if descriptor.size > DOCUMENT_CAP {
@@ -29,7 +29,7 @@ pub fn document(blobs: &dyn Blobs, descriptor: &Descriptor) -> Result<Document, 
     Ok(Document { descriptor: descriptor.clone(), bytes })
 }
 
-/// Follows a descriptor through indexes to the one image for the platform, verifying every document.
+/// Follows a descriptor through indexes to the image for the platform; verifies every document.
 pub fn plan(blobs: &dyn Blobs, root: &Descriptor, want: &Want) -> Result<Plan, Problem> {
     let mut indexes = Vec::new();
     let mut at = root.clone();

@@ -1,4 +1,4 @@
-//! A repository of a registry as a source.
+//! Source: repository of a registry, with resumed downloads and signature verification.
 
 use super::{Blobs, LayerPlan, Place, Plan, Source, Want, oci};
 use crate::digest::Digest;
@@ -8,12 +8,13 @@ use crate::image::{Error, Problem, Result};
 use crate::reference::Reference;
 use crate::registry::{self, Blob, Manifest, Notice, Repository, Settings};
 use crate::store::{self, Partial, Store};
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::io::{self, Cursor, Read};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
-/// Fetching so little again is cheaper than keeping it.
+/// Smallest blob that is kept as a partial, in bytes; fetching a smaller one again is cheaper.
 const WORTH_KEEPING: u64 = 1 << 20;
 
 /// The images of one repository.
@@ -21,41 +22,41 @@ struct Registry {
     origin: String,
     reference: Reference,
     repository: Repository,
-    /// Whose signature an image must have.
+    /// Key whose signature an image must have.
     key: Option<Key>,
     store: Store,
-    /// The documents that tags stood for.
+    /// Documents of tags, by digest.
     roots: Mutex<BTreeMap<Digest, Vec<u8>>>,
-    /// What is kept of the blobs that are fetched, and whether some of it is from an earlier pull. Nobody else may fetch
-    /// one before its layer is in the store.
+    /// Partials of the blobs being fetched, and whether each was begun by an earlier pull. Their locks are held until
+    /// the layers are in the store, so that no other process fetches the same blobs.
     kept: Mutex<BTreeMap<Digest, Kept>>,
     cancelled: AtomicBool,
 }
 
-/// What is kept of a blob.
+/// The partial of a blob.
 struct Kept {
     partial: Arc<Mutex<Partial>>,
     resumed: bool,
 }
 
-/// A layer's stream: what an earlier pull left of it, then the rest from the registry, kept as it comes.
+/// A layer's stream: first an earlier pull's partial, then the rest from the registry, appended to the partial.
 struct Resumed {
     partial: Arc<Mutex<Partial>>,
-    /// How much of the blob is there.
+    /// Length of the partial.
     length: u64,
-    /// How much of the partial is still to be handed out.
+    /// Bytes of the partial still to be returned.
     left: u64,
-    /// Whether what comes is kept.
+    /// Whether received bytes are appended to the partial.
     keep: bool,
     rest: Option<Blob>,
-    /// Why there is no rest.
+    /// Error of the request for the rest.
     failed: Option<registry::Error>,
     repository: Repository,
     blob: Descriptor,
 }
 
-/// Opens the repository that the reference names. Nothing is asked of the registry yet. Documents that the store has are
-/// not fetched. With a key, only images with its signature are given.
+/// Opens the reference's repository. Sends nothing to the registry yet. Documents in the store are not fetched. With a
+/// key, images without its signature are errors.
 pub fn open_registry(reference: &Reference, settings: &Settings, key: Option<Key>, store: &Store) -> Box<dyn Source> {
     Box::new(Registry {
         origin: reference.familiar(),
@@ -70,7 +71,7 @@ pub fn open_registry(reference: &Reference, settings: &Settings, key: Option<Key
 }
 
 impl Registry {
-    /// The image under one tag or digest.
+    /// Plans the image under a tag or digest.
     fn plan(&self, name: &Reference, want: &Want) -> Result<Plan> {
         let wrap = |problem| match problem {
             Problem::Registry(error) => Error::Registry(error),
@@ -91,7 +92,7 @@ impl Registry {
         if let Some(key) = &self.key {
             verify(&self.repository, key, &root.digest, &name.familiar())?;
         }
-        // Registries that know no better call a manifest plain JSON; then it says itself what it is.
+        // Some registries send manifests as application/json; then the document's own mediaType counts.
         let known = manifest::is_manifest(&root.media_type);
         let descriptor = Descriptor {
             media_type: if known { root.media_type } else { String::new() },
@@ -100,7 +101,7 @@ impl Registry {
             platform: None,
             annotations: BTreeMap::new(),
         };
-        let mut roots = self.roots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut roots = self.roots.lock();
         roots.insert(descriptor.digest.clone(), root.bytes);
         drop(roots);
         let plan = oci::plan(self, &descriptor, want).map_err(wrap)?;
@@ -109,8 +110,8 @@ impl Registry {
         Ok(Plan { names, ..plan })
     }
 
-    /// The blob's stream, going on where an earlier pull ended. Waits for another process that is fetching it; asks the
-    /// registry for nothing before the first byte from there is read.
+    /// Opens the blob's stream at the end of an earlier pull's partial. Waits while another process fetches the blob;
+    /// sends no request before the first byte from the registry is read.
     fn resume(&self, blob: &Descriptor, waits: Notice) -> std::result::Result<Resumed, Problem> {
         let give_up = || self.cancelled.load(Ordering::Relaxed);
         let wrap = |e: store::Error| Problem::Document(e.to_string());
@@ -125,7 +126,7 @@ impl Registry {
         }
         let partial = Arc::new(Mutex::new(partial));
         let kept = Kept { partial: Arc::clone(&partial), resumed: length > 0 };
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).insert(blob.digest.clone(), kept);
+        self.kept.lock().insert(blob.digest.clone(), kept);
         Ok(Resumed {
             left: length,
             length,
@@ -138,17 +139,16 @@ impl Registry {
         })
     }
 
-    /// Lets go of what is kept of a layer's blob, which is of no more use. Returns whether some of it was from an earlier
-    /// pull.
+    /// Discards the partial of a layer's blob. Returns whether an earlier pull had begun it.
     fn forget(&self, layer: &LayerPlan) -> bool {
         let Place::Blob(blob) = &layer.place else { return false };
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(&blob.digest);
+        let kept = self.kept.lock().remove(&blob.digest);
         match kept {
             Some(kept) => {
-                kept.partial.lock().unwrap_or_else(PoisonError::into_inner).remove();
+                kept.partial.lock().remove();
                 kept.resumed
             }
-            // A pull that was killed right after the layer came may have left something.
+            // A pull that was killed right after it published the layer may have left its partial.
             None => {
                 self.store.forget_partial(&blob.digest);
                 false
@@ -156,14 +156,14 @@ impl Registry {
         }
     }
 
-    /// The document if the store has it whole.
+    /// Returns the document if the store has it undamaged.
     fn document(&self, digest: &Digest) -> Option<Vec<u8>> {
         self.store.blob(digest, DOCUMENT_CAP).ok()
     }
 }
 
-/// Whether what has this tag is no image but something about one: cosign's signatures, attestations and bills of
-/// materials, and lists of referrers.
+/// Whether a tag is not an image's but that of an attachment: cosign's signatures, attestations and SBOMs, and
+/// referrers lists.
 fn is_attachment(tag: &str) -> bool {
     let Some(rest) = tag.strip_prefix("sha256-") else { return false };
     let hex = ["", ".sig", ".att", ".sbom"].iter().filter_map(|ending| rest.strip_suffix(ending));
@@ -172,7 +172,7 @@ fn is_attachment(tag: &str) -> bool {
 
 impl Read for Resumed {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let mut partial = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut partial = self.partial.lock();
         if self.left > 0 {
             let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buf.len());
             let n = partial.read(&mut buf[..most])?;
@@ -196,7 +196,7 @@ impl Read for Resumed {
             },
         };
         let n = rest.read(buf)?;
-        // A download that cannot be kept is still a download.
+        // An error of writing the partial does not stop the download.
         self.keep = self.keep && partial.append(&buf[..n]).is_ok();
         Ok(n)
     }
@@ -205,7 +205,7 @@ impl Read for Resumed {
 impl Blobs for Registry {
     fn blob(&self, descriptor: &Descriptor) -> std::result::Result<Box<dyn Read + Send>, Problem> {
         let digest = &descriptor.digest;
-        let root = self.roots.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned();
+        let root = self.roots.lock().get(digest).cloned();
         if let Some(bytes) = root.or_else(|| self.document(digest)) {
             return Ok(Box::new(Cursor::new(bytes)));
         }
@@ -262,7 +262,7 @@ impl Source for Registry {
         if resumed {
             tracing::info!(layer = layer.short(), %wrong, "what an earlier pull left is of no use: starting over");
         }
-        // Which of the two it was cannot be told.
+        // Whether the partial or the mirror was wrong is unknown.
         self.repository.distrust(&blob.digest, wrong) || resumed
     }
 

@@ -1,0 +1,8 @@
+//! Registry commands: pull, push, login, search, manifest.
+
+pub(super) mod login;
+pub(super) mod manifest;
+pub(super) mod options;
+pub(super) mod pull;
+pub(super) mod push;
+pub(super) mod search;

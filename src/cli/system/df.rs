@@ -1,0 +1,137 @@
+//! `system df`: disk usage of images and containers.
+
+use crate::cli::container::ps::written;
+use crate::cli::filter::created;
+use crate::cli::image::images::{self, cells, rows};
+use crate::cli::output::format::{self, Columns};
+use crate::cli::output::stdout as output;
+use crate::cli::output::units;
+use crate::cli::{Global, usage_errors};
+use crate::digest::Digest;
+use crate::store::containers::{self, Status};
+use crate::store::{Image, Store, mounts};
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+
+const COLUMNS: Columns = Columns {
+    type_name: "*formatter.diskUsageImagesContext",
+    fields: &[
+        ("Active", "ACTIVE"),
+        ("Reclaimable", "RECLAIMABLE"),
+        ("Size", "SIZE"),
+        ("TotalCount", "TOTAL"),
+        ("Type", "TYPE"),
+    ],
+};
+const TABLE: &str = r"{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}";
+const TABLE_OF_IMAGES: &str = r"{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}\t{{.SharedSize}}\t{{.UniqueSize}}\t{{.Containers}}";
+
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  plyfs system df\n  plyfs system df -v --format json")]
+pub(in crate::cli) struct DfArgs {
+    /// Show detailed information on each image
+    #[arg(short, long)]
+    verbose: bool,
+    /// Output format: `table`, `table TEMPLATE`, `json`, or a Go template over Type, TotalCount, Active, Size,
+    /// Reclaimable; with -v, over the fields of an image
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<String>,
+    #[arg(hide = true)]
+    args: Vec<String>,
+}
+
+pub(in crate::cli) fn df(global: &Global, a: &DfArgs) -> anyhow::Result<()> {
+    usage_errors::none("system df", &a.args)?;
+    let store = global.store()?;
+    let catalog = store.catalog()?;
+    let users = Users::find(&store)?;
+    // Per layer: the number of images that use it, and its size.
+    let mut layers = BTreeMap::new();
+    for image in catalog.images() {
+        let own: BTreeMap<_, _> = image.layers.iter().map(|l| (&l.diff_id, l.size)).collect();
+        for (id, size) in own {
+            layers.entry(id).or_insert((0u64, size)).0 += 1;
+        }
+    }
+    if a.verbose {
+        let mut images: Vec<&Image> = catalog.images().iter().collect();
+        images.sort_by_key(|i| std::cmp::Reverse(created(i)));
+        let now = Timestamp::now();
+        let mut table = Vec::new();
+        for image in images {
+            let own: BTreeMap<_, _> = image.layers.iter().map(|l| (&l.diff_id, l.size)).collect();
+            let unique =
+                own.iter().filter(|(id, _)| layers.get(*id).is_some_and(|(n, _)| *n == 1)).map(|(_, s)| s).sum();
+            let shared = image.size().saturating_sub(unique);
+            let counted = [users.count(image).to_string(), units::precise_size(shared), units::precise_size(unique)];
+            // One row per image, under its first name.
+            let line = rows(image, false).into_iter().next();
+            table.extend(line.map(|line| cells(&line, image.id.short().to_owned(), now, counted)));
+        }
+        if matches!(a.format.as_deref(), None | Some("" | "table")) {
+            output::text("Images space usage:\n\n")?;
+        }
+        return format::list(a.format.as_deref(), TABLE_OF_IMAGES, &images::COLUMNS, table);
+    }
+    let total: u64 = layers.values().map(|(_, size)| size).sum();
+    let active: Vec<&Image> = catalog.images().iter().filter(|i| users.count(i) > 0).collect();
+    let used: BTreeMap<_, _> = active.iter().flat_map(|i| &i.layers).map(|l| (&l.diff_id, l.size)).collect();
+    let free = total - used.values().sum::<u64>().min(total);
+    let percent = |part: u64, whole: u64| match whole {
+        0 => String::new(),
+        _ => format!(" ({}%)", u128::from(part) * 100 / u128::from(whole)),
+    };
+    let row = |cells: [String; 5]| cells.to_vec();
+    let table = vec![
+        row([
+            active.len().to_string(),
+            units::precise_size(free) + &percent(free, total),
+            units::precise_size(total),
+            catalog.images().len().to_string(),
+            "Images".into(),
+        ]),
+        row([
+            users.active.to_string(),
+            units::precise_size(users.idle) + &percent(users.idle, users.written),
+            units::precise_size(users.written),
+            users.images.len().to_string(),
+            "Containers".into(),
+        ]),
+    ];
+    format::list(a.format.as_deref(), TABLE, &COLUMNS, table)
+}
+
+/// The users of images: containers and mounts. A mount counts as a running container.
+struct Users {
+    /// The image ID of each user.
+    images: Vec<Digest>,
+    /// The number of running ones.
+    active: usize,
+    /// Bytes written by all of them.
+    written: u64,
+    /// Bytes written by those that do not run.
+    idle: u64,
+}
+
+impl Users {
+    fn find(store: &Store) -> anyhow::Result<Users> {
+        let images: Vec<Digest> = mounts::list(store)?.into_iter().map(|mount| mount.image).collect();
+        let mut users = Users { active: images.len(), images, written: 0, idle: 0 };
+        for container in containers::list(store)? {
+            // The container may have been removed since it was listed.
+            let Ok(state) = containers::state(store, &container.id) else { continue };
+            let bytes = written(store, &container);
+            users.written += bytes;
+            match state.status {
+                Status::Running => users.active += 1,
+                _ => users.idle += bytes,
+            }
+            users.images.push(container.image.id);
+        }
+        Ok(users)
+    }
+
+    fn count(&self, image: &Image) -> usize {
+        self.images.iter().filter(|id| **id == image.id).count()
+    }
+}

@@ -1,0 +1,258 @@
+//! The inode table: the in-memory state of the upper directory, that is, its names, their inodes and the lower
+//! directories that show through. It holds only what has been loaded. Nothing in this file does I/O; a caller updates
+//! the table after its change on disk, so a failed call leaves it as it was.
+
+use crate::backing::Handle;
+use crate::fs::Ino;
+use crate::meta::{Kind, Time};
+use parking_lot::{Mutex, RwLock};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+pub use crate::fs::lower_types::Name;
+
+/// The inode table.
+#[derive(Default)]
+pub struct Table {
+    entries: HashMap<Ino, Entry>,
+    /// Inode numbers by the backing file system's inode numbers, to recognize hard links.
+    by_raw: HashMap<u64, Ino>,
+}
+
+/// The state of an inode that is in the upper directory, or is the image's and has lost its last name.
+pub struct Entry {
+    pub kind: Kind,
+    /// The backing file system's inode number. `None` for an inode of the image that has lost its last name and may be
+    /// open.
+    pub raw: Option<u64>,
+    /// Its hard links, as far as they have been loaded. Empty for a removed inode.
+    pub names: Vec<(Ino, Name)>,
+    /// The location of a file's data.
+    pub data: Data,
+    /// Whether the file may have capabilities, which a write in the upper directory would remove.
+    pub capable: bool,
+    /// The modification time that the kernel has cached for a file, as far as it is known: from when the kernel created
+    /// the file or set the time. A later write-back does not change it.
+    pub kernel_mtime: Option<Time>,
+    /// Links in the work directory: the backing file system counts them, but they are not names.
+    pub spare: u32,
+    /// Whether the file does not have all of its links yet: until then it must not be changed.
+    pub linking: bool,
+    /// The open descriptor of an inode without names.
+    pub held: Option<Handle>,
+    /// The generation: distinguishes inodes that have the number at different times. Set once it has been needed.
+    pub generation: Option<u32>,
+    pub dir: Option<Dir>,
+    pub locks: Arc<Locks>,
+}
+
+/// The location of a file's data.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Data {
+    /// In the upper directory.
+    Upper,
+    /// In a lower layer: the data of that inode, and its length in bytes.
+    Lower(Ino, u64),
+    /// In no layer, though the upper directory has attributes only (a broken metacopy).
+    Missing,
+}
+
+/// The locks of one inode. They are held over system calls, unlike the table's own. Lock order: see the module `union`.
+#[derive(Default)]
+pub struct Locks {
+    /// Directory: held to change its names. File: held to copy its data up.
+    pub change: Mutex<()>,
+    /// Directory: held to load its names from disk.
+    pub load: Mutex<()>,
+    /// File: shared by writes; exclusive for setting capabilities, and for writing to a file that has some.
+    pub privileges: RwLock<()>,
+    /// The number of kernel references to an inode that the image does not have.
+    pub references: AtomicU64,
+}
+
+/// The state of a directory of the upper.
+pub struct Dir {
+    /// The lower directory that shows through.
+    pub lower: Option<Ino>,
+    /// Its names, once loaded.
+    pub names: Option<Names>,
+    /// The number of subdirectories of the merged directory.
+    pub subdirs: u32,
+    /// The default ACL, once read.
+    pub default_acl: Option<Option<Arc<[u8]>>>,
+}
+
+/// The names of a directory of the upper.
+#[derive(Default)]
+pub struct Names {
+    slots: HashMap<Name, Slot>,
+    /// Names by serial number, for listings: the newest first.
+    order: BTreeMap<u64, Name>,
+    /// The newest serial number.
+    newest: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Slot {
+    what: NameState,
+    /// Assigned when the name is created, and kept while the name is visible, whatever inode it refers to.
+    serial: u64,
+}
+
+/// What a name of a directory of the upper is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NameState {
+    Inode(Ino),
+    Whiteout,
+}
+
+impl Names {
+    pub fn get(&self, name: &[u8]) -> Option<NameState> {
+        self.slots.get(name).map(|slot| slot.what)
+    }
+
+    /// Sets what a name is. A name that exists keeps its offset in listings; a hidden one gets a new serial number.
+    pub fn set(&mut self, name: &Name, what: NameState) {
+        let serial = match self.slots.get(name) {
+            Some(Slot { what: NameState::Inode(_), serial }) => *serial,
+            _ => {
+                self.remove(name);
+                self.newest += 1;
+                self.order.insert(self.newest, name.clone());
+                self.newest
+            }
+        };
+        self.slots.insert(name.clone(), Slot { what, serial });
+    }
+
+    pub fn remove(&mut self, name: &[u8]) {
+        if let Some(slot) = self.slots.remove(name) {
+            self.order.remove(&slot.serial);
+        }
+    }
+
+    /// Returns the names older than a serial number, the newest first, with their serial numbers.
+    pub fn older(&self, serial: u64) -> impl Iterator<Item = (u64, &Name, NameState)> {
+        let older = self.order.range(..serial).rev();
+        older.filter_map(|(serial, name)| Some((*serial, name, self.slots.get(name)?.what)))
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = (&Name, NameState)> {
+        self.slots.iter().map(|(name, slot)| (name, slot.what))
+    }
+}
+
+impl Entry {
+    pub fn new(kind: Kind, raw: Option<u64>) -> Entry {
+        Entry {
+            kind,
+            raw,
+            names: Vec::new(),
+            data: Data::Upper,
+            capable: true,
+            kernel_mtime: None,
+            spare: 0,
+            linking: false,
+            held: None,
+            generation: None,
+            dir: None,
+            locks: Arc::default(),
+        }
+    }
+
+    pub fn is_removed(&self) -> bool {
+        self.names.is_empty()
+    }
+}
+
+impl Table {
+    pub fn get(&self, ino: Ino) -> Option<&Entry> {
+        self.entries.get(&ino)
+    }
+
+    pub fn get_mut(&mut self, ino: Ino) -> Option<&mut Entry> {
+        self.entries.get_mut(&ino)
+    }
+
+    /// Returns the directories that have not been loaded.
+    pub fn unread(&self) -> Vec<Ino> {
+        let is_unread = |entry: &Entry| entry.dir.as_ref().is_some_and(|dir| dir.names.is_none());
+        self.entries.iter().filter(|(_, entry)| is_unread(entry)).map(|(ino, _)| *ino).collect()
+    }
+
+    pub fn by_raw(&self, raw: u64) -> Option<Ino> {
+        self.by_raw.get(&raw).copied()
+    }
+
+    pub fn insert(&mut self, ino: Ino, entry: Entry) {
+        if let Some(raw) = entry.raw {
+            self.by_raw.insert(raw, ino);
+        }
+        self.entries.insert(ino, entry);
+    }
+
+    /// Removes an inode that has no names.
+    pub fn remove(&mut self, ino: Ino) -> Option<Entry> {
+        let entry = self.entries.remove(&ino)?;
+        if let Some(raw) = entry.raw
+            && self.by_raw.get(&raw) == Some(&ino)
+        {
+            self.by_raw.remove(&raw);
+        }
+        Some(entry)
+    }
+
+    pub fn names(&self, dir: Ino) -> Option<&Names> {
+        self.entries.get(&dir)?.dir.as_ref()?.names.as_ref()
+    }
+
+    fn names_mut(&mut self, dir: Ino) -> Option<&mut Names> {
+        self.entries.get_mut(&dir)?.dir.as_mut()?.names.as_mut()
+    }
+
+    pub fn dir_mut(&mut self, dir: Ino) -> Option<&mut Dir> {
+        self.entries.get_mut(&dir)?.dir.as_mut()
+    }
+
+    /// Adds a name to an inode, in place of whatever the upper has under it.
+    pub fn add_name(&mut self, dir: Ino, name: &Name, ino: Ino) {
+        if let Some(names) = self.names_mut(dir) {
+            names.set(name, NameState::Inode(ino));
+        }
+        if let Some(entry) = self.entries.get_mut(&ino) {
+            entry.names.push((dir, name.clone()));
+        }
+    }
+
+    /// Removes a name from an inode, and leaves a whiteout or nothing.
+    pub fn take_name(&mut self, dir: Ino, name: &Name, ino: Ino, whiteout: bool) {
+        self.lose_name(dir, name, ino);
+        self.set_hidden(dir, name, whiteout);
+    }
+
+    /// Removes a name from an inode that another inode is about to take: the directory keeps the name.
+    pub fn lose_name(&mut self, dir: Ino, name: &Name, ino: Ino) {
+        if let Some(entry) = self.entries.get_mut(&ino) {
+            entry.names.retain(|(d, n)| (*d, n) != (dir, name));
+        }
+    }
+
+    /// Sets a name to a whiteout, or to nothing.
+    pub fn set_hidden(&mut self, dir: Ino, name: &Name, whiteout: bool) {
+        if let Some(names) = self.names_mut(dir) {
+            if whiteout {
+                names.set(name, NameState::Whiteout);
+            } else {
+                names.remove(name);
+            }
+        }
+    }
+
+    /// Adds `change` to the number of subdirectories.
+    pub fn count_subdirs(&mut self, dir: Ino, change: i32) {
+        if let Some(dir) = self.dir_mut(dir) {
+            dir.subdirs = dir.subdirs.saturating_add_signed(change);
+        }
+    }
+}

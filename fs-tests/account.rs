@@ -1,4 +1,5 @@
-//! Logging in and out: against registries that give tokens, at a terminal, and with podman, skopeo and Debian's registry.
+//! `login` and `logout`: against registries with basic and token authentication, at a terminal, and together with
+//! podman, skopeo and Debian's registry.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -24,7 +25,7 @@ fn login(env: &TestEnv, server: &str, password: &str) -> Output {
     run_fed(&mut command(env, &args), password)
 }
 
-/// Podman's file of the test's user.
+/// The test user's credential file, at podman's path.
 fn podmans(env: &TestEnv) -> std::path::PathBuf {
     env.path("run/containers/auth.json")
 }
@@ -33,7 +34,7 @@ fn json_of(file: &Path) -> Value {
     serde_json::from_slice(&fs::read(file).unwrap()).unwrap()
 }
 
-/// A registry that takes `me:secret` and nothing else.
+/// A registry with basic authentication that accepts only `me:secret`.
 fn basic() -> Server {
     Server::start(|seen| match seen.header("authorization") {
         BASIC => Reply::new(200),
@@ -41,7 +42,8 @@ fn basic() -> Server {
     })
 }
 
-/// A registry that takes tokens, which it gives itself to `me:secret`; by GET unless `get` refuses it.
+/// A registry with token authentication that is its own token server: `me:secret` gets a token, by GET unless `get`
+/// answers otherwise.
 fn bearer(get: impl Fn(&Seen) -> Option<Reply> + Send + Sync + 'static) -> Server {
     let own = std::sync::Arc::new(OnceLock::<String>::new());
     let host = own.clone();
@@ -65,7 +67,7 @@ fn bearer(get: impl Fn(&Seen) -> Option<Reply> + Send + Sync + 'static) -> Serve
 }
 
 #[test]
-fn credentials_are_shown_before_they_are_kept() {
+fn login_stores_credentials_only_after_the_registry_accepts_them() {
     let (env, server) = (TestEnv::new(), basic());
     let host = &server.host;
     let wrong = login(&env, host, "wrong\n");
@@ -84,7 +86,7 @@ fn credentials_are_shown_before_they_are_kept() {
     );
     assert_eq!(out.stderr, warning);
     assert_eq!(json_of(&podmans(&env)), json!({"auths": {host: {"auth": "bWU6c2VjcmV0"}}}));
-    // What is kept is not lost by a failed login, and is used by the next without a name.
+    // A failed login keeps the stored credentials, and a login without a user name uses them.
     assert_eq!(login(&env, host, "wrong").code, 1);
     let again = run(&mut command(&env, &["login", host]));
     assert_eq!((again.code, again.stdout.as_str()), (0, "Login Succeeded\n"), "{again:#?}");
@@ -94,7 +96,7 @@ fn credentials_are_shown_before_they_are_kept() {
     assert!(stale.stderr.contains("\nStored credentials invalid or expired\n"), "{stale:#?}");
     let last = "Error: Cannot perform an interactive login from a non TTY device\n";
     assert!(stale.code == 1 && stale.stderr.ends_with(last), "{stale:#?}");
-    // A server that is not there, one that is no registry, one that wants nobody's name.
+    // A server that does not listen, one that is no registry, and a registry without authentication.
     let nobody = login(&env, "127.0.0.1:1", "secret");
     assert_eq!((nobody.code, nobody.stderr.as_str()), (1, "Error: 127.0.0.1:1: login: Connection refused\n"));
     let other = Server::start(|_| Reply::new(404));
@@ -105,7 +107,7 @@ fn credentials_are_shown_before_they_are_kept() {
 }
 
 #[test]
-fn by_tokens() {
+fn login_works_with_a_token_server_by_get_and_by_post() {
     for get in [|_: &Seen| None, |_: &Seen| Some(Reply::new(405))] {
         let (env, server) = (TestEnv::new(), bearer(get));
         let out = login(&env, &server.host, "secret");
@@ -121,7 +123,7 @@ fn by_tokens() {
             ["wrong credentials: its token server 127.0.0.1:", "answers 401", "(asked as me by --password-stdin)"];
         assert!(words.iter().all(|word| wrong.stderr.contains(word)), "{wrong:#?}");
     }
-    // A token that is given and then not taken.
+    // The registry rejects the token that its token server issued.
     let picky = bearer(|_| Some(Reply::new(200).body(r#"{"token":"other"}"#)));
     let out = login(&TestEnv::new(), &picky.host, "secret");
     let why = "401 Unauthorized: these credentials do not do (asked as me by --password-stdin)\n";
@@ -129,7 +131,7 @@ fn by_tokens() {
 }
 
 #[test]
-fn docker_s_words_for_wrong_flags() {
+fn login_and_logout_print_dockers_messages_for_wrong_flags() {
     let env = TestEnv::new();
     let said = |args: &[&str]| {
         let out = run(&mut command(&env, args));
@@ -166,7 +168,7 @@ fn docker_s_words_for_wrong_flags() {
     assert_eq!(said(&["logout", "a", "b"]).0, 1);
 }
 
-/// A program at a terminal of its own.
+/// A program on its own pseudo-terminal.
 struct Terminal {
     master: File,
     child: Child,
@@ -193,17 +195,17 @@ impl Terminal {
         Terminal { master: File::from(master), child, seen: String::new() }
     }
 
-    /// Reads until this has been shown.
+    /// Reads output until it contains `text`.
     fn wait_for(&mut self, text: &str) {
         while !self.seen.contains(text) {
             assert!(self.read(), "`{text}` is not in {:?}", self.seen);
         }
     }
 
-    /// Reads on; false at the end.
+    /// Reads more output; false at the end.
     fn read(&mut self) -> bool {
         let mut bytes = [0; 4096];
-        // The terminal's end is an error once nobody else has it open.
+        // Reading fails once no process has the other end of the terminal open.
         let n = self.master.read(&mut bytes).unwrap_or(0);
         self.seen += &String::from_utf8_lossy(&bytes[..n]);
         n > 0
@@ -217,7 +219,7 @@ impl Terminal {
         tcgetattr(&self.master).unwrap().local_modes.contains(LocalModes::ECHO)
     }
 
-    /// How it ended, and all that was shown.
+    /// Waits for the exit; returns the exit code and all output.
     fn end(mut self) -> (Option<i32>, String) {
         while self.read() {}
         let code = self.child.wait().unwrap().code();
@@ -228,13 +230,13 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        // It may have ended; there is nobody to tell in a panic.
+        // The program may have ended, and an error cannot be reported during a panic.
         let _ended = self.child.kill().and_then(|()| self.child.wait());
     }
 }
 
 #[test]
-fn at_a_terminal() {
+fn login_prompts_at_a_terminal_without_echoing_the_password() {
     let (env, server) = (TestEnv::new(), basic());
     let program = command(&env, &["login", &server.host]);
     let mut terminal = Terminal::run(&program);
@@ -249,7 +251,7 @@ fn at_a_terminal() {
     assert!(seen.contains("me") && !seen.contains("secret"), "{seen}");
     assert!(seen.ends_with("\r\nLogin Succeeded\r\n"), "{seen}");
     assert_eq!(json_of(&podmans(&env))["auths"][&server.host]["auth"], "bWU6c2VjcmV0");
-    // The name that is known, when nothing is typed.
+    // An empty line accepts the user name that is stored.
     fs::write(podmans(&env), json!({"auths": {&server.host: {"auth": "bWU6b2xk"}}}).to_string()).unwrap();
     let mut terminal = Terminal::run(&program);
     terminal.wait_for("Username (me): ");
@@ -273,7 +275,7 @@ fn at_a_terminal() {
 }
 
 #[test]
-fn what_others_wrote_is_read_and_the_reverse() {
+fn podman_skopeo_and_plyfs_read_each_others_credential_files() {
     let (env, registry) = (TestEnv::new(), DockerRegistry::start(Some("me:secret"), None));
     let host = registry.host.as_str();
     Image::new().layer(Tar::new().file("a", "b").finish()).write_layout(&env.path("image"));
@@ -299,7 +301,7 @@ fn what_others_wrote_is_read_and_the_reverse() {
         let stranger = pulls(&file);
         assert!(stranger.stderr.contains("missing or private (asked without credentials)"), "{stranger:#?}");
     }
-    // plyfs, then podman and skopeo: for the registry, and for a part of it.
+    // plyfs, then podman and skopeo: for the registry, and for a namespace of it.
     for (file, account) in [("plyfs.json", host.to_owned()), ("part.json", format!("{host}/team"))] {
         let mut login = command(&env, &["login", "-u", "me", "--password-stdin", &account]);
         assert_eq!(run_fed(login.env("REGISTRY_AUTH_FILE", env.path(file)), "secret").code, 0);
@@ -318,7 +320,7 @@ fn what_others_wrote_is_read_and_the_reverse() {
 }
 
 #[test]
-fn nothing_secret_is_printed_or_logged() {
+fn no_password_or_token_is_printed_or_logged() {
     let env = TestEnv::new();
     let mut all = String::new();
     let mut take = |out: Output| {
@@ -353,7 +355,7 @@ fn nothing_secret_is_printed_or_logged() {
         fs::remove_file(podmans(&env)).unwrap();
     }
     assert_eq!(all.matches("Login Succeeded").count(), 9);
-    // What was typed, what it is in headers and files, what was got for it.
+    // The password as typed, its encodings in headers and files, and the token.
     for secret in ["secret", "bWU6c2VjcmV0", "c2VjcmV0", "g00d"] {
         let line = all.lines().find(|line| line.contains(secret));
         assert_eq!(line, None);

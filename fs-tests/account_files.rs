@@ -1,4 +1,5 @@
-//! Where credentials are kept: which file, which helper, and what becomes of what was there.
+//! Credential storage: which file and which credential helper `login` and `logout` use, and what they do with entries
+//! that exist already.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 use super::support::env::{Output, TestEnv, run, run_fed};
 use super::support::registry::{Reply, Server, command};
 
-/// A registry that everybody may log in to.
+/// A registry that accepts any credentials.
 fn open() -> Server {
     Server::start(|_| Reply::new(200).body("{}"))
 }
@@ -33,7 +34,7 @@ fn put(file: PathBuf, content: &Value) -> PathBuf {
 }
 
 #[test]
-fn the_file_that_is_read_first() {
+fn login_writes_the_credential_file_with_the_highest_precedence() {
     let (env, server) = (TestEnv::new(), open());
     let host = server.host.as_str();
     let kept = |file: &Path| file.exists() && json_of(file)["auths"][host]["auth"] == "bWU6c2VjcmV0";
@@ -47,7 +48,7 @@ fn the_file_that_is_read_first() {
     expect(&|c| c.arg("--authfile").arg(env.path("a/named.json")), "a/named.json");
     expect(&|c| c.env("REGISTRY_AUTH_FILE", env.path("variable.json")), "variable.json");
     assert!(!env.path("run").exists());
-    // No place at run time: podman's other file. An empty variable names nothing.
+    // Without a usable XDG_RUNTIME_DIR, podman's other file. An empty REGISTRY_AUTH_FILE counts as unset.
     fs::write(env.path("file"), "").unwrap();
     expect(
         &|c| c.env("XDG_RUNTIME_DIR", env.path("file")).env("REGISTRY_AUTH_FILE", ""),
@@ -55,7 +56,7 @@ fn the_file_that_is_read_first() {
     );
     expect(&|c| c, "run/containers/auth.json");
     expect(&|c| c.env("DOCKER_CONFIG", env.path("docker")), "docker/config.json");
-    // It comes before an older one, and a login elsewhere is not forgotten silently.
+    // podman's files precede Docker's: logout removes their entries, and warns of one that remains in Docker's.
     put(env.path("home/.docker/config.json"), &json!({"auths": {host: {"auth": "b2xkOm9sZA=="}}}));
     let out = run(&mut command(&env, &["logout", host]));
     assert_eq!(out.stdout, format!("Removing login credentials for {host}\n"));
@@ -71,7 +72,7 @@ fn the_file_that_is_read_first() {
 }
 
 #[test]
-fn what_cannot_be_written_is_said() {
+fn login_names_a_credential_file_that_it_cannot_write() {
     let (env, server) = (TestEnv::new(), open());
     let file = put(env.path("run/containers/auth.json"), &json!([]));
     let out = login(&env, &server.host, |c| c);
@@ -82,7 +83,7 @@ fn what_cannot_be_written_is_said() {
 }
 
 #[test]
-fn logins_at_once_lose_none() {
+fn concurrent_logins_lose_no_credentials() {
     let (env, server) = (TestEnv::new(), open());
     thread::scope(|scope| {
         for n in 0..12 {
@@ -95,7 +96,7 @@ fn logins_at_once_lose_none() {
     assert_eq!(fs::read_dir(env.path("run/containers")).unwrap().count(), 1);
 }
 
-/// A credential helper `docker-credential-test` that keeps what it is given in a folder, and the PATH that has it.
+/// Writes a credential helper `docker-credential-test` that stores entries in a directory; returns a PATH that has it.
 fn helper(env: &TestEnv) -> String {
     let script = r#"#!/bin/sh
 dir="${0%/*}/kept"
@@ -119,14 +120,14 @@ esac
     format!("{}:{}", bin.display(), std::env::var("PATH").unwrap())
 }
 
-/// What the helper keeps under a key.
+/// The helper's entry for a key.
 fn helped(env: &TestEnv, key: &str) -> Option<Value> {
     let bytes = fs::read(env.path("bin/kept").join(key.replace('/', "_"))).ok()?;
     Some(serde_json::from_slice(&bytes).unwrap())
 }
 
 #[test]
-fn helpers_that_the_file_names() {
+fn login_and_logout_use_the_configured_credential_helper() {
     let (env, server) = (TestEnv::new(), open());
     let (host, path) = (server.host.as_str(), helper(&env));
     let whole = json!({"Username": "me", "Secret": "secret"});
@@ -139,12 +140,12 @@ fn helpers_that_the_file_names() {
         let out = login(&env, host, |c| c.env("PATH", &path));
         assert_eq!((out.code, out.stdout.as_str(), out.stderr.as_str()), (0, "Login Succeeded\n", ""));
         assert_eq!(helped(&env, host), Some(whole.clone()));
-        // What was in the file would be found first.
+        // The entry in the file is removed, since it would be found before the helper's.
         content["auths"].as_object_mut().unwrap().remove(host);
         assert_eq!(json_of(&file), content);
         let again = run(command(&env, &["login", host]).env("PATH", &path));
         assert!(again.code == 0 && again.stderr.contains("[Username: me]"), "{again:#?}");
-        // A part of the registry has no place in a helper.
+        // Credentials for a namespace of a registry go to the file, as helpers have none.
         assert_eq!(login(&env, &format!("{host}/team"), |c| c.env("PATH", &path)).code, 0);
         assert_eq!(json_of(&file)["auths"][format!("{host}/team")]["auth"], "bWU6c2VjcmV0");
         let out = run(command(&env, &["logout", host]).env("PATH", &path));
@@ -163,10 +164,10 @@ fn helpers_that_the_file_names() {
 }
 
 #[test]
-fn a_helper_that_fails_gives_nothing_away() {
+fn the_error_of_a_failing_credential_helper_shows_no_secret() {
     let (env, server) = (TestEnv::new(), open());
     let path = helper(&env);
-    // This one has no room, and its message quotes what it was given.
+    // This helper fails to store, and its message quotes the credentials.
     let script = fs::read_to_string(env.path("bin/docker-credential-test")).unwrap();
     let program = env.path("bin/docker-credential-full");
     fs::write(&program, script.replace("full.example", &server.host)).unwrap();

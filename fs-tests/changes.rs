@@ -1,8 +1,8 @@
-//! What is different in a union, told and written as a layer, without a kernel.
+//! Changes of a union against its image, listed (`diff`) and written as a layer (`commit`), without a kernel.
 //!
-//! After random steps what is told is held against a comparison of both whole trees, and the image with the layer on top
-//! must be the union, in every respect that a tar can say. `PLYFS_MODEL_RUNS` and `PLYFS_MODEL_SEED` as in
-//! `writable_model`.
+//! After random steps, each test compares the listed changes with a comparison of both whole trees, and the image with
+//! the layer on top must equal the union in every respect that a tar can store. `PLYFS_MODEL_RUNS` and
+//! `PLYFS_MODEL_SEED` work as in `writable_model`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -22,12 +22,12 @@ use plyfs::fs::{Attr, Changes, Fs, How, Ino, NewLayer, ROOT};
 use plyfs::meta::{Kind, Time};
 use plyfs::upper::User;
 
-/// All that a tar can say of one path.
+/// Everything that a tar can store about one path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Told {
     attr: (Kind, u16, u32, u32, u32, u64, Time),
     nlink: u32,
-    /// The first of its names.
+    /// The first of the inode's names.
     first: Vec<u8>,
     content: Vec<u8>,
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
@@ -35,7 +35,7 @@ struct Told {
 
 type Tree = BTreeMap<Vec<u8>, Told>;
 
-/// A whole tree, without attributes that have no value, which no tar can say.
+/// A whole tree, without extended attributes of empty value, which a tar cannot store.
 fn whole(fs: &Fs) -> Tree {
     let mut tree = Tree::new();
     let mut todo = vec![(b"/".to_vec(), ROOT)];
@@ -88,18 +88,18 @@ fn parent(path: &[u8]) -> &[u8] {
     if at == 0 { b"/" } else { &path[..at] }
 }
 
-/// What Docker's rules make of two trees: what must be told, with `None` where it may be told as changed or not at all,
-/// since data that was written may be what it was.
+/// The changes between two trees by Docker's rules. `None` is a path that may be listed as changed or not at all, since
+/// written data may equal the old.
 fn expected(old: &Tree, new: &Tree) -> BTreeMap<Vec<u8>, How> {
     let is_dir = |tree: &Tree, path: &[u8]| tree.get(path).is_some_and(|told| told.attr.0 == Kind::Dir);
     let mut all = BTreeMap::new();
     for (path, told) in new {
         let before = old.get(path);
-        // The size and the link count of a directory are no attributes, and the number of names none of a file.
+        // A directory's size and link count do not count as attributes, nor does a file's link count.
         let same =
             |before: &Told| (before.attr, &before.content, &before.xattrs) == (told.attr, &told.content, &told.xattrs);
         match before {
-            // What lies below a file of the image is nothing of the image's.
+            // A path below a file of the image cannot be in the image.
             None => drop(all.insert(path.clone(), How::Added)),
             Some(before) if !same(before) => drop(all.insert(path.clone(), How::Changed)),
             _ => {}
@@ -118,7 +118,7 @@ fn expected(old: &Tree, new: &Tree) -> BTreeMap<Vec<u8>, How> {
     all
 }
 
-/// What was told against what must be told.
+/// Compares the listed changes with the expected ones.
 fn judge(old: &Tree, new: &Tree, changes: &Changes) -> Result<(), String> {
     let wanted = expected(old, new);
     for (path, how) in &wanted {
@@ -151,13 +151,13 @@ fn first_difference(wanted: &Tree, found: &Tree) -> Result<(), String> {
     Ok(())
 }
 
-/// Does the steps, and judges what comes of them.
+/// Carries out the steps and checks the changes and the layer.
 fn run(user: User, ops: &[Op]) -> Result<(), Failure> {
     let bed = Rc::new(Union::bed(user));
     let mut harness = ByInode::new(Union::on(&bed), umask(), Checks::ALL);
     let mut model = Model::new(&image());
     for op in ops {
-        // Whether it is done right is judged elsewhere; the model says which make no sense.
+        // Other tests check the step's result; the model only says which steps to skip.
         if !matches!(model.apply(op), Err(Stop::Skip)) {
             let _any = harness.apply(op);
         }
@@ -165,18 +165,18 @@ fn run(user: User, ops: &[Op]) -> Result<(), Failure> {
     let _held = harness.finish();
     let shown = whole(harness.inodes().fs());
     let failed = |what| Failure { at: ops.len().saturating_sub(1), what };
-    // Beside the union, which has the directory.
+    // A read-only view while the union has the upper directory open.
     let view = bed.view();
     first_difference(&shown, &whole(&view)).map_err(|what| failed(format!("the view: {what}")))?;
     let changes = view.changes(&BTreeSet::new()).unwrap();
     judge(&whole(&bed.image_with(&[])), &shown, &changes).map_err(|what| failed(format!("told: {what}")))?;
     let committed = bed.image_with(&[layer(&view, &changes)]);
-    // No tar can say a socket.
+    // A tar cannot store a socket.
     let sayable = shown.into_iter().filter(|(_, told)| told.attr.0 != Kind::Socket).collect();
     first_difference(&sayable, &whole(&committed)).map_err(|what| failed(format!("layer: {what}")))
 }
 
-/// Names that no layer can have are left out, and steps that change nothing.
+/// Random steps, without names that no layer can have and without steps that change nothing.
 fn steps(seed: u64, count: usize) -> Vec<Op> {
     let menu = Menu { remounts: false, optional: false, ..PlyfsPlace::MENU };
     let ops = generate(seed, count, &image(), menu);
@@ -184,18 +184,18 @@ fn steps(seed: u64, count: usize) -> Vec<Op> {
 }
 
 #[test]
-fn a_layer_of_changes_makes_the_image_the_union() {
+fn the_diff_layer_on_the_image_equals_the_union_as_root() {
     search("changes", Effort { runs: 150, ops: 200 }, &steps, &mut |ops| run(User::own(), ops).err());
 }
 
 #[test]
-fn a_plain_users_changes_make_the_image_the_union() {
+fn the_diff_layer_on_the_image_equals_the_union_as_a_plain_user() {
     let user = User { privileged: false, uid: 4321, gid: 4321 };
     search("a plain user's changes", Effort { runs: 50, ops: 200 }, &steps, &mut |ops| run(user, ops).err());
 }
 
 #[test]
-fn regression_a_socket_with_two_names_hides_what_was_there() {
+fn regression_a_socket_with_two_hard_links_hides_the_lower_entries() {
     let steps = [
         Mknod { at: "x", kind: Socket, mode: 0o777, rdev: (0, 0) },
         Rename { from: "b", to: "sparse", how: Allow },

@@ -1,4 +1,5 @@
-//! `chroot`: what a command in an image sees, how it ends, and that nothing of it stays, as root and as a plain user.
+//! `chroot`: the environment of a command run in an image, its exit status, and the removal of its mounts and
+//! processes, as root and as a plain user.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -18,7 +19,7 @@ fn chroot(env: &TestEnv, options: &[&str], command: &[&str]) -> Output {
     run(&mut env.command(["chroot"].iter().chain(options).chain(&["box:1"]).chain(command)))
 }
 
-/// What a script in the image prints.
+/// Runs a script in the image and returns its output.
 #[track_caller]
 fn script(env: &TestEnv, options: &[&str], script: &str) -> String {
     let output = chroot(env, options, &["sh", "-c", script]);
@@ -26,7 +27,7 @@ fn script(env: &TestEnv, options: &[&str], script: &str) -> String {
     output.stdout
 }
 
-/// Nothing of any chroot in this store is left, and nothing was ever mounted where others see it.
+/// Asserts that no chroot of this store has left anything, and that no mount is visible to other processes.
 #[track_caller]
 fn nothing_is_left(env: &TestEnv) {
     assert_eq!(env.ok(["mounts", "-q"]), "");
@@ -35,7 +36,7 @@ fn nothing_is_left(env: &TestEnv) {
 }
 
 #[test]
-fn a_command_sees_the_image_its_own_processes_and_what_programs_expect() {
+fn a_command_sees_the_image_and_its_own_proc_and_dev() {
     let env = environment();
     let seen =
         script(&env, &[], "ls -d /bin /home /usr 2>/dev/null; ls /proc | grep -c '^[0-9]'; echo $$; echo x >/dev/null");
@@ -48,7 +49,7 @@ fn a_command_sees_the_image_its_own_processes_and_what_programs_expect() {
     for name in ["null", "zero", "full", "random", "urandom", "tty", "ptmx", "stdin", "stdout", "stderr", "/dev/fd/0"] {
         assert!(devices.lines().any(|line| line == name), "no {name}: {devices}");
     }
-    // The machine's name servers, which programs in the image cannot change.
+    // The host's resolv.conf, which programs in the image cannot change.
     let servers =
         script(&env, &[], "cat /etc/resolv.conf; echo x 2>/dev/null >>/etc/resolv.conf && echo changed; true");
     assert_eq!(servers, fs::read_to_string("/etc/resolv.conf").unwrap());
@@ -64,7 +65,7 @@ fn a_command_sees_the_image_its_own_processes_and_what_programs_expect() {
 }
 
 #[test]
-fn what_is_run_is_the_images_or_the_users() {
+fn chroot_runs_the_given_command_or_the_images() {
     let env = environment();
     assert_eq!(chroot(&env, &[], &[]).stdout, "usual\n");
     assert_eq!(chroot(&env, &[], &["ls", "-d", "/tmp"]).stdout, "/tmp\n", "flags behind the image are the command's");
@@ -79,7 +80,7 @@ fn what_is_run_is_the_images_or_the_users() {
 }
 
 #[test]
-fn user_directory_and_environment() {
+fn user_working_directory_and_environment_come_from_options_or_the_image() {
     let env = environment();
     let ids = |user: &str| script(&env, &["-u", user], "id -u; id -g; id -G; echo $HOME").replace('\n', " ");
     assert_eq!(ids("ann"), "1000 1001 1001 50 /home/ann ");
@@ -102,11 +103,11 @@ fn user_directory_and_environment() {
 }
 
 #[test]
-fn it_ends_as_the_command_ends() {
+fn chroot_exits_with_the_status_of_its_command() {
     let env = environment();
     let ends = |command: &[&str]| chroot(&env, &[], command).code;
     assert_eq!((ends(&["true"]), ends(&["sh", "-c", "exit 7"]), ends(&["sh", "-c", "kill -9 $$"])), (0, 7, 137));
-    // What still runs then ends with it.
+    // Background processes end with the command.
     assert_eq!(ends(&["sh", "-c", "sleep 4711.5 & exit 3"]), 3);
     assert!(processes("4711.5").is_empty());
     let missing = chroot(&env, &[], &["nosuch"]);
@@ -126,11 +127,11 @@ fn it_ends_as_the_command_ends() {
 }
 
 #[test]
-fn volumes_are_mounted_inside_whatever_the_image_says() {
+fn volumes_are_mounted_inside_the_image_despite_its_symlinks() {
     let env = TestEnv::new();
     let out = env.path("out");
     fs::create_dir(&out).unwrap();
-    // Each would lead to a directory of this machine if it were resolved there.
+    // Each symlink would lead to a host directory if it were resolved on the host.
     let tar = layer().symlink("trap", out.to_str().unwrap()).symlink("up", "../../../../../../tmp").dir("data");
     pull(&env, tar, json!({ "Env": ["PATH=/bin"] }));
     let source = env.path("source/deep");
@@ -156,7 +157,7 @@ fn volumes_are_mounted_inside_whatever_the_image_says() {
 }
 
 #[test]
-fn an_image_full_of_traps_does_no_harm() {
+fn hostile_symlinks_in_an_image_do_not_reach_the_host() {
     let env = TestEnv::new();
     let busybox = fs::read("/bin/busybox").unwrap();
     let tar = Tar::new()
@@ -170,7 +171,7 @@ fn an_image_full_of_traps_does_no_harm() {
         .symlink("dev", "../../../../../../../../dev");
     pull(&env, tar, json!({ "Env": ["PATH=/bin"], "WorkingDir": "/../../etc" }));
     let before = fs::read_dir("/dev").unwrap().count();
-    // /proc led to the image's own /etc, which is where the kernel's table is now.
+    // /proc is a symlink to the image's own /etc, so procfs is mounted there.
     let output = chroot(&env, &[], &["sh", "-c", "echo $$; /bin/busybox cat /etc/self/comm"]);
     assert_eq!((output.code, output.stdout.as_str()), (0, "2\nbusybox\n"), "{output:?}");
     assert_eq!(fs::read_dir("/dev").unwrap().count(), before);
@@ -180,7 +181,7 @@ fn an_image_full_of_traps_does_no_harm() {
 }
 
 #[test]
-fn changes_are_kept_where_they_are_wanted() {
+fn changes_are_kept_in_the_store_or_in_the_upper_directory() {
     let env = environment();
     script(&env, &["--rw"], "echo 1 >/kept; chown ann /kept");
     assert_eq!(script(&env, &["--rw"], "cat /kept; stat -c %u /kept"), "1\n1000\n");
@@ -209,7 +210,7 @@ fn signals_reach_the_command() {
     let env = environment();
     for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2] {
         let number = signal.as_raw();
-        // No shell in between: one that is about to make way for another program may forget a signal.
+        // Without a shell in between: a shell that is about to exec another program may lose a signal.
         let mut plain = Running(env.command(["chroot", "box:1", "sleep", "4713"]).spawn().unwrap());
         eventually("it sleeps", || sleeps("4713"));
         assert_eq!(plain.end(signal), 128 + number, "{signal:?}");
@@ -221,9 +222,9 @@ fn signals_reach_the_command() {
     nothing_is_left(&env);
 }
 
-/// It is mounted where nobody else sees it, and the kernel has not written yet what the command wrote.
+/// The mount is in a private namespace, and the kernel has not yet written back what the command wrote.
 #[test]
-fn what_it_changes_can_be_told_and_committed_while_it_runs() {
+fn diff_and_commit_see_the_changes_of_a_running_chroot() {
     let env = environment();
     let upper = env.path("changes").display().to_string();
     let script = "echo more >> /etc/passwd; echo new > /new; echo up; while :; do sleep 0.01; done";
@@ -238,7 +239,7 @@ fn what_it_changes_can_be_told_and_committed_while_it_runs() {
 }
 
 #[test]
-fn killed_at_any_moment_it_leaves_nothing() {
+fn a_chroot_killed_at_any_moment_leaves_nothing_behind() {
     let env = environment();
     for moment in (0..24).map(|n| Duration::from_millis(n * 2)) {
         let mut child =
@@ -249,7 +250,7 @@ fn killed_at_any_moment_it_leaves_nothing() {
         eventually("all processes are gone", || processes("4714").is_empty() && env.ok(["mounts", "-q"]).is_empty());
         nothing_is_left(&env);
     }
-    // At its end too, when the kernel still has to write what the command wrote.
+    // Killed at its end too, when the kernel has yet to write back what the command wrote.
     let writes = "cat /bin/busybox /bin/busybox > /mnt/written";
     for moment in (0..24).map(|n| Duration::from_millis(4 + n * 2)) {
         let mut child = env.command(["chroot", "--rw", "box:1", "sh", "-c", writes]).spawn().unwrap();
@@ -268,7 +269,7 @@ fn killed_at_any_moment_it_leaves_nothing() {
 }
 
 #[test]
-fn a_plain_user_is_root_in_the_image_and_others_are_his() {
+fn a_plain_user_is_root_in_the_image_with_subordinate_ids_for_other_users() {
     let (env, home) = for_user(NEWS);
     let _numbers = Numbers::give("news", 1_700_000_000);
     let volume = format!("{}:/mnt", home.join("shared").display());
@@ -298,7 +299,7 @@ fn a_plain_user_is_root_in_the_image_and_others_are_his() {
 }
 
 #[test]
-fn without_numbers_of_others_there_is_only_root() {
+fn without_subordinate_ids_the_image_has_only_root() {
     let (env, _home) = for_user(NOBODY);
     let chroot = |args: &[&str]| run(&mut env.as_user(NOBODY, args));
     let said = chroot(&["chroot", "--rw", "box:1", "sh", "-c", "id -u; touch /new; stat -c %u /new; chown 1000 /new"]);
@@ -312,7 +313,7 @@ fn without_numbers_of_others_there_is_only_root() {
 }
 
 #[test]
-fn a_shell_at_a_terminal_has_its_jobs() {
+fn a_shell_at_a_terminal_has_job_control() {
     let env = environment();
     let plyfs = format!("{:?}", env.command(["chroot"])).replace("env -u PLYFS_ROOT ", "");
     let tmux = Tmux::start(&env);
@@ -334,7 +335,7 @@ fn a_shell_at_a_terminal_has_its_jobs() {
     tmux.line("exit 6");
     tmux.line("echo back $?");
     tmux.until("back 6");
-    // The shell outside knows it as one job.
+    // The outer shell sees one job.
     tmux.line(&format!("{plyfs} box:1 sleep 4718"));
     eventually("it sleeps", || sleeps("4718"));
     tmux.run(&["send-keys", "C-z"]);
@@ -343,7 +344,7 @@ fn a_shell_at_a_terminal_has_its_jobs() {
     tmux.run(&["send-keys", "C-c"]);
     tmux.line("echo then $?");
     tmux.until("then 130");
-    // Who started it without jobs has the terminal again afterwards.
+    // A caller without job control gets the terminal back afterwards.
     tmux.line(&format!("sh -c \"{}; read x; echo read \\$x\"", format!("{plyfs} box:1 sh").replace('"', "\\\"")));
     tmux.until("/tmp #");
     tmux.line("exit");

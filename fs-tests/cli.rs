@@ -1,4 +1,4 @@
-//! The command line as scripts know it: lines, tables and exit codes.
+//! The command line as scripts use it: output lines, tables and exit codes.
 
 use std::process::Stdio;
 
@@ -48,7 +48,7 @@ fn a_pull_prints_dockers_lines() {
 }
 
 #[test]
-fn images_as_a_table() {
+fn images_prints_dockers_table() {
     let (env, id) = with_app();
     let short = &id[..12];
     env.ok(["tag", "app:1", "localhost:5000/a/b:x"]);
@@ -70,7 +70,7 @@ fn images_as_a_table() {
 }
 
 #[test]
-fn inspect_in_dockers_shape() {
+fn inspect_prints_json_in_dockers_shape() {
     let (env, id) = with_app();
     let out = env.ok(["inspect", "app:1"]);
     assert!(out.starts_with("[\n    {\n        \"Id\": \"sha256:"), "{out}");
@@ -81,7 +81,7 @@ fn inspect_in_dockers_shape() {
     assert_eq!(value[0]["RepoTags"], json!(["app:1"]));
     assert_eq!(value[0]["RootFS"], json!({"Type": "layers", "Layers": [digest(&tar(1)), digest(&tar(2))]}));
     assert_eq!(value[0]["Config"]["Cmd"], json!(["sh"]));
-    // Those found are shown all the same.
+    // The objects that exist are printed all the same.
     let some = run(&mut env.command(["inspect", "nope", &id[..6]]));
     assert_eq!((some.code, some.stderr.as_str()), (1, "Error: No such object: nope\n"));
     assert_eq!(some.stdout, out);
@@ -89,7 +89,7 @@ fn inspect_in_dockers_shape() {
 }
 
 #[test]
-fn removal_says_what_went() {
+fn rmi_prints_what_it_untagged_and_deleted() {
     let (env, id) = with_app();
     env.ok(["tag", "app:1", "other"]);
     let error = env.fails(["rmi", &id[..12]]);
@@ -99,7 +99,7 @@ fn removal_says_what_went() {
     );
     assert_eq!(error, want);
     assert_eq!(env.ok(["rmi", "other"]), "Untagged: other:latest\n");
-    // Errors do not stop it.
+    // An error does not stop the removal of the next image.
     let out = run(&mut env.command(["rmi", "nope", "app:1"]));
     assert_eq!((out.code, out.stderr.as_str()), (1, "Error: No such image: nope:latest\n"));
     let chain = digest(format!("{} {}", digest(&tar(1)), digest(&tar(2))).as_bytes());
@@ -113,9 +113,9 @@ fn removal_says_what_went() {
     assert_eq!(env.ok(["images"]), "REPOSITORY   TAG       IMAGE ID   CREATED   SIZE\n");
 }
 
-/// Each rule by which a removal is refused, and what several arguments come to.
+/// Each rule by which `rmi` refuses a removal, and the result for several arguments.
 #[test]
-fn removals_that_are_refused() {
+fn rmi_refuses_an_image_in_use() {
     let (env, id) = with_app();
     let short = &id[..12];
     let end = |args: &[&str]| {
@@ -135,7 +135,8 @@ fn removals_that_are_refused() {
     assert_eq!(end(&["rmi", "app:1"]), (1, String::new(), named.clone()));
     assert_eq!(end(&["rmi", "-f", "app:1"]), (1, String::new(), running.clone()));
     assert_eq!(end(&["image", "rm", "--force", short]), (1, String::new(), running.clone()));
-    // One more name may go, and with a repository's last tag its digests; errors do not stop what comes behind them.
+    // An extra tag may be removed, and a repository's last tag takes its digests along; an error does not stop the
+    // arguments after it.
     env.ok(["tag", "app:1", "other:2"]);
     let (code, stdout, stderr) = end(&["rmi", "app:1", "nope", short, "other:2", "nope:3@x"]);
     let lines: Vec<&str> = stdout.lines().collect();
@@ -149,7 +150,7 @@ fn removals_that_are_refused() {
 
 /// `image ls -q | xargs plyfs image rm -f`: an image with two tags is listed twice.
 #[test]
-fn what_is_listed_can_be_removed_at_once() {
+fn image_rm_force_accepts_an_id_that_is_listed_twice() {
     let (env, id) = with_app();
     env.ok(["tag", "app:1", "app:2"]);
     Image::new().layer(tar(3)).write_layout(&env.path("b"));
@@ -157,7 +158,7 @@ fn what_is_listed_can_be_removed_at_once() {
     let listed = env.ok(["image", "ls", "-q"]);
     assert_eq!(listed.lines().filter(|line| *line == &id[..12]).count(), 2, "{listed}");
     let out = env.run(["image", "rm", "-f"].into_iter().chain(listed.lines()));
-    // The second time it is gone, and by force that is no failure.
+    // The second time the image is gone, which with --force is no failure.
     let gone = format!("Error: No such image: {}:latest\n", &id[..12]);
     assert_eq!((out.code, out.stderr), (0, gone));
     assert_eq!(out.stdout.lines().filter(|line| line.starts_with("Untagged: ") && !line.contains('@')).count(), 3);
@@ -167,9 +168,8 @@ fn what_is_listed_can_be_removed_at_once() {
     }
 }
 
-/// Every listing is to be had as an object a line.
 #[test]
-fn every_listing_as_json() {
+fn every_listing_prints_one_json_object_per_line() {
     let (env, id) = with_app();
     let mount = env.mount("app:1", &[]);
     let keys = |args: &[&str]| {
@@ -198,9 +198,9 @@ fn every_listing_as_json() {
     assert_eq!(env.ok(["mounts", "--format", "json"]), "");
 }
 
-/// What Docker's client says itself, word for word.
+/// Messages that Docker's client prints itself.
 #[test]
-fn dockers_words() {
+fn messages_match_dockers_word_for_word() {
     let (env, _) = with_app();
     let by_digest = format!("b@{}", digest(b""));
     for (args, code, text) in [
@@ -244,7 +244,7 @@ fn dockers_words() {
 }
 
 #[test]
-fn loading_says_what_came() {
+fn load_prints_the_images_it_loaded() {
     let env = TestEnv::new();
     let file = env.path("save.tar");
     Image::new().layer(tar(1)).write_docker_archive(&file, &["one:1", "two:2"]);
@@ -270,7 +270,7 @@ fn loading_says_what_came() {
 }
 
 #[test]
-fn exit_codes_and_usage() {
+fn exit_codes_and_usage_errors_match_docker() {
     let env = TestEnv::new();
     let end = |args: &[&str]| {
         let output = run(&mut env.command(args));
@@ -292,7 +292,7 @@ fn exit_codes_and_usage() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_panic() {
+fn a_closed_stdout_pipe_does_not_panic() {
     let (env, _) = with_app();
     let mut child = env.command(["inspect", "app:1"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
@@ -301,7 +301,7 @@ fn a_reader_that_goes_away_is_no_panic() {
 }
 
 #[test]
-fn output_that_cannot_be_written_is_said_to_be_so() {
+fn a_failed_write_to_stdout_is_reported() {
     let (env, _) = with_app();
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
     let output = env.command(["images"]).stdout(full).stderr(Stdio::piped()).output().unwrap();
@@ -311,7 +311,7 @@ fn output_that_cannot_be_written_is_said_to_be_so() {
 }
 
 #[test]
-fn help_fits_a_terminal_and_says_how_to_use_each_verb() {
+fn help_fits_a_terminal_and_shows_the_usage_of_each_verb() {
     let env = TestEnv::new();
     let containers = "run create start bundle exec logs cp stop kill wait rm diff commit ps chroot";
     let images =
@@ -326,7 +326,7 @@ fn help_fits_a_terminal_and_says_how_to_use_each_verb() {
             assert!(line.chars().count() <= 80, "{verb}: {line}");
         }
     }
-    // Whatever does something shows how.
+    // Every command shows its usage.
     let groups = [
         "version",
         "completion",
@@ -344,7 +344,7 @@ fn help_fits_a_terminal_and_says_how_to_use_each_verb() {
         let help = env.ok(verb.split_whitespace().chain(["--help"]));
         assert!(help.contains("\nExample:\n") || help.contains("\nExamples:\n"), "{verb}: {help}");
     }
-    // With nothing to do, the same.
+    // A group without a command prints the same help.
     for verb in ["container", "image", "manifest", "system"] {
         assert_eq!(env.ok([verb]), env.ok([verb, "--help"]));
     }
@@ -354,7 +354,7 @@ fn help_fits_a_terminal_and_says_how_to_use_each_verb() {
 }
 
 #[test]
-fn a_catalog_that_cannot_be_used_is_named_before_any_work() {
+fn an_unusable_catalog_is_reported_before_any_work() {
     let (env, _) = with_app();
     let source = format!("oci:{}:1", env.path("app").display());
     let catalog = env.root().join("catalog.json");
@@ -369,7 +369,7 @@ fn a_catalog_that_cannot_be_used_is_named_before_any_work() {
             assert_eq!((output.code, output.stdout.as_str()), (1, ""), "{args:?}");
             assert!(output.stderr.contains(words) && output.stderr.lines().count() == 1, "{args:?}: {output:?}");
         }
-        // What the message says works; the catalog of another plyfs stays.
+        // The remedy in the message works; a catalog of another plyfs version is kept.
         let repaired = run(&mut env.command(["system", "fsck", "--repair"])).code == 0;
         assert_eq!(repaired, words == repair);
         assert_eq!(std::fs::read(&catalog).unwrap(), if repaired { &whole } else { bytes });

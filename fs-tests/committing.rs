@@ -1,4 +1,4 @@
-//! Changes on top of an image, told by `diff` and made an image of by `commit`, against what other tools unpack.
+//! `diff` and `commit` of an upper directory, compared with what other tools unpack and mount.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -26,7 +26,7 @@ const ACL: &[u8] = &[
     255, 255, 255, 255, 32, 0, 4, 0, 255, 255, 255, 255,
 ];
 
-/// An image `base:1` of two layers, with everything that is changed below.
+/// An image `base:1` of two layers, with every path that [`change`] changes.
 fn base() -> TestEnv {
     let lower = Tar::new()
         .add(Entry::dir("./").mode(0o755).mtime(1_600_000_000, 0))
@@ -80,7 +80,7 @@ fn deep() -> PathBuf {
     (0..40).map(|n| format!("directory-{n}")).collect()
 }
 
-/// Everything that can be changed and a tar can say.
+/// Makes every kind of change that a tar can store.
 fn change(root: &Path) {
     let path = |name: &str| root.join(name);
     let write = |name: &str, text: &str| fs::write(path(name), text).unwrap();
@@ -115,7 +115,7 @@ fn change(root: &Path) {
     fs::write(path("acl"), "x").unwrap();
     xattr("acl", "system.posix_acl_access", ACL);
     xattr("acl", "user.binary", b"\0=\n\xff");
-    // On an empty one: podman makes what is inside when it has set this.
+    // On an empty directory: podman creates the entries after it has set this default ACL.
     xattr("empty-again", "system.posix_acl_default", ACL);
     for (name, kind, rdev) in [
         ("null", FileType::CharacterDevice, rustix::fs::makedev(1, 3)),
@@ -136,7 +136,7 @@ fn change(root: &Path) {
     symlink("../big", path("apart/symlink")).unwrap();
 }
 
-/// What was seen, as far as a tar can say it.
+/// A scanned tree, reduced to what a tar can store.
 fn sayable(mut tree: Tree) -> Tree {
     tree.records.retain(|_, record| FileType::from_raw_mode(record.mode) != FileType::Socket);
     tree
@@ -161,7 +161,7 @@ fn podman(env: &TestEnv, driver: &str, args: &[&str]) -> String {
     done.stdout.trim().to_owned()
 }
 
-/// What podman mounts of an image, seen whole.
+/// Scans an image as mounted by podman.
 fn mounted_by_podman(env: &TestEnv, driver: &str, image: &str) -> Tree {
     let archive = env.path("archive.tar");
     env.ok(["save", "--format", "docker-archive", "-o", archive.to_str().unwrap(), image]);
@@ -182,11 +182,11 @@ fn assert_same(what: &str, wanted: &Tree, found: &Tree, allowed: impl Fn(&Differ
 }
 
 #[test]
-fn a_committed_image_is_the_union_for_every_tool() {
+fn every_tool_unpacks_a_committed_image_as_the_union() {
     let env = base();
     let live = mount(&env);
     change(live.path());
-    // While it is mounted: what the kernel still holds back is in it.
+    // While it is mounted: the commit includes what the kernel has not written back yet.
     let id = env.ok(["commit", "-m", "all of it", "--upper", &upper(&env), "new:1"]);
     assert!(id.starts_with("sha256:") && id.trim() == env.ok(["inspect", "-f", "{{.Id}}", "new:1"]).trim());
     let wanted = sayable(scan(live.path(), Contents::Hash));
@@ -196,13 +196,13 @@ fn a_committed_image_is_the_union_for_every_tool() {
     assert_same("plyfs", &wanted, &scan(new.path(), Contents::Hash), |_| false);
     new.unmount();
     assert_same("umoci", &wanted, &scan(&unpacked_by_umoci(&env, "new:1"), Contents::Hash), |_| false);
-    // The root is podman's own.
+    // podman makes the root directory itself.
     let roots = |d: &Difference| d.path == b"/" && matches!(&*d.field, "mode" | "mtime");
     assert_same("podman vfs", &wanted, &mounted_by_podman(&env, "vfs", "new:1"), roots);
-    // In a union that the kernel makes of directories, a merged one has one link.
+    // In kernel overlayfs, a merged directory has a link count of 1.
     let overlays = |d: &Difference| roots(d) || matches!(&*d.field, "nlink" | "d_ino");
     assert_same("podman overlay", &wanted, &mounted_by_podman(&env, "overlay", "new:1"), overlays);
-    // Again, from what lies on the disk.
+    // Again, unmounted, from the upper directory on disk.
     let again = env.ok(["commit", "-m", "all of it", "--upper", &upper(&env), "again:1"]);
     let layer = |name: &str| env.ok(["inspect", "-f", "{{index .RootFS.Layers 2}}", name]);
     assert_ne!(again, id, "they were made at different times");
@@ -211,7 +211,7 @@ fn a_committed_image_is_the_union_for_every_tool() {
 }
 
 #[test]
-fn what_was_changed_is_told_as_docker_does() {
+fn diff_lists_changes_as_docker_diff_does() {
     let env = base();
     let live = mount(&env);
     assert_eq!(env.ok(["diff", "--upper", &upper(&env)]), "");
@@ -261,11 +261,11 @@ fn what_was_changed_is_told_as_docker_does() {
     assert_eq!(env.ok(["diff", "--upper", &upper(&env)]), told);
 }
 
-/// Files and directories that are watched without being read, since that would leave traces of its own.
+/// Files and directories observed with stat only, since reading them would change their access times.
 struct Watched(Vec<PathBuf>);
 
 impl Watched {
-    /// From now on. What was read before is made to look as if it had not been, for reading again leaves no trace.
+    /// Starts watching. Resets access times first, since reading again what was read already changes none (relatime).
     fn new(dirs: &[PathBuf]) -> Watched {
         let mut find = Command::new("find");
         let listed = find.args(dirs.iter().filter(|dir| dir.exists())).arg("-print0").output().unwrap().stdout;
@@ -280,7 +280,7 @@ impl Watched {
         Watched(paths)
     }
 
-    /// All that the disk says, but when a symbolic link was read, which leaves a trace always.
+    /// Everything that stat returns, except a symbolic link's access time, which every read changes.
     fn state(&self) -> String {
         let told = |path: &PathBuf| {
             let what = if path.is_symlink() { "%i %f %h %u %g %s %y %z" } else { "%i %f %h %u %g %s %x %y %z" };
@@ -293,7 +293,7 @@ impl Watched {
 }
 
 #[test]
-fn looking_at_an_upper_directory_changes_nothing() {
+fn diff_leaves_no_trace_in_the_upper_directory() {
     let env = base();
     let unchanged = |what: &str| {
         let watched = Watched::new(&[env.path("upper"), env.path("upper.work")]);
@@ -307,13 +307,13 @@ fn looking_at_an_upper_directory_changes_nothing() {
     unchanged("a fresh one");
     let live = mount(&env);
     change(live.path());
-    // What the kernel holds back is written back by the looking, and is no trace of it.
+    // `diff` makes the kernel write back dirty data, which does not count as a trace.
     assert_eq!(run(Command::new("sync").arg("-f").arg(live.path())).code, 0);
     env.ok(["commit", "--upper", &upper(&env)]);
     unchanged("one that a mount has");
     live.unmount();
     unchanged("one that none has");
-    // Without a mount, none can get it while it is looked at, and many can look.
+    // Without a mount: several readers may share the upper directory, and no mount can take it meanwhile.
     let held = fs::File::open(env.path("upper")).unwrap();
     held.lock_shared().unwrap();
     env.ok(["diff", "--upper", &upper(&env)]);
@@ -323,13 +323,13 @@ fn looking_at_an_upper_directory_changes_nothing() {
 }
 
 #[test]
-fn a_view_refuses_every_change() {
+fn a_read_only_view_of_an_upper_directory_refuses_every_change() {
     let bed = Bed::new(vec![Tar::new().dir("d").file("d/f", "f").file("g", "g").finish()]);
     let union = bed.open(disk);
     let new = |kind| New { kind, mode: 0o644, umask: 0, rdev: 0, uid: 0, gid: 0, target: b"t" };
     let made = union.make(ROOT, b"made", &new(Kind::File)).unwrap().ino;
     union.write(made, 0, b"data").unwrap();
-    // One beside a live union, one over a directory that nobody ever had.
+    // One view beside a live union, one of an upper directory that no mount has used.
     let fresh = Bed::new(vec![Tar::new().dir("d").file("d/f", "f").file("g", "g").finish()]);
     fs::create_dir(fresh.upper()).unwrap();
     let watched = Watched::new(&[bed.upper(), bed.work(), fresh.upper()]);
@@ -370,7 +370,7 @@ fn a_view_refuses_every_change() {
     drop::<Fs>(union);
 }
 
-/// Everything in the store but the folders.
+/// Every file in the store.
 fn files(dir: &Path) -> Vec<String> {
     let listed = run(Command::new("find").arg(dir).args(["-type", "f", "-printf", "%p %s\n"])).stdout;
     let mut lines: Vec<String> = listed.lines().map(str::to_owned).collect();
@@ -379,7 +379,7 @@ fn files(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn what_no_layer_can_say_is_refused_and_leaves_nothing() {
+fn commit_refuses_what_a_layer_cannot_hold_and_leaves_no_files() {
     let env = base();
     let live = mount(&env);
     fs::create_dir(live.path().join("private/x")).unwrap();
@@ -398,7 +398,7 @@ fn what_no_layer_can_say_is_refused_and_leaves_nothing() {
         "Error: change `RUN x`: RUN is not a valid change command"
     );
     assert_eq!(files(&env.root()), before);
-    // A path that is too long for any layer: nothing of it stays.
+    // A path too long for any layer: the failed commit leaves no files.
     let long = live.path().join("long");
     fs::create_dir(&long).unwrap();
     let mut dir = rustix::fs::open(&long, OFlags::DIRECTORY, Mode::empty()).unwrap();
@@ -411,7 +411,7 @@ fn what_no_layer_can_say_is_refused_and_leaves_nothing() {
     let said = env.fails(["commit", "--upper", &upper(&env)]);
     assert!(said.ends_with("4095 is the most a file system takes"), "{said}");
     assert_eq!(files(&env.root()), before);
-    // An attribute without a value is lost, and that is said.
+    // An extended attribute of empty value is dropped, with a warning.
     fs::remove_dir_all(&long).unwrap();
     rustix::fs::lsetxattr(live.path().join("gone"), "user.empty", b"", XattrFlags::empty()).unwrap();
     let out = env.run(["commit", "--upper", &upper(&env)]);
@@ -428,7 +428,7 @@ fn config(env: &TestEnv, image: &str) -> Value {
 }
 
 #[test]
-fn the_document_is_the_images_with_what_was_asked_for() {
+fn the_committed_config_is_the_images_with_the_requested_changes() {
     let env = base();
     let live = mount(&env);
     fs::write(live.path().join("new"), "x").unwrap();
@@ -451,12 +451,12 @@ fn the_document_is_the_images_with_what_was_asked_for() {
     assert_eq!((&new["config"]["Cmd"], &new["config"]["Env"]), (&json!(["sh", "-c"]), &json!(["A=1"])));
     let count = |key: &str, value: &Value| value[key].as_array().map_or(0, Vec::len);
     assert_eq!(count("diff_ids", &new["rootfs"]), 3);
-    // The image has no history; each layer has a step nevertheless.
+    // The image has no history, yet the new config has a step for each layer.
     let steps = new["history"].as_array().unwrap();
     assert_eq!((count("history", &old), steps.len()), (0, 3));
     assert_eq!(steps[2], json!({ "created": day, "created_by": "/bin/sh", "author": "Jane", "comment": "why" }));
     assert_eq!(env.ok(["history", "--format", "{{.Comment}}", "new"]), "why\n\n\n");
-    // The same again is the same image, and nothing in it is younger than the day.
+    // The same commit gives the same image, and no timestamp in it is later than the given day.
     assert_eq!(on_a_day(&args), id);
     let mounted = env.mount("new", &[]);
     let tree = scan(mounted.path(), Contents::Skip);
@@ -465,7 +465,7 @@ fn the_document_is_the_images_with_what_was_asked_for() {
         ((1_000_000_000, 0), (1_000_000_000, 0))
     );
     mounted.unmount();
-    // The next one on top: what its config runs made it, and what was said of the one below is not said of it.
+    // A commit on top: its step names the command of its config, and the lower image's message is not repeated.
     let next = env.mount("new", &["--upper", env.path("next").to_str().unwrap()]);
     next.unmount();
     let mut command = env.command(["commit", "--upper", env.path("next").to_str().unwrap(), "-c", "CMD x", "next"]);
@@ -473,10 +473,10 @@ fn the_document_is_the_images_with_what_was_asked_for() {
     let last = config(&env, "next");
     assert_eq!(last["history"][3], json!({ "created": "2001-09-09T01:46:41Z", "created_by": "sh -c" }));
     assert!(last.get("author").is_none() && last.get("comment").is_none());
-    // Nothing was changed: a layer without entries, which has a name of its own everywhere.
+    // Without changes: a layer without entries, whose digest is well known.
     let empty = digest(&[0; 1024]);
     assert_eq!((count("diff_ids", &last["rootfs"]), &last["rootfs"]["diff_ids"][3]), (4, &json!(empty)));
-    // The store keeps the layers below for it.
+    // The store keeps the lower layers for the new image.
     env.ok(["rmi", "base:1", "new"]);
     let mounted = env.mount("next", &[]);
     assert_eq!(fs::read(mounted.path().join("new")).unwrap(), b"x");
@@ -485,7 +485,7 @@ fn the_document_is_the_images_with_what_was_asked_for() {
 }
 
 #[test]
-fn whose_changes_they_are_is_found_or_refused_in_one_line() {
+fn an_upper_directory_is_matched_to_its_image_or_refused_in_one_line() {
     let env = base();
     let live = mount(&env);
     fs::write(live.path().join("new"), "x").unwrap();
@@ -520,7 +520,7 @@ fn whose_changes_they_are_is_found_or_refused_in_one_line() {
         assert!(out.code == 1 && out.stderr == says, "{args:?}: {out:?}");
     }
     assert!(!env.path("nowhere").exists());
-    // The store's own upper directories say it too.
+    // The store's own upper directories record their image too.
     let kept = env.mount("base:1", &["--rw"]);
     fs::remove_file(kept.path().join("gone")).unwrap();
     kept.unmount();

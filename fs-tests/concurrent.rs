@@ -1,4 +1,4 @@
-//! Many threads on one union: nothing hangs, nothing is damaged, and what is in memory is what is on disk.
+//! Concurrency: many threads on one union neither deadlock nor corrupt it, and memory and disk agree afterwards.
 
 use crate::model::random::Random;
 use crate::support::bed::{Bed, at, disk, picture};
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 const THREADS: u64 = 6;
 const STEPS: usize = 20_000;
-/// Longer than any run takes: a run that is not done by then hangs.
+/// Timeout: a run that takes longer has deadlocked.
 const LONGEST: Duration = Duration::from_secs(120);
 
 fn image() -> Bed {
@@ -34,7 +34,7 @@ fn image() -> Bed {
 const DIRS: &[&str] = &["", "a", "c", "a/c", "c/c", "a/a", "d"];
 const NAMES: &[&[u8]] = &[b"a", b"b", b"c", b"d"];
 
-/// A directory; the root, where there is none of the name.
+/// A random directory, or the root if none has the chosen name.
 fn dir(fs: &Fs, random: &mut Random) -> Ino {
     let found = at(fs, random.pick(DIRS)).ok().filter(|attr| attr.kind == Kind::Dir);
     found.map_or(ROOT, |attr| attr.ino)
@@ -66,13 +66,13 @@ fn step(fs: &Fs, random: &mut Random) -> Result<(), FsError> {
     }
 }
 
-/// What may be said to one who is late, and what must never be.
+/// Whether an error is one that a lost race with another thread explains.
 fn is_tolerable(error: &FsError) -> bool {
     !error.is_damage()
 }
 
 #[test]
-fn threads_on_one_union_neither_hang_nor_damage_it() {
+fn concurrent_threads_neither_deadlock_nor_corrupt_a_union() {
     let seed = u64::from(std::process::id());
     println!("seed {seed}");
     let bed = image();

@@ -1,5 +1,4 @@
-//! What others do with a container: its log, its files while its processes change them, commands in it, and what is left
-//! of its cgroups.
+//! Access to a container: its log, its files while its processes change them, `exec`, and the removal of its cgroups.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -36,7 +35,7 @@ fn folder(env: &TestEnv) -> PathBuf {
 }
 
 #[test]
-fn a_running_containers_files_are_read_while_it_is_paused() {
+fn commit_and_export_pause_a_running_container() {
     let env = environment();
     let _ends = Ends(&env);
     env.ok(["run", "-d", "--name", "web", "box:1", "sh", "-c", BUSY]);
@@ -51,7 +50,7 @@ fn a_running_containers_files_are_read_while_it_is_paused() {
         });
         env.ok(["cp", "web:/w", env.path(format!("copy-{round}")).to_str().unwrap()]);
     }
-    // Nothing stays frozen, and who pauses it has it at rest.
+    // The container is not left paused, and it does not run while a client pauses it.
     let before = count();
     eventually("it goes on", || count() != before);
     let dir = folder(&env);
@@ -60,7 +59,7 @@ fn a_running_containers_files_are_read_while_it_is_paused() {
     let at_rest = number();
     thread::sleep(Duration::from_millis(300));
     assert_eq!(number(), at_rest);
-    // One who is killed or interrupted leaves the connection closed; the other one has it paused still.
+    // A closed connection, as of a killed client, ends that client's pause; the other client still pauses it.
     drop(paused.0);
     thread::sleep(Duration::from_millis(300));
     assert_eq!(number(), at_rest);
@@ -70,14 +69,14 @@ fn a_running_containers_files_are_read_while_it_is_paused() {
 }
 
 #[test]
-fn a_container_runs_on_however_its_commit_ends() {
+fn a_container_is_unpaused_however_its_commit_ends() {
     let env = environment();
     let _ends = Ends(&env);
     env.ok(["run", "-d", "--name", "web", "box:1", "sh", "-c", BUSY]);
     let number = || run(&mut env.command(["cp", "web:/n", "-"])).stdout;
     eventually("it is busy", || !number().is_empty());
     for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
-        // The commit pauses the container and waits for the store.
+        // The commit pauses the container, then waits for the store's lock.
         let lock = Store::open(&env.root()).unwrap().lock_exclusive().unwrap();
         let mut commit = env.command(["commit", "web", "busy:1"]).spawn().unwrap();
         eventually("it is paused", || {
@@ -106,7 +105,7 @@ fn a_paused_container_can_be_killed() {
 }
 
 #[test]
-fn a_plain_users_container_is_read_until_it_holds_still() {
+fn a_plain_users_container_is_read_again_until_it_stops_changing() {
     let (env, home) = for_user(NEWS);
     let _ends = Ends(&env);
     let _numbers = Numbers::give("news", 1_700_400_000);
@@ -124,7 +123,7 @@ fn a_plain_users_container_is_read_until_it_holds_still() {
 }
 
 #[test]
-fn logs_has_what_a_container_printed_in_front() {
+fn logs_prints_the_output_of_a_container_run_in_the_foreground() {
     let env = environment();
     let _ends = Ends(&env);
     let printing = "echo one; echo bad >&2; echo two; printf end; exit 3";
@@ -132,13 +131,13 @@ fn logs_has_what_a_container_printed_in_front() {
     assert_eq!((shown.code, shown.stdout.as_str(), shown.stderr.as_str()), (3, "one\ntwo\nend", "bad\n"));
     let logged = run(&mut env.command(["logs", "front"]));
     assert_eq!((logged.code, logged.stdout.as_str(), logged.stderr.as_str()), (0, "one\ntwo\nend", "bad\n"));
-    // Its next run adds to that, in front or not.
+    // The next run appends to the log, in the foreground or not.
     run(&mut env.command(["start", "-a", "front"]));
     assert_eq!(run(&mut env.command(["logs", "front"])).stdout, "one\ntwo\nend".repeat(2));
 }
 
 #[test]
-fn logs_has_what_was_printed_at_a_terminal() {
+fn logs_prints_the_output_of_a_container_on_a_terminal() {
     let env = environment();
     let _ends = Ends(&env);
     let plyfs = format!("{:?}", env.command(["run"])).replace("env -u PLYFS_ROOT ", "");
@@ -150,7 +149,7 @@ fn logs_has_what_was_printed_at_a_terminal() {
 }
 
 #[test]
-fn a_log_that_cannot_be_written_keeps_no_output_from_the_caller() {
+fn an_unwritable_log_does_not_withhold_output_from_the_caller() {
     let env = environment();
     let _ends = Ends(&env);
     env.ok(["create", "--name", "front", "box:1", "sh", "-c", "echo one; echo two; exit 3"]);
@@ -171,7 +170,7 @@ fn root_runs_a_command_in_a_plain_users_container() {
     assert_eq!((seen.code, seen.stdout.as_str()), (0, "1000\n1001\n"), "{seen:?}");
     let root = exec(&["web", "cat", "/proc/self/status"]);
     assert_eq!(root.code, 0, "{root:?}");
-    // Root's own groups stay outside.
+    // Root's supplementary groups are not passed on.
     let groups = root.stdout.lines().find(|line| line.starts_with("Groups:")).unwrap();
     let inside = ["", "0"];
     assert!(inside.contains(&groups.trim_start_matches("Groups:").trim()), "{groups}");
@@ -182,7 +181,7 @@ fn root_runs_a_command_in_a_plain_users_container() {
     assert_eq!(user(&["rm", "-f", "web"]).code, 0);
 }
 
-/// The cgroups of all containers, in each hierarchy, that no container has one in.
+/// The parent cgroups of containers, in each hierarchy, that hold no container's cgroup.
 fn empty_cgroups() -> Vec<PathBuf> {
     let all = fs::read_dir("/sys/fs/cgroup").unwrap().map(|entry| entry.unwrap().path());
     let all = all.chain([Path::new("/sys/fs/cgroup").to_owned()]).map(|hierarchy| hierarchy.join("plyfs"));
@@ -193,7 +192,7 @@ fn empty_cgroups() -> Vec<PathBuf> {
 }
 
 #[test]
-fn no_cgroup_is_left_after_the_last_container_and_many_begin_and_end_together() {
+fn concurrent_containers_leave_no_cgroup_behind() {
     let env = environment();
     let _ends = Ends(&env);
     let ends = || {
@@ -203,7 +202,7 @@ fn no_cgroup_is_left_after_the_last_container_and_many_begin_and_end_together() 
         }
     };
     thread::scope(|scope| (0..3).for_each(|_| drop(scope.spawn(ends))));
-    // Containers of other tests may be between both steps.
+    // Containers of other tests may be between creating the parent cgroup and their own.
     eventually("the cgroup of all is gone", || {
         env.ok(["run", "--rm", "box:1", "true"]);
         empty_cgroups().is_empty()

@@ -1,5 +1,5 @@
-//! What is told of containers, and what they keep from being removed. The containers here are written down by hand and
-//! run nothing.
+//! Container records: `ps`, `inspect`, the images they keep from removal, and damaged records. The tests write the
+//! records themselves; no container runs.
 
 use plyfs::store::Store;
 use plyfs::store::containers::{self, Bind, Container, Held, Host, Network, State, Status, Tmpfs};
@@ -10,7 +10,7 @@ use super::support::eventually;
 use super::support::oci::Image;
 use super::support::tar::Tar;
 
-/// A store with `app:1` and `base:1`, which is below it.
+/// A store with `app:1` and its parent image `base:1`.
 fn place() -> (TestEnv, Store) {
     let env = TestEnv::new();
     let tar = |n: u8| Tar::new().file(format!("file-{n}"), vec![n; 5000]).finish();
@@ -28,7 +28,7 @@ fn place() -> (TestEnv, Store) {
     (env, store)
 }
 
-/// Makes a container of an image; `minute` is when.
+/// Creates a container of an image; `minute` is its creation time.
 fn make(store: &Store, name: &str, image: &str, minute: u32, change: impl FnOnce(&mut Container)) -> (Container, Held) {
     let config = json!({
         "Entrypoint": ["/bin/entry point"],
@@ -104,21 +104,21 @@ fn ps_lists_as_docker_does() {
     assert_eq!(whole.lines().nth(1), Some(&*want));
     std::fs::write(store.container_dir(&old.id).join("upper/file"), [0; 5]).unwrap();
     assert!(env.ok(["ps", "-as"]).lines().last().unwrap().ends_with("old       5B (virtual 13.3kB)"));
-    // A name that has moved on does not name the image any more.
+    // A tag that has moved to another image no longer names the container's image.
     env.ok(["tag", "base:1", "app:1"]);
     assert_eq!(env.ok(["ps", "--format", "{{.Image}}"]), format!("{}\n", web.image.id.short()));
     let both = run(&mut env.command(["ps", "-q", "--format", "{{.Names}}"]));
     assert_eq!(both.stdout, format!("{}\n", web.short()));
     assert_eq!(both.stderr, "WARNING: Ignoring custom format, because both --format and --quiet are set.\n");
     drop(held);
-    // Programs that other tests are just starting may have the lock for a moment.
+    // Processes that other tests are forking may hold the lock for a moment.
     eventually("it runs no more", || env.ok(["ps"]) == empty);
     assert_eq!(env.ok(["ps", "-l", "--format", "{{.ID}}"]), format!("{}\n", new.short()));
     assert_eq!(env.ok(["ps", "-a", "--format", "{{.Status}}", "-f", "name=web"]), "Exited (137)\n");
 }
 
 #[test]
-fn ps_filters() {
+fn ps_filters_containers() {
     let (env, store) = place();
     let (_, _c) = make(&store, "c-1", "base:1", 3, |_| {});
     let (b, held) = make(&store, "b-1", "app:1", 2, |c| drop(c.config.insert("Labels".into(), json!({ "x": "y" }))));
@@ -169,7 +169,7 @@ fn ps_filters() {
 }
 
 #[test]
-fn inspect_tells_of_containers_first() {
+fn inspect_prints_containers_in_dockers_shape() {
     let (env, store) = place();
     let (web, held) = make(&store, "web", "app:1", 2, |c| {
         let volume = store.container_dir(&c.id).join("volumes/0").display().to_string();
@@ -215,7 +215,7 @@ fn inspect_tells_of_containers_first() {
 }
 
 #[test]
-fn inspect_goes_on_to_images() {
+fn inspect_prefers_containers_and_falls_back_to_images() {
     let (env, store) = place();
     let (web, held) = make(&store, "app", "app:1", 2, |_| {});
     drop(held);
@@ -231,7 +231,7 @@ fn inspect_goes_on_to_images() {
 }
 
 #[test]
-fn images_of_containers_stay() {
+fn an_image_of_a_container_is_not_removed() {
     let (env, store) = place();
     let (web, held) = make(&store, "web", "app:1", 2, |_| {});
     std::fs::write(store.container_dir(&web.id).join("upper/file"), [0; 5]).unwrap();
@@ -259,7 +259,7 @@ fn images_of_containers_stay() {
 }
 
 #[test]
-fn a_damaged_record_stops_nothing_and_is_set_aside_by_repair() {
+fn a_damaged_container_record_blocks_no_command_and_repair_sets_it_aside() {
     let (env, store) = place();
     let (web, held) = make(&store, "web", "app:1", 2, |_| {});
     drop(held);
@@ -274,7 +274,7 @@ fn a_damaged_record_stops_nothing_and_is_set_aside_by_repair() {
         assert!(output.stderr.contains("plyfs system fsck --repair"), "{args:?}: {output:#?}");
         output.stdout
     };
-    // Nobody knows what it needs, so that everything that it may need stays.
+    // Its image is unknown, so every layer that it may need is kept.
     let deleted = warns(&["rmi", "-f", "app:1"]);
     assert_eq!(deleted.matches("Deleted: ").count(), 1, "its layers stay: {deleted}");
     let other = env.root().join("tmp/1-0");
@@ -291,7 +291,7 @@ fn a_damaged_record_stops_nothing_and_is_set_aside_by_repair() {
     assert!(mended.contains(&record) && mended.contains("record.json.damaged"), "{mended}");
     assert!(mended.ends_with("(mended)\n"), "{mended}");
     assert_eq!(std::fs::read_to_string(dir.join("record.json.damaged")).unwrap(), "{\"id\":");
-    // The layers were kept by the record alone, and are no one's from now on.
+    // Only the record kept the layers; nothing refers to them now.
     let collected = env.run(["system", "gc"]);
     assert_eq!((collected.code, collected.stderr.as_str()), (0, ""));
     assert!(!web.image.layers.iter().any(|layer| store.has_layer(&layer.diff_id)));
@@ -314,12 +314,12 @@ fn a_damaged_record_of_a_running_container_is_not_set_aside() {
 }
 
 #[test]
-fn a_damaged_state_stops_nothing_and_is_made_again_by_repair() {
+fn a_damaged_container_state_blocks_no_command_and_repair_rebuilds_it() {
     let (env, store) = place();
     let (web, held) = make(&store, "web", "app:1", 2, |_| {});
     let state = store.container_dir(&web.id).join("state.json");
     std::fs::write(&state, "{").unwrap();
-    // While it runs nobody else may write its state.
+    // While the container runs, no other process may write its state.
     let said = env.fails(["rmi", "-f", &web.image.id.to_string()]);
     assert!(said.contains("is being used by running container"), "{said}");
     let found = run(&mut env.command(["system", "fsck", "--repair"]));
@@ -338,7 +338,7 @@ fn a_damaged_state_stops_nothing_and_is_made_again_by_repair() {
 }
 
 #[test]
-fn a_damaged_record_of_a_mount_or_a_pull_keeps_every_layer_and_stops_nothing() {
+fn a_damaged_mount_or_pull_record_keeps_every_layer_and_blocks_no_command() {
     let (env, store) = place();
     let image = store.resolve("app:1").unwrap();
     let layers = || image.layers.iter().filter(|layer| store.has_layer(&layer.diff_id)).count();

@@ -1,4 +1,5 @@
-//! What layers contain, one small image for each trap that others fell into, indexed, merged and read without a kernel.
+//! Layer contents: one small image for each tar or whiteout corner case that other tools got wrong, indexed, merged and
+//! read without a kernel.
 
 use crate::support::tar::{Entry, Sparse, Tar};
 use plyfs::digest::Digest;
@@ -54,7 +55,7 @@ impl Image {
         let size = self.fs.getattr(ino).unwrap().size;
         let mut bytes = Vec::new();
         while (bytes.len() as u64) < size {
-            // An odd size, so that pieces and holes are cut anywhere.
+            // An odd size, so that reads cut segments and holes at any offset.
             let piece = self.fs.read(ino, bytes.len() as u64, 1021).unwrap();
             assert!(!piece.is_empty(), "a file ends early");
             bytes.extend_from_slice(&piece);
@@ -66,7 +67,7 @@ impl Image {
         String::from_utf8(self.content(self.attr(path).ino)).unwrap()
     }
 
-    /// Every path, a line each: directories end in a slash, files show their content, links their target.
+    /// Lists every path, one line each: directories end in a slash, files show their content, links their target.
     fn list(&self) -> Vec<String> {
         let mut lines = Vec::new();
         self.list_below(ROOT, "", &mut lines);
@@ -118,7 +119,7 @@ fn base() -> Vec<u8> {
 }
 
 #[test]
-fn an_opaque_marker_hides_lower_layers_only_wherever_it_stands() {
+fn an_opaque_marker_hides_only_lower_layers_at_any_position_in_the_tar() {
     let first = Tar::new().dir("d").opaque("d").file("d/new", "n").finish();
     let last = Tar::new().dir("d").file("d/new", "n").opaque("d").finish();
     for top in [first, last] {
@@ -147,7 +148,7 @@ fn the_root_stays_a_directory() {
 }
 
 #[test]
-fn a_planted_symlink_leads_nowhere_outside_of_the_layer() {
+fn a_planted_symlink_does_not_lead_outside_the_layer() {
     let planted =
         Tar::new().symlink("out", "/../../etc").file("out/passwd", "mine").hard_link("h", "out/passwd").finish();
     let image = shows(&[planted], &["etc/", "etc/passwd=mine", "h=mine", "out->/../../etc"]);
@@ -161,7 +162,7 @@ fn a_planted_symlink_leads_nowhere_outside_of_the_layer() {
 }
 
 #[test]
-fn entries_behind_a_symlink_of_their_own_layer_go_where_it_points() {
+fn entries_below_a_symlink_of_the_same_layer_land_at_its_target() {
     let usrmerge =
         Tar::new().dir("usr").dir("usr/lib").symlink("lib", "usr/lib").file("lib/a", "a").whiteout("lib/gone").finish();
     let below = Tar::new().file("usr/lib/gone", "g").finish();
@@ -180,7 +181,7 @@ fn a_directory_over_a_lower_symlink_shadows_it() {
 }
 
 #[test]
-fn a_whiteout_beside_new_content_of_its_name_makes_an_opaque_directory() {
+fn a_whiteout_beside_a_new_directory_of_its_name_makes_it_opaque() {
     let (before, after) = (Tar::new().whiteout("d").file("d/c/e", "e"), Tar::new().file("d/c/e", "e").whiteout("d"));
     let lower = Tar::new().add(Entry::dir("d").mode(0o700).owner(5, 5)).file("d/old", "1").finish();
     for top in [before, after] {
@@ -198,7 +199,7 @@ fn a_whiteout_beside_new_content_of_its_name_makes_an_opaque_directory() {
 }
 
 #[test]
-fn a_whiteout_of_nothing_below_is_tolerated() {
+fn a_whiteout_of_a_missing_name_is_tolerated() {
     let odd =
         Tar::new().whiteout("no/such/parent").whiteout("gone").dir("d").opaque("d").whiteout("d/old").whiteout("f/x");
     shows(&[base(), odd.finish()], &["d/", "f=3"]);
@@ -208,7 +209,7 @@ fn a_whiteout_of_nothing_below_is_tolerated() {
 
 /// umoci deletes a directory's entries one by one beside the device that takes its place.
 #[test]
-fn whiteouts_inside_what_is_no_directory_any_more_are_tolerated() {
+fn whiteouts_below_a_replaced_directory_are_tolerated() {
     let (before, after) =
         (Tar::new().whiteout("d/old").file("d", "new"), Tar::new().file("d", "new").whiteout("d/old"));
     let deeper = Tar::new().file("d", "new").whiteout("d/sub/x").opaque("d/sub");
@@ -230,7 +231,7 @@ fn a_whiteout_is_known_by_its_name_whatever_its_type() {
 }
 
 #[test]
-fn leftovers_of_aufs_are_no_part_of_the_image() {
+fn aufs_metadata_is_left_out_of_the_image() {
     let aufs = Tar::new().dir(".wh..wh.plnk").file(".wh..wh.plnk/1.2", "x").file(".wh..wh.aufs", "").finish();
     shows(&[base(), aufs], &["d/", "d/old=1", "d/sub/", "d/sub/x=2", "f=3"]);
 }
@@ -255,7 +256,7 @@ fn hard_links_are_one_inode_across_layers_and_in_any_order() {
 }
 
 #[test]
-fn an_inode_outlives_the_names_it_had() {
+fn an_inode_survives_the_loss_of_some_of_its_names() {
     let replaced = Tar::new().file("a", "first").hard_link("b", "a").file("a", "second").finish();
     let image = shows(&[replaced], &["a=second", "b=first"]);
     assert_eq!((image.attr("a").nlink, image.attr("b").nlink), (1, 1));
@@ -267,7 +268,7 @@ fn an_inode_outlives_the_names_it_had() {
 }
 
 #[test]
-fn hard_links_that_lead_nowhere_are_refused() {
+fn hard_links_without_a_target_are_refused() {
     refused(&[Tar::new().hard_link("a", "b").hard_link("b", "a").finish()], &["hard link", "back to itself"]);
     refused(&[Tar::new().hard_link("a", "a").finish()], &["`a`", "back to itself"]);
     refused(&[Tar::new().hard_link("a", "nowhere/x").finish()], &["layer 1", "`nowhere/x`", "no layer below"]);
@@ -278,15 +279,15 @@ fn hard_links_that_lead_nowhere_are_refused() {
     refused(&[Tar::new().symlink("a", "").finish()], &["`a`", "does not say to what"]);
 }
 
-/// Found by the merge model: a link to a directory was refused though a later entry had taken its name.
+/// Found by the merge model: a hard link to a directory was refused although a later entry had replaced the link.
 #[test]
-fn a_hard_link_that_was_replaced_is_not_judged() {
+fn a_replaced_hard_link_is_not_validated() {
     shows(&[Tar::new().hard_link("c", "b").file("c", "x").dir("b").finish()], &["b/", "c=x"]);
     shows(&[Tar::new().hard_link("c", "nowhere").file("c", "x").finish()], &["c=x"]);
 }
 
 #[test]
-fn parents_that_no_entry_lists_are_made() {
+fn missing_parent_directories_are_created() {
     let image = shows(&[Tar::new().file("a/b/c", "x").finish()], &["a/", "a/b/", "a/b/c=x"]);
     assert_eq!((image.attr("a").mode, image.attr("a").uid, image.attr("a").nlink), (0o755, 0, 3));
     let lower = Tar::new().add(Entry::dir("a").mode(0o2711).owner(3, 4).mtime(-5, 6)).finish();
@@ -296,7 +297,7 @@ fn parents_that_no_entry_lists_are_made() {
 }
 
 #[test]
-fn the_last_of_several_entries_of_one_path_counts() {
+fn the_last_entry_of_a_path_wins() {
     let image = shows(&[Tar::new().file("a", "1").file("a", "2").finish()], &["a=2"]);
     assert_eq!(image.warnings.len(), 1, "{:?}", image.warnings);
     assert!(image.warnings[0].contains("`a`"));
@@ -310,7 +311,7 @@ fn the_last_of_several_entries_of_one_path_counts() {
 }
 
 #[test]
-fn attributes_are_bytes_and_only_attribute_records_are_attributes() {
+fn only_xattr_records_become_xattrs_and_values_keep_their_bytes() {
     let entry = Entry::file("a", "x")
         .xattr("user.bin", b"\0\xff\n12 path=b\n")
         .xattr("user.empty", b"")
@@ -328,7 +329,7 @@ fn attributes_are_bytes_and_only_attribute_records_are_attributes() {
 }
 
 #[test]
-fn overlay_attributes_of_an_image_are_inert_and_kept() {
+fn overlay_xattrs_of_an_image_are_kept_without_effect() {
     let dir = Entry::dir("d")
         .xattr("trusted.overlay.opaque", b"y")
         .xattr("user.overlay.redirect", b"/f")
@@ -342,7 +343,7 @@ fn overlay_attributes_of_an_image_are_inert_and_kept() {
 }
 
 #[test]
-fn sparse_files_of_all_forms_read_as_they_were() {
+fn sparse_files_in_every_tar_format_are_read_correctly() {
     let segments = [(1000, vec![b'a'; 700]), (10_000, b"tail".to_vec())];
     let mut whole = vec![0; 12_345];
     for (at, bytes) in &segments {
@@ -376,7 +377,7 @@ fn sparse_files_of_all_forms_read_as_they_were() {
 }
 
 #[test]
-fn bombs_are_refused_by_name() {
+fn tar_bombs_and_oversized_entries_are_refused() {
     let long = "x".repeat(256);
     refused(&[Tar::new().file(&long, "").finish()], &["256 bytes", "255"]);
     refused(&[Tar::new().file("a/".repeat(2047) + "aa", "").finish()], &["4096 bytes", "4095"]);
@@ -429,7 +430,7 @@ fn the_deepest_path_and_the_longest_name_work() {
 }
 
 #[test]
-fn everything_that_stat_tells_comes_from_the_layer() {
+fn every_stat_field_comes_from_the_layer() {
     let tar = Tar::new()
         .add(Entry::file("suid", "x").mode(0o6755).owner(4_294_967_294, 4_294_967_295))
         .add(Entry::dir("sticky").mode(0o1777))
@@ -459,7 +460,7 @@ fn everything_that_stat_tells_comes_from_the_layer() {
 }
 
 #[test]
-fn a_global_header_changes_nothing() {
+fn a_global_pax_header_is_ignored() {
     let tar = Tar::new()
         .global_pax(&[(b"comment", b"commit"), (b"path", b"other"), (b"size", b"99")])
         .file("a", "x")
@@ -468,7 +469,7 @@ fn a_global_header_changes_nothing() {
 }
 
 #[test]
-fn the_end_of_a_tar_is_found_or_missed() {
+fn a_missing_end_marker_is_accepted_and_truncation_is_refused() {
     shows(&[Tar::new().file("a", "x").unfinished()], &["a=x"]);
     shows(&[[Tar::new().file("a", "x").finish(), vec![7; 5000]].concat()], &["a=x"]);
     shows(&[vec![]], &[]);
@@ -485,7 +486,7 @@ fn the_end_of_a_tar_is_found_or_missed() {
 }
 
 #[test]
-fn an_index_that_a_disk_damaged_never_panics() {
+fn a_corrupted_index_never_panics() {
     let tar = Tar::new()
         .dir("d")
         .file("d/x", "1")

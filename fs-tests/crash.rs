@@ -1,4 +1,4 @@
-//! Pulls that are interrupted, killed, held up and run against each other: what the store looks like afterwards.
+//! Crash safety of the store: pulls interrupted by signals, killed, stopped and run concurrently with other commands.
 
 use std::fs;
 use std::io::Write;
@@ -22,7 +22,7 @@ fn layout(env: &TestEnv, name: &str, image: &Image) -> String {
     format!("oci:{}", env.path(name).display())
 }
 
-/// Starts plyfs with the signals as a terminal has them, however the tests were started.
+/// Starts plyfs with the signal dispositions that a terminal gives, whatever the tests inherited.
 fn start(env: &TestEnv, args: &[&str], signals: &str, stdin: Stdio) -> Child {
     let plyfs = env.command(args);
     let mut command = Command::new("env");
@@ -46,7 +46,7 @@ fn names(folder: &Path) -> Vec<String> {
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
-/// What an interrupted pull may leave: whole things that no image names, for the next pull to take up.
+/// Asserts that an interrupted pull left only complete blobs and layers, which the next pull can use.
 #[track_caller]
 fn only_whole_leftovers(env: &TestEnv) {
     assert_eq!(names(&env.root().join("tmp")), [""; 0]);
@@ -61,8 +61,8 @@ fn big(env: &TestEnv) -> String {
     layout(env, "big", &layers.into_iter().fold(Image::new(), Image::layer))
 }
 
-/// How long one pull takes here and now at least, so that a signal can be sent at any point of it: one that was held up
-/// by the tests beside it would have most of them come too late.
+/// The shortest time that one pull takes on this machine, so that signals can be sent at any point of it. A
+/// measurement slowed down by concurrent tests would make most signals come too late.
 fn duration_of(env: &TestEnv, source: &str) -> Duration {
     let once = |_| {
         let begun = Instant::now();
@@ -80,7 +80,7 @@ fn an_interrupted_pull_ends_at_once_and_cleans_up() {
     let source = big(&env);
     let whole = duration_of(&env, &source);
     let (points, mut ended) = (24, 0);
-    // More rounds only where the tests beside it had too many signals come too late.
+    // More rounds only if concurrent tests made too many signals come too late.
     for point in 0..4 * points {
         if point >= points && ended > points / 3 {
             break;
@@ -94,7 +94,7 @@ fn an_interrupted_pull_ends_at_once_and_cleans_up() {
         let output = end(child);
         assert!(asked.elapsed() < Duration::from_secs(5), "{sent:?} took {:?}", asked.elapsed());
         if point > 1 {
-            // Before that the program may not have begun to heed signals: then it dies of them.
+            // Before that, the program may not have installed its handlers and dies of the signal.
             assert!([0, code].contains(&output.code), "{output:?}");
         }
         assert_eq!(output.stderr, "", "{sent:?}");
@@ -133,7 +133,7 @@ fn a_load_that_waits_for_input_or_the_lock_can_be_interrupted() {
 }
 
 #[test]
-fn signals_that_were_ignored_stay_ignored() {
+fn ignored_signals_stay_ignored() {
     let env = TestEnv::new();
     let mut child = start(&env, &["load"], "--ignore-signal=HUP", Stdio::piped());
     let mut stdin = child.stdin.take().unwrap();
@@ -150,7 +150,7 @@ fn signals_that_were_ignored_stay_ignored() {
 }
 
 #[test]
-fn pulls_killed_anywhere_are_finished_by_the_next() {
+fn a_pull_completes_after_earlier_ones_were_killed() {
     let env = TestEnv::new();
     let source = big(&env);
     let whole = duration_of(&env, &source);
@@ -171,7 +171,7 @@ fn pulls_killed_anywhere_are_finished_by_the_next() {
     assert_eq!(env.ok(["system", "fsck"]), "");
 }
 
-/// Stops a process as soon as something holds.
+/// Sends SIGSTOP to a process as soon as a condition holds.
 #[track_caller]
 fn stop_when(child: &Child, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
@@ -182,7 +182,7 @@ fn stop_when(child: &Child, mut holds: impl FnMut() -> bool) {
 }
 
 #[test]
-fn collections_and_removals_spare_what_a_running_pull_needs() {
+fn gc_and_rmi_keep_the_layers_of_a_running_pull() {
     let env = TestEnv::new();
     let shared = layout(&env, "shared", &Image::new().layer(small(1)));
     env.ok(["pull", "-q", &shared]);
@@ -191,7 +191,7 @@ fn collections_and_removals_spare_what_a_running_pull_needs() {
     let layer = |n| env.root().join("layers/sha256").join(digest(&small(n)).replace("sha256:", ""));
     let child = start(&env, &["pull", "-q", &source], "--default-signal", Stdio::null());
     stop_when(&child, || layer(2).exists());
-    // The pull found the shared layer there; now its last image goes.
+    // The pull found the shared layer in the store; now the last image with that layer is removed.
     env.ok(["rmi", "shared"]);
     assert_eq!(env.ok(["system", "gc"]), "Total reclaimed space: 0B\n");
     assert_eq!(env.ok(["system", "fsck", "--repair"]), "");
@@ -199,7 +199,7 @@ fn collections_and_removals_spare_what_a_running_pull_needs() {
     signal(&child, Signal::CONT);
     assert_eq!(end(child).code, 0);
     assert_eq!(env.ok(["system", "fsck"]), "");
-    // The same, killed: nobody needs it any more.
+    // The same with a killed pull: nothing needs the layer any more.
     env.ok(["rmi", "slow"]);
     let mut child = start(&env, &["pull", "-q", &source], "--default-signal", Stdio::null());
     stop_when(&child, || layer(2).exists());
@@ -210,7 +210,7 @@ fn collections_and_removals_spare_what_a_running_pull_needs() {
 }
 
 #[test]
-fn a_check_holds_nobody_up_and_is_not_fooled_by_removals() {
+fn fsck_blocks_no_command_and_tolerates_concurrent_removals() {
     let env = TestEnv::new();
     let zeros = Tar::new().file("zeros", vec![0u8; 128 << 20]).finish();
     env.ok(["pull", "-q", &layout(&env, "zeros", &Image::new().layer(zeros).layer(small(2)))]);
@@ -221,7 +221,7 @@ fn a_check_holds_nobody_up_and_is_not_fooled_by_removals() {
         fds.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.ends_with("layer.tar")))
     };
     stop_when(&child, open);
-    // While it is in the middle of the first image, everything else goes on.
+    // While fsck is in the middle of the first image, other commands are not blocked.
     env.ok(["pull", "-q", &layout(&env, "third", &Image::new().layer(small(4)))]);
     env.ok(["rmi", "zeros"]);
     env.ok(["rmi", "other"]);
@@ -233,7 +233,7 @@ fn a_check_holds_nobody_up_and_is_not_fooled_by_removals() {
 }
 
 #[test]
-fn many_processes_at_once() {
+fn concurrent_processes_leave_a_consistent_store() {
     const PROCESSES: usize = 16;
     const TIME: Duration = Duration::from_secs(6);
     let env = TestEnv::new();
@@ -267,7 +267,7 @@ fn many_processes_at_once() {
     }
 }
 
-/// One command out of those that run against each other, and whether it may fail.
+/// Runs one of the concurrent commands, and checks its failure if it may fail.
 fn one_of_many(env: &TestEnv, sources: &[String], round: usize) {
     let at = (round / 8) % sources.len();
     let name = ["a", "b", "c", "d"][at];
@@ -290,7 +290,7 @@ fn one_of_many(env: &TestEnv, sources: &[String], round: usize) {
 }
 
 #[test]
-fn a_layer_cut_short_is_named_and_pulled_again() {
+fn a_truncated_layer_is_reported_and_pulled_again() {
     let env = TestEnv::new();
     let source = layout(&env, "image", &Image::new().layer(small(1)).compressed(small(2), Compression::Zstd));
     env.ok(["pull", "-q", &source]);
@@ -301,7 +301,7 @@ fn a_layer_cut_short_is_named_and_pulled_again() {
     let error = env.fails(["mount".as_ref(), "image".as_ref(), env.path("mnt").as_os_str()]);
     assert!(error.contains("2000 bytes, wanted 7168") && error.ends_with("pull it again"), "{error}");
     assert_eq!(names(&env.root().join("mounts")), [""; 0], "a mount that failed left its registration");
-    // What the message says works, and so does the other way.
+    // The remedy in the message works, and so does the other one.
     let again = env.ok(["pull", &source]);
     assert_eq!((again.matches("Already exists").count(), again.matches("Pull complete").count()), (1, 1), "{again}");
     assert_eq!(fs::read(&tar).unwrap(), small(2));
@@ -311,7 +311,7 @@ fn a_layer_cut_short_is_named_and_pulled_again() {
     assert!(found.code == 1 && found.stdout.contains("layer.tar has 2000 bytes, wanted 7168"), "{found:?}");
     env.ok(["pull", &source]);
     assert_eq!(env.ok(["system", "fsck"]), "");
-    // An open folder is seen.
+    // A directory with wrong permissions is reported.
     let layers = env.root().join("layers");
     let mode = |mode| fs::set_permissions(&layers, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
     mode(0o755);
@@ -321,7 +321,7 @@ fn a_layer_cut_short_is_named_and_pulled_again() {
 }
 
 #[test]
-fn a_pipe_that_is_no_image_is_one_clear_line() {
+fn loading_a_pipe_without_an_image_prints_a_one_line_error() {
     let env = TestEnv::new();
     let nothing = fs::File::open("/dev/null").unwrap();
     let child = start(&env, &["load"], "--default-signal", Stdio::from(nothing.as_fd().try_clone_to_owned().unwrap()));

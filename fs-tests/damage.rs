@@ -1,4 +1,4 @@
-//! Damage on disk: whatever is changed in a store, a command gives the right answer or one clear error.
+//! Disk corruption: whatever changes in a store's files, a command gives the right answer or one clear error.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,15 +17,15 @@ struct Damaged {
     random: u64,
 }
 
-/// What is done to a file.
+/// A kind of damage to a file.
 #[derive(Clone, Copy, Debug)]
 enum Damage {
-    /// So many bytes are changed, wherever.
+    /// This many bytes are changed, anywhere.
     Flip(usize),
     Empty,
     Half,
     Folder,
-    /// A symbolic link to another file of that kind.
+    /// The file is replaced by a symbolic link to another file of its kind.
     Link,
 }
 
@@ -73,7 +73,7 @@ impl Damaged {
         (self.random >> 11) as usize % below
     }
 
-    /// Flips of one byte to 64, in one piece or strewn, and all other damage.
+    /// Flips of 1 to 64 bytes, contiguous or scattered, and every other kind of damage.
     fn damages(&self, flips: usize) -> Vec<Damage> {
         let sizes = [1, 1, 2, 3, 8, 64].into_iter().cycle();
         sizes.take(flips).map(Damage::Flip).chain(NOT_FLIPPED).collect()
@@ -102,7 +102,7 @@ impl Damaged {
         }
     }
 
-    /// The image's whole tree as a tar, or why there is none; and what was said.
+    /// Exports an image: the tar or the error, and the messages on standard error.
     fn export(&self, name: &str) -> (Result<Vec<u8>, String>, String) {
         let to = self.env.path("export.tar");
         let _old = fs::remove_file(&to);
@@ -112,14 +112,14 @@ impl Damaged {
     }
 }
 
-/// Puts back what was at a path, whatever is there now.
+/// Restores the file at a path, whatever is there now.
 fn put_back(path: &Path, bytes: &[u8]) {
     let is_dir = fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir());
     let _gone = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     fs::write(path, bytes).unwrap();
 }
 
-/// All files of a folder with what they hold.
+/// Every file below a directory, with its content.
 fn files(root: &Path) -> BTreeMap<PathBuf, String> {
     let mut all = BTreeMap::new();
     let mut todo = vec![root.to_owned()];
@@ -136,7 +136,7 @@ fn files(root: &Path) -> BTreeMap<PathBuf, String> {
 }
 
 #[test]
-fn a_damaged_tree_or_index_is_made_again_and_the_log_names_it() {
+fn a_damaged_tree_or_index_is_rebuilt_and_logged() {
     let mut store = Damaged::new();
     let want = store.export("app").0.unwrap();
     let (tree, other) = (store.tree("app"), store.tree("other"));
@@ -146,7 +146,7 @@ fn a_damaged_tree_or_index_is_made_again_and_the_log_names_it() {
         let whole = fs::read(path).unwrap();
         for damage in store.damages(40) {
             store.damage(path, other, damage);
-            // An index is read only to make a tree.
+            // An index is read only to build a tree.
             if *path != tree {
                 fs::remove_file(&tree).unwrap();
             }
@@ -163,7 +163,7 @@ fn a_damaged_tree_or_index_is_made_again_and_the_log_names_it() {
 /// Mode, owner, group, links, seconds and nanoseconds of the modification time, and content.
 type Shown = (u32, u32, u32, u64, i64, i64, Vec<u8>);
 
-/// Everything that a tree shows, by its path.
+/// The metadata and content of every path of a mounted tree.
 fn shown(root: &Path) -> BTreeMap<PathBuf, Shown> {
     let mut all = BTreeMap::new();
     let mut todo = vec![root.to_owned()];
@@ -200,12 +200,12 @@ fn a_mount_of_a_damaged_tree_shows_the_image() {
 }
 
 #[test]
-fn an_index_is_not_made_from_a_tar_that_is_damaged() {
+fn no_index_is_built_from_a_damaged_tar() {
     let store = Damaged::new();
     let diff_id = store.image("app").layers[1].diff_id.clone();
     let (tar, index) = (store.store().layer_tar(&diff_id), store.store().layer_index(&diff_id));
     let mut bytes = fs::read(&tar).unwrap();
-    // The data of a file: its header's checksum is right.
+    // The damage is in a file's data, so the tar header's checksum still holds.
     let at = bytes.windows(4).position(|window| window == b"2.39").unwrap();
     bytes[at] ^= 1;
     fs::write(&tar, bytes).unwrap();
@@ -213,7 +213,7 @@ fn an_index_is_not_made_from_a_tar_that_is_damaged() {
     fs::remove_file(store.tree("app")).unwrap();
     let error = store.export("app").0.unwrap_err();
     assert!(error.contains(tar.to_str().unwrap()) && error.contains("plyfs system fsck --repair"), "{error}");
-    // What the message says works.
+    // The remedy in the message works.
     run(&mut store.env.command(["system", "fsck", "--repair"]));
     store.env.ok(["pull", &store.source()]);
     assert!(store.export("app").0.is_ok());
@@ -221,7 +221,7 @@ fn an_index_is_not_made_from_a_tar_that_is_damaged() {
 }
 
 #[test]
-fn a_damaged_document_is_named_and_comes_again_with_the_next_pull() {
+fn a_damaged_config_or_manifest_is_reported_and_pulled_again() {
     let mut store = Damaged::new();
     let blob = |digest| store.store().blob_path(digest);
     let (image, other) = (store.image("app"), store.image("other"));
@@ -269,14 +269,14 @@ fn every_reader_of_a_config_refuses_a_damaged_one() {
         assert!(found.stderr.contains("pull the image again"), "{args:?}: {found:?}");
     }
     assert_eq!(store.env.ok(["ps", "-aq"]), "");
-    // Taken out of the way, it is missing: the same.
+    // After fsck has set the damaged config aside, it is missing: the same error.
     run(&mut store.env.command(["system", "fsck", "--repair"]));
     assert!(store.env.run(["inspect", "app"]).stderr.contains("is missing; pull the image again"));
     store.env.ok(["pull", &store.source()]);
     assert!(store.env.ok(["inspect", "app"]).contains("NAME=app"));
 }
 
-/// Every command stops, fsck restores the list of images, and nothing is lost meanwhile.
+/// Every command fails until fsck restores the catalog, and nothing is lost meanwhile.
 #[test]
 fn a_damaged_catalog_is_restored_from_its_backup() {
     let mut store = Damaged::new();
@@ -306,12 +306,12 @@ fn a_damaged_catalog_is_restored_from_its_backup() {
         assert!(fs::read(&catalog).unwrap() == whole && fs::read(&backup).unwrap() == whole, "{damage:?}");
     }
     assert_eq!([files(&store.env.root().join("blobs")), files(&store.env.root().join("layers"))], before);
-    // A catalog that is gone is no empty store.
+    // A missing catalog does not count as an empty store.
     fs::remove_file(&catalog).unwrap();
     assert!(store.env.fails(["system", "gc"]).contains("it is missing"));
     store.env.ok(["system", "fsck", "--repair"]);
     assert_eq!(store.env.ok(["images", "--digests", "--no-trunc"]), images);
-    // The backup by itself.
+    // Damage to the backup alone.
     for damage in store.damages(3) {
         store.damage(&backup, &catalog, damage);
         assert_eq!(store.env.ok(["images", "--digests", "--no-trunc"]), images);
@@ -328,7 +328,7 @@ fn a_damaged_catalog_is_restored_from_its_backup() {
 }
 
 #[test]
-fn without_a_backup_images_are_restored_from_their_documents_without_names() {
+fn without_a_backup_images_are_restored_from_their_configs_without_names() {
     let store = Damaged::new();
     let root = store.env.root();
     let archive = store.env.path("docker.tar");
@@ -344,7 +344,7 @@ fn without_a_backup_images_are_restored_from_their_documents_without_names() {
     let (config, tree) = (store.env.ok(["inspect", "-f", "{{json .Config}}", "app"]), store.export("app").0.unwrap());
     let id = store.image("app").id.to_string();
     let parts = [files(&root.join("blobs")), files(&root.join("layers"))];
-    // One of them has lost a layer.
+    // One of the images has lost a layer.
     let lost = store.image("other");
     fs::remove_dir_all(store.store().layer_dir(&lost.layers[1].diff_id)).unwrap();
     for name in ["catalog.json", "catalog.backup.json"] {
@@ -391,9 +391,9 @@ fn a_mount_whose_state_file_is_damaged_keeps_its_layers_and_can_be_unmounted() {
     store.env.ok(["system", "fsck"]);
 }
 
-/// The catalog without a checksum or a backup, indexes in the first format.
+/// An old store has a catalog without checksum and backup, and indexes in the first format.
 #[test]
-fn a_store_of_an_earlier_version_goes_on_working() {
+fn a_store_of_an_earlier_version_still_works() {
     let store = Damaged::new();
     let root = store.env.root();
     let (images, tree) = (store.env.ok(["images", "--digests"]), store.export("app").0.unwrap());
@@ -422,6 +422,6 @@ fn a_store_of_an_earlier_version_goes_on_working() {
     assert_eq!(fs::read(&catalog).unwrap(), fs::read(root.join("catalog.backup.json")).unwrap());
     store.env.ok(["system", "fsck", "--repair"]);
     assert_eq!(store.env.ok(["system", "fsck"]), "");
-    // Nothing is left of the old trees.
+    // The old trees are removed.
     assert!(files(&root.join("trees")).keys().all(|path| path.extension().unwrap() != "v1"));
 }

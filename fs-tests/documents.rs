@@ -1,5 +1,5 @@
-//! The commands that documents show for images and containers, with the same words behind `plyfs` as behind `docker`, and
-//! the same shape of what is printed. Names begin with the test's registry where the documents mean Docker Hub.
+//! Commands from Docker's documentation, run with `plyfs` in place of `docker`: they print output of the same shape.
+//! Image names begin with the test's registry where the documents mean Docker Hub.
 
 use std::process::Command;
 
@@ -12,7 +12,7 @@ use super::support::registry::{Content, Reply, Server, command};
 use super::support::small::{Tmux, layer};
 use super::support::tar::Entry;
 
-/// A registry with the documents' images, and a shell in which `docker` is plyfs.
+/// A registry with the images of the documents, and a shell in which `docker` runs plyfs.
 struct Shelf {
     env: TestEnv,
     server: Server,
@@ -21,7 +21,7 @@ struct Shelf {
 /// Repository, tag, year, layers.
 type Stored = (&'static str, &'static str, i32, &'static [u8]);
 
-/// The layer in which there are programs.
+/// The number of the layer that contains programs.
 const PROGRAMS: u8 = 100;
 
 const IMAGES: &[Stored] = &[
@@ -76,7 +76,7 @@ impl Shelf {
         Shelf { env: TestEnv::new(), server }
     }
 
-    /// Runs a line; `R` is the registry.
+    /// Runs a shell line; `$R` is the registry.
     fn run(&self, line: &str) -> Output {
         let plyfs = command(&self.env, &[]);
         let script = format!("docker() {{ \"$PLYFS\" --root \"$ROOT\" \"$@\"; }}\n{line}");
@@ -91,7 +91,7 @@ impl Shelf {
         run(bash.env("R", &self.server.host))
     }
 
-    /// What a line prints, as the documents would have it: see [`shape`].
+    /// Runs a shell line and returns its output in the form of the documents: see [`shape`].
     #[track_caller]
     fn shows(&self, line: &str) -> Vec<String> {
         let done = self.run(line);
@@ -100,8 +100,8 @@ impl Shelf {
     }
 }
 
-/// The lines with one space between words and without what differs: digests, IDs, sizes and ages. The registry's name
-/// goes, and so do lines on a layer that is under way.
+/// Normalizes output: one space between words, placeholders for digests, IDs, sizes and ages. Removes the registry's
+/// name and the progress lines of layers.
 fn shape(host: &str, text: &str) -> Vec<String> {
     let text = text.replace(&format!("{host}/library/"), "").replace(&format!("{host}/"), "");
     let shown = text.lines().map(|line| {
@@ -136,7 +136,7 @@ fn word(word: &str) -> String {
 }
 
 #[test]
-fn pulling_and_listing() {
+fn pull_and_images_print_what_the_documents_show() {
     let shelf = Shelf::new();
     let want = [
         "latest: Pulling from library/centos",
@@ -179,7 +179,7 @@ fn pulling_and_listing() {
 }
 
 #[test]
-fn all_tags_of_a_repository() {
+fn pull_all_tags_pulls_every_tag_of_a_repository() {
     let shelf = Shelf::new();
     shelf.shows("docker pull $R/lovelearnlinux/webserver:v1");
     let out = shelf.shows("docker image pull -a $R/lovelearnlinux/webserver");
@@ -196,19 +196,19 @@ fn all_tags_of_a_repository() {
     assert_eq!(said, want);
     let second = out.iter().position(|line| line.starts_with("v2: ")).unwrap();
     assert_eq!(out[second + 1..second + 4], ["<id>: Already exists", "<id>: Already exists", "<id>: Pull complete"]);
-    // Two tags of one image are two rows of one ID.
+    // Two tags of one image are two rows with the same ID.
     shelf.shows("docker image pull -a $R/nigelpoulton/tu-demo");
     let listed = shelf.run("docker image ls --format '{{.Tag}} {{.ID}}' $R/nigelpoulton/tu-demo").stdout;
     let mut rows: Vec<Vec<&str>> = listed.lines().map(|line| line.split(' ').collect()).collect();
     rows.sort();
     assert_eq!(rows.iter().map(|row| row[0]).collect::<Vec<_>>(), ["latest", "v1", "v2"]);
     assert!(rows[0][1] == rows[2][1] && rows[0][1] != rows[1][1], "{listed}");
-    // A pattern is one more argument of `images`, whatever word it is.
+    // `docker images ls`: `ls` is a pattern argument of `images`.
     assert_eq!(shelf.shows("docker images ls"), ["REPOSITORY TAG IMAGE ID CREATED SIZE"]);
 }
 
 #[test]
-fn by_digest_and_away_again() {
+fn an_image_is_pulled_and_removed_by_digest() {
     let shelf = Shelf::new();
     shelf.shows("docker pull $R/library/alpine");
     let listed = shelf.shows("docker image ls --digests $R/library/alpine");
@@ -231,7 +231,7 @@ fn by_digest_and_away_again() {
 }
 
 #[test]
-fn removing() {
+fn image_removal_prints_what_the_documents_show() {
     let shelf = Shelf::new();
     shelf.shows("docker pull $R/coreos/apache");
     let gone = shelf.shows("docker rmi $R/coreos/apache");
@@ -248,12 +248,12 @@ fn removing() {
     let gone = shelf.shows("docker image rm $R/library/redis:latest");
     assert_eq!(gone[..2], ["Untagged: redis:latest", "Untagged: redis@<digest>"]);
     assert_eq!(gone[2..], ["Deleted: <digest>"; 7]);
-    // By IDs, one and two.
+    // Removal by ID: one image, then two.
     shelf.shows("docker pull $R/library/redis; docker pull $R/library/alpine; docker pull $R/library/centos");
     assert_eq!(shelf.shows("docker image rm $(docker images -q $R/library/centos)").len(), 4);
     let ids = "$(docker images -q $R/library/redis) $(docker images -q $R/library/alpine)";
     assert_eq!(shelf.shows(&format!("docker image rm {ids}")).len(), 13);
-    // Everything, the flag last.
+    // Removal of every image, with the flag last.
     shelf.shows(
         "docker pull $R/library/alpine; docker pull $R/lovelearnlinux/webserver:v1; docker pull $R/library/centos",
     );
@@ -261,7 +261,7 @@ fn removing() {
     shelf.env.ok(["import", shelf.env.path("tree.tar").to_str().unwrap(), "deepone"]);
     assert_eq!(shelf.shows("docker image ls -q"), ["<id>"; 4]);
     let gone = shelf.shows("docker image rm $(docker image ls -q) -f");
-    // The newest first, which nobody pulled and which therefore has no digest.
+    // The newest image comes first; it was never pulled and therefore has no digest.
     assert_eq!(gone[..3], ["Untagged: deepone:latest", "Deleted: <digest>", "Deleted: <digest>"]);
     assert_eq!(
         gone[3..7],
@@ -273,9 +273,9 @@ fn removing() {
     assert_eq!(shelf.shows("docker image ls -q"), [""; 0]);
 }
 
-/// A mount is to an image what a container is.
+/// A mount keeps its image from removal, as a container does.
 #[test]
-fn an_image_in_use() {
+fn an_image_in_use_is_not_removed() {
     let env = documents();
     let mount = env.mount("deepone:latest", &[]);
     let id = env.ok(["images", "-q", "deepone"]);
@@ -291,7 +291,7 @@ fn an_image_in_use() {
 }
 
 #[test]
-fn the_documents_commands() {
+fn the_documented_image_commands_work_as_written() {
     let env = documents();
     let shown = |args: &[&str]| env.ok(args);
     let table = shown(&["images"]);
@@ -305,7 +305,7 @@ fn the_documents_commands() {
         vec!["centos", "latest"],
     ];
     assert_eq!(names, want);
-    // As written there, `ls` and all: it is one more pattern.
+    // As written in the document, with `ls`, which is a pattern argument.
     let latest = shown(&["images", "ls", "--filter=reference=*:latest", "--format", "{{.Repository}}"]);
     assert_eq!(latest, "deepone\nalpine\nredis\ncentos\n");
     let latest = shown(&["image", "ls", "--filter=reference=*:latest", "--format", "{{.Repository}}"]);
@@ -319,7 +319,7 @@ fn the_documents_commands() {
     assert_eq!(digests.lines().next().unwrap().split_whitespace().nth(2), Some("DIGEST"));
     let inspected: Value = serde_json::from_str(&shown(&["image", "inspect", "lovelearnlinux/webserver:v1"])).unwrap();
     assert_eq!(inspected[0]["RootFS"]["Layers"], json!([digest(&tar(1)), digest(&tar(4))]));
-    // Removing: by name, by IDs, then all at once.
+    // Removal by name, by ID, then of every image at once.
     let gone = shown(&["image", "rm", "redis:latest"]);
     let shape: Vec<&str> = gone.lines().map(|l| l.split(':').next().unwrap()).collect();
     assert_eq!((gone.lines().next(), shape), (Some("Untagged: redis:latest"), vec!["Untagged", "Deleted", "Deleted"]));
@@ -336,7 +336,7 @@ fn the_documents_commands() {
 }
 
 #[test]
-fn running_brings_in_what_is_not_there() {
+fn run_pulls_a_missing_image() {
     let shelf = Shelf::new();
     let ran = shelf.run("docker run -i $R/library/fedora /bin/bash </dev/null");
     assert_eq!((ran.code, ran.stdout.as_str()), (0, ""), "{ran:?}");
@@ -374,7 +374,7 @@ fn running_brings_in_what_is_not_there() {
 }
 
 #[test]
-fn an_image_stays_until_its_last_container_is_gone() {
+fn an_image_is_kept_until_its_last_container_is_removed() {
     let shelf = Shelf::new();
     shelf.shows(
         "docker pull $R/library/deepone; docker tag $R/library/deepone deepone:latest; docker rmi $R/library/deepone",
@@ -409,9 +409,8 @@ fn an_image_stays_until_its_last_container_is_gone() {
     assert_eq!(shelf.shows("docker ps -a").len() + shelf.shows("docker image ls -q").len(), 1);
 }
 
-/// An image is like a stopped container.
 #[test]
-fn a_stopped_container_becomes_an_image() {
+fn commit_makes_an_image_of_a_stopped_container() {
     let shelf = Shelf::new();
     shelf.shows("docker pull $R/library/deepone");
     shelf.run("docker run -d --name one $R/library/deepone");

@@ -1,4 +1,4 @@
-//! Trees out of images and back: `export` against what other tools unpack, and against `import`.
+//! `export` of an image as a tar, compared with what other tools unpack, and `import` of that tar.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -10,11 +10,11 @@ use super::support::tar::{Entry, Sparse, Tar};
 use super::support::tree::{Contents, Difference, diff, scan_both};
 use super::truth;
 
-/// What GNU tar makes of a tar, as root.
+/// Unpacks a tar with GNU tar, as root.
 fn unpack(tar: &Path, into: &Path) {
     std::fs::create_dir(into).unwrap();
     let mut command = Command::new("tar");
-    // Times long gone and far ahead are warned of.
+    // GNU tar would warn of times in the distant past and in the future.
     command.args(["--xattrs", "--xattrs-include=*", "--numeric-owner", "--warning=no-timestamp", "-xp", "-f"]);
     let done = run(command.arg(tar).arg("-C").arg(into));
     assert_eq!((done.code, done.stderr.as_str()), (0, ""));
@@ -26,7 +26,7 @@ fn is_gnu_tars(difference: &Difference) -> bool {
 }
 
 #[test]
-fn an_exported_image_is_what_umoci_unpacks() {
+fn export_equals_what_umoci_unpacks() {
     let image = big_image();
     let want = image.join("unpacked/rootfs");
     let env = TestEnv::new();
@@ -38,7 +38,7 @@ fn an_exported_image_is_what_umoci_unpacks() {
     let (expected, actual) = scan_both(&want, &unpacked, Contents::Hash);
     truth::report(diff(&expected, &actual).into_iter().filter(|d| !is_gnu_tars(d)).collect());
     std::fs::remove_dir_all(&unpacked).unwrap();
-    // As an image of one layer it is the same again.
+    // Imported as an image of one layer, the tree is the same.
     env.ok(["import", tar.to_str().unwrap(), "flat"]);
     std::fs::remove_file(&tar).unwrap();
     let mount = env.mount("flat", &[]);
@@ -47,7 +47,7 @@ fn an_exported_image_is_what_umoci_unpacks() {
     mount.unmount();
 }
 
-/// Two layers with everything that a tar can say and that is easily lost.
+/// An image of two layers with all metadata that a tar can store and that tools easily lose.
 fn odd() -> TestEnv {
     let long = [b"\xff\xfe".to_vec(), vec![b'n'; 200]].concat();
     let deep = [b"deep/".repeat(300), b"end".to_vec()].concat();
@@ -82,7 +82,7 @@ const ACL: &[u8] = &[
 ];
 
 #[test]
-fn nothing_is_lost_on_the_way_out_and_in() {
+fn export_and_import_preserve_all_metadata() {
     let env = odd();
     let tar = env.path("odd.tar");
     env.ok(["export", "-o", tar.to_str().unwrap(), "odd"]);
@@ -91,7 +91,7 @@ fn nothing_is_lost_on_the_way_out_and_in() {
     let (expected, actual) = scan_both(one.path(), two.path(), Contents::Hash);
     assert!(expected.records.len() > 300 && expected.faults.is_empty(), "{:?}", expected.faults);
     assert_eq!(diff(&expected, &actual), []);
-    // Every directory comes before what is in it, and all is sorted: the second export has the same bytes.
+    // Directories precede their entries and all paths are sorted: a second export has the same bytes.
     let out = std::fs::File::create(env.path("again.tar")).unwrap();
     assert!(env.command(["export", "again"]).stdout(out).status().unwrap().success());
     assert_eq!(std::fs::read(&tar).unwrap(), std::fs::read(env.path("again.tar")).unwrap());
@@ -104,7 +104,7 @@ fn nothing_is_lost_on_the_way_out_and_in() {
 }
 
 #[test]
-fn an_export_is_whole_or_is_not() {
+fn an_export_is_complete_or_fails() {
     let env = TestEnv::new();
     Image::new().layer(Tar::new().file("f", vec![7; 3 << 20]).finish()).write_layout(&env.path("app"));
     env.ok(["pull", "-q", &format!("oci:{}", env.path("app").display())]);
@@ -120,7 +120,7 @@ fn an_export_is_whole_or_is_not() {
     env.ok(["export", "-o", text, "app"]);
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&at).unwrap().permissions());
     assert_eq!(mode & 0o7777, 0o600);
-    // A layer that was cut short is no tree.
+    // A truncated layer cannot be exported.
     let layer = std::fs::read_dir(env.root().join("layers/sha256")).unwrap().next().unwrap().unwrap().path();
     let tar = std::fs::File::options().write(true).open(layer.join("layer.tar")).unwrap();
     let length = tar.metadata().unwrap().len();
@@ -129,7 +129,7 @@ fn an_export_is_whole_or_is_not() {
     assert!(env.fails(["export", "-o", text, "app"]).starts_with("Error: image app:latest is damaged: layer "));
     assert_eq!(digest(&std::fs::read(&at).unwrap()), before);
     tar.set_len(length).unwrap();
-    // A full disk, and a reader that has seen enough.
+    // A full disk, and a reader that closes the pipe.
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
     let output = env.command(["export", "app"]).stdout(full).stderr(Stdio::piped()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

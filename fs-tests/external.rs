@@ -1,4 +1,4 @@
-//! Other people's suites, run in a directory of the image over which an upper directory stands.
+//! External test suites, pjdfstest and fsx, run in an image directory of a writable mount.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,8 +10,8 @@ use crate::support::tar::{Entry, Tar};
 use crate::support::tool;
 use crate::support::writable::Writable;
 
-/// Cases of pjdfstest that cannot pass on a union, as they do not on kernel overlayfs: each makes a character device with
-/// the number 0:0, which is how an upper directory says that a name is deleted. One that passes fails the test.
+/// Cases of pjdfstest that cannot pass on a union, as on kernel overlayfs: each creates a character device 0:0, which
+/// in an upper directory is a whiteout. A case of this list that passes fails the test.
 const MAKE_A_WHITEOUT: &[&str] = &[
     "chmod::change_perm::char",
     "chmod::enotdir_component::char",
@@ -55,19 +55,19 @@ const MAKE_A_WHITEOUT: &[&str] = &[
     "unlink::update_mtime_ctime_success_folder::char",
     "utimensat::changes_timestamps::char",
 ];
-/// Cases that pjdfstest leaves out by itself, since this system names no greatest number of links.
+/// Cases that pjdfstest skips itself, since this system has no LINK_MAX.
 const CANNOT_RUN: &[&str] = &["link::link_count_max"];
 
-/// mount(8) would ask a helper of the file system's to remount it; the kernel can do it alone.
+/// A mount(8) that remounts without the file system's mount helper.
 const MOUNT: &str = "#!/bin/sh\nPATH=${PATH#*:} exec mount -i \"$@\"\n";
 
-/// What lies below: a directory `work`, which has a file in it.
+/// The lower layer: a directory `work` with a file in it.
 fn layer() -> Vec<u8> {
     let file = vec![b'x'; 300_000];
     Tar::new().add(Entry::dir("work").mode(0o755)).file("work/from-below", file).finish()
 }
 
-/// An image of that, and its upper directory.
+/// An image of that layer, with an upper directory.
 fn writable() -> Writable {
     Writable::over(layer())
 }
@@ -90,16 +90,16 @@ fn pjdfstest_passes_on(union: &Writable) {
     fs::write(union.env.path("bin/mount"), MOUNT).unwrap();
     fs::set_permissions(union.env.path("bin/mount"), fs::Permissions::from_mode(0o755)).unwrap();
     let mount = union.mount();
-    // The users that it acts as enter the directories above too.
+    // pjdfstest's unprivileged users need access to the parent directories.
     fs::set_permissions(mount.path().parent().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
     pjdfstest(union, &mount.path().join("work"), None);
-    // By themselves: a file left open by another case keeps the whole mount from becoming read-only.
+    // Run alone: a file left open by another case would prevent the remount read-only.
     pjdfstest(union, &mount.path().join("work"), Some("erofs"));
     union.unmount(mount);
     union.assert_lower_unchanged();
 }
 
-/// Runs all cases but those that remount, or, with a pattern, these only, and remounts.
+/// Runs every case except those that remount; with a pattern, runs only the cases that match, which may remount.
 #[track_caller]
 fn pjdfstest(union: &Writable, at: &Path, pattern: Option<&str>) {
     let config = union.env.path("pjdfstest.toml");
@@ -127,7 +127,7 @@ fn pjdfstest(union: &Writable, at: &Path, pattern: Option<&str>) {
     assert!(ran >= if pattern.is_some() { 13 } else { 340 }, "only {ran} cases passed: not the whole suite");
 }
 
-/// Each case that failed, with the line that says why.
+/// Each failed case, with the line that gives the reason.
 fn failures(said: &str) -> String {
     let lines: Vec<_> = said.lines().collect();
     let failed = lines.windows(2).filter(|pair| pair[0].ends_with("FAILED") || pair[0].ends_with("UNEXPECTEDLY"));
@@ -141,23 +141,23 @@ const OTHERS: &str = "fsync = 0.2\nfdatasync = 0.2\npunch_hole = 2\nsendfile = 2
                       copy_file_range = 2\n";
 
 #[test]
-fn fsx_finds_nothing_with_mmap() {
+fn fsx_passes_with_mmap() {
     fsx(&writable(), &[WITH_MMAP, RESIZING, OTHERS], 25_000);
 }
 
 #[test]
-fn fsx_finds_nothing_without_mmap() {
+fn fsx_passes_without_mmap() {
     fsx(&writable(), &[WITHOUT_MMAP, RESIZING, OTHERS], 25_000);
 }
 
 #[test]
-fn fsx_finds_nothing_on_directories() {
+fn fsx_passes_on_directories() {
     for (count, weights) in [(1, WITH_MMAP), (10, WITH_MMAP), (10, WITHOUT_MMAP)] {
         fsx(&Writable::over_directories(layer(), count), &[weights, RESIZING, OTHERS], 15_000);
     }
 }
 
-/// Two runs: on a new file, and on one of the image, which it truncates first. What was written last outlives a remount.
+/// Runs fsx twice: on a new file, and on a file of the image, which it truncates first. The content survives a remount.
 #[track_caller]
 fn fsx(union: &Writable, weights: &[&str], operations: u32) {
     let config = union.env.path("fsx.toml");

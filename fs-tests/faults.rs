@@ -1,8 +1,9 @@
-//! Every operation on the union meets every fault: each call of it fails once, and dies once.
+//! Fault injection: for every operation on the union, each of its system calls fails once, and the process dies at each
+//! once.
 //!
-//! A call that fails: the operation either reports the error and nothing has changed, or it has happened. A process that
-//! dies: the next mount shows the state before or the one behind. The power that goes: the same, but for data that
-//! nobody synced.
+//! After a failed call, the operation has either reported the error and changed nothing, or succeeded. After the death
+//! of the process, the next mount shows the state before or after the operation. After a power failure, the same holds
+//! except for unsynced data.
 
 use crate::support::bed::{Bed, Picture, at, disk, picture, split};
 use crate::support::faulty::{Control, Fault, Refuses};
@@ -13,12 +14,12 @@ use rustix::io::Errno;
 
 type Step = fn(&Fs) -> Result<(), FsError>;
 
-/// An operation, what goes before it, and what it is about.
+/// An operation under test, the preparation before it, and its name.
 struct Case {
     name: &'static str,
     before: &'static [Step],
     step: Step,
-    /// What the operation is put together from, where it is several changes in one request: a process may die between.
+    /// The parts of an operation that makes several changes in one request: the process may die between them.
     parts: &'static [Step],
 }
 
@@ -44,14 +45,14 @@ fn layer() -> Vec<u8> {
         .finish()
 }
 
-/// What the cases are tried on.
+/// The kind of union that the cases run on.
 #[derive(Clone, Copy)]
 struct Setting {
     refuses: Refuses,
     directories: bool,
 }
 
-/// One for each form of whiteouts: devices, attributes on an image and on directories, names.
+/// One setting for each form of whiteouts: devices, attributes on an image and on directories, names.
 const SETTINGS: [Setting; 4] = [
     Setting { refuses: Refuses::Nothing, directories: false },
     Setting { refuses: Refuses::Devices, directories: false },
@@ -68,13 +69,13 @@ impl Setting {
         Control::over(self.refuses)
     }
 
-    /// The tree without a fault, at a mount of its own.
+    /// The tree that a fresh mount without faults shows.
     fn remounted(self, bed: &Bed) -> Picture {
         picture(&bed.open(|| self.control().backing()))
     }
 
-    /// A line for each path. New numbers and times of new files are no difference, nor over directories any number, as
-    /// the next mount may renumber; without attributes what is copied up keeps none.
+    /// A line for each path. Leaves out inode numbers and times of new files, and over directories all inode numbers,
+    /// as the next mount may renumber; without attributes, a copied-up inode does not keep its number either.
     fn lines(self, picture: &Picture) -> Vec<String> {
         let bare = self.refuses == Refuses::Attributes;
         let own = |ino: u64| if self.directories || ino >= plyfs::upper::FIRST_OWN { 0 } else { ino };
@@ -87,7 +88,7 @@ impl Setting {
         picture.iter().map(line).collect()
     }
 
-    /// Says what differs, briefly.
+    /// Panics with the differing lines.
     #[track_caller]
     fn same(self, seen: &Picture, wanted: &Picture, what: &str) {
         let (seen, wanted) = (self.lines(seen), self.lines(wanted));
@@ -97,8 +98,8 @@ impl Setting {
         assert!(gone.is_empty() && come.is_empty(), "{refuses:?}: {what}\nwanted: {gone:#?}\nseen: {come:#?}");
     }
 
-    /// The states before, behind, and behind each part; `None` for what cannot be done there: directories of the lower
-    /// ones are not moved where no redirect can be written, nor attributes set where there are none.
+    /// The states before and after the operation, and after each part. `None` if the setting does not support the
+    /// operation: lower directories cannot be renamed without redirects, and some file systems have no attributes.
     fn states(self, bed: &Bed, case: &Case) -> Option<(Picture, Picture, Vec<Picture>)> {
         let cannot = |e: &FsError| [libc::EXDEV, libc::EOPNOTSUPP].contains(&e.errno());
         bed.clear();
@@ -233,7 +234,7 @@ fn changing() -> Vec<Case> {
     ]
 }
 
-/// The time that the file has in the image.
+/// The file's modification time in the image.
 const KEPT: SetTime = SetTime::To(Time { sec: 1_000_000, nsec: 5 });
 
 fn empty_with_old_time(fs: &Fs) -> Result<(), FsError> {
@@ -308,7 +309,7 @@ fn prepared(bed: &Bed, case: &Case, control: &Control) -> Fs {
 }
 
 #[test]
-fn a_call_that_fails_leaves_the_old_view_or_the_new_one() {
+fn a_failed_system_call_leaves_the_old_or_the_new_state() {
     for setting in SETTINGS {
         let bed = setting.bed();
         for case in cases() {
@@ -320,7 +321,7 @@ fn a_call_that_fails_leaves_the_old_view_or_the_new_one() {
 fn fail_each_call(setting: Setting, bed: &Bed, case: &Case) {
     let Some((before, after, parts)) = setting.states(bed, case) else { return };
     for number in 0.. {
-        // Which error it is makes no difference to the union, and must reach the caller.
+        // The union treats every errno alike, and must return it to the caller.
         let errno = [Errno::NOSPC, Errno::IO, Errno::DQUOT][number % 3];
         let control = setting.control();
         let fs = prepared(bed, case, &control);
@@ -346,7 +347,7 @@ fn fail_each_call(setting: Setting, bed: &Bed, case: &Case) {
 }
 
 #[test]
-fn a_process_that_dies_anywhere_leaves_the_old_state_or_the_new_one() {
+fn a_crash_at_any_system_call_leaves_the_old_or_the_new_state() {
     for setting in SETTINGS {
         let bed = setting.bed();
         for case in cases() {
@@ -382,9 +383,9 @@ fn die_at_each_call(setting: Setting, bed: &Bed, case: &Case) {
     assert!(old > 0, "{}: no fault came before the change: {new} behind it", case.name);
 }
 
-/// Data that is written and synced is there, and none but what is written ever changes.
+/// Written and synced data survives, and only the written range ever changes.
 #[test]
-fn a_write_that_dies_anywhere_changes_its_own_bytes_only() {
+fn a_write_interrupted_by_a_crash_changes_only_its_own_bytes() {
     let bed = image();
     for path in ["d/file", "three", "sparse"] {
         for number in 0.. {
@@ -412,9 +413,9 @@ fn a_write_that_dies_anywhere_changes_its_own_bytes_only() {
     }
 }
 
-/// Another tool's upper directory: what is one file there is one file here, wherever its names are.
+/// In another tool's upper directory, hard links in any directories are one file in the union too.
 #[test]
-fn hard_links_of_an_upper_directory_without_numbers_are_one_file() {
+fn hard_links_in_an_upper_directory_without_inode_numbers_are_one_file() {
     let bed = image();
     let upper = bed.upper();
     std::fs::create_dir_all(upper.join("d")).unwrap();
@@ -432,9 +433,9 @@ fn hard_links_of_an_upper_directory_without_numbers_are_one_file() {
     assert_eq!(at(&bed.open(disk), "b").unwrap().ino, number);
 }
 
-/// An image may hold a device that an upper directory has no form for: it must not turn into a whiteout.
+/// An image may hold a device 0:0, which an upper directory cannot represent: it must not become a whiteout.
 #[test]
-fn a_device_that_looks_like_a_whiteout_stays_what_it_is() {
+fn a_lower_device_0_0_does_not_become_a_whiteout() {
     let bed = Bed::new(vec![Tar::new().add(Entry::char_device("zero", 0, 0).mode(0o600)).finish()]);
     let fs = bed.open(disk);
     let before = picture(&fs);

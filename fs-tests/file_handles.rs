@@ -1,4 +1,5 @@
-//! File handles of writable mounts: they open the same inode when the kernel has forgotten it, and after a new mount.
+//! File handles of writable mounts (open_by_handle_at, NFS): they open the same inode after the kernel has evicted it,
+//! and after a remount.
 
 use crate::support::bed::{Bed, at, disk};
 use crate::support::env::Mount;
@@ -16,7 +17,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
-/// Files of each of the kinds.
+/// The number of files of each kind.
 const EACH: usize = 128;
 
 fn image() -> Tar {
@@ -31,14 +32,14 @@ fn image() -> Tar {
     tar.symlink("shown/symlink", "0")
 }
 
-/// A file, what is in it, and its handle.
+/// A file, its content and its handle.
 struct Known {
     path: PathBuf,
     content: String,
     handle: FileHandle,
 }
 
-/// Makes changes of every kind, and gives the files by which they can be told, 1,024 of them.
+/// Makes changes of every kind; returns the 1,024 files that show their effect.
 fn change(at: &Path) -> Vec<Known> {
     let path = |dir: &str, n: usize| at.join(dir).join(n.to_string());
     fs::create_dir(at.join("own")).unwrap();
@@ -72,7 +73,7 @@ fn root(mount: &Mount) -> OwnedFd {
     rustix::fs::open(mount.path(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap()
 }
 
-/// Has the kernel forget every inode of a mount that nobody has open: a remount drops its names, and with them the rest.
+/// Makes the kernel evict every unused inode of a mount: a remount drops the dentries, and with them the inodes.
 fn forget(mount: &Mount) {
     mount_remount(mount.path(), MountFlags::empty(), "").unwrap();
 }
@@ -101,7 +102,7 @@ fn assert_stale(mount: &Mount, handles: &[FileHandle]) {
     }
 }
 
-/// What a handle of a directory, of a symbolic link and of a file opens has its place in the tree again.
+/// Asserts that a directory, a symbolic link and a file opened by handle are connected to the tree again.
 #[track_caller]
 fn assert_connected(mount: &Mount, dirs: &[(&str, FileHandle)]) {
     let root = root(mount);
@@ -133,7 +134,7 @@ fn handles_hold(bed: &Writable) {
     forget(&mount);
     links.iter().for_each(|link| drop(link.open(&root(&mount), libc::O_PATH | libc::O_NOFOLLOW).unwrap()));
     bed.unmount(mount);
-    // The last first, so that nothing has been looked up on the way to it.
+    // In reverse order, so that no earlier lookup has loaded a file's parent directories.
     let again = bed.mount();
     assert_all_open(&again, &files.into_iter().rev().collect::<Vec<_>>());
     links.iter().for_each(|link| drop(link.open(&root(&again), libc::O_PATH | libc::O_NOFOLLOW).unwrap()));
@@ -156,7 +157,7 @@ fn file_handles_open_the_same_inodes_on_directories() {
     handles_hold(&Writable::over_directories(image().finish(), 2));
 }
 
-/// The file system below gives the number of what is removed to what is made next.
+/// Handles of removed inodes stay stale although the lower file system reuses their inode numbers.
 fn removed_stays_removed(bed: &Writable) {
     let mount = bed.mount();
     let at = mount.path();
@@ -202,7 +203,7 @@ fn a_file_handle_of_a_removed_inode_is_stale_on_directories() {
 }
 
 #[test]
-fn an_inode_is_found_by_its_number_and_the_upper_directory_read_for_it_once() {
+fn an_inode_is_found_by_number_and_the_upper_directory_is_read_once() {
     let (bed, control) = (Bed::new(vec![image().finish()]), Control::default());
     let fs = bed.open(disk);
     let path = |fs: &Fs, path: &str| at(fs, path).unwrap().ino;
@@ -221,7 +222,7 @@ fn an_inode_is_found_by_its_number_and_the_upper_directory_read_for_it_once() {
     let before: Vec<_> = known.iter().map(|ino| fs.getattr(*ino).unwrap()).collect();
     drop(fs);
     let is_stale = |fs: &Fs, ino: Ino| matches!(fs.by_number(ino), Err(FsError::Stale(_)));
-    // Each is the first that is asked for: nothing has been read for another.
+    // A fresh mount for each inode: no earlier lookup has read anything.
     for (ino, before) in known.iter().zip(before) {
         let fs = bed.open(disk);
         let found = fs.by_number(*ino).unwrap();
@@ -240,7 +241,7 @@ fn an_inode_is_found_by_its_number_and_the_upper_directory_read_for_it_once() {
 }
 
 #[test]
-fn a_file_handle_is_of_another_generation_over_other_directories() {
+fn other_lower_directories_give_file_handles_another_generation() {
     let dirs = ["a", "b"].map(|_| tempfile::tempdir().unwrap());
     let generation = |layers: &[&tempfile::TempDir], ino: Ino| {
         let layers = layers.iter().map(|dir| dir.path().to_owned()).collect();

@@ -1,7 +1,7 @@
-//! How changes are written down in directories: every form, whoever wrote it, is read as what it means, and what plyfs
-//! writes is read by the programs that know the same forms.
+//! On-disk forms of overlay directories: whiteouts, opaque directories, redirects, metacopy and overrides. plyfs reads
+//! every form, whichever program wrote it, and other programs read what plyfs writes in the forms they know.
 //!
-//! The expectations are judged first, by kernel overlayfs and fuse-overlayfs, so far as those know the forms.
+//! Kernel overlayfs and fuse-overlayfs check the expectations first, for the forms they know.
 
 mod crossing;
 mod driver;
@@ -20,15 +20,15 @@ use rows::{LIMITS, OVERRIDE_NAMES, Row, TABLES};
 /// How a row's directories are mounted.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Way {
-    /// All of them to be read only.
+    /// All of them as lower directories, read-only.
     Lower,
-    /// With an empty upper directory on top.
+    /// All of them as lower directories, below an empty upper directory.
     Below,
-    /// The topmost as the upper directory.
+    /// The topmost one as the upper directory.
     Upper,
 }
 
-/// What went wrong, a paragraph for each case; they are told all at once.
+/// The failures, a paragraph for each case, reported all at once.
 #[derive(Default)]
 struct Faults {
     cases: usize,
@@ -53,7 +53,7 @@ impl Faults {
     }
 }
 
-/// In which spaces a row can be read, and with which names for `%`. What is `trusted.` is root's.
+/// The spaces in which a row can be read, with the names for `%`. Attributes of `trusted.` need root.
 fn variants(row: &Row) -> Vec<(Space, Words)> {
     let has = |what: &str| row.layers.iter().any(|layer| layer.contains(what));
     let stats = if has(",%=") { &OVERRIDE_NAMES[..] } else { &OVERRIDE_NAMES[..1] };
@@ -62,7 +62,7 @@ fn variants(row: &Row) -> Vec<(Space, Words)> {
     all.collect()
 }
 
-/// The tree as the one who mounted it sees it: in a user namespace that has to be a process of its own.
+/// Lists the tree as the mounting user sees it: in a user namespace, a separate process must do it.
 fn look(mounted: &Mounted, inodes: bool) -> Result<Shown, String> {
     let out = tempfile::NamedTempFile::new().unwrap();
     let mut command = mounted.program(std::env::current_exe().unwrap());
@@ -79,7 +79,7 @@ fn look(mounted: &Mounted, inodes: bool) -> Result<Shown, String> {
     }
 }
 
-/// No test, but the process that [`look`] starts.
+/// Not a test itself: the process that [`look`] starts.
 #[test]
 fn a_tree_is_looked_at_from_inside() {
     let Some(at) = std::env::var_os("PLYFS_FORMS_LOOK") else { return };
@@ -88,7 +88,7 @@ fn a_tree_is_looked_at_from_inside() {
     std::fs::write(std::env::var_os("PLYFS_FORMS_OUT").unwrap(), serde_json::to_vec(&seen).unwrap()).unwrap();
 }
 
-/// Makes directories, mounts them, and holds what is seen against what is expected.
+/// Creates directories, mounts them, and compares the tree with the expected one.
 fn check<T: AsRef<str>>(
     on: On,
     driver: Driver,
@@ -117,7 +117,7 @@ fn check<T: AsRef<str>>(
     let mounted = driver.mount(space, &stack, &env.path(""))?;
     let mut seen = look(&mounted, driver == Driver::Plyfs)?;
     if way == Way::Below {
-        // The root is the new directory's.
+        // The root's attributes are those of the new upper directory.
         seen.remove("");
         wanted.remove("");
     }
@@ -134,12 +134,12 @@ fn check<T: AsRef<str>>(
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
 }
 
-/// fuse-overlayfs shows the attributes that it obeys.
+/// Removes override attributes from a line, since fuse-overlayfs lists those that it obeys.
 fn without_overrides(line: &str) -> String {
     line.split(' ').filter(|word| !word.contains("override_stat=")).collect::<Vec<_>>().join(" ")
 }
 
-/// Every row that the driver should know, in every way.
+/// Checks every row that the driver supports, mounted in every way.
 fn read_all(on: On, driver: Driver, knows: impl Fn(&Row, Space) -> bool) {
     let mut faults = Faults::default();
     for (table, rows) in TABLES {
@@ -174,13 +174,14 @@ fn plyfs_reads_every_form() {
     read_all(On::Disk, Driver::Plyfs, |_, _| true);
 }
 
-/// All that can lie there: whiteout devices cannot.
+/// Every form that kernel overlayfs can store: it cannot hold whiteout devices.
 #[test]
 fn plyfs_reads_every_form_on_kernel_overlayfs() {
     read_all(On::Overlayfs, Driver::Plyfs, |row, _| !row.layers.iter().any(|layer| layer.contains(",wh")));
 }
 
-/// Forty are what the kernel takes in one call of mount(2), and few images have more; the others take hundreds.
+/// Kernel overlayfs takes about forty layers in one call of mount(2), and few images have more; the others take
+/// hundreds.
 fn read_many(driver: Driver, count: usize) {
     let layer = |number: usize| match number {
         n if n % 50 == 29 => format!("d/,@.opaque=y d/f{n}={n} e/f{n}={n}"),
@@ -204,7 +205,7 @@ fn read_many(driver: Driver, count: usize) {
 }
 
 #[test]
-fn peers_read_many_layers() {
+fn kernel_overlayfs_and_fuse_overlayfs_read_many_layers() {
     read_many(Driver::Kernel, 40);
     read_many(Driver::FuseOverlayfs, 200);
 }

@@ -1,4 +1,4 @@
-//! Layers made to do harm: what is written to break a reader, and random damage to what is not.
+//! Malicious layers: tars and indexes crafted to break a reader, and random damage to valid ones.
 
 use crate::corpus::{image, image_within};
 use crate::support::tar::{Entry, Sparse, Tar};
@@ -18,10 +18,10 @@ fn refused(tar: Vec<u8>, limits: &Limits, says: &str) {
     assert!(said.contains(says), "`{says}` is not in: {said}");
 }
 
-/// Found by random damage: directories were made by names that only a symbolic link's target can have, and the index
-/// did not pass its own check.
+/// Found by random damage: following a symbolic link created directories with names that only a link target can hold,
+/// and the index did not pass its own check.
 #[test]
-fn a_link_target_makes_no_directory_that_an_entry_could_not() {
+fn a_symlink_target_creates_no_directory_with_a_forbidden_name() {
     let below = |target: &str| Tar::new().symlink("l", target).file("l/f", "x").finish();
     refused(below(&"n".repeat(300)), &Limits::default(), "300 bytes");
     refused(below("a/.wh.b"), &Limits::default(), "inside a whiteout");
@@ -39,7 +39,7 @@ fn directories_made_by_paths_and_links_count_as_entries() {
 }
 
 #[test]
-fn links_that_are_followed_and_sparse_maps_are_bounded() {
+fn followed_symlinks_and_sparse_maps_are_bounded() {
     let limits = Limits { metadata: 20_000, ..Limits::default() };
     let tar = Tar::new().symlink("l", "x/../".repeat(100)).dir("x");
     let tar = (0..100).fold(tar, |tar, i| tar.file(format!("l/f{i}"), ""));
@@ -48,7 +48,8 @@ fn links_that_are_followed_and_sparse_maps_are_bounded() {
     refused(Tar::new().add(Entry::sparse("s", 4000, &pieces, Sparse::Pax10)).finish(), &limits, "names and attributes");
 }
 
-/// Each link of a chain was followed from its beginning: hours for a tar of a few hundred megabytes.
+/// Found as a denial of service: each link of a chain was followed from its beginning, which took hours for a tar of a
+/// few hundred megabytes.
 #[test]
 fn a_long_chain_of_hard_links_is_followed_once() {
     const LENGTH: usize = 60_000;
@@ -57,7 +58,8 @@ fn a_long_chain_of_hard_links_is_followed_once() {
     assert_eq!(image.at("000000").unwrap().nlink as usize, LENGTH + 1);
 }
 
-/// The tar crate drops the upper bytes; Go's archive/tar refuses the number. Two readers must not see two layers.
+/// The tar crate drops the upper bytes, Go's archive/tar refuses the number. Two tools must not read different layers
+/// from the same tar.
 #[test]
 fn a_size_beyond_64_bits_is_refused() {
     let huge = Entry::file("a", "x").edit_header(|header| {
@@ -66,7 +68,7 @@ fn a_size_beyond_64_bits_is_refused() {
     refused(Tar::new().add(huge).finish(), &Limits::default(), "no number: size");
 }
 
-/// A tree is checked when it is mapped; what is read of it is bounds-checked all the same.
+/// A tree is checked when it is mapped; reads are bounds-checked all the same.
 #[test]
 fn reading_through_a_damaged_tree_never_panics() {
     let sparse = Entry::sparse("s", 9000, &[(512, vec![1; 512]), (4096, vec![2; 700])], Sparse::Pax10);
@@ -91,9 +93,9 @@ fn reading_through_a_damaged_tree_never_panics() {
     }
 }
 
-/// A layer's index whose checksum is right need not be a tree.
+/// A layer's index with a correct checksum may still contain a cycle.
 #[test]
-fn a_directory_that_lies_in_itself_ends_the_merge() {
+fn the_merge_refuses_a_directory_that_contains_itself() {
     let mut writer = Writer::default();
     let mut root = Node::new_zeroed();
     (root.mode, root.count, root.nlink) = (0o040_755.into(), 1.into(), 3.into());
@@ -123,7 +125,8 @@ fn entry() -> impl Strategy<Value = Entry> {
     })
 }
 
-/// Damages a tar: (what, where, how). Checksums are then made right, so that the damage is read and not just refused.
+/// Damages a tar by edits of (kind, position, value), then corrects the header checksums, so that readers get past
+/// them.
 fn damage(tar: &mut Vec<u8>, edits: &[(u8, usize, u8)]) {
     for (what, at, byte) in edits {
         let at = at % tar.len().max(1);
@@ -158,7 +161,7 @@ proptest! {
         let mut tar = entries.into_iter().fold(Tar::new(), Tar::add).finish();
         damage(&mut tar, &edits);
         let limits = Limits { entries: 1000, extension: 1 << 16, extents: 100, metadata: 1 << 20 };
-        // What is taken passes its own check, or this panics.
+        // An accepted layer passes the index's own check, or this panics.
         let lower = Tar::new().dir("a").file("a/b", "1").symlink("l", "a").finish();
         if let Ok(image) = image_within(&[lower, tar], &limits) {
             let mut dirs = vec![ROOT];

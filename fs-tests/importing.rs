@@ -1,4 +1,4 @@
-//! Tars that become images.
+//! `import` of tars as images, and `load` and `pull` of compressed archives.
 
 use std::fs::File;
 use std::io::Write;
@@ -28,7 +28,7 @@ fn import(env: &TestEnv, bytes: &[u8], args: &[&str]) -> Output {
 }
 
 #[test]
-fn a_tar_becomes_an_image() {
+fn import_makes_an_image_from_a_tar() {
     let env = TestEnv::new();
     let out = import(&env, &tar(), &["--platform", "linux/arm/v7", "-", "base:1"]);
     assert_eq!((out.code, out.stderr.as_str()), (0, ""));
@@ -53,12 +53,12 @@ fn a_tar_becomes_an_image() {
     let mount = env.mount("base:1", &[]);
     assert_eq!(std::fs::read(mount.path().join("etc/hostname")).unwrap(), b"box\n");
     mount.unmount();
-    // The same tar on the same day is the same image; it takes one more name.
+    // The same tar on the same day gives the same image, which gets a second name.
     let again = import(&env, &tar(), &["--platform", "linux/arm/v7", "-", "other"]);
     assert_eq!(again.stdout.trim(), id);
     assert_eq!(env.ok(["inspect", "-f", "{{.RepoTags}}", id]), "[base:1 other:latest]\n");
     assert_eq!(env.ok(["system", "fsck"]), "");
-    // Without a name it dangles.
+    // Without a name the image is dangling.
     let nameless = import(&env, &tar(), &["-m", "by hand", "-"]).stdout;
     assert_eq!(env.ok(["images", "-q", "--no-trunc", "-f", "dangling=true"]), nameless);
     assert_eq!(env.ok(["history", "--format", "{{.Comment}}", nameless.trim()]), "by hand\n");
@@ -67,7 +67,7 @@ fn a_tar_becomes_an_image() {
 }
 
 #[test]
-fn every_compression_is_one_layer() {
+fn import_accepts_every_compression() {
     let env = TestEnv::new();
     let kinds = [
         Compression::Gzip,
@@ -88,17 +88,17 @@ fn every_compression_is_one_layer() {
     ids.dedup();
     assert_eq!(ids.len(), 1);
     assert_eq!(std::fs::read_dir(env.root().join("layers/sha256")).unwrap().count(), 1);
-    // A pulled image's layer is taken as it is.
+    // A layer of a pulled image is imported unchanged.
     let dir = env.path("app");
     Image::new().layer(tar()).write_layout(&dir);
     assert!(env.ok(["pull", &format!("oci:{}", dir.display())]).contains(": Already exists\n"));
-    // A pipe that is named, too.
+    // A named pipe works too.
     let mut shell = Command::new("bash");
     let script = "exec \"$0\" --root \"$1\" import <(cat \"$2\") piped";
     let program = env.command([""]).get_program().to_owned();
     shell.args(["-c", script]).arg(program).arg(env.root()).arg(env.path("tree"));
     assert_eq!(run(shell.env("SOURCE_DATE_EPOCH", "1000000000")).stdout, ids[0]);
-    // What is damaged or cut short is said by the compression's name.
+    // Errors for damaged or truncated input name the compression.
     for (kind, what) in [(Compression::XzStreams(1), "xz"), (Compression::Bzip2Streams(1), "bzip2")] {
         let whole = compress(&tar(), kind);
         let mut damaged = whole.clone();
@@ -112,7 +112,7 @@ fn every_compression_is_one_layer() {
 }
 
 #[test]
-fn changes_as_in_a_dockerfile() {
+fn import_applies_dockerfile_instructions() {
     let env = TestEnv::new();
     let changes = [
         "ENV A=1 B=\"two words\"",
@@ -148,7 +148,7 @@ fn changes_as_in_a_dockerfile() {
     assert_eq!(config, want);
     let bad = import(&env, &tar(), &["-c", "RUN make", "-"]);
     assert_eq!((bad.code, bad.stderr.as_str()), (1, "Error: change `RUN make`: RUN is not a valid change command\n"));
-    // podman reads the document as its own.
+    // podman reads the image's config as it reads its own.
     let file = env.path("app.tar");
     env.ok(["save", "-o", file.to_str().unwrap(), "app"]);
     let shown =
@@ -160,7 +160,7 @@ fn changes_as_in_a_dockerfile() {
     );
 }
 
-/// Everything in the store but the folders.
+/// Every file in the store.
 fn files(dir: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap() {
@@ -171,7 +171,7 @@ fn files(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn what_cannot_be_imported_leaves_nothing() {
+fn a_failed_import_leaves_no_files() {
     let env = TestEnv::new();
     env.ok(["images"]);
     let mut cut = tar();
@@ -212,13 +212,13 @@ fn what_cannot_be_imported_leaves_nothing() {
     assert_eq!(left, Vec::<String>::new());
 }
 
-/// A signal while the tar is still coming.
+/// The signal arrives while the tar is being read.
 #[test]
-fn an_interrupted_import_leaves_nothing() {
+fn an_interrupted_import_leaves_no_files() {
     let env = TestEnv::new();
     let mut child = env.command(["import", "-", "x"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut pipe = child.stdin.take().unwrap();
-    // More than the pipe and every buffer hold: it has begun to read.
+    // More data than the pipe and every buffer hold: once it is written, plyfs has begun to read.
     let big = Tar::new().file("f", vec![7; 8 << 20]).finish();
     pipe.write_all(&big[..4 << 20]).unwrap();
     assert_eq!(run(Command::new("kill").args(["-INT", &child.id().to_string()])).code, 0);
@@ -230,7 +230,7 @@ fn an_interrupted_import_leaves_nothing() {
 }
 
 #[test]
-fn load_and_pull_take_archives_and_layers_by_xz_and_bzip2() {
+fn load_and_pull_accept_xz_and_bzip2_archives_and_layers() {
     let env = TestEnv::new();
     let kinds = [Compression::XzStreams(2), Compression::Bzip2Streams(2)];
     for (n, kind) in kinds.into_iter().enumerate() {

@@ -1,5 +1,5 @@
-//! What users and scripts read of images: filters, formats, history, disk usage, prunes. Names and shapes are those of
-//! Docker's own documents.
+//! Image listings: filters, formats, history, disk usage and prunes. Image names and output shapes are those of
+//! Docker's documentation.
 
 use serde_json::{Value, json};
 
@@ -7,12 +7,12 @@ use super::support::env::{TestEnv, run};
 use super::support::oci::{Image, digest};
 use super::support::tar::Tar;
 
-/// A layer with one file of so many times this byte.
+/// A layer with one file `file-N` of 5,000 bytes, each `n`.
 pub fn tar(n: u8) -> Vec<u8> {
     Tar::new().file(format!("file-{n}"), vec![n; 5000]).finish()
 }
 
-/// An image of these layers under `name:tag`, built in that year.
+/// Adds an image of these layers as `name:tag`, created in that year.
 fn add(env: &TestEnv, name: &str, tag: &str, year: i32, layers: &[u8]) -> String {
     let place = env.path(format!("layout-{}-{tag}", name.replace('/', "-")));
     let base = name.to_owned();
@@ -45,7 +45,7 @@ pub fn documents() -> TestEnv {
 }
 
 #[test]
-fn filters_one_by_one_and_together() {
+fn image_filters_work_alone_and_combined() {
     let env = documents();
     let names = |filters: &[&str]| {
         let mut args = vec!["images", "--format", "{{.Repository}}"];
@@ -80,7 +80,7 @@ fn filters_one_by_one_and_together() {
 }
 
 #[test]
-fn formats_of_images() {
+fn images_accepts_formats_and_templates() {
     let env = TestEnv::new();
     let id = add(&env, "app", "1", 2020, &[1]);
     let short = &id[7..19];
@@ -112,7 +112,7 @@ fn formats_of_images() {
 }
 
 #[test]
-fn templates_over_the_whole_image() {
+fn inspect_evaluates_templates_over_the_whole_image() {
     let env = TestEnv::new();
     let id = add(&env, "app", "1", 2020, &[1, 2]);
     env.ok(["tag", "app:1", "b:2"]);
@@ -141,7 +141,7 @@ fn templates_over_the_whole_image() {
 }
 
 #[test]
-fn history_tells_steps_and_sizes() {
+fn history_prints_steps_and_sizes() {
     let env = TestEnv::new();
     let step =
         |by: &str, empty: bool| json!({"created": "2020-02-02T02:02:02Z", "created_by": by, "empty_layer": empty});
@@ -178,7 +178,7 @@ fn history_tells_steps_and_sizes() {
 }
 
 #[test]
-fn prunes_ask_and_say_what_went() {
+fn prune_asks_for_confirmation_and_prints_what_it_removed() {
     let env = TestEnv::new();
     let old = add(&env, "app", "1", 2020, &[1, 2]);
     add(&env, "app", "2", 2021, &[1, 3]);
@@ -188,7 +188,7 @@ fn prunes_ask_and_say_what_went() {
     let all = "WARNING! This will remove all images without at least one container associated to them.\n";
     assert_eq!(env.ok(["image", "prune", "-a"]), format!("{all}{question}"));
     assert_eq!(env.ok(["image", "prune", "-f"]), "Total reclaimed space: 0B\n");
-    // A new image takes the name: the old one dangles.
+    // A new image takes the name, which leaves the old one dangling.
     env.ok(["tag", "app:2", "app:1"]);
     assert_eq!(env.ok(["images", "-f", "dangling=true", "-q", "--no-trunc"]), format!("{old}\n"));
     assert_eq!(env.ok(["image", "prune", "-f", "--filter", "label=nope"]), "Total reclaimed space: 0B\n");
@@ -206,7 +206,7 @@ fn prunes_ask_and_say_what_went() {
 }
 
 #[test]
-fn the_program_about_itself() {
+fn version_completion_and_man_pages_are_generated() {
     let env = TestEnv::new();
     let version = env!("CARGO_PKG_VERSION");
     assert_eq!(env.ok(["version", "--format", "{{.Client.Version}}"]), format!("{version}\n"));
@@ -229,7 +229,7 @@ fn the_program_about_itself() {
 }
 
 #[test]
-fn disk_usage() {
+fn system_df_prints_disk_usage() {
     let env = TestEnv::new();
     add(&env, "a", "1", 2020, &[1, 2]);
     add(&env, "b", "1", 2021, &[1, 3]);
@@ -244,7 +244,7 @@ fn disk_usage() {
     let heads = "REPOSITORY   TAG       IMAGE ID       CREATED       SIZE      SHARED SIZE   UNIQUE SIZE   CONTAINERS";
     assert_eq!(table.lines().take(3).collect::<Vec<_>>(), ["Images space usage:", "", heads]);
     assert!(table.lines().last().unwrap().ends_with("13.3kB    6.656kB       6.656kB       1"), "{table}");
-    // What is mounted stays.
+    // A mounted image is kept.
     let pruned = env.ok(["image", "prune", "-af"]);
     assert!(pruned.ends_with("Total reclaimed space: 6.66kB\n"), "{pruned}");
     mount.unmount();

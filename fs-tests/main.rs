@@ -1,6 +1,6 @@
-//! The one test binary.
+//! The test binary `fs`: every integration test is a module of it.
 
-// A test that cannot go on says so by panicking.
+// A test that cannot continue panics.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod account;

@@ -1,7 +1,7 @@
-//! Random layers, merged by plyfs and by a model that follows the specification's words one entry at a time.
+//! Property test of layer merging: random layers, merged by plyfs and by a model of the OCI image specification.
 //!
-//! The model knows nothing of indexes: it unpacks each layer into a map of paths, then applies that to the image so far
-//! as the OCI image specification's layer.md says. Whatever it makes of the layers, the file system must show.
+//! The model has no index: it unpacks each layer into a map of paths, one entry at a time, then applies that map to the
+//! image so far as layer.md says. The file system must show what the model computes.
 
 use crate::corpus::{Image, image};
 use crate::support::tar::{Entry, Tar};
@@ -28,7 +28,7 @@ enum Node {
     Dir(Option<u32>),
     /// A file's inode, which is also its content.
     File(u32),
-    /// A hard link that this layer alone cannot resolve.
+    /// A hard link whose target is not in this layer.
     Link(Path),
 }
 
@@ -46,7 +46,7 @@ fn remove(tree: &mut Tree, path: &[&'static str]) {
     tree.remove(path);
 }
 
-/// A layer by itself: what it has, what it hides, what it makes opaque.
+/// One layer: the entries it adds, the names it hides, the directories it makes opaque.
 #[derive(Default)]
 struct Layer {
     tree: Tree,
@@ -55,7 +55,7 @@ struct Layer {
 }
 
 impl Layer {
-    /// Puts something other than a directory in place of what is there. Markers in a directory go with it.
+    /// Replaces the entry at a path by something other than a directory. Removes the markers in a directory, too.
     fn replace(&mut self, path: &Path, node: Node) {
         remove(&mut self.tree, path);
         self.whiteouts.retain(|marked| marked.len() <= path.len() || !marked.starts_with(path));
@@ -65,18 +65,18 @@ impl Layer {
 }
 
 impl Layer {
-    /// Whether everything above the path is a directory or not there.
+    /// Whether every ancestor of the path is a directory or does not exist.
     fn may_hold(&self, path: &[&'static str]) -> bool {
         (1..path.len()).all(|length| matches!(self.tree.get(&path[..length]), None | Some(Node::Dir(_))))
     }
 }
 
-/// Unpacks a layer by itself. `None` if it contradicts itself.
+/// Unpacks one layer. `None` if its entries contradict each other.
 fn unpack(ops: &[Op], inodes: &mut u32) -> Option<Layer> {
     let mut layer = Layer::default();
     for op in ops {
         match op {
-            // A marker makes nothing, and means nothing inside of what is no directory.
+            // A marker creates nothing, and has no meaning below anything but a directory.
             Op::Whiteout(path) if layer.may_hold(path) => layer.whiteouts.push(path.clone()),
             Op::Opaque(path) if layer.may_hold(&[&path[..], &["x"]].concat()) => layer.opaques.push(path.clone()),
             Op::Whiteout(_) | Op::Opaque(_) => {}
@@ -169,7 +169,7 @@ fn tar_of(ops: &[Op], inodes: &mut u32) -> Vec<u8> {
     tar.finish()
 }
 
-/// What the file system shows, in the model's terms; link counts and groups are checked on the way.
+/// The tree that the file system shows, as the model represents it; checks link counts and groups while collecting it.
 fn shown(image: &Image) -> Tree {
     let mut tree = Tree::new();
     let mut names: BTreeMap<Ino, u32> = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! Pulling through mirrors, as podman's `registries.conf` says.
+//! Registry mirrors: pulls configured by containers-registries.conf(5), as podman reads it.
 
 use std::fs;
 use std::net::TcpListener;
@@ -11,14 +11,14 @@ use super::support::registry::{Content, DockerRegistry, Reply, Seen, Server, com
 use super::support::tar::Tar;
 use super::support::tls;
 
-/// One small layer and one of 300 kB that does not compress.
+/// An image of one small layer and one of 300 kB that does not compress.
 fn image() -> Image {
     let noise: Vec<u8> = (0..300_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
     let small = Tar::new().file("small", vec![1; 3000]).finish();
     Image::new().layer(small).compressed(Tar::new().file("noise", noise).finish(), Compression::None)
 }
 
-/// An honest registry with the image as `REPO:1`, but for what `answer` makes of it.
+/// A correct registry with the image as `REPO:1`; `answer` may alter each reply.
 fn serve(repo: &str, answer: impl Fn(&Seen, Reply) -> Reply + Send + Sync + 'static) -> Server {
     let (content, _) = Content::of(&image(), repo, "1");
     Server::start(move |seen| answer(seen, content.reply(seen)))
@@ -28,19 +28,19 @@ fn honest(repo: &str) -> Server {
     serve(repo, |_, honest| honest)
 }
 
-/// The path of the big blob.
+/// The URL path of the big layer's blob.
 fn big(repo: &str) -> String {
     Content::of(&image(), repo, "1").0.biggest().0
 }
 
-/// Writes the user's settings.
+/// Writes the user's `registries.conf`.
 fn configure(env: &TestEnv, text: &str) {
     let dir = env.path("home/.config/containers");
     fs::create_dir_all(&dir).unwrap();
     fs::write(dir.join("registries.conf"), text).unwrap();
 }
 
-/// Mirrors for everything at `host`, each `HOST/PATH` with further lines.
+/// Configures mirrors for everything at `host`, each as `HOST/PATH` with further configuration lines.
 fn mirrors(env: &TestEnv, host: &str, mirrors: &[(String, &str)]) {
     let mut text = format!("[[registry]]\nlocation = \"{host}\"\n");
     for (location, more) in mirrors {
@@ -49,7 +49,7 @@ fn mirrors(env: &TestEnv, host: &str, mirrors: &[(String, &str)]) {
     configure(env, &text);
 }
 
-/// Pulls `team/app:1` by way of one mirror; all must go well in the end.
+/// Pulls `team/app:1` through one mirror; the pull must succeed.
 #[track_caller]
 fn by(mirror: &Server, origin: &Server) -> Output {
     let env = TestEnv::new();
@@ -60,7 +60,7 @@ fn by(mirror: &Server, origin: &Server) -> Output {
     out
 }
 
-/// The mirror is named in a warning with these words.
+/// Requires a warning that names the mirror and contains these words.
 #[track_caller]
 fn warns(out: &Output, mirror: &str, words: &str) {
     let found =
@@ -69,7 +69,7 @@ fn warns(out: &Output, mirror: &str, words: &str) {
 }
 
 #[test]
-fn mirrors_are_asked_in_turn() {
+fn mirrors_are_tried_in_the_configured_order() {
     let down = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let (empty, good) = (Server::start(|_| Reply::new(404)), honest("hub/team/app"));
     let (later, origin) = (honest("team/app"), honest("team/app"));
@@ -87,20 +87,20 @@ fn mirrors_are_asked_in_turn() {
     let inspected = env.ok(["inspect", &name]);
     assert!(inspected.contains(&name) && !inspected.contains("hub"), "{inspected}");
     env.ok(["system", "fsck"]);
-    // With nothing but the registry itself left, its error is the one that counts.
+    // If only the registry itself is left, its error is the one reported.
     let none = Server::start(|_| Reply::new(404));
     mirrors(&env, &none.host, &[(empty.host.clone(), "")]);
     let out = pull(&env, &format!("{}/team/app:1", none.host), &[]);
     let last = out.stderr.lines().last().unwrap_or_default();
     assert!(out.code == 1 && last.starts_with(&format!("Error: {}: manifest 1 of team/app", none.host)), "{out:#?}");
-    // Other registries have nothing to do with it.
+    // Other registries do not use these mirrors.
     let before = empty.seen().len();
     assert_eq!(pull(&env, &format!("{}/team/app:1", later.host), &[]).code, 0);
     assert_eq!(empty.seen().len(), before);
 }
 
 #[test]
-fn what_a_mirror_serves_is_checked() {
+fn blobs_and_manifests_from_mirrors_are_verified() {
     let origin = honest("team/app");
     for (part, words) in [("/manifests/1", "not valid JSON"), ("/blobs/", "has digest sha256:")] {
         let liar = serve("hub/team/app", move |seen, honest| match seen.path.contains(part) {
@@ -120,7 +120,7 @@ fn what_a_mirror_serves_is_checked() {
         });
         warns(&by(&liar, &origin), &liar.host, words);
     }
-    // Two that lie in the same way, one after the other.
+    // Two mirrors that serve the same wrong bytes, one after the other.
     let lie = |path: String| {
         move |seen: &Seen, honest: Reply| if seen.path == path { honest.edit(|b| b[9] ^= 1) } else { honest }
     };
@@ -134,7 +134,7 @@ fn what_a_mirror_serves_is_checked() {
         warns(&out, &liar.host, "has digest sha256:");
     }
     env.ok(["system", "fsck"]);
-    // A registry that lies itself is an error, and nothing goes round in circles.
+    // If the registry itself serves wrong bytes, the pull fails, and no request loop follows.
     let path = big("team/app");
     let bad = serve("team/app", lie(path.clone()));
     let env = TestEnv::new();
@@ -145,7 +145,7 @@ fn what_a_mirror_serves_is_checked() {
 }
 
 #[test]
-fn mirrors_that_break_off_or_have_no_time() {
+fn a_failing_or_busy_mirror_is_tried_twice_then_skipped() {
     let origin = honest("team/app");
     let path = big("hub/team/app");
     let cut = path.clone();
@@ -169,7 +169,7 @@ fn mirrors_that_break_off_or_have_no_time() {
 }
 
 #[test]
-fn everybody_is_shown_his_own_credentials() {
+fn each_mirror_gets_only_its_own_credentials() {
     let closed = |repo| {
         serve(repo, |seen, honest| match seen.header("authorization") {
             "" => Reply::new(401).header("WWW-Authenticate", "Basic realm=\"x\""),
@@ -179,7 +179,7 @@ fn everybody_is_shown_his_own_credentials() {
     let own = big("hub/team/app");
     let mirror = serve("hub/team/app", move |seen, honest| match seen.header("authorization") {
         "" => Reply::new(401).header("WWW-Authenticate", "Basic realm=\"x\""),
-        // Something is left for the registry to give.
+        // The mirror lacks the big blob, so the registry serves it.
         _ if seen.path == own => Reply::new(404),
         _ => honest,
     });
@@ -200,7 +200,7 @@ fn everybody_is_shown_his_own_credentials() {
     };
     assert_eq!(shown(&mirror), ["", "Basic bWlycm9yOnB3"]);
     assert_eq!(shown(&origin), ["", "Basic b3JpZ2luOnB3"]);
-    // What is given for the image is for its registry.
+    // Credentials given for the image are sent to its registry only.
     let (mirror, origin, env) = (closed("hub/team/app"), closed("team/app"), TestEnv::new());
     mirrors(&env, &origin.host, &[(format!("{}/hub", mirror.host), "")]);
     let out = pull(&env, &format!("{}/team/app:1", origin.host), &["--creds", "me:secret"]);
@@ -213,7 +213,7 @@ fn everybody_is_shown_his_own_credentials() {
 }
 
 #[test]
-fn mirrors_for_digests_and_for_tags() {
+fn pull_from_mirror_restricts_mirrors_to_digests_or_tags() {
     let (mirror, origin) = (honest("hub/team/app"), honest("team/app"));
     let (_, digest) = Content::of(&image(), "team/app", "1");
     for (mode, by_tag, by_digest) in [("all", true, true), ("digest-only", false, true), ("tag-only", true, false)] {
@@ -231,7 +231,7 @@ fn mirrors_for_digests_and_for_tags() {
 }
 
 #[test]
-fn registries_that_are_blocked_or_moved() {
+fn blocked_registries_are_refused_and_relocated_ones_followed() {
     let (origin, env) = (honest("team/app"), TestEnv::new());
     let (host, name) = (&origin.host, format!("{}/team/app:1", origin.host));
     let file = env.path("home/.config/containers/registries.conf").display().to_string();
@@ -243,7 +243,7 @@ fn registries_that_are_blocked_or_moved() {
     let out = pull(&env, &name, &[]);
     assert!(out.code == 1 && out.stderr.contains(&format!("{file}: line 3: ")), "{out:#?}");
     assert_eq!((out.stderr.lines().count(), origin.seen().len()), (1, 0), "{out:#?}");
-    // Another file is as good, and beside it the user's own folder.
+    // Another configuration file works as well, and so does the user's own drop-in directory beside it.
     let other = env.path("other.conf");
     fs::write(&other, format!("[[registry]]\nprefix = \"far.example/x\"\nlocation = \"{host}/team\"")).unwrap();
     let moved = || run(command(&env, &["pull", "far.example/x/app:1"]).env("CONTAINERS_REGISTRIES_CONF", &other));
@@ -258,8 +258,8 @@ fn registries_that_are_blocked_or_moved() {
     assert!(out.code == 1 && out.stderr.contains("1.conf"), "{out:#?}");
 }
 
-/// A registry by TLS with the image as `hub/team/app:1`, for those who show a certificate. `ca` in the environment has
-/// all certificates.
+/// A registry over TLS that requires a client certificate, with the image as `hub/team/app:1`. The directory `ca` in
+/// the environment has all certificates.
 fn by_tls(env: &TestEnv) -> DockerRegistry {
     let (ca, certs) = (env.path("ca"), env.path("certs"));
     tls::certificates(&ca);
@@ -278,11 +278,11 @@ fn by_tls(env: &TestEnv) -> DockerRegistry {
 }
 
 #[test]
-fn certificates_of_mirrors() {
+fn tls_certificates_are_chosen_per_mirror() {
     let (keys, origin) = (TestEnv::new(), honest("team/app"));
     let mirror = by_tls(&keys);
     let name = format!("{}/team/app:1", origin.host);
-    // Pulls anew; returns whether the registry itself was asked.
+    // Pulls into an empty store; returns whether the registry itself was asked.
     let through = |files: &[&str], more| {
         let env = TestEnv::new();
         mirrors(&env, &origin.host, &[(format!("{}/hub", mirror.host), more)]);
@@ -297,7 +297,8 @@ fn certificates_of_mirrors() {
     warns(&out, &mirror.host, "its TLS certificate is not trusted");
     let (asked, out) = through(&["ca.crt"], "");
     assert!(asked);
-    // It takes nobody by TLS who shows nothing; on this machine plain http is tried then, which it answers so.
+    // Over TLS the registry rejects clients without a certificate; on localhost plain http is tried next, and gets this
+    // answer.
     warns(&out, &mirror.host, "400 Bad Request");
     let (asked, out) = through(&["ca.crt", "client.cert"], "");
     assert!(asked);

@@ -1,4 +1,5 @@
-//! How mounts begin, live and end: as root, as a plain user, by mount(8), by signals.
+//! Mount lifecycle of images: mount, remount, unmount, dead mounts and the daemon, as root, as a plain user, by
+//! mount(8).
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -16,7 +17,7 @@ use super::support::oci::Image;
 use super::support::tar::{Entry, Tar};
 use super::support::tree::{Contents, diff, scan, scan_both};
 
-/// `nobody`: fusermount3 serves only users that the system knows by name.
+/// The user ID of `nobody`: fusermount3 serves only users listed in the password database.
 const USER: u32 = 65_534;
 
 fn image(env: &TestEnv) {
@@ -51,13 +52,13 @@ fn daemon(env: &TestEnv) -> Pid {
 }
 
 fn is_gone(pid: Pid) -> bool {
-    // A zombie that its parent, this machine's init, has not yet collected is gone too.
+    // A zombie that init has not yet reaped has ended as well.
     let status = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
     status.map_or(true, |stat| stat.rsplit(')').next().unwrap().trim_start().starts_with('Z'))
 }
 
 #[test]
-fn a_mount_ends_by_every_signal_and_by_an_outside_umount() {
+fn sigterm_sigint_and_umount_2_unmount_and_end_the_daemon() {
     let env = TestEnv::new();
     image(&env);
     for end in [Some(Signal::TERM), Some(Signal::INT), None] {
@@ -76,7 +77,7 @@ fn a_mount_ends_by_every_signal_and_by_an_outside_umount() {
 }
 
 #[test]
-fn a_daemons_log_says_when_and_what() {
+fn the_daemons_log_has_timestamps_and_events() {
     let env = TestEnv::new();
     image(&env);
     let log = |id: &str| fs::read_to_string(env.root().join("mounts").join(id.trim()).join("log")).unwrap();
@@ -94,7 +95,7 @@ fn a_daemons_log_says_when_and_what() {
         assert!(when.starts_with("20") && when.len() == "2026-01-01T00:00:00.000Z".len(), "{line}");
         assert!(when.ends_with('Z') && rest.trim_start().starts_with("INFO plyfs::"), "{line}");
     }
-    // What the user chose holds, and in front there is silence while all is well.
+    // The user's log level applies, and with `-f` nothing is logged while all is well.
     let mount = Mount::by(&env, &mut env.command(["--log-level", "error", "mount", "box:1"]));
     let id = env.ok(["mounts", "-q"]);
     mount.unmount();
@@ -102,7 +103,7 @@ fn a_daemons_log_says_when_and_what() {
 }
 
 #[test]
-fn open_files_outlive_the_mount_and_not_the_grace() {
+fn open_files_stay_readable_after_a_signal_until_a_second_one() {
     let env = TestEnv::new();
     image(&env);
     let mount = env.mount("box:1", &[]);
@@ -126,7 +127,7 @@ fn open_files_outlive_the_mount_and_not_the_grace() {
     eventually("a second signal does not wait", || is_gone(pid));
 }
 
-/// Ends the serving process of the only mount so that it cannot unmount.
+/// Kills the daemon of the only mount with SIGKILL, so that it cannot unmount.
 fn kill_daemon(env: &TestEnv) {
     let pid = daemon(env);
     kill_process(pid, Signal::KILL).unwrap();
@@ -149,7 +150,7 @@ fn a_dead_mount_is_listed_and_umount_removes_it() {
         assert_eq!(env.ok(["mounts", "-q"]), id);
         let json: serde_json::Value = serde_json::from_str(&env.ok(["mounts", "--format", "json"])).unwrap();
         assert_eq!((json["State"].as_str(), json["Mountpoint"].as_str()), (Some("dead"), Some(&*at)));
-        // What it was is not needed any more, but only its user may take it away: below it lies another directory.
+        // The collection frees its data, but only the user may remove the mount: unmounting uncovers another directory.
         env.ok(["system", "gc"]);
         assert_eq!(env.ok(STATES), format!("dead {at}\n"));
         assert_eq!(env.ok(["system", "fsck"]), "");
@@ -168,7 +169,7 @@ fn a_dead_mount_is_listed_and_umount_removes_it() {
 }
 
 #[test]
-fn a_dead_mount_is_named_when_another_is_to_be_made_there_and_is_replaced_on_demand() {
+fn mounting_over_a_dead_mount_needs_the_replace_option() {
     let env = TestEnv::new();
     image(&env);
     let mount = env.mount("box:1", &["--rw"]);
@@ -216,7 +217,7 @@ fn a_dead_mount_is_named_when_another_is_to_be_made_there_and_is_replaced_on_dem
 }
 
 #[test]
-fn a_dead_mount_at_a_place_of_the_stores_own_is_listed_and_removed_with_its_place() {
+fn a_dead_mount_at_a_mountpoint_inside_the_store_is_listed_and_removed_with_it() {
     let env = TestEnv::new();
     image(&env);
     for end in ["umount", "rm", "gc"] {
@@ -236,7 +237,7 @@ fn a_dead_mount_at_a_place_of_the_stores_own_is_listed_and_removed_with_its_plac
 }
 
 #[test]
-fn a_signal_reaches_every_place_the_mount_was_bound_to() {
+fn a_signal_unmounts_bind_mounts_of_the_mount_too() {
     let env = TestEnv::new();
     image(&env);
     let (mount, other) = (env.mount("box:1", &[]), env.path("other"));
@@ -252,7 +253,7 @@ fn a_signal_reaches_every_place_the_mount_was_bound_to() {
 }
 
 #[test]
-fn a_mount_under_another_does_not_die_and_both_come_off() {
+fn a_covered_mount_survives_a_signal_and_both_can_be_unmounted() {
     let env = TestEnv::new();
     image(&env);
     let lower = env.mount("box:1", &[]);
@@ -267,7 +268,7 @@ fn a_mount_under_another_does_not_die_and_both_come_off() {
     assert_eq!(env.ok(["mounts", "-q"]), "");
 }
 
-/// The kernel stops writers of a read-only mount, but root can remount it.
+/// The kernel stops writers of a read-only mount, but root can remount it read-write.
 #[test]
 fn an_image_stays_read_only_when_it_is_remounted() {
     let env = TestEnv::new();
@@ -298,7 +299,7 @@ fn an_image_stays_read_only_when_it_is_remounted() {
 }
 
 #[test]
-fn in_front_it_stays_until_it_is_interrupted() {
+fn a_foreground_mount_lasts_until_sigint() {
     let env = TestEnv::new();
     image(&env);
     let at = env.path("front");
@@ -312,12 +313,12 @@ fn in_front_it_stays_until_it_is_interrupted() {
 }
 
 #[test]
-fn a_pipe_of_the_caller_is_not_kept_open() {
+fn the_daemon_closes_inherited_descriptors() {
     let env = TestEnv::new();
     image(&env);
     let at = env.path("at");
     fs::create_dir(&at).unwrap();
-    // `cat` ends when nobody has the other end of descriptor 3 any more.
+    // `cat` ends when every copy of descriptor 3 is closed.
     let plyfs = format!("{:?}", env.command(["mount", "box:1"])).replace("env -u PLYFS_ROOT ", "");
     let script = format!("{{ {plyfs} {at:?} 3>&1 >/dev/null 2>&1; }} | timeout 10 cat");
     let ended = run(Command::new("bash").args(["-c", &script]));
@@ -326,7 +327,7 @@ fn a_pipe_of_the_caller_is_not_kept_open() {
 }
 
 #[test]
-fn numbers_and_everything_else_are_the_same_at_every_mount() {
+fn inode_numbers_and_metadata_are_the_same_at_every_mount() {
     let env = TestEnv::new();
     image(&env);
     let inodes = |at: &Path| {
@@ -350,7 +351,7 @@ fn numbers_and_everything_else_are_the_same_at_every_mount() {
 }
 
 #[test]
-fn the_mount_is_what_its_options_say() {
+fn mount_options_take_effect() {
     let env = TestEnv::new();
     image(&env);
     let line = |at: &Path| {
@@ -364,7 +365,7 @@ fn the_mount_is_what_its_options_say() {
         assert!(!plain.contains(word), "{plain}");
     }
     assert!(plain.contains("allow_other") && plain.contains("default_permissions"), "{plain}");
-    // The device works, and the kernel refuses to write before it asks anyone.
+    // The device works, and the kernel refuses the write without asking the daemon.
     fs::write(mount.path().join("null"), "x").unwrap();
     assert_eq!(fs::write(mount.path().join("open"), "x").unwrap_err().raw_os_error(), Some(30));
     mount.unmount();
@@ -377,7 +378,7 @@ fn the_mount_is_what_its_options_say() {
 }
 
 #[test]
-fn permissions_and_acls_hold_for_other_users_of_roots_mount() {
+fn permissions_and_acls_apply_to_other_users_of_roots_mount() {
     let env = TestEnv::new();
     image(&env);
     fs::set_permissions(env.path(""), PermissionsExt::from_mode(0o755)).unwrap();
@@ -452,7 +453,7 @@ fn mount_8_and_an_fstab_line_work() {
     let mounted = run(Command::new("mount").arg("-T").arg(&fstab).arg(&at));
     assert_eq!(mounted.code, 0, "{mounted:?}");
     assert!(at.join("open").exists());
-    // With the line's options, and with those that the kernel shows and the type fuse.plyfs.
+    // Once with the options of the fstab line, once with those that the kernel shows and the type fuse.plyfs.
     let _second = Helper::install(Path::new("/sbin/mount.fuse.plyfs"));
     let set = || {
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -470,7 +471,7 @@ fn mount_8_and_an_fstab_line_work() {
     assert!(wrong.code != 0 && wrong.stderr.contains("No such image: nope:latest"), "{wrong:?}");
 }
 
-/// What mount(8) does to local file systems, `remount` does to these.
+/// `mount -o remount` changes the same options as on local file systems.
 #[test]
 fn remount_changes_what_a_mount_allows() {
     let env = TestEnv::new();
@@ -507,7 +508,7 @@ fn remount_changes_what_a_mount_allows() {
     assert!(busy.code == 1 && busy.stderr.contains("files are open for writing"), "{busy:?}");
     drop(held);
     assert_eq!((fs::read_to_string(&new).unwrap().as_str(), env.ok(STATES)), ("3", format!("live {}\n", at.display())));
-    // As the command too, which has no helper's ways.
+    // `plyfs mount` does the same, without the mount helper's conventions.
     env.ok(["mount", "-o", "remount,ro", "box:1", at.to_str().unwrap()]);
     assert_eq!(options(at), "ro");
     mount.unmount();
@@ -531,7 +532,7 @@ fn remount_changes_what_a_mount_allows() {
 }
 
 #[test]
-fn the_helper_takes_the_flags_that_mount_8_has_for_helpers() {
+fn the_mount_helper_accepts_the_flags_of_mount_8() {
     let env = TestEnv::new();
     image(&env);
     symlink(env!("CARGO_BIN_EXE_plyfs"), env.path("mount.plyfs")).unwrap();
@@ -540,7 +541,7 @@ fn the_helper_takes_the_flags_that_mount_8_has_for_helpers() {
     let call = |args: &[&str]| run(Command::new(env.path("mount.plyfs")).arg("box:1").arg(&at).args(args));
     let root = format!("ro,root={}", env.root().display());
     let odd = format!("{root},bogus");
-    // -f does all but mount; -s lets unknown options pass; -n and -t say nothing here.
+    // -f does all but mount; -s ignores unknown options; -n and -t have no effect here.
     let said = call(&["-f", "-n", "-v", "-t", "plyfs", "-o", &root]);
     assert_eq!((said.code, said.stdout), (0, format!("mount.plyfs: box:1 mounted on {}.\n", at.display())));
     assert_eq!(env.ok(["mounts", "-q"]), "");
@@ -548,7 +549,7 @@ fn the_helper_takes_the_flags_that_mount_8_has_for_helpers() {
     assert_eq!(call(&["-sfn", "-o", &odd]).code, 0);
     assert_eq!(call(&["-x"]).code, 1);
     assert_eq!(call(&["-o"]).code, 1);
-    // -N: the mount is in that namespace and in no other.
+    // With -N the mount is in that namespace and in no other.
     let mut other = Command::new("unshare")
         .args(["-m", "--propagation", "private", "sh", "-c", "echo; cat"])
         .stdin(Stdio::piped())
@@ -572,7 +573,7 @@ fn the_helper_takes_the_flags_that_mount_8_has_for_helpers() {
     assert!(said.code == 1 && said.stderr.contains("/proc/self/no-such"), "{said:?}");
 }
 
-/// `plyfs IMAGE /MOUNTPOINT -o OPTIONS`, without the helper's name: set-id bits work only where `suid` is said.
+/// `plyfs IMAGE /MOUNTPOINT -o OPTIONS`, not called as mount.plyfs: set-ID bits work only with the option `suid`.
 #[test]
 fn a_mount_by_mount_fuse_works_and_is_remounted() {
     let env = TestEnv::new();
@@ -596,7 +597,7 @@ fn a_mount_by_mount_fuse_works_and_is_remounted() {
     assert_eq!((said.code, read.as_str(), ended.code), (0, "for all", 0), "{said:?}");
 }
 
-/// The helper where mount(8) looks for it, for the length of a test; one that is installed is put back.
+/// The mount helper where mount(8) looks for it, for the duration of a test; a previously installed one is put back.
 struct Helper(PathBuf, Option<PathBuf>);
 
 impl Helper {
@@ -643,7 +644,7 @@ fn what_cannot_be_mounted_is_refused_in_one_line() {
 }
 
 #[test]
-fn too_few_descriptors_are_not_called_damage() {
+fn running_out_of_descriptors_is_not_reported_as_a_damaged_store() {
     let env = TestEnv::new();
     image(&env);
     let at = env.path("at");
@@ -658,7 +659,7 @@ fn too_few_descriptors_are_not_called_damage() {
 }
 
 #[test]
-fn a_mounted_image_is_kept() {
+fn rmi_refuses_to_remove_a_mounted_image() {
     let env = TestEnv::new();
     image(&env);
     let id = env.ok(["images", "-q"]).trim().to_string();
@@ -676,7 +677,7 @@ fn a_mounted_image_is_kept() {
 }
 
 #[test]
-fn reads_of_any_shape_give_the_layers_bytes() {
+fn reads_at_any_offset_and_length_return_the_layers_bytes() {
     let env = TestEnv::new();
     let bytes: Vec<u8> = (0..3_000_000u32).flat_map(|i| i.to_le_bytes()).collect();
     let sparse = Entry::sparse(

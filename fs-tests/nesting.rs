@@ -1,5 +1,5 @@
-//! Unions that lie on one another: an upper directory on a mount of plyfs or of kernel overlayfs, and another program's on a
-//! mount of plyfs. What a script leaves there is what it leaves in a plain directory.
+//! Nested union mounts: an upper directory on a mount of plyfs or of kernel overlayfs, and fuse-overlayfs's upper
+//! directory on a mount of plyfs. A script must leave the same tree there as in a plain directory.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,14 +10,14 @@ use rustix::io::Errno;
 use crate::support::env::{TestEnv, run, unmount};
 use crate::support::nest::{Nest, On};
 
-/// What is below.
+/// Script that creates the lower directory's files.
 const LOWER: &str = r#"
 mkdir -p dir/sub/deep empty full gone/sub moved
 echo one > dir/one; echo two > dir/two; echo deep > dir/sub/deep/file; echo x > full/x; echo y > full/y
 echo g > gone/sub/g; echo m > moved/m; ln dir/one linked; ln -s one dir/link; echo big > big; chmod 4711 big
 "#;
 
-/// Every way to leave a whiteout, to put something over one, and to make a directory opaque.
+/// Script with every way to create a whiteout, to replace one, and to make a directory opaque.
 const CHANGES: &str = r#"
 rm dir/two; echo again > dir/two; rm dir/two
 mv dir/one dir/renamed; mv big full/x; mv linked dir/linked
@@ -29,10 +29,11 @@ echo appended >> moved/m; chmod 600 moved/m; mv moved/m moved/n; echo m > moved/
 mkdir t; touch t/f; mv t t2; rm -r t2; touch t2
 "#;
 
-/// Renames of directories below, where something can say where they came from.
+/// Script that renames lower directories, where the upper directory can record their origin.
 const REDIRECTS: &str = "mv dir elsewhere; mkdir dir; mv elsewhere/sub dir/sub2; rm -r dir/sub2/deep; mv dir dir3";
 
-/// A path, its kind, mode, links of a file, size of a file, and link target, a line each; contents too.
+/// Script that prints for each entry its path, kind, mode, link count of a file, size of a file, and link target, one
+/// line each; contents too.
 const LIST: &str = r#"
 find . -mindepth 1 \( -type d -printf '%p %y %m\n' -o -printf '%p %y %m %n %s %l\n' \) | sort
 find . -type f | sort | xargs -r grep -H ''
@@ -49,7 +50,7 @@ fn dir(at: PathBuf) -> PathBuf {
     at
 }
 
-/// A mount of directories, unmounted when it goes.
+/// A mount of directories; unmounted on drop.
 struct Union(PathBuf);
 
 impl Union {
@@ -83,7 +84,7 @@ fn prepare(base: &Path) -> PathBuf {
     lower
 }
 
-/// What the scripts leave in a plain directory.
+/// The tree that the scripts leave in a plain directory.
 fn expected(env: &TestEnv, scripts: &[&str]) -> String {
     let plain = dir(env.path("plain"));
     sh(&plain, LOWER);
@@ -91,7 +92,7 @@ fn expected(env: &TestEnv, scripts: &[&str]) -> String {
     sh(&plain, LIST)
 }
 
-/// Changes a union whose upper directory is in `base`, and requires the same tree then and at the next mount.
+/// Changes a union whose upper directory is in `base`, and requires the same tree then and after a remount.
 #[track_caller]
 fn check(program: impl Fn() -> Command, base: &Path, scripts: &[&str], wanted: &str) {
     let lower = prepare(base);
@@ -112,7 +113,7 @@ fn fuse_overlayfs() -> Command {
 }
 
 #[test]
-fn a_union_on_kernel_overlayfs_is_like_a_plain_directory() {
+fn a_union_on_kernel_overlayfs_behaves_like_a_plain_directory() {
     let env = TestEnv::new();
     let nest = Nest::new(&env, On::Overlayfs);
     let scripts = [CHANGES, REDIRECTS];
@@ -120,7 +121,7 @@ fn a_union_on_kernel_overlayfs_is_like_a_plain_directory() {
 }
 
 #[test]
-fn unions_of_plyfs_lie_three_deep() {
+fn plyfs_unions_nest_three_levels_deep() {
     let env = TestEnv::new();
     let nest = Nest::new(&env, On::Plyfs(""));
     let scripts = [CHANGES, REDIRECTS];
@@ -131,9 +132,9 @@ fn unions_of_plyfs_lie_three_deep() {
     check(|| overlay(&env), &dir(second.0.join("third")), &scripts, &wanted);
 }
 
-/// Whiteouts are `.wh.NAME` then, and fuse-overlayfs reads what was written.
+/// Whiteouts are files named `.wh.NAME` then, and fuse-overlayfs can read the upper directory.
 #[test]
-fn an_upper_directory_without_attributes_or_devices_is_written_in_names() {
+fn an_upper_directory_without_xattrs_or_devices_gets_wh_files() {
     let env = TestEnv::new();
     let nest = Nest::new(&env, On::Plyfs(",noxattrs"));
     let wanted = expected(&env, &[CHANGES]);
@@ -150,15 +151,15 @@ fn an_upper_directory_without_attributes_or_devices_is_written_in_names() {
 fn fuse_overlayfs_keeps_its_upper_directory_on_a_mount_of_plyfs() {
     let env = TestEnv::new();
     let nest = Nest::new(&env, On::Plyfs(""));
-    // It loses links of files over a copy-up, and writes into the renamed file's old name.
+    // fuse-overlayfs loses hard links at a copy-up, and writes to the renamed file's old name.
     let scripts =
         ["rm dir/two; rm -r gone; mkdir gone; mv big full/x; rm full/y; mkdir full/y; rmdir empty; rm linked"];
     check(fuse_overlayfs, &nest.path("."), &scripts, &expected(&env, &scripts));
 }
 
-/// As on kernel overlayfs: whoever nests a union must not take this mount's whiteouts for its own.
+/// As on kernel overlayfs: a union nested in this mount must not take this mount's whiteouts for its own.
 #[test]
-fn a_rename_that_leaves_a_whiteout_is_invalid_on_a_mount() {
+fn rename_whiteout_fails_with_einval_on_a_mount() {
     let env = TestEnv::new();
     let nest = Nest::new(&env, On::Plyfs(""));
     std::fs::write(nest.path("a"), "").unwrap();
@@ -167,9 +168,9 @@ fn a_rename_that_leaves_a_whiteout_is_invalid_on_a_mount() {
     assert!(nest.path("a").exists() && !nest.path("b").exists());
 }
 
-/// A form that was chosen stays: an upper directory that a full file system holds can be mounted and cleared.
+/// A recorded form stays in use, so that an upper directory on a full file system can still be mounted and cleared.
 #[test]
-fn the_form_of_whiteouts_is_recorded_and_chosen_anew_on_another_file_system() {
+fn the_whiteout_form_is_recorded_and_chosen_again_on_another_file_system() {
     let env = TestEnv::new();
     let nest = Nest::new(&env, On::Overlayfs);
     let base = nest.path(".");

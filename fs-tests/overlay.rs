@@ -1,4 +1,4 @@
-//! The door for container tools: `plyfs overlay`, also called as `fuse-overlayfs`.
+//! The mount program for container engines: `plyfs overlay`, also called as `fuse-overlayfs`.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -11,12 +11,12 @@ use rustix::fs::{Mode, OFlags};
 use crate::support::env::{Mount, Output, TestEnv, run, unmount, wait_until_unused};
 
 /// Two lower directories, an upper and a work directory.
-struct Door {
+struct Dirs {
     env: TestEnv,
 }
 
-impl Door {
-    fn new() -> Door {
+impl Dirs {
+    fn new() -> Dirs {
         let env = TestEnv::new();
         for dir in ["a", "b", "u", "w", "m", "bin"] {
             fs::create_dir(env.path(dir)).unwrap();
@@ -25,14 +25,14 @@ impl Door {
             fs::write(env.path(file), content).unwrap();
         }
         symlink(env!("CARGO_BIN_EXE_plyfs"), env.path("bin/fuse-overlayfs")).unwrap();
-        Door { env }
+        Dirs { env }
     }
 
     fn path(&self, name: &str) -> String {
         self.env.path(name).display().to_string()
     }
 
-    /// The program by the other's name, in the folder of all directories.
+    /// The program under the name `fuse-overlayfs`, run in the directory that holds all layers.
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(self.env.path("bin/fuse-overlayfs"));
         command.args(args).current_dir(self.env.path(""));
@@ -45,7 +45,7 @@ impl Door {
         Mount::by(&self.env, &mut self.command(&["-o", options]))
     }
 
-    /// One line on standard error, exit code 1, and no mount.
+    /// Requires one line on standard error, exit code 1, and no mount.
     #[track_caller]
     fn refused(&self, options: &str, says: &[&str]) {
         let output = run(&mut self.command(&["-o", options, "m"]));
@@ -66,23 +66,23 @@ fn mounted_as(at: &Path) -> String {
 
 #[test]
 fn the_topmost_directory_wins_and_the_upper_one_takes_changes() {
-    let door = Door::new();
-    let mount = door.mount(ALL);
+    let dirs = Dirs::new();
+    let mount = dirs.mount(ALL);
     let at = mount.path();
     let read = |name: &str| fs::read_to_string(at.join(name)).unwrap();
     assert_eq!((read("x"), read("y")), ("from a".into(), "only b".into()));
     fs::write(at.join("y"), "changed").unwrap();
     fs::remove_file(at.join("x")).unwrap();
     mount.unmount();
-    assert_eq!(fs::read_to_string(door.env.path("b/y")).unwrap(), "only b");
-    let again = door.mount(ALL);
+    assert_eq!(fs::read_to_string(dirs.env.path("b/y")).unwrap(), "only b");
+    let again = dirs.mount(ALL);
     assert_eq!(fs::read_to_string(again.path().join("y")).unwrap(), "changed");
     assert!(!again.path().join("x").exists());
 }
 
 #[test]
-fn command_lines_are_taken_as_the_original_takes_them() {
-    let door = Door::new();
+fn command_lines_of_fuse_overlayfs_are_accepted() {
+    let dirs = Dirs::new();
     for args in [
         &["-o", ALL, "m"][..],
         &["overlay", "m", "-o", ALL],
@@ -90,43 +90,43 @@ fn command_lines_are_taken_as_the_original_takes_them() {
         &["-o", "lowerdir=nowhere", "-o", ALL, "fuse-overlayfs", "m"],
         &["-o", "lowerdir=a::b:,upperdir=u,workdir=w,timeout=1,xino=off,noatime,rw,fsname=named", "m"],
     ] {
-        wait_until_unused(&door.env.path("u"));
-        let output = run(&mut door.command(args));
+        wait_until_unused(&dirs.env.path("u"));
+        let output = run(&mut dirs.command(args));
         assert_eq!((output.code, &*output.stdout, &*output.stderr), (0, "", ""), "{args:?}: {output:?}");
-        let shown = mounted_as(&door.env.path("m"));
+        let shown = mounted_as(&dirs.env.path("m"));
         assert!(shown.contains("fuse.plyfs") && shown.contains("default_permissions"), "{shown}");
         assert_eq!(shown.starts_with("named "), args[1].contains("fsname"), "{shown}");
-        let magic = run(Command::new("stat").args(["-f", "-c", "%t"]).arg(door.env.path("m")));
+        let magic = run(Command::new("stat").args(["-f", "-c", "%t"]).arg(dirs.env.path("m")));
         assert_eq!(magic.stdout.trim(), "65735546");
-        let ended = run(Command::new("fusermount3").arg("-u").arg(door.env.path("m")));
+        let ended = run(Command::new("fusermount3").arg("-u").arg(dirs.env.path("m")));
         assert_eq!(ended.code, 0, "{ended:?}");
     }
-    let mount = door.command(&["--bogus", "-o", "lowerdir=a,strange=1", "m"]).output().unwrap();
+    let mount = dirs.command(&["--bogus", "-o", "lowerdir=a,strange=1", "m"]).output().unwrap();
     let said = String::from_utf8(mount.stderr).unwrap();
     assert_eq!(said, "unknown argument ignored: --bogus\nunknown argument ignored: strange=1\n");
-    unmount(&door.env.path("m"));
+    unmount(&dirs.env.path("m"));
     for (flag, says) in [("--version", "plyfs"), ("-V", "plyfs"), ("--help", "lowerdir="), ("-h", "lowerdir=")] {
-        let output = run(&mut door.command(&[flag]));
+        let output = run(&mut dirs.command(&[flag]));
         assert!(output.code == 0 && output.stdout.contains(says) && output.stderr.is_empty(), "{flag}: {output:?}");
     }
 }
 
-/// Whoever calls reads standard error until it is closed.
+/// Callers read standard error until it is closed.
 #[test]
-fn the_daemon_keeps_no_stream_of_its_caller() {
-    let door = Door::new();
-    // `output` waits until both pipes are closed by everybody.
-    let output = door.command(&["-o", ALL, "m"]).output().unwrap();
+fn the_daemon_closes_its_callers_stdout_and_stderr() {
+    let dirs = Dirs::new();
+    // `output` waits until every copy of both pipes is closed.
+    let output = dirs.command(&["-o", ALL, "m"]).output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
-    assert!(door.env.path("m/x").exists());
-    assert_eq!(run(Command::new("umount").arg("-l").arg(door.env.path("m"))).code, 0);
+    assert!(dirs.env.path("m/x").exists());
+    assert_eq!(run(Command::new("umount").arg("-l").arg(dirs.env.path("m"))).code, 0);
 }
 
 #[test]
 fn what_cannot_be_mounted_is_refused_in_one_line() {
-    let door = Door::new();
-    fs::write(door.env.path("file"), "").unwrap();
-    fs::create_dir_all(door.env.path("a/inner/work")).unwrap();
+    let dirs = Dirs::new();
+    fs::write(dirs.env.path("file"), "").unwrap();
+    fs::create_dir_all(dirs.env.path("a/inner/work")).unwrap();
     fs::create_dir("/dev/shm/plyfs-test-overlay-work").unwrap();
     let lowers = |count: usize| format!("lowerdir={}", vec!["a"; count].join(":"));
     for (options, says) in [
@@ -148,58 +148,58 @@ fn what_cannot_be_mounted_is_refused_in_one_line() {
         (&lowers(501), &["501", "500"]),
         (&format!("lowerdir=a,fsname={}", "x".repeat(5000)), &["fsname", "4095"]),
     ] {
-        door.refused(options, says);
+        dirs.refused(options, says);
     }
     fs::remove_dir("/dev/shm/plyfs-test-overlay-work").unwrap();
-    assert!(fs::read_dir(door.env.path("u")).unwrap().next().is_none(), "the upper directory was changed");
-    assert!(fs::read_dir(door.env.path("w")).unwrap().next().is_none(), "the work directory was changed");
-    let names = run(Command::new("getfattr").args(["-d", "-m", "-"]).arg(door.env.path("u")));
+    assert!(fs::read_dir(dirs.env.path("u")).unwrap().next().is_none(), "the upper directory was changed");
+    assert!(fs::read_dir(dirs.env.path("w")).unwrap().next().is_none(), "the work directory was changed");
+    let names = run(Command::new("getfattr").args(["-d", "-m", "-"]).arg(dirs.env.path("u")));
     assert_eq!(names.stdout, "", "the upper directory was changed");
-    let mount = door.mount(ALL);
-    fs::create_dir(door.env.path("w2")).unwrap();
-    fs::create_dir(door.env.path("u2")).unwrap();
-    door.refused(ALL, &["in use"]);
-    door.refused("lowerdir=a,upperdir=u2,workdir=w", &["in use"]);
+    let mount = dirs.mount(ALL);
+    fs::create_dir(dirs.env.path("w2")).unwrap();
+    fs::create_dir(dirs.env.path("u2")).unwrap();
+    dirs.refused(ALL, &["in use"]);
+    dirs.refused("lowerdir=a,upperdir=u2,workdir=w", &["in use"]);
     mount.unmount();
-    let nobody = run(&mut door.command(&["-o", ALL, "no-mountpoint"]));
+    let nobody = run(&mut dirs.command(&["-o", ALL, "no-mountpoint"]));
     assert!(nobody.code == 1 && nobody.stderr.contains("no-mountpoint"), "{nobody:?}");
-    let none = run(&mut door.command(&["-o", ALL]));
+    let none = run(&mut dirs.command(&["-o", ALL]));
     assert!(none.code == 1 && none.stderr.lines().count() == 1 && none.stderr.contains("mountpoint"), "{none:?}");
 }
 
 #[test]
 fn five_hundred_directories_are_merged() {
-    let door = Door::new();
-    let dirs: Vec<String> = (0..500).map(|number| format!("layers/{number}")).collect();
-    for dir in &dirs {
-        fs::create_dir_all(door.env.path(dir)).unwrap();
-        fs::write(door.env.path(dir).join(dir.rsplit('/').next().unwrap()), "").unwrap();
-        fs::write(door.env.path(dir).join("shared"), dir).unwrap();
+    let dirs = Dirs::new();
+    let lowers: Vec<String> = (0..500).map(|number| format!("layers/{number}")).collect();
+    for dir in &lowers {
+        fs::create_dir_all(dirs.env.path(dir)).unwrap();
+        fs::write(dirs.env.path(dir).join(dir.rsplit('/').next().unwrap()), "").unwrap();
+        fs::write(dirs.env.path(dir).join("shared"), dir).unwrap();
     }
-    let mount = door.mount(&format!("lowerdir={}", dirs.join(":")));
+    let mount = dirs.mount(&format!("lowerdir={}", lowers.join(":")));
     assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 501);
     assert_eq!(fs::read_to_string(mount.path().join("shared")).unwrap(), "layers/0");
 }
 
 #[test]
-fn names_with_separators_and_links_on_the_way_are_meant_as_they_are() {
-    let door = Door::new();
+fn lowerdir_accepts_escaped_separators_and_paths_through_symlinks() {
+    let dirs = Dirs::new();
     for dir in ["odd:one", "odd,two", "deep/diff1", "deep/link-target"] {
-        fs::create_dir_all(door.env.path(dir)).unwrap();
+        fs::create_dir_all(dirs.env.path(dir)).unwrap();
     }
-    fs::write(door.env.path("odd:one/one"), "").unwrap();
-    fs::write(door.env.path("odd,two/two"), "").unwrap();
-    fs::write(door.env.path("deep/diff1/three"), "").unwrap();
-    symlink("deep/link-target", door.env.path("l")).unwrap();
-    let mount = door.mount(r"lowerdir=odd\:one:odd\,two:l/../diff1");
+    fs::write(dirs.env.path("odd:one/one"), "").unwrap();
+    fs::write(dirs.env.path("odd,two/two"), "").unwrap();
+    fs::write(dirs.env.path("deep/diff1/three"), "").unwrap();
+    symlink("deep/link-target", dirs.env.path("l")).unwrap();
+    let mount = dirs.mount(r"lowerdir=odd\:one:odd\,two:l/../diff1");
     assert!(["one", "two", "three"].iter().all(|name| mount.path().join(name).exists()));
 }
 
 #[test]
-fn without_an_upper_directory_nothing_can_be_changed() {
-    let door = Door::new();
+fn without_an_upper_directory_the_mount_is_read_only() {
+    let dirs = Dirs::new();
     for options in ["lowerdir=a:b", "lowerdir=a:b,upperdir=u,workdir=w,ro"] {
-        let mount = door.mount(options);
+        let mount = dirs.mount(options);
         let error = fs::write(mount.path().join("new"), "").unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EROFS), "{options}: {error}");
         assert_eq!(fs::read_to_string(mount.path().join("x")).unwrap(), "from a");
@@ -208,9 +208,9 @@ fn without_an_upper_directory_nothing_can_be_changed() {
 }
 
 #[test]
-fn owners_are_shown_as_the_options_say() {
-    let door = Door::new();
-    std::os::unix::fs::chown(door.env.path("a/x"), Some(100_003), Some(200_004)).unwrap();
+fn mapping_and_squash_options_set_the_shown_owners() {
+    let dirs = Dirs::new();
+    std::os::unix::fs::chown(dirs.env.path("a/x"), Some(100_003), Some(200_004)).unwrap();
     let owner = |path: PathBuf| fs::metadata(path).map(|found| (found.uid(), found.gid())).unwrap();
     let mapping = "uidmapping=:100000:0:65536,gidmapping=200000:0:10:200100:50:5";
     for (more, shown) in [
@@ -220,30 +220,30 @@ fn owners_are_shown_as_the_options_say() {
         ("squash_to_uid=7", (7, 200_004)),
         ("squash_to_gid=8,squash_to_root", (0, 8)),
     ] {
-        let mount = door.mount(&format!("lowerdir=a:b,{more}"));
+        let mount = dirs.mount(&format!("lowerdir=a:b,{more}"));
         assert_eq!(owner(mount.path().join("x")), shown, "{more}");
         mount.unmount();
     }
-    let mount = door.mount(&format!("{ALL},{mapping}"));
+    let mount = dirs.mount(&format!("{ALL},{mapping}"));
     let new = mount.path().join("new");
     fs::write(&new, "").unwrap();
-    assert_eq!((owner(new.clone()), owner(door.env.path("u/new"))), ((0, 0), (100_000, 200_000)));
+    assert_eq!((owner(new.clone()), owner(dirs.env.path("u/new"))), ((0, 0), (100_000, 200_000)));
     std::os::unix::fs::chown(&new, Some(5), Some(52)).unwrap();
-    assert_eq!((owner(new.clone()), owner(door.env.path("u/new"))), ((5, 52), (100_005, 200_102)));
+    assert_eq!((owner(new.clone()), owner(dirs.env.path("u/new"))), ((5, 52), (100_005, 200_102)));
     std::os::unix::fs::chown(&new, Some(70_000), None).unwrap();
     assert_eq!(owner(new).0, 65534);
     mount.unmount();
 }
 
 #[test]
-fn owner_and_mode_are_kept_in_the_attribute_that_was_asked_for() {
+fn owner_and_mode_are_stored_in_the_requested_attribute() {
     let attribute = |path: PathBuf, name: &str| {
         let output = run(Command::new("getfattr").args(["--only-values", "-n", name]).arg(path));
         output.stdout
     };
     for (value, name) in [("1", "security.fuseoverlayfs.override_stat"), ("2", "user.containers.override_stat")] {
-        let door = Door::new();
-        let mount = door.mount(&format!("{ALL},xattr_permissions={value}"));
+        let dirs = Dirs::new();
+        let mount = dirs.mount(&format!("{ALL},xattr_permissions={value}"));
         let at = |name: &str| mount.path().join(name);
         fs::write(at("new"), "").unwrap();
         fs::set_permissions(at("new"), fs::Permissions::from_mode(0o4751)).unwrap();
@@ -257,44 +257,44 @@ fn owner_and_mode_are_kept_in_the_attribute_that_was_asked_for() {
             assert_eq!((found.uid(), found.gid()), (5, 6));
         };
         check(&at);
-        assert_eq!(attribute(door.env.path("u/new"), name), "11:12:4751:file");
-        let native = fs::metadata(door.env.path("u/new")).unwrap();
+        assert_eq!(attribute(dirs.env.path("u/new"), name), "11:12:4751:file");
+        let native = fs::metadata(dirs.env.path("u/new")).unwrap();
         assert_eq!((native.uid(), native.gid(), native.mode() & 0o7000), (0, 0, 0));
         let hidden = run(Command::new("getfattr").args(["-d", "-m", "-"]).arg(at("new")));
         assert_eq!(hidden.stdout, "", "users of the mount see it");
         mount.unmount();
-        // The root says so, whatever the options are.
-        let mount = door.mount(ALL);
+        // The root directory's attribute selects the form, whatever the options are.
+        let mount = dirs.mount(ALL);
         check(&|name: &str| mount.path().join(name));
         mount.unmount();
-        // As a layer too.
-        fs::create_dir(door.env.path("u2")).unwrap();
-        let mount = door.mount("lowerdir=u:a:b,upperdir=u2,workdir=w");
+        // The same when it is a lower directory.
+        fs::create_dir(dirs.env.path("u2")).unwrap();
+        let mount = dirs.mount("lowerdir=u:a:b,upperdir=u2,workdir=w");
         check(&|name: &str| mount.path().join(name));
     }
 }
 
 #[test]
-fn attributes_links_and_acls_can_be_left_out() {
-    let door = Door::new();
-    let set = run(Command::new("setfattr").args(["-n", "user.a", "-v", "1"]).arg(door.env.path("a/x")));
+fn options_disable_xattrs_link_counts_and_acls() {
+    let dirs = Dirs::new();
+    let set = run(Command::new("setfattr").args(["-n", "user.a", "-v", "1"]).arg(dirs.env.path("a/x")));
     assert_eq!(set.code, 0, "{set:?}");
-    fs::create_dir_all(door.env.path("b/dir/sub")).unwrap();
-    fs::create_dir_all(door.env.path("a/dir/other")).unwrap();
+    fs::create_dir_all(dirs.env.path("b/dir/sub")).unwrap();
+    fs::create_dir_all(dirs.env.path("a/dir/other")).unwrap();
     let names = |output: Output| output.stdout.lines().filter(|line| line.starts_with("user.")).count();
     let list = |mount: &Mount| run(Command::new("getfattr").args(["-d", "-m", "-"]).arg(mount.path().join("x")));
     for (more, attributes, links) in [("", 1, 4), (",noxattrs=1", 0, 4), (",noacl", 1, 4), (",static_nlink", 1, 1)] {
-        let mount = door.mount(&format!("{ALL}{more}"));
+        let mount = dirs.mount(&format!("{ALL}{more}"));
         assert_eq!(names(list(&mount)), attributes, "{more}");
         assert_eq!(fs::metadata(mount.path().join("dir")).unwrap().nlink(), links, "{more}");
         mount.unmount();
     }
-    let user = run(Command::new("setfacl").args(["-m", "u:1:r"]).arg(door.env.path("a/x")));
+    let user = run(Command::new("setfacl").args(["-m", "u:1:r"]).arg(dirs.env.path("a/x")));
     assert_eq!(user.code, 0, "{user:?}");
-    fs::set_permissions(door.env.path("a/x"), fs::Permissions::from_mode(0o640)).unwrap();
-    fs::set_permissions(door.env.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(dirs.env.path("a/x"), fs::Permissions::from_mode(0o640)).unwrap();
+    fs::set_permissions(dirs.env.path(""), fs::Permissions::from_mode(0o755)).unwrap();
     for (more, may) in [("", true), (",noacl", false)] {
-        let mount = door.mount(&format!("{ALL}{more}"));
+        let mount = dirs.mount(&format!("{ALL}{more}"));
         let mut cat = Command::new("setpriv");
         let read = run(cat.args(["--reuid=1", "--regid=1", "--clear-groups", "cat"]).arg(mount.path().join("x")));
         assert_eq!(read.code == 0, may, "{more}: {read:?}");
@@ -302,37 +302,38 @@ fn attributes_links_and_acls_can_be_left_out() {
     }
 }
 
-/// What a layer plants leads nowhere: neither a link in place of a directory that another layer has, nor one on the way.
+/// Symbolic links in a layer are not followed: neither one in place of a directory that another layer has, nor one in
+/// the path to it.
 #[test]
-fn planted_links_lead_nowhere() {
-    let door = Door::new();
-    fs::create_dir_all(door.env.path("secret")).unwrap();
-    fs::write(door.env.path("secret/key"), "outside").unwrap();
-    symlink(door.path("secret"), door.env.path("a/etc")).unwrap();
-    fs::create_dir(door.env.path("b/etc")).unwrap();
-    fs::write(door.env.path("b/etc/key"), "inside").unwrap();
-    fs::create_dir(door.env.path("a/dir")).unwrap();
-    symlink(door.path("secret"), door.env.path("b/dir")).unwrap();
+fn symlinks_in_layers_are_not_followed() {
+    let dirs = Dirs::new();
+    fs::create_dir_all(dirs.env.path("secret")).unwrap();
+    fs::write(dirs.env.path("secret/key"), "outside").unwrap();
+    symlink(dirs.path("secret"), dirs.env.path("a/etc")).unwrap();
+    fs::create_dir(dirs.env.path("b/etc")).unwrap();
+    fs::write(dirs.env.path("b/etc/key"), "inside").unwrap();
+    fs::create_dir(dirs.env.path("a/dir")).unwrap();
+    symlink(dirs.path("secret"), dirs.env.path("b/dir")).unwrap();
     let redirect = run(Command::new("setfattr")
         .args(["-n", "trusted.overlay.redirect", "-v", "/dir"])
-        .arg(door.env.path("a/dir")));
+        .arg(dirs.env.path("a/dir")));
     assert_eq!(redirect.code, 0, "{redirect:?}");
-    fs::create_dir(door.env.path("a/up")).unwrap();
+    fs::create_dir(dirs.env.path("a/up")).unwrap();
     let redirect = run(Command::new("setfattr")
         .args(["-n", "trusted.overlay.redirect", "-v", "/../secret"])
-        .arg(door.env.path("a/up")));
+        .arg(dirs.env.path("a/up")));
     assert_eq!(redirect.code, 0, "{redirect:?}");
-    let mount = door.mount(ALL);
+    let mount = dirs.mount(ALL);
     assert!(mount.path().join("etc").is_symlink());
     for dir in ["dir", "up"] {
         assert_eq!(fs::read_dir(mount.path().join(dir)).unwrap().count(), 0, "{dir} shows what is outside");
     }
 }
 
-/// Where the way to a file is longer than an attribute can be, its data cannot be found by the way that is written down.
+/// Where the path to a file is longer than an attribute can be, its data cannot be found by a recorded path.
 #[test]
-fn what_lies_deeper_than_an_attribute_is_long_is_changed_and_moved() {
-    let door = Door::new();
+fn files_at_paths_longer_than_an_attribute_can_be_changed_and_moved() {
+    let dirs = Dirs::new();
     let go_down = |from: &Path, make: bool| {
         let mut at = rustix::fs::open(from, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
         for level in 0..30 {
@@ -345,14 +346,14 @@ fn what_lies_deeper_than_an_attribute_is_long_is_changed_and_moved() {
         let path = PathBuf::from(format!("/proc/self/fd/{}", at.as_raw_fd()));
         (at, path)
     };
-    let (_below, below) = go_down(&door.env.path("b"), true);
+    let (_below, below) = go_down(&dirs.env.path("b"), true);
     for (name, content) in [("changed", "old"), ("moved", "moved"), ("linked", "linked"), ("chmodded", "kept")] {
         fs::write(below.join(name), content).unwrap();
     }
-    // What another file of the new name would be taken for.
+    // A file that the one at the new name could be taken for.
     fs::write(below.join("dir-x"), "another").unwrap();
     fs::create_dir(below.join("dir")).unwrap();
-    let mount = door.mount(ALL);
+    let mount = dirs.mount(ALL);
     let (held, at) = go_down(mount.path(), false);
     fs::write(at.join("changed"), "new").unwrap();
     fs::set_permissions(at.join("chmodded"), fs::Permissions::from_mode(0o600)).unwrap();
@@ -362,24 +363,24 @@ fn what_lies_deeper_than_an_attribute_is_long_is_changed_and_moved() {
     assert_eq!(fs::rename(at.join("dir"), at.join("other")).unwrap_err().raw_os_error(), Some(libc::EXDEV));
     drop(held);
     mount.unmount();
-    let mount = door.mount(ALL);
+    let mount = dirs.mount(ALL);
     let (_held, at) = go_down(mount.path(), false);
     let read = |name: &str| fs::read_to_string(at.join(name)).unwrap();
     let found = ["changed", "dir-x", "linked", "dir/link", "chmodded"].map(read);
     assert_eq!(found, ["new", "moved", "linked", "linked", "kept"]);
 }
 
-/// More files open than the process may have descriptors.
+/// Opens more files than the process may have descriptors.
 #[test]
 fn thousands_of_open_files_do_not_exhaust_descriptors() {
-    let door = Door::new();
-    fs::create_dir(door.env.path("b/many")).unwrap();
+    let dirs = Dirs::new();
+    fs::create_dir(dirs.env.path("b/many")).unwrap();
     for number in 0..3000 {
-        fs::write(door.env.path(format!("b/many/{number}")), number.to_string()).unwrap();
+        fs::write(dirs.env.path(format!("b/many/{number}")), number.to_string()).unwrap();
     }
     let mut command = Command::new("prlimit");
-    command.arg("--nofile=300:300").arg(door.env.path("bin/fuse-overlayfs")).args(["-o", ALL]);
-    let mount = Mount::by(&door.env, command.current_dir(door.env.path("")));
+    command.arg("--nofile=300:300").arg(dirs.env.path("bin/fuse-overlayfs")).args(["-o", ALL]);
+    let mount = Mount::by(&dirs.env, command.current_dir(dirs.env.path("")));
     let open = |number: i32| fs::File::open(mount.path().join(format!("many/{number}"))).unwrap();
     let files: Vec<fs::File> = (0..3000).map(open).collect();
     for (number, file) in files.iter().enumerate() {
@@ -391,20 +392,20 @@ fn thousands_of_open_files_do_not_exhaust_descriptors() {
     assert_eq!(fs::read_to_string(mount.path().join("many/2996")).unwrap(), "written");
 }
 
-/// A number that an object of the upper directory carries may be that of something else after the lower directories have
-/// been changed: neither is taken for the other.
+/// An inode number recorded in the upper directory may belong to another file after the lower directories have been
+/// changed: neither file is taken for the other.
 #[test]
-fn other_directories_below_mix_nothing_up() {
-    let door = Door::new();
-    let mount = door.mount(ALL);
+fn changed_lower_directories_do_not_mix_up_inode_numbers() {
+    let dirs = Dirs::new();
+    let mount = dirs.mount(ALL);
     let number = fs::metadata(mount.path().join("y")).unwrap().ino();
     fs::write(mount.path().join("y"), "mine").unwrap();
     fs::rename(mount.path().join("y"), mount.path().join("moved")).unwrap();
     mount.unmount();
-    // The same inode under another name: what the upper directory remembers is not hidden any more.
-    fs::rename(door.env.path("b/y"), door.env.path("b/z")).unwrap();
+    // The same inode under another name: the file whose number the upper directory recorded is visible again.
+    fs::rename(dirs.env.path("b/y"), dirs.env.path("b/z")).unwrap();
     for first in ["moved", "z"] {
-        let mount = door.mount(ALL);
+        let mount = dirs.mount(ALL);
         fs::metadata(mount.path().join(first)).unwrap();
         let read = |name: &str| fs::read_to_string(mount.path().join(name)).unwrap();
         assert_eq!((read("moved"), read("z")), ("mine".into(), "only b".into()));
@@ -416,8 +417,8 @@ fn other_directories_below_mix_nothing_up() {
 
 #[test]
 fn an_upper_directory_of_an_image_is_refused() {
-    let door = Door::new();
+    let dirs = Dirs::new();
     let set = ["-n", "trusted.overlay.plyfs.image", "-v", "sha256:0123"];
-    assert_eq!(run(Command::new("setfattr").args(set).arg(door.env.path("u"))).code, 0);
-    door.refused(ALL, &["sha256:0123"]);
+    assert_eq!(run(Command::new("setfattr").args(set).arg(dirs.env.path("u"))).code, 0);
+    dirs.refused(ALL, &["sha256:0123"]);
 }

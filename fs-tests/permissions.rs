@@ -1,4 +1,4 @@
-//! Permissions at their edges, side by side with a plain directory: set-ID bits, ACLs, immutable files.
+//! Permission corner cases, compared with a plain directory: set-ID bits, ACLs, immutable files.
 
 use crate::support::env::{Mount, TestEnv, run};
 use crate::support::oci::Image;
@@ -27,8 +27,8 @@ fn mount(env: &TestEnv) -> Mount {
     env.mount("one:1", &["--upper", &upper])
 }
 
-/// Who changes a file of user 1000 and group 2000, as setpriv(1) is told: root, root without CAP_FSETID, the owner, the
-/// owner as a member of the group, a stranger, a stranger with CAP_FSETID.
+/// The callers that change a file of user 1000 and group 2000, as setpriv(1) arguments: root, root without CAP_FSETID,
+/// the owner, the owner as a member of the group, a stranger, a stranger with CAP_FSETID.
 const CALLERS: [&str; 6] = [
     "--reuid 0 --regid 0 --groups 0",
     "--reuid 0 --regid 0 --groups 0 --bounding-set -fsetid",
@@ -52,8 +52,8 @@ const CHANGES: [&str; 11] = [
     "python3 -c \"import os; os.chown('f', -1, -1)\"",
 ];
 
-/// What the changes leave of a file's mode and capabilities, in a shell for each caller: all of it in one script, which is
-/// faster. The file's mode is asked for before, so that the kernel has it in its cache.
+/// The mode and capabilities of a file after each change, in a shell for each caller; all in one script, which is
+/// faster. The script asks for the file's mode first, so that the kernel has it in its cache.
 fn modes(dir: &Path) -> String {
     let reset = "rm -f f; echo some data >f; chown 1000:2000 f; chmod $mode f";
     let mut script = format!("cd {}; echo source >source\n", dir.display());
@@ -88,10 +88,10 @@ fn assert_same_lines(found: &str, expected: &str) {
     assert!(differ.is_empty() && found.lines().count() == expected.lines().count(), "{}", differ.join("\n"));
 }
 
-/// A file kept its set-group-ID bit when somebody outside of its group gave it an ACL, or changed one that its group may
-/// not run.
+/// Guards against a file that keeps its set-group-ID bit when a caller outside of its group gives it an ACL, or changes
+/// a file that its group may not execute.
 #[test]
-fn set_id_bits_go_with_a_change_as_on_a_local_file_system() {
+fn changes_clear_set_id_bits_as_on_a_local_file_system() {
     let env = env();
     let mount = mount(&env);
     fs::set_permissions(mount.path(), Permissions::from_mode(0o755)).unwrap();
@@ -113,8 +113,8 @@ fn errno(done: io::Result<()>) -> Option<i32> {
     done.err().and_then(|e| e.raw_os_error())
 }
 
-/// What an immutable file says to each change. The kernel opens files without asking, so a write is held back first and
-/// refused when it is synced.
+/// The error of each change to an immutable file. The kernel opens files without asking the daemon, so a write is
+/// cached first and fails at fsync.
 fn refusals(file: &Path) -> Vec<(&'static str, Option<i32>)> {
     let open = || File::options().write(true).open(file);
     let copy = || {
@@ -143,7 +143,7 @@ fn refusals(file: &Path) -> Vec<(&'static str, Option<i32>)> {
     ]
 }
 
-/// A descriptor that could only read answered EBADF and EINVAL.
+/// Guards against EBADF and EINVAL, which a descriptor opened read-only answered.
 #[test]
 fn an_immutable_file_refuses_changes_with_eperm() {
     let env = env();
@@ -165,7 +165,8 @@ fn an_immutable_file_refuses_changes_with_eperm() {
     assert_eq!(fs::read_to_string(again.path().join("file")).unwrap(), "some data");
 }
 
-/// The mode of a plain user's file may be kept in an attribute; then the ACL did not follow it, nor it the ACL.
+/// The mode of a plain user's file may be kept in an attribute; guards against an ACL that does not follow that mode,
+/// and the reverse.
 #[test]
 fn a_plain_users_mode_and_acl_follow_each_other() {
     let env = env();

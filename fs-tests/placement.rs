@@ -1,4 +1,5 @@
-//! On which processors a mount's workers run: with their caller, within what the process was given, and back again.
+//! CPU affinity of a mount's worker threads: they follow their caller, stay within the process's affinity mask and
+//! cpuset, and are released again.
 
 use crate::support::env::{Mount, TestEnv, run};
 use crate::support::eventually;
@@ -20,7 +21,7 @@ fn env() -> TestEnv {
     env
 }
 
-/// What this process may use, two of which these tests need.
+/// The processors that this process may use; these tests need two.
 fn given() -> Vec<usize> {
     let set = sched_getaffinity(None).unwrap();
     let given: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|processor| set.is_set(*processor)).collect();
@@ -34,19 +35,19 @@ fn only(processors: &[usize]) -> CpuSet {
     set
 }
 
-/// The process that serves a mount.
+/// The process ID of the daemon that serves a mount.
 fn server(mount: &Mount) -> u32 {
     let found = processes(&mount.path().display().to_string());
     assert_eq!(found.len(), 1, "{found:?}");
     found[0]
 }
 
-/// The processors of each of its threads that answer requests.
+/// The affinity mask of each worker thread.
 fn workers(server: u32) -> Vec<Vec<usize>> {
     threads(server, "fuser")
 }
 
-/// The processors of each of its threads whose name begins so.
+/// The affinity mask of each thread whose name begins with `name`.
 fn threads(server: u32, name: &str) -> Vec<Vec<usize>> {
     let threads = fs::read_dir(format!("/proc/{server}/task")).unwrap().map(|entry| entry.unwrap().file_name());
     let threads = threads.map(|number| number.to_str().unwrap().to_owned());
@@ -60,17 +61,17 @@ fn threads(server: u32, name: &str) -> Vec<Vec<usize>> {
     threads.filter(is_named).map(affinity).collect()
 }
 
-/// Whether every worker that has answered anything may run on just these.
+/// Whether every worker that has answered a request may run on exactly these processors.
 fn all_run_on(server: u32, processors: &[usize]) -> bool {
     workers(server).iter().all(|worker| worker == processors)
 }
 
-/// Whether one worker at least may run on just this one, and others that had nothing to do yet anywhere.
+/// Whether at least one worker may run on exactly this processor, and workers without requests so far on any.
 fn some_run_on(server: u32, processor: usize) -> bool {
     workers(server).contains(&vec![processor])
 }
 
-/// A thread that asks a mount for one missing name after the other, on a processor that can be changed.
+/// A thread that looks up one missing name after another in a mount, on a processor that can be changed.
 struct Caller {
     ended: Arc<AtomicBool>,
     processor: Arc<AtomicUsize>,
@@ -132,7 +133,7 @@ fn threads_that_a_bound_worker_starts_are_not_bound() {
     fs::write(mount.path().join("file"), "data").unwrap();
     let (server, caller) = (server(&mount), Caller::on(given[1], mount.path()));
     eventually("the workers follow", || some_run_on(server, given[1]));
-    // A search for holes is answered by a thread of its own.
+    // SEEK_HOLE is answered by a thread of its own.
     let file = fs::File::open(mount.path().join("file")).unwrap();
     eventually("there is such a thread", || {
         rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(0)).unwrap();
@@ -143,7 +144,7 @@ fn threads_that_a_bound_worker_starts_are_not_bound() {
 }
 
 #[test]
-fn callers_that_come_and_go_leave_the_workers_free() {
+fn workers_are_released_when_short_lived_callers_end() {
     let (env, given) = (env(), given());
     let mount = env.mount("one:1", &["-o", "place=follow"]);
     let server = server(&mount);
@@ -164,7 +165,7 @@ fn callers_that_come_and_go_leave_the_workers_free() {
 }
 
 #[test]
-fn workers_stay_within_what_the_process_was_given() {
+fn workers_stay_within_the_process_affinity_mask() {
     let (env, given) = (env(), given());
     let mut command = Command::new("taskset");
     let made = env.command(["mount", "-o", "place=follow", "one:1"]);
@@ -175,12 +176,12 @@ fn workers_stay_within_what_the_process_was_given() {
     std::thread::sleep(std::time::Duration::from_millis(300));
     assert!(all_run_on(server, &given[..1]), "{:?}", workers(server));
     drop(other);
-    // The process may use both from now on.
+    // From here on the process may use both processors.
     let both = format!("{},{}", given[0], given[1]);
     assert_eq!(run(Command::new("taskset").args(["-apc", &both, &server.to_string()])).code, 0);
     let caller = Caller::on(given[1], mount.path());
     eventually("the workers follow", || some_run_on(server, given[1]));
-    // And now no longer, while they are there.
+    // Now the second one is taken away again, while workers run on it.
     assert_eq!(run(Command::new("taskset").args(["-apc", &given[0].to_string(), &server.to_string()])).code, 0);
     eventually("the workers have left", || all_run_on(server, &given[..1]));
     std::thread::sleep(std::time::Duration::from_millis(300));
@@ -190,7 +191,7 @@ fn workers_stay_within_what_the_process_was_given() {
     assert!(all_run_on(server, &given[..1]), "{:?}", workers(server));
 }
 
-/// A cpuset of the first hierarchy that this machine has, removed at the end.
+/// A cpuset in the first cgroup hierarchy that this machine has; removed on drop.
 struct Cpuset(PathBuf);
 
 impl Cpuset {
@@ -228,7 +229,7 @@ impl Drop for Cpuset {
 }
 
 #[test]
-fn workers_obey_a_cpuset_that_changes_under_them() {
+fn workers_follow_changes_of_their_cpuset() {
     let (env, given) = (env(), given());
     let mount = env.mount("one:1", &["-o", "place=follow"]);
     let server = server(&mount);
@@ -248,7 +249,7 @@ fn workers_obey_a_cpuset_that_changes_under_them() {
     drop(mount);
 }
 
-/// A loop on each processor, as important as a compiler on a build host.
+/// A busy loop on each processor, at the priority of a compiler on a build host.
 struct Busy(Arc<AtomicBool>);
 
 impl Busy {
@@ -273,7 +274,7 @@ impl Drop for Busy {
 }
 
 #[test]
-fn on_a_busy_machine_workers_follow_unless_that_is_off() {
+fn on_a_busy_machine_workers_follow_their_caller_unless_disabled() {
     let (env, given) = (env(), given());
     let (auto, off) = (env.mount("one:1", &[]), env.mount("one:1", &["-o", "place=off"]));
     let servers = [&auto, &off].map(server);

@@ -1,5 +1,5 @@
-//! podman and buildah with the program under test as `mount_program`, and with Debian's fuse-overlayfs: they must say the
-//! same and make the same trees.
+//! podman and buildah with plyfs as `mount_program`, compared with Debian's fuse-overlayfs: outputs and trees must be
+//! the same.
 
 use std::fs;
 
@@ -13,7 +13,7 @@ use super::support::registry::DockerRegistry;
 use super::support::small;
 use super::support::tar::{Entry, Tar};
 
-/// What differs where fuse-overlayfs is wrong: how a line begins, and why the other is right.
+/// Allowed differences where fuse-overlayfs is wrong: the beginning of the line, and why the other is right.
 const WRONG: &[(&str, &str)] = &[
     ("-/opt/ann dir 700 1000:1001 new", "a file's content in it was written, and nothing else of it changed"),
     ("+/opt/ann dir 700 1000:1001 1600000000.000", "as above"),
@@ -35,11 +35,11 @@ const WRONG: &[(&str, &str)] = &[
     ("+/srv/three file 644 0:0 1600000000.000 size=4 sha256=2c8b08da5ce60398 is=/opt/links/two", "as above"),
 ];
 
-/// The programs of the image; those of [`small::layer`] are there too.
+/// The programs of the image, besides those of [`small::layer`].
 const APPLETS: &str = "chgrp chmod cmp cp cut dd expr find grep head mkfifo mknod mv od readlink rm rmdir \
      sed seq sha256sum sort tail tar test touch tr truncate wc xargs";
 
-/// What programs run in, and a tree with all that a layer can hold.
+/// The bottom layer: the programs' directories, and a tree with every kind of entry that a layer can hold.
 fn bottom() -> Tar {
     let mut tar = small::layer();
     for applet in APPLETS.split(' ').filter(|name| !small::APPLETS.contains(name)) {
@@ -73,7 +73,7 @@ fn bottom() -> Tar {
     odd_names(linked(tar))
 }
 
-/// Files with several names, in one directory and across two.
+/// Files with several hard links, in one directory and across two.
 fn linked(tar: Tar) -> Tar {
     tar.dir("opt/links")
         .dir("srv")
@@ -102,11 +102,11 @@ fn odd_names(mut tar: Tar) -> Tar {
     for name in names {
         tar = tar.file([b"opt/odd/".as_slice(), name].concat(), name);
     }
-    // A directory of its own, which no script moves: fuse-overlayfs cannot make a name of this length.
+    // In a directory of its own, which no script moves: fuse-overlayfs cannot create a name of this length.
     tar.dir("opt/long").file([b"opt/long/".as_slice(), &[b'l'; 255]].concat(), "long\n")
 }
 
-/// Changes of the bottom layer, as layers write them.
+/// The second layer: replaces and deletes entries of the bottom layer.
 fn middle() -> Tar {
     Tar::new()
         .dir("opt")
@@ -149,21 +149,21 @@ fn load(store: &Store) {
     assert_eq!(store.ok(&["load", "-q", "-i", file.to_str().unwrap()]), "Loaded image: localhost/box:1\n");
 }
 
-/// A shell script in which commands after `try` are shown with what they say and how they end.
+/// A shell script that prints the output and exit code of each command after `try`.
 fn shell(script: &str) -> String {
     let list = "list() { find \"$@\" | sort; }";
     let shown = "try() { echo \"+ $*\"; \"$@\" 2>&1; echo \"= $?\"; }";
     format!("{list}\n{shown}\n{script}")
 }
 
-/// A shell script in a new container.
+/// Runs a shell script in a new container.
 fn run(store: &Store, options: &[&str], script: &str) {
     let script = shell(script);
     let words = ["sh", "-c", &script];
     store.says(&[&["run", "--network=none"], options, &["box:1"], &words[..]].concat());
 }
 
-/// A container that waits in the background.
+/// Starts a container that waits in the background.
 fn background(store: &Store, name: &str, options: &[&str]) {
     let fixed = ["run", "-d", "--network=none", "--name", name];
     store.ok(&[&fixed[..], options, &["box:1", "sleep", "4741"]].concat());
@@ -176,7 +176,7 @@ fn note_tree(store: &Store, kind: &[&str], name: &str) {
     store.note(&format!("the tree of {name}"), &tree);
 }
 
-/// Contents and attributes of what the image has, and of what is new.
+/// Changes contents and attributes of the image's files, and of new ones.
 const FILES: &str = r#"
 try cat data/a data/d opaque/shown refilled/new becomes-dir/file becomes-link/a
 try readlink becomes-link deep/x/up
@@ -204,7 +204,7 @@ try sh -c 'wc -c odd/*'
 try rm 'odd/a b'; try mv odd/-x odd/--y; try ls -1a odd
 "#;
 
-/// Names: renames, directories of the image that move or go, links.
+/// Changes names: renames, directories of the image that are moved or removed, links.
 const NAMES: &str = r#"
 try mv deep moved; try list moved; try cat moved/x/y/z; try ls deep
 try mkdir deep; try list deep; echo again > deep/file
@@ -221,7 +221,7 @@ try ln data hard-dir; try mv data data/in/data; try mkdir data; try rmdir nowher
 try ls -1A /; try ls -1aR .
 "#;
 
-/// Changes that fuse-overlayfs commits as they are.
+/// Changes that fuse-overlayfs commits correctly.
 const COMMITTED: &str = r#"
 echo more >> data/a; rm data/b; chmod 4711 setuid; chown 1000:1001 data/c; chmod 700 ann/own
 mkdir new; ln data/c new/c; ln -s nowhere new/soft; mkfifo new/fifo; rm refilled/new; mv odd/-x odd/--y
@@ -229,7 +229,7 @@ rm -r deep/x; mkdir deep/x; echo again > deep/x/file; mv becomes-dir new/dir; rm
 echo a > 'odd/...'; rm 'odd/raw'*; touch -d '2001-02-03 04:05:06' sticky/old
 "#;
 
-/// Files of the image with several names that are written by one of them.
+/// Writes to files of the image with several hard links, through one of them.
 const LINKS: &str = r#"
 try ln links/late links/later; echo x >> links/later; try cat /srv/late links/late links/later
 try rm links/one; try cat links/two /srv/three
@@ -247,7 +247,8 @@ fn images(store: &Store, registry: &DockerRegistry) {
     store.says(&["images", "-a"]);
 }
 
-/// What scripts do in containers, and the trees they leave. The kernel's union keeps no links of a file that is written.
+/// Compares the output of scripts in containers, and the trees they leave. Kernel overlayfs breaks hard links of a file
+/// that is written.
 fn scripts(store: &Store) {
     load(store);
     let all = [("files", FILES), ("names", NAMES), ("links", LINKS)];
@@ -258,7 +259,7 @@ fn scripts(store: &Store) {
     }
 }
 
-/// What podman says has changed, in order of path.
+/// Records the output of `podman diff`, sorted by path.
 fn changed(store: &Store, name: &str) {
     if kernels() {
         return;
@@ -297,10 +298,10 @@ fn copies(store: &Store) {
     store.says(&["rm", "-f", "-t", "0", "box"]);
 }
 
-/// Without file systems over `/tmp` and others, for which runc wants a `/tmp` of this machine that all may write in.
+/// Without tmpfs over `/tmp` and others, for which runc wants the host's `/tmp` to be writable by all.
 const READ_ONLY: &[&str] = &["--read-only", "--read-only-tmpfs=false"];
 
-/// Two containers of one image at once see their own changes only, and some are read-only.
+/// Two containers of one image at once see their own changes only; some containers are read-only.
 fn side_by_side(store: &Store) {
     load(store);
     background(store, "one", &[]);
@@ -319,7 +320,7 @@ fn side_by_side(store: &Store) {
     note_tree(store, &["image"], "box:1");
 }
 
-/// Containers with users of their own: the mount program is told how they are mapped.
+/// Containers with ID mappings, which podman passes to the mount program.
 fn mapped(store: &Store) {
     load(store);
     let script = "try id -u; try id -g; try stat -c '%u %g %a %n' . data ann setgid sticky setuid; try cat ann/own; \
@@ -336,7 +337,7 @@ fn mapped(store: &Store) {
     }
 }
 
-/// What is set from outside the container, then what is committed is what the container has.
+/// Changes files from outside the container, then requires that the committed image has what the container has.
 fn committed(store: &Store) {
     load(store);
     run(store, &["--name", "box"], COMMITTED);
@@ -345,14 +346,14 @@ fn committed(store: &Store) {
                   setcap cap_net_raw+ep $at/opt/setuid; podman umount box";
     store.outside(script, &[]);
     store.ok(&["commit", "-q", "box", "new:1"]);
-    // podman mounts files of its own over these, and commits neither them nor what they hide.
+    // podman mounts files of its own over these, and commits neither them nor the files they hide.
     let own = |line: &&str| !["/etc", "/run", "/dev"].iter().any(|at| line.starts_with(at)) && !line.starts_with("/ ");
     let (container, image) = (store.tree(&[], "box"), store.tree(&["image"], "new:1"));
     let pick = |tree: &str| tree.lines().filter(own).map(str::to_owned).collect::<Vec<_>>().join("\n");
     assert_same("the container and the image made of it", &pick(&container), &pick(&image));
     store.note("the tree committed", &image);
     store.says(&["run", "--rm", "--network=none", "new:1", "sh", "-c", "find . | sort"]);
-    // A layer more, then one that says what was taken away again.
+    // One more layer, then one that records deletions.
     store.ok(&["run", "--name=next", "--network=none", "new:1", "sh", "-c", "rm -r deep/x; mkdir deep/x; rm -r new"]);
     changed(store, "next");
     store.ok(&["commit", "-q", "next", "new:2"]);
@@ -361,7 +362,7 @@ fn committed(store: &Store) {
     store.says(&["images", "-q"]);
 }
 
-/// Where fuse-overlayfs is wrong, no comparison helps: what is right is written here, for all others.
+/// Checks behaviour that fuse-overlayfs gets wrong, against fixed expectations instead of a comparison.
 fn right(store: &Store) {
     if store.is_peer() {
         return;
@@ -371,18 +372,18 @@ fn right(store: &Store) {
         let said = store.ok(&["run", "--rm", "--network=none", "box:1", "sh", "-c", script]);
         assert_eq!(said, wanted, "{script}");
     };
-    // It changes the owner of a fifo and says that it could not.
+    // fuse-overlayfs changes the owner of a fifo and reports a failure.
     gives("chown 1:2 fifo && stat -c '%u %g %F' fifo", "1 2 fifo\n");
-    // It needs four bytes of each name for itself.
+    // fuse-overlayfs needs four bytes of each name for itself.
     gives("cd long; for n in *; do mv $n a; mv a $n; cp $n ${n%l}m; done; ls | wc -l", "2\n");
-    // It counts the names that were asked for, and lists its root without a name of what is above.
+    // fuse-overlayfs counts the names that were looked up, and lists its root without a name for `..`.
     gives("stat -c %h links/one links/two links/late /srv/three", "3\n3\n2\n3\n");
     gives("ls -a / | head -2", ".\n..\n");
-    // It gives a directory a new time when its owner or a file in it changes.
+    // fuse-overlayfs gives a directory a new time when its owner or a file in it changes.
     let times = "chown 5:6 deep; echo x > ann/own; chmod 600 ann/own; stat -c %Y deep ann";
     gives(times, "1600000000\n1600000000\n");
-    // Once a name of a directory was asked for that is deleted, it shows in others there what they no longer have; so
-    // podman, which compares both trees, commits it again.
+    // After a lookup of a deleted name in a directory, fuse-overlayfs shows other deleted names there again; so podman,
+    // which compares both trees, commits them again.
     store.ok(&["run", "--name", "reborn", "--network=none", "box:1", "sh", "-c", "rm -r deep data; mkdir deep"]);
     store.ok(&["commit", "-q", "reborn", "new:1"]);
     assert_eq!(store.ok(&["run", "--rm", "--network=none", "new:1", "find", "deep"]), "deep\n");
@@ -416,12 +417,12 @@ fn built(store: &Store) {
         note_tree(store, &["image"], name);
     }
     store.says(&["history", "--format", "{{.CreatedBy}}", "one"]);
-    // Nothing has changed: each step is found.
+    // Nothing has changed: each step is cached.
     let again = store.ok(&["build", "--network=none", "-f", "File", "--target=one", from.to_str().unwrap()]);
     assert_eq!(again.matches("Using cache").count(), 7, "{again}");
 }
 
-/// buildah's own commands.
+/// Runs buildah's own commands.
 fn buildah(store: &Store) {
     load(store);
     store.buildah(&["from", "--name", "work", "localhost/box:1"]);
@@ -441,7 +442,7 @@ fn buildah(store: &Store) {
     store.says(&["run", "--rm", "--network=none", "made:1", "sh", "-c", "echo $A; ls /opt /opt/moved"]);
 }
 
-/// Containers that begin at the same moment and do much.
+/// Starts containers that write much, all at once.
 fn at_once(store: &Store) {
     load(store);
     let names = ["a", "b", "c", "d", "e", "f"];
@@ -460,7 +461,7 @@ fn at_once(store: &Store) {
     store.note("all at once", &format!("{}\n{}", done[0].stdout, trees[0]));
 }
 
-/// With a registry that has the image.
+/// Compares image commands, with a registry that has the image.
 fn images_of(who: Who) {
     let registry = DockerRegistry::start(None, None);
     let dir = tempfile::tempdir().unwrap();
@@ -486,24 +487,24 @@ fn files_are_copied_in_and_out() {
 }
 
 #[test]
-fn what_is_committed_is_what_was_there() {
+fn a_committed_image_has_the_containers_tree() {
     compare(Who::Root, WRONG, committed);
 }
 
 #[test]
-fn what_fuse_overlayfs_gets_wrong_is_right() {
+fn plyfs_is_right_where_fuse_overlayfs_is_wrong() {
     compare(Who::Root, WRONG, right);
 }
 
 /// As in a container whose root is an overlay.
 #[test]
-fn a_store_on_kernel_overlayfs_is_like_any_other() {
+fn a_store_on_kernel_overlayfs_works_like_any_other() {
     compare_on(On::Overlayfs, Who::Root, WRONG, scripts);
 }
 
 #[test]
 #[ignore = "long: scripts/soak runs it"]
-fn stores_on_an_overlay_are_like_any_other() {
+fn stores_on_an_overlay_work_like_any_other() {
     for on in [On::Overlayfs, On::Plyfs("")] {
         for scenario in [scripts, committed, built, buildah] {
             compare_on(on, Who::Root, WRONG, scenario);
@@ -512,19 +513,19 @@ fn stores_on_an_overlay_are_like_any_other() {
 }
 
 #[test]
-fn plain_users_containers_are_mapped() {
+fn a_plain_users_containers_have_id_mappings() {
     compare(Who::User("list", 38), WRONG, mapped);
 }
 
 #[test]
 #[ignore = "long: scripts/soak runs it"]
-fn containers_are_side_by_side() {
+fn concurrent_containers_of_an_image_see_only_their_own_changes() {
     compare(Who::Root, WRONG, side_by_side);
 }
 
 #[test]
 #[ignore = "long: scripts/soak runs it"]
-fn containers_begin_at_once() {
+fn containers_can_start_at_the_same_time() {
     compare(Who::Root, WRONG, at_once);
 }
 
@@ -536,14 +537,14 @@ fn images_are_built() {
 
 #[test]
 #[ignore = "long: scripts/soak runs it"]
-fn buildah_makes_images() {
+fn buildah_builds_images() {
     compare(Who::Root, WRONG, buildah);
 }
 
-/// One after the other, because each gives the same user the same numbers again.
+/// One test, because each part uses the same subordinate IDs of the same user.
 #[test]
 #[ignore = "long: scripts/soak runs it"]
-fn all_of_it_as_a_plain_user() {
+fn everything_works_as_a_plain_user() {
     let user = Who::User("uucp", 10);
     images_of(user);
     for scenario in [scripts, copies, committed, side_by_side, at_once, built] {
@@ -553,6 +554,6 @@ fn all_of_it_as_a_plain_user() {
 
 #[test]
 #[ignore = "long: scripts/soak runs it"]
-fn buildah_makes_a_plain_users_images() {
+fn buildah_builds_images_as_a_plain_user() {
     compare(Who::User("irc", 39), WRONG, buildah);
 }

@@ -1,4 +1,4 @@
-//! Mounts at places of the store's own, as scripts use them.
+//! Mounts without a mountpoint argument: plyfs creates one in the store and prints it, for scripts.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +11,7 @@ use super::support::eventually;
 use super::support::oci::Image;
 use super::support::tar::Tar;
 
-/// Ends what a test mounted, also when it panics.
+/// Unmounts the test's mount on drop, also after a panic.
 struct Printed<'a> {
     env: &'a TestEnv,
     at: PathBuf,
@@ -54,7 +54,7 @@ fn place() -> TestEnv {
 }
 
 #[test]
-fn a_scratch_tree_lasts_as_long_as_its_mount() {
+fn a_temporary_tree_is_removed_when_it_is_unmounted() {
     let env = place();
     let (one, two) = (Printed::new(&env, &["--rw"]), Printed::new(&env, &["--rw"]));
     fs::write(one.at.join("file"), "changed").unwrap();
@@ -71,7 +71,7 @@ fn a_scratch_tree_lasts_as_long_as_its_mount() {
     assert_eq!(plain.read("file"), Some("of the image".into()));
     assert!(fs::write(plain.at.join("file"), "x").is_err());
     plain.end();
-    // An upper directory of the user's is kept.
+    // An upper directory given by the user is kept.
     let upper = env.path("changes");
     let kept = Printed::new(&env, &["--upper", upper.to_str().unwrap()]);
     fs::write(kept.at.join("file"), "changed").unwrap();
@@ -85,7 +85,7 @@ fn a_scratch_tree_lasts_as_long_as_its_mount() {
 }
 
 #[test]
-fn what_a_killed_one_leaves_is_collected() {
+fn gc_removes_what_a_killed_mount_left() {
     let env = place();
     let killed = Printed::new(&env, &["--rw"]);
     fs::write(killed.at.join("new"), "new").unwrap();
@@ -100,7 +100,7 @@ fn what_a_killed_one_leaves_is_collected() {
     assert!(!table.contains(killed.at.to_str().unwrap()));
 }
 
-/// The store's files that a process has mapped, as device and inode.
+/// The store's files that a process has mapped, as device and inode numbers.
 fn mapped(root: &Path, pid: &str) -> BTreeSet<String> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let of_store = maps.lines().filter(|line| line.contains(root.to_str().unwrap()));
@@ -108,7 +108,7 @@ fn mapped(root: &Path, pid: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn parallel_ones_share_the_index_and_the_pages() {
+fn parallel_mounts_share_the_index_and_the_page_cache() {
     let env = place();
     let all: Vec<Printed> = (0..3).map(|_| Printed::new(&env, &["--rw"])).collect();
     for one in &all {
@@ -123,7 +123,7 @@ fn parallel_ones_share_the_index_and_the_pages() {
 }
 
 #[test]
-fn rm_ends_it_too() {
+fn rm_unmounts_and_removes_the_mountpoint() {
     let env = place();
     let (one, two) = (Printed::new(&env, &["--rw"]), Printed::new(&env, &[]));
     let id = two.at.parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();

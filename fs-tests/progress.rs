@@ -1,4 +1,4 @@
-//! What a pull shows on a terminal, and what it tells programs.
+//! Pull progress: the drawing on a terminal, plain lines, and JSON for programs.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -22,7 +22,7 @@ fn small(n: usize) -> Vec<u8> {
     Tar::new().file(format!("file-{n}"), vec![n as u8; 3000]).finish()
 }
 
-/// Whether a registry gives its layers yet.
+/// Whether the registry serves its layers yet.
 #[derive(Default)]
 struct Gate {
     open: Mutex<bool>,
@@ -40,19 +40,19 @@ impl Gate {
     }
 }
 
-/// A registry that breaks off within the first layer, after 1 MiB of 4, and gives no other layer and no more of that one
-/// before its gate is opened.
+/// A registry that breaks the connection within the first layer, after 1 MiB of 4, and serves no other layer and no
+/// more of that one before its gate is opened.
 struct Held {
     env: TestEnv,
     server: Server,
     gate: Arc<Gate>,
-    /// The layers as users see them.
+    /// The layers' short IDs, as users see them.
     ids: Vec<String>,
     digest: String,
 }
 
 impl Held {
-    /// With so many small layers on top.
+    /// An image with this many small layers on top of the big one.
     fn new(layers: usize) -> Self {
         let big = Tar::new().file("noise", noise(4 * MIB)).finish();
         let image = Image::new().compressed(big, Compression::None);
@@ -88,7 +88,7 @@ impl Held {
         command(&self.env, &[&waits, more, &[&self.name()]].concat())
     }
 
-    /// The pull on a terminal, at the point where the registry holds it up.
+    /// A pull on a terminal, at the point where the registry's gate stops it.
     fn stuck(&self, columns: u16, rows: u16) -> Terminal {
         let mut terminal = Terminal::run(&self.command(&[]), columns, rows);
         terminal.until("a download that stands still", |s| {
@@ -97,7 +97,7 @@ impl Held {
         terminal
     }
 
-    /// What a terminal shows when all is over, line by line.
+    /// The lines on the terminal after the pull has ended.
     fn transcript(&self) -> String {
         let layers: Vec<String> = self.ids.iter().map(|id| format!("{id}: Pull complete\n")).collect();
         let (layers, name, digest) = (layers.concat(), self.name(), &self.digest);
@@ -116,7 +116,7 @@ impl Held {
 }
 
 #[test]
-fn layers_are_drawn_in_place() {
+fn each_layers_line_is_updated_in_place() {
     let held = Held::new(4);
     let terminal = held.stuck(80, 24);
     let id = |n: usize| &held.ids[n];
@@ -133,7 +133,7 @@ fn layers_are_drawn_in_place() {
     assert_eq!(lines[..6], want);
     assert!(lines.len() == 7 && lines[6].starts_with("Total: 0 of 5 layers  1.049MB/4."), "{text}");
     held.finishes(terminal);
-    // Again, with nothing to come.
+    // A second pull, with nothing to fetch.
     let mut again = Terminal::run(&held.command(&[]), 80, 24);
     assert!(again.end().success());
     let want = held.transcript().replace("Pull complete", "Already exists");
@@ -141,11 +141,11 @@ fn layers_are_drawn_in_place() {
 }
 
 #[test]
-fn a_small_terminal() {
+fn the_drawing_fits_a_small_terminal() {
     let held = Held::new(30);
     for (columns, rows, shown) in [(40, 10, 8), (20, 5, 3), (7, 2, 0)] {
         let mut terminal = Terminal::run(&held.command(&[]), columns, rows);
-        // The layers become known one by one: the picture is whole when the line for all is the last one that has room.
+        // The layers become known one by one: the drawing is complete when the total is on the last usable line.
         let last = rows as usize - 2;
         terminal.until("a full picture", |s| {
             s.is_at_rest() && s.visible().get(last).is_some_and(|line| line.starts_with("Total"))
@@ -154,7 +154,7 @@ fn a_small_terminal() {
         assert_eq!(terminal.screen.lines_with("Total").len(), 1, "{visible:#?}");
         let layers = visible.iter().filter(|line| held.ids.iter().any(|id| id.starts_with(&line[..line.len().min(6)])));
         assert_eq!(layers.filter(|line| line.len() > 5).count(), shown, "{visible:#?}");
-        // "1: Pulling from" is no drawing and may wrap.
+        // "1: Pulling from" is not part of the drawing and may wrap.
         assert_eq!(terminal.screen.wrapped, usize::from(columns < 24) * 24 / usize::from(columns), "{visible:#?}");
         terminal.send("\x03");
         assert_eq!(terminal.end().code(), Some(130));
@@ -163,7 +163,7 @@ fn a_small_terminal() {
 }
 
 #[test]
-fn a_terminal_that_changes_its_size() {
+fn the_drawing_follows_the_terminal_size() {
     let held = Held::new(4);
     let mut terminal = held.stuck(120, 30);
     for (columns, bar) in [(70, 23), (50, 0), (90, 43)] {
@@ -181,7 +181,7 @@ fn a_terminal_that_changes_its_size() {
 }
 
 #[test]
-fn retries_and_warnings_and_an_interruption() {
+fn retries_warnings_and_interrupts_keep_the_drawing_intact() {
     let held = Held::new(1);
     let pull = command(&held.env, &["pull", "--retry-pause", "7", &held.name()]);
     let mut terminal = Terminal::run(&pull, 80, 24);
@@ -190,7 +190,7 @@ fn retries_and_warnings_and_an_interruption() {
         let line = format!("{id}: Retrying in {seconds} seconds");
         terminal.until(&line, |s| s.is_at_rest() && s.lines_with(&line).len() == 1);
     }
-    // The warning stands above, whole and once.
+    // The warning is above the drawing, complete and once.
     let text = terminal.screen.text();
     let warning = "the connection broke after 1048576 of 4195840 bytes; trying again in 7.0 seconds";
     assert!(text.replace('\n', "").contains(warning), "{text}");
@@ -209,7 +209,7 @@ fn retries_and_warnings_and_an_interruption() {
 }
 
 #[test]
-fn a_pull_that_fails_on_a_terminal() {
+fn a_failing_pull_reports_its_error_on_a_terminal() {
     let image = Image::new()
         .layer(small(1))
         .layer(small(2))
@@ -226,7 +226,7 @@ fn a_pull_that_fails_on_a_terminal() {
 }
 
 #[test]
-fn kinds_of_progress() {
+fn the_progress_option_selects_the_output_form() {
     let held = Held::new(1);
     held.gate.open();
     let name = held.name();
@@ -243,7 +243,7 @@ fn kinds_of_progress() {
     };
     let plain = |text: &str| {
         let mut lines: Vec<&str> = text.lines().collect();
-        // In whichever order they came.
+        // The two lines may come in either order.
         lines[1..3].sort_unstable();
         lines.join("\n")
     };
@@ -259,18 +259,18 @@ fn kinds_of_progress() {
     let wrong = pull(&held.env, &name, &["--progress=fancy"]);
     assert_eq!(wrong.code, 125, "{wrong:#?}");
     assert!(wrong.stderr.ends_with("See 'plyfs pull --help'.\n"), "{wrong:#?}");
-    // Not on a terminal, as it always was.
+    // Without a terminal the default is plain lines.
     assert_eq!(plain(pull(&held.env, &name, &[]).stdout.trim_end()), want);
 }
 
-/// A pull's standard output, object by object.
+/// The JSON objects that a pull printed to standard output, one per line.
 #[track_caller]
 fn objects(out: &Output) -> Vec<Value> {
     out.stdout.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
 }
 
 #[test]
-fn json_for_programs() {
+fn progress_json_reports_every_layers_states() {
     let held = Held::new(4);
     held.gate.open();
     let out = run(&mut held.command(&["--progress=json"]));
@@ -325,7 +325,7 @@ fn json_for_programs() {
 }
 
 #[test]
-fn json_of_a_failure() {
+fn progress_json_reports_a_failure() {
     let held = Held::new(1);
     held.gate.open();
     let missing = held.name().replace(":1", "");
@@ -340,7 +340,7 @@ fn json_of_a_failure() {
 }
 
 #[test]
-fn every_tag_in_dockers_order() {
+fn pulling_all_tags_prints_them_in_dockers_order() {
     let (first, one) = Content::of(&Image::new().layer(small(1)), "team/app", "1");
     let (second, two) = Content::of(&Image::new().layer(small(1)).layer(small(2)), "team/app", "2");
     let server = Server::start(move |seen| match first.reply(seen) {

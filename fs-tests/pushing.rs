@@ -1,4 +1,4 @@
-//! Images into registries, and what others find there.
+//! Pushes: images uploaded to registries, checked with skopeo, podman, umoci and plyfs.
 
 use std::fs;
 use std::process::Command;
@@ -17,12 +17,12 @@ fn tar(n: u8) -> Vec<u8> {
     Tar::new().dir("etc").file(format!("etc/{n}"), vec![n; 5000]).finish()
 }
 
-/// A layer that goes up in three chunks.
+/// A layer that is uploaded in three chunks.
 fn big() -> Vec<u8> {
     noise(1, 20 << 20)
 }
 
-/// Has the image in the store under this name.
+/// Adds the image to the store under this name.
 fn add(env: &TestEnv, image: Image, name: &str) {
     let dir = env.path("layout");
     let _old = fs::remove_dir_all(&dir);
@@ -44,7 +44,7 @@ fn pushed(env: &TestEnv, name: &str, more: &[&str]) -> String {
     out.stdout
 }
 
-/// The manifest that skopeo finds.
+/// The digest and manifest that skopeo reads from the registry.
 fn manifest(name: &str) -> (String, Value) {
     let done =
         run(Command::new("skopeo").args(["inspect", "--raw", "--tls-verify=false", &format!("docker://{name}")]));
@@ -52,7 +52,7 @@ fn manifest(name: &str) -> (String, Value) {
     (digest(done.stdout.as_bytes()), serde_json::from_str(&done.stdout).unwrap())
 }
 
-/// A pull into an empty store gives the same image.
+/// Requires that a pull into an empty store gives the same image.
 #[track_caller]
 fn comes_back(env: &TestEnv, name: &str) {
     let other = TestEnv::new();
@@ -64,7 +64,7 @@ fn comes_back(env: &TestEnv, name: &str) {
 }
 
 #[test]
-fn what_a_push_says_and_what_others_find() {
+fn a_push_reports_layers_and_skopeo_reads_the_image() {
     let (env, registry) = (TestEnv::new(), DockerRegistry::start(None, None));
     let name = format!("{}/team/app:1", registry.host);
     add(&env, Image::new().layer(tar(1)).compressed(tar(2), Compression::None).layer(tar(1)), &name);
@@ -72,7 +72,7 @@ fn what_a_push_says_and_what_others_find() {
     let lines: Vec<&str> = out.lines().collect();
     let short = |n| digest(&tar(n))[7..19].to_owned();
     assert_eq!(lines[0], format!("The push refers to repository [{}/team/app]", registry.host));
-    // A layer that is there twice is spoken of once.
+    // A layer that occurs twice in the image is reported once.
     assert_eq!(lines[1..3], [1, 2].map(|n| format!("{}: Preparing", short(n))));
     for n in [1, 2] {
         assert!(lines[3..5].contains(&format!("{}: Pushed", short(n)).as_str()), "{out}");
@@ -86,14 +86,14 @@ fn what_a_push_says_and_what_others_find() {
     let id = env.ok(["inspect", "-f", "{{.Id}}", &name]);
     assert_eq!(found["config"]["digest"], id.trim(), "the config's bytes have changed");
     comes_back(&env, &name);
-    // The store knows the image by what it is called there now.
+    // The store has the digest of the pushed manifest.
     assert!(env.ok(["images", "--digests"]).contains(&digest));
     assert!(pull(&env, &name, &[]).stdout.contains("Status: Image is up to date"));
-    // Again: everything is there, and the manifest is the same.
+    // A second push: everything is there, and the manifest is the same.
     let again = pushed(&env, &name, &[]);
     assert_eq!(again.matches(": Layer already exists\n").count(), 2, "{again}");
     assert_eq!(manifest(&name).0, digest);
-    // Into another repository of the same registry nothing is sent either.
+    // A push to another repository of the same registry uploads no blobs either.
     let second = format!("{}/other:2", registry.host);
     env.ok(["tag", &name, &second]);
     let mounted = pushed(&env, &second, &[]);
@@ -103,7 +103,7 @@ fn what_a_push_says_and_what_others_find() {
 }
 
 #[test]
-fn podman_and_umoci_take_what_was_pushed() {
+fn podman_and_umoci_pull_pushed_images() {
     let (env, registry) = (TestEnv::new(), DockerRegistry::start(None, None));
     for (how, args) in [("gzip", vec![]), ("zstd", vec!["--compression-format", "zstd", "--compression-level", "9"])] {
         let name = format!("{}/app:{how}", registry.host);
@@ -127,7 +127,7 @@ fn podman_and_umoci_take_what_was_pushed() {
         let layers = podman(&["image", "inspect", "--format", "{{json .RootFS.Layers}}", &name]);
         assert_eq!(serde_json::from_str::<Value>(&layers).unwrap(), json!([digest(&tar(1)), digest(&tar(2))]));
         if how != "gzip" {
-            // Debian's umoci knows nothing else.
+            // Debian's umoci reads OCI manifests only.
             continue;
         }
         let dir = env.path(format!("oci-{how}"));
@@ -143,7 +143,7 @@ fn podman_and_umoci_take_what_was_pushed() {
 }
 
 #[test]
-fn what_was_pulled_goes_back_under_its_own_manifest() {
+fn pushing_a_pulled_image_keeps_its_manifest() {
     let (env, registry) = (TestEnv::new(), DockerRegistry::start(None, None));
     for (at, image) in [
         Image::new().layer(tar(1)).compressed(tar(2), Compression::Zstd).compressed(tar(3), Compression::None),
@@ -161,7 +161,7 @@ fn what_was_pulled_goes_back_under_its_own_manifest() {
         let out = pushed(&env, &to, &[]);
         assert!(out.contains(": Mounted from from/here\n") && !out.contains(": Pushed"), "{out}");
         assert_eq!(manifest(&to), manifest(&from));
-        // Elsewhere its layers must be packed anew; the rest of the manifest stays.
+        // In another registry the layers must be compressed anew; the rest of the manifest stays.
         let other = Writable::honest();
         let away = format!("{}/away:1", other.server.host);
         env.ok(["tag", &from, &away]);
@@ -175,7 +175,7 @@ fn what_was_pulled_goes_back_under_its_own_manifest() {
         drop(kept);
         comes_back(&env, &away);
     }
-    // Docker's types have no zstd: then the manifest becomes OCI's.
+    // Docker's media types have no zstd, so the manifest becomes an OCI manifest.
     let to = format!("{}/to:1", registry.host);
     pushed(&env, &to, &["--compression-format", "zstd"]);
     let found = manifest(&to).1;
@@ -186,7 +186,7 @@ fn what_was_pulled_goes_back_under_its_own_manifest() {
 }
 
 #[test]
-fn uploads_that_break_are_taken_up_where_the_registry_says() {
+fn broken_uploads_resume_at_the_registrys_offset() {
     let env = TestEnv::new();
     let check = |what: &str, registry: &Writable, chunks: usize, begun: usize| {
         let name = format!("{}/app:1", registry.server.host);
@@ -200,7 +200,7 @@ fn uploads_that_break_are_taken_up_where_the_registry_says() {
         env.ok(["rmi", "-f", &name]);
     };
     check("no trouble", &Writable::honest(), 2, 3);
-    // Its beginning has come when the connection breaks.
+    // The registry has received the beginning when the connection breaks.
     let half = Writable::start(|seen, kept| {
         let first = seen.method == "PATCH" && kept.uploads.values().all(Vec::is_empty);
         first.then(|| {
@@ -210,7 +210,7 @@ fn uploads_that_break_are_taken_up_where_the_registry_says() {
         })
     });
     check("half a chunk", &half, 3, 3);
-    // All has come, only the answer got lost.
+    // The registry has received all, only its answer is lost.
     let deaf = Writable::start(|seen, kept| {
         let second = seen.method == "PATCH" && kept.uploads.values().any(|u| u.len() == 8 << 20);
         second.then(|| {
@@ -224,7 +224,7 @@ fn uploads_that_break_are_taken_up_where_the_registry_says() {
         _ => None,
     });
     check("a busy registry", &busy, 4, 4);
-    // The upload is gone: once more from the beginning.
+    // The registry has dropped the upload: it is restarted from the beginning.
     let forgetful = Writable::start(|seen, kept| {
         let lost = seen.method == "PATCH" && kept.blobs.is_empty() && kept.uploads.values().any(|u| u.len() == 8 << 20);
         lost.then(|| {
@@ -238,7 +238,7 @@ fn uploads_that_break_are_taken_up_where_the_registry_says() {
     assert_eq!(push(&env, &name, &[]).code, 0);
     comes_back(&env, &name);
     assert_eq!(forgetful.server.seen().iter().filter(|s| s.method == "PATCH").count(), 4);
-    // The end was heard, and its answer lost.
+    // The registry has completed the upload, and its answer is lost.
     let ended = Writable::start(|seen, kept| {
         let end = seen.method == "PUT" && seen.path.contains("digest=") && seen.before == 0;
         end.then(|| {
@@ -286,7 +286,7 @@ fn pushes_that_fail_say_why_and_leave_no_manifest() {
 }
 
 #[test]
-fn an_upload_goes_on_at_a_location_with_dot_segments() {
+fn an_upload_continues_at_a_location_with_dot_segments() {
     let env = TestEnv::new();
     let registry = Writable::start(|seen, kept| {
         let real = seen.path.strip_prefix("/up/").map(|rest| format!("/v2/app/blobs/uploads/{rest}"));
@@ -298,7 +298,7 @@ fn an_upload_goes_on_at_a_location_with_dot_segments() {
             (Some(_), true) => format!("http://{}/x/%2e%2e/up/./", seen.header("host")),
             (Some(_), false) => "../up/./x/../".to_owned(),
         };
-        // The state stays at the end, where the registry in the test wants it.
+        // The query stays at the end, where the test registry wants it.
         Some(reply.header("Location", format!("{up}{place}").replace('?', "?sig=a%2Fb+c%7E&")))
     });
     let name = format!("{}/app:1", registry.server.host);
@@ -313,7 +313,7 @@ fn an_upload_goes_on_at_a_location_with_dot_segments() {
 }
 
 #[test]
-fn credentials_stay_with_the_registry_and_tokens_are_asked_for_writing() {
+fn credentials_are_not_sent_to_other_hosts_and_tokens_have_push_scope() {
     let env = TestEnv::new();
     let storage = Writable::honest();
     let (place, kept) = (storage.server.host.clone(), storage.kept.clone());
@@ -326,7 +326,7 @@ fn credentials_stay_with_the_registry_and_tokens_are_asked_for_writing() {
             let challenge = format!("Bearer realm=\"http://{}/token\",service=\"r\"", seen.header("host"));
             return Some(Reply::new(401).header("WWW-Authenticate", challenge));
         }
-        // Every blob is to go to another host.
+        // The registry redirects every blob upload to another host.
         match seen.method.as_str() {
             "POST" => {
                 kept.lock().unwrap().uploads.insert(7, vec![]);
@@ -351,7 +351,7 @@ fn credentials_stay_with_the_registry_and_tokens_are_asked_for_writing() {
 }
 
 #[test]
-fn an_image_that_is_removed_while_it_goes_out_is_gone_afterwards() {
+fn an_image_removed_during_its_push_is_gone_afterwards() {
     let env = std::sync::Arc::new(TestEnv::new());
     let own = env.clone();
     let registry = Writable::start(move |seen, _| {
@@ -369,7 +369,7 @@ fn an_image_that_is_removed_while_it_goes_out_is_gone_afterwards() {
 }
 
 #[test]
-fn a_blob_that_lies_at_another_host_is_there() {
+fn a_blob_redirected_to_another_host_counts_as_present() {
     let env = TestEnv::new();
     let registry = Writable::start(|seen, kept| match kept.answer(seen) {
         found if seen.method == "HEAD" && found.is_found() => {
@@ -384,7 +384,7 @@ fn a_blob_that_lies_at_another_host_is_there() {
 }
 
 #[test]
-fn a_repository_that_may_not_be_read_is_no_reason_to_fail() {
+fn a_push_succeeds_without_read_access_to_the_mount_source() {
     let env = TestEnv::new();
     let registry = Writable::start(|seen, _| {
         let closed = seen.method == "POST" && seen.path.contains("from=secret");
@@ -400,7 +400,7 @@ fn a_repository_that_may_not_be_read_is_no_reason_to_fail() {
 }
 
 #[test]
-fn names_that_cannot_be_pushed() {
+fn invalid_push_arguments_are_refused() {
     let (env, registry) = (TestEnv::new(), Writable::honest());
     let host = &registry.server.host;
     let repo = format!("{host}/app");
@@ -419,7 +419,7 @@ fn names_that_cannot_be_pushed() {
     says(&["push", "--compression-format=zstd", "--compression-level=40", &repo], level.into());
     let format = run(&mut command(&env, &["push", "--compression-format=xz", &repo]));
     assert!(format.code == 125 && format.stderr.contains("`xz` is no compression that plyfs can write"), "{format:?}");
-    // All tags, quietly, and the digest into a file.
+    // All tags, with `--quiet`, and the digest into a file.
     let file = env.path("digest");
     assert_eq!(pushed(&env, &repo, &["-a", "-q", "--digestfile", file.to_str().unwrap()]), format!("{repo}\n"));
     let kept = registry.kept.lock().unwrap();
@@ -428,7 +428,7 @@ fn names_that_cannot_be_pushed() {
 }
 
 #[test]
-fn a_damaged_layer_does_not_leave_the_store() {
+fn a_damaged_layer_is_not_pushed() {
     let (env, registry) = (TestEnv::new(), Writable::honest());
     let name = format!("{}/app:1", registry.server.host);
     add(&env, Image::new().layer(tar(1)), &name);

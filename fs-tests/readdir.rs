@@ -1,4 +1,5 @@
-//! Listings of directories whose names change meanwhile: every pass ends, and shows whatever stays exactly once.
+//! Directory listings (readdir) of directories that change meanwhile: every pass ends, and shows each unchanged name
+//! exactly once.
 
 use crate::support::bed::{Bed, at, disk};
 use crate::support::env::run;
@@ -12,14 +13,14 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// How many names an answer takes.
+/// Number of names in one answer.
 const ANSWER: usize = 7;
-/// The largest place that a 32-bit program can be told (getdents(2)).
+/// The largest directory offset that a 32-bit program can use (getdents(2)).
 const MOST_OF_32_BITS: u64 = (1 << 31) - 1;
 
 const FILE: New<'static> = New { kind: Kind::File, mode: 0o644, umask: 0, rdev: 0, uid: 0, gid: 0, target: b"" };
 
-/// An image whose directory `d` has so many files, and whose directory `e` has none.
+/// An image whose directory `d` has this many files, and whose directory `e` has none.
 fn image(files: usize) -> Tar {
     (0..files).fold(Tar::new().dir("d").dir("e"), |tar, n| tar.file(format!("d/f{n:05}"), "x"))
 }
@@ -28,7 +29,7 @@ fn ino(fs: &Fs, path: &str) -> Ino {
     at(fs, path).unwrap().ino
 }
 
-/// A new directory of the upper one with so many files.
+/// Creates a directory with this many files in the upper directory.
 fn own_dir(fs: &Fs, files: usize) -> Ino {
     let dir = fs.make(ROOT, b"own", &New { kind: Kind::Dir, mode: 0o755, ..FILE }).unwrap().ino;
     for n in 0..files {
@@ -37,7 +38,7 @@ fn own_dir(fs: &Fs, files: usize) -> Ino {
     dir
 }
 
-/// Reads a directory once, answer by answer, and does something after each name. Gives how often each was seen.
+/// Reads a directory once, answer by answer, and calls `each` after each name. Returns how often each name was seen.
 fn pass(fs: &Fs, dir: Ino, mut each: impl FnMut(&[u8])) -> BTreeMap<Vec<u8>, usize> {
     let (mut seen, mut from, mut total) = (BTreeMap::new(), 2, 0);
     loop {
@@ -65,7 +66,7 @@ fn more(name: &[u8], suffix: &str) -> Vec<u8> {
     [name, suffix.as_bytes()].concat()
 }
 
-/// Renames every name in a directory as it is seen: as many are seen as there were.
+/// Renames every name in a directory as it is listed: as many names are listed as there were.
 fn rename_all(fs: &Fs, dir: Ino, files: usize) {
     let seen = pass(fs, dir, |name| {
         fs.rename(dir, name, dir, &more(name, ".new"), Replace::Allow).unwrap();
@@ -78,13 +79,13 @@ fn rename_all(fs: &Fs, dir: Ino, files: usize) {
 }
 
 #[test]
-fn a_listing_does_not_show_a_name_again_that_is_renamed_while_listed() {
+fn a_listing_shows_a_file_renamed_meanwhile_only_once() {
     const FILES: usize = 500;
     let bed = Bed::new(vec![image(FILES).finish()]);
     let fs = bed.open(disk);
     rename_all(&fs, own_dir(&fs, FILES), FILES);
     rename_all(&fs, ino(&fs, "d"), FILES);
-    // Once more, with what is in the upper directory already, and again after a new mount.
+    // Once more, with names that are in the upper directory already, and again after a remount.
     drop(fs);
     let fs = bed.open(disk);
     for dir in ["d", "own"] {
@@ -97,7 +98,7 @@ fn a_listing_does_not_show_a_name_again_that_is_renamed_while_listed() {
 }
 
 #[test]
-fn a_listing_ends_whatever_is_made_for_each_name() {
+fn a_listing_ends_although_each_entry_creates_or_moves_names() {
     const FILES: usize = 60;
     let bed = Bed::new(vec![image(FILES).finish()]);
     let fs = bed.open(disk);
@@ -125,7 +126,7 @@ fn a_listing_ends_whatever_is_made_for_each_name() {
         });
         assert_eq!((seen.len(), seen.values().max()), (names, Some(&1)), "names moved out and back");
     }
-    // The image's names keep their places: what is moved to one that is still to be listed is seen there, once.
+    // The image's names keep their offsets: a name replaced before the listing reaches it is listed there, once.
     let bed = Bed::new(vec![image(FILES).finish()]);
     let fs = bed.open(disk);
     let dir = ino(&fs, "d");
@@ -151,7 +152,7 @@ fn names_that_stay_are_listed_once_while_they_are_replaced_and_exchanged() {
         let stays: Vec<Vec<u8>> = (0..FILES).map(|n| format!("f{n:05}").into_bytes()).collect();
         let mut step = 0;
         let seen = pass(&fs, dir, |_| {
-            // Every name's turn comes, also that of names far before and far behind the reader.
+            // Every name is replaced and exchanged in turn, also names far before and far behind the reader.
             let (this, that) = (&stays[step * 7 % FILES], &stays[(step * 13 + 1) % FILES]);
             step += 1;
             fs.make(dir, b"new", &FILE).unwrap();
@@ -167,7 +168,7 @@ fn names_that_stay_are_listed_once_while_they_are_replaced_and_exchanged() {
 }
 
 #[test]
-fn a_place_in_a_listing_stays_good_when_its_directory_is_copied_up() {
+fn directory_offsets_stay_valid_after_a_copy_up() {
     const FILES: usize = 50;
     let bed = Bed::new(vec![image(FILES).finish()]);
     let fs = bed.open(disk);
@@ -184,7 +185,7 @@ fn a_place_in_a_listing_stays_good_when_its_directory_is_copied_up() {
     assert_eq!(seen.len(), FILES, "{seen:?}");
 }
 
-/// `readdir` and `rename` in one loop, as a program has them.
+/// Calls `readdir` and `rename` in one loop, as programs do.
 fn rename_as_listed(dir: &Path, most: usize) -> usize {
     let open = rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
     let mut listing = Dir::read_from(&open).unwrap();
@@ -202,10 +203,10 @@ fn rename_as_listed(dir: &Path, most: usize) -> usize {
     seen
 }
 
-/// More than one answer to the kernel, and more than one of the kernel's to a program, hold.
+/// More entries than one FUSE answer holds, and than one getdents(2) call returns.
 const FILES: usize = 1500;
 
-/// Through the kernel, which keeps listings of its own: with an image below, and with directories below.
+/// Lists through the kernel, which caches listings: over an image, and over directories.
 fn on_a_mount(bed: &Writable) {
     let mount = bed.mount();
     let own = mount.path().join("own");
@@ -216,7 +217,7 @@ fn on_a_mount(bed: &Writable) {
     for dir in [own, mount.path().join("d")] {
         assert_eq!(rename_as_listed(&dir, FILES), FILES, "{}", dir.display());
         assert_eq!(fs::read_dir(&dir).unwrap().count(), FILES);
-        // One reader is half through when another lists all, so that the kernel's own listing is a newer one.
+        // One reader is half through when another lists all, so that the kernel's cached listing is newer.
         let mut half = fs::read_dir(&dir).unwrap();
         let mut seen: Vec<_> = half.by_ref().take(FILES / 2).map(|entry| entry.unwrap().file_name()).collect();
         let last = dir.join(seen.last().unwrap());
@@ -228,7 +229,7 @@ fn on_a_mount(bed: &Writable) {
         seen.sort();
         seen.dedup();
         assert_eq!((seen.len(), count), (FILES, FILES));
-        // Exchanged names keep their places, in the kernel's eyes too.
+        // Exchanged names keep their offsets, in the kernel's cache too.
         let pair =
             [dir.join(&seen[0]), dir.join(&seen[1])].map(|name| if name == last { dir.join("moved") } else { name });
         rustix::fs::renameat_with(CWD, &pair[0], CWD, &pair[1], RenameFlags::EXCHANGE).unwrap();
@@ -243,12 +244,12 @@ fn renaming_each_entry_as_it_is_listed_ends_on_a_mount() {
 }
 
 #[test]
-fn renaming_each_entry_as_it_is_listed_ends_on_directories() {
+fn renaming_each_entry_as_it_is_listed_ends_on_a_mount_of_directories() {
     on_a_mount(&Writable::over_directories(image(FILES).finish(), 2));
 }
 
 #[test]
-fn find_that_renames_what_it_finds_ends() {
+fn find_exec_mv_ends() {
     const FILES: usize = 400;
     let bed = Writable::over(image(FILES).finish());
     let mount = bed.mount();

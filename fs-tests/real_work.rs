@@ -1,4 +1,4 @@
-//! What people do in a container, done in a writable mount of the Debian image.
+//! Everyday container work in a writable mount of the Debian image: apt, builds, git, SQLite, removal of trees.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::support::tar::Tar;
 use crate::support::writable::Writable;
 use crate::support::{cache, debs};
 
-/// Run a script in a chroot of the mount and require success; returns what it said.
+/// Runs a script in a chroot of the mount and requires success; returns its output.
 #[track_caller]
 fn inside(mount: &Mount, script: &str) -> String {
     let output = run(&mut chroot(mount.path(), &debs(), script));
@@ -18,12 +18,12 @@ fn inside(mount: &Mount, script: &str) -> String {
     output.stdout
 }
 
-/// One test, since each step works on what the one before left.
+/// One test, since each step uses the result of the one before.
 #[test]
 fn software_is_installed_built_and_committed() {
     let union = Writable::debian();
     let mount = union.mount();
-    // The image has lost documentation that its packages had: what was missing before is not new.
+    // The image lacks documentation of its packages: files missing before are not new faults.
     inside(&mount, "dpkg --verify | sort >/root/before || true");
     inside(&mount, &format!("{APT} update; {APT} install git"));
     let files: usize = inside(&mount, "dpkg -L git | wc -l").trim().parse().unwrap();
@@ -44,7 +44,7 @@ fn software_is_installed_built_and_committed() {
     union.assert_lower_unchanged();
 }
 
-/// Whether every file of every package is there and has its hash, but for those that the image lacked before.
+/// Requires that every file of every package exists and has its hash, except those missing from the image.
 #[track_caller]
 fn packages_are_intact(mount: &Mount) {
     inside(mount, "dpkg --verify | sort >/root/after || true; test -z \"$(dpkg --audit)\"");
@@ -59,7 +59,7 @@ fn build_lua(mount: &Mount) {
     assert_eq!(said.trim(), "Lua 5.4\t42\t1000000");
 }
 
-/// A repository of the built tree, and one of many small files that the image has already.
+/// Commits two git repositories: the built tree, and many small files that the image has already.
 fn commit_everything(mount: &Mount) {
     let identity = "export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@example.org GIT_COMMITTER_NAME=a \
                     GIT_COMMITTER_EMAIL=a@example.org";
@@ -73,7 +73,7 @@ fn commit_everything(mount: &Mount) {
     );
 }
 
-/// Makes a database, or adds rows to one from several processes at once, or counts them.
+/// Creates a database, adds rows to it from several processes at once, or counts them.
 const DATABASE: &str = r#"
 import multiprocessing, sqlite3, sys
 path, what, writers, rows = sys.argv[1], sys.argv[2], 4, 250
@@ -111,9 +111,9 @@ fn database(at: &Path, what: &str) {
     assert_eq!(output.code, 0, "{what}: {output:#?}");
 }
 
-/// The database comes from the image: it is copied up while one process after the other opens and maps it.
+/// The database is in the image: it is copied up while one process after another opens and maps it.
 #[test]
-fn a_database_has_every_row_that_several_wrote() {
+fn a_database_written_by_several_processes_has_every_row() {
     let scratch = tempfile::tempdir().unwrap();
     database(&scratch.path().join("db"), "make");
     let made = fs::read(scratch.path().join("db")).unwrap();
@@ -138,7 +138,7 @@ fn a_removed_tree_stays_removed() {
     union.unmount(mount);
     let mount = union.mount();
     is_without_usr(mount.path());
-    // What takes its place is empty: nothing comes back from below.
+    // The directory that replaces the tree is empty: no name of the lower layers reappears.
     fs::create_dir(mount.path().join("usr")).unwrap();
     assert_eq!(fs::read_dir(mount.path().join("usr")).unwrap().count(), 0);
     union.unmount(mount);

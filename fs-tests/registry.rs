@@ -1,4 +1,4 @@
-//! Pulling from registries that lie, break and ask for proof.
+//! Registry pulls from a scripted server: wrong bytes, broken connections, redirects and authentication.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -27,7 +27,7 @@ fn app() -> (Content, String) {
     Content::of(&image(), "team/app", "1")
 }
 
-/// The server, what it has, and the one blob that the tests trouble.
+/// The server, its content, and the one blob whose replies the tests alter.
 struct Trouble {
     server: Server,
     env: TestEnv,
@@ -37,7 +37,7 @@ struct Trouble {
 }
 
 impl Trouble {
-    /// A registry that is honest but for what `answer` makes of it.
+    /// A correct registry, except that `answer` may alter each reply.
     fn with(answer: impl Fn(&Seen, Reply, bool) -> Reply + Send + Sync + 'static) -> Self {
         let (content, manifest) = app();
         let (big, length) = content.biggest();
@@ -50,7 +50,7 @@ impl Trouble {
         pull(&self.env, &format!("{}/team/app:1", self.server.host), &[])
     }
 
-    /// The pull goes well, and where the big blob was asked for from, each time.
+    /// Requires a successful pull; returns the offset of each request for the big blob.
     #[track_caller]
     fn succeeds(&self) -> Vec<Option<usize>> {
         let out = self.pull();
@@ -60,7 +60,7 @@ impl Trouble {
         self.server.seen().iter().filter(|s| s.path == self.big).map(Seen::from).collect()
     }
 
-    /// The pull fails with these words in its last line, and leaves nothing.
+    /// Requires that the pull fails with these words in its last line, and leaves nothing.
     #[track_caller]
     fn fails(&self, words: &[&str]) -> String {
         let out = self.pull();
@@ -71,7 +71,7 @@ impl Trouble {
         }
         assert!(last.starts_with("Error: "), "{last}");
         assert_eq!(self.env.ok(["images", "-q"]), "");
-        // Whole layers stay for the next pull until they are collected.
+        // Complete layers stay for the next pull until they are collected.
         self.env.ok(["system", "gc"]);
         self.env.ok(["system", "fsck"]);
         assert_eq!(fs::read_dir(self.env.root().join("layers/sha256")).unwrap().count(), 0);
@@ -80,7 +80,7 @@ impl Trouble {
 }
 
 #[test]
-fn what_a_pull_says() {
+fn a_pull_prints_dockers_lines_and_a_second_fetches_only_the_manifest() {
     let t = Trouble::with(|_, honest, _| honest);
     let name = format!("{}/team/app", t.server.host);
     let out = pull(&t.env, &format!("{name}:1"), &[]);
@@ -95,12 +95,12 @@ fn what_a_pull_says() {
     assert_eq!(lines[4..], rest);
     assert_eq!(out.stderr, "");
     let asked = t.server.seen().len();
-    // Again: one request for the manifest, whatever else there is comes from the store.
+    // A second pull: one request for the manifest, everything else is in the store.
     let again = pull(&t.env, &format!("{name}:1"), &[]);
     assert_eq!(again.stdout.matches(": Already exists").count(), 3);
     assert!(again.stdout.contains(&format!("Status: Image is up to date for {name}:1\n")), "{again:#?}");
     assert_eq!(t.server.seen().len(), asked + 1);
-    // By digest, with and without a tag that then means nothing.
+    // By digest, with and without a tag, which is ignored then.
     for text in [format!("{name}@{}", t.manifest), format!("{name}:x@{}", t.manifest)] {
         let out = pull(&t.env, &text, &[]).stdout;
         assert!(out.starts_with(&format!("{name}@{}: Pulling from team/app\n", t.manifest)), "{out}");
@@ -123,14 +123,14 @@ fn what_a_pull_says() {
 }
 
 #[test]
-fn broken_connections_are_taken_up_where_they_broke() {
+fn broken_downloads_resume_with_a_range_request() {
     let cut = Trouble::with(|seen, honest, big| match seen.before {
         0 if big => honest.cut(100_000),
         1 | 2 if big => honest.cut(50_000),
         _ => honest,
     });
     assert_eq!(cut.succeeds(), [None, Some(100_000), Some(150_000), Some(200_000)]);
-    // A whole answer to a question for a part.
+    // A complete answer (200) to a range request.
     let whole = Trouble::with(|seen, honest, big| match seen.before {
         0 if big => honest.cut(100_000),
         _ => honest,
@@ -148,7 +148,7 @@ fn broken_connections_are_taken_up_where_they_broke() {
         _ => honest,
     });
     assert_eq!(stalls.succeeds(), [None, Some(70_000)]);
-    // Another part than the one that was asked for, and none at all: then the whole.
+    // A wrong range, and an unsatisfiable one: the whole blob is fetched again.
     for range in ["bytes 0-9/307200", "bytes 100000-307199/5", "lines 1-2/3"] {
         let wrong = Trouble::with(move |seen, honest, big| match (seen.before, seen.from()) {
             (0, _) if big => honest.cut(100_000),
@@ -168,10 +168,10 @@ fn broken_connections_are_taken_up_where_they_broke() {
 }
 
 #[test]
-fn wrong_bytes() {
+fn blobs_with_wrong_bytes_are_refused() {
     let flipped = Trouble::with(|_, honest, big| if big { honest.edit(|b| b[1000] ^= 1) } else { honest });
     flipped.fails(&["layer 2 of 3 (", "has digest sha256:"]);
-    // Damage in the part that is fetched later is found too: the hash goes on.
+    // Damage in the resumed part is found too: the hash covers both parts.
     let later = Trouble::with(|seen, honest, big| match seen.before {
         0 if big => honest.cut(1000),
         _ if big => honest.edit(|b| b[5] ^= 1),
@@ -188,7 +188,7 @@ fn wrong_bytes() {
 }
 
 #[test]
-fn busy_servers() {
+fn busy_registries_are_retried() {
     let busy = Trouble::with(|seen, honest, _| match seen.before {
         0 => Reply::new(503),
         1 => Reply::new(429).header("Retry-After", 0),
@@ -249,7 +249,7 @@ fn redirects_carry_no_credentials() {
     away.fails(&["layer 2 of 3 (", "it redirects to storage.invalid, unencrypted"]);
 }
 
-/// RFC 3986, 5.2.4; and what is signed arrives as it was sent.
+/// RFC 3986, 5.2.4; a signed query must arrive unchanged.
 #[test]
 fn a_redirect_with_dot_segments_is_followed_and_its_query_stays_byte_for_byte() {
     const QUERY: &str = "sig=a%2Fb+c%2f%7E==&x=~!$()*,;:@/?&e=%e2%98%83&../..";
@@ -272,7 +272,7 @@ fn a_redirect_with_dot_segments_is_followed_and_its_query_stays_byte_for_byte() 
 }
 
 #[test]
-fn documents_that_lie() {
+fn manifests_and_configs_with_false_claims_are_refused() {
     let manifest = |answer: fn(Reply) -> Reply| {
         Trouble::with(move |seen, honest, _| if seen.path.contains("/manifests/") { answer(honest) } else { honest })
     };
@@ -306,7 +306,7 @@ fn documents_that_lie() {
     assert!(out.code == 1 && out.stderr.contains("instead of"), "{out:#?}");
 }
 
-/// A registry that wants bearer tokens and gives them out itself. `answer` is asked first.
+/// A registry that requires bearer tokens and issues them itself. `answer` may answer first.
 fn with_tokens(answer: impl Fn(&Seen) -> Option<Reply> + Send + Sync + 'static) -> Server {
     let (content, _) = app();
     let own = std::sync::Arc::new(OnceLock::<String>::new());
@@ -330,7 +330,7 @@ fn with_tokens(answer: impl Fn(&Seen) -> Option<Reply> + Send + Sync + 'static) 
 }
 
 #[test]
-fn tokens() {
+fn bearer_tokens_are_requested_and_used() {
     let env = TestEnv::new();
     let server = with_tokens(|_| None);
     let name = format!("{}/team/app:1", server.host);
@@ -340,14 +340,14 @@ fn tokens() {
     let asked = server.seen().into_iter().find(|s| s.path.starts_with("/token")).unwrap();
     assert_eq!((asked.method.as_str(), asked.header("authorization")), ("GET", ""));
     assert_eq!(asked.path, "/token?service=reg&scope=repository%3Ateam%2Fapp%3Apull");
-    // A password goes to the token server and nowhere else.
+    // A password is sent to the token server only.
     let server = with_tokens(|_| None);
     let name = format!("{}/team/app:1", server.host);
     assert_eq!(pull(&TestEnv::new(), &name, &["--creds", "me:secret"]).code, 0);
     for seen in server.seen() {
         assert_eq!(seen.header("authorization").starts_with("Basic"), seen.path.starts_with("/token"), "{seen:?}");
     }
-    // An identity token is a matter of OAuth2.
+    // An identity token requires the OAuth2 endpoint.
     let server = with_tokens(|_| None);
     let (host, env) = (&server.host, TestEnv::new());
     fs::write(env.path("auth.json"), json!({"auths": {host: {"identitytoken": "r/t"}}}).to_string()).unwrap();
@@ -360,7 +360,7 @@ fn tokens() {
         post.body,
         "grant_type=refresh_token&refresh_token=r%2Ft&service=reg&client_id=plyfs&scope=repository%3Ateam%2Fapp%3Apull"
     );
-    // A server that knows OAuth2 only.
+    // A token server with the OAuth2 endpoint only.
     let server = with_tokens(|seen| (seen.path.contains("/token?")).then(|| Reply::new(405)));
     let name = format!("{}/team/app:1", server.host);
     assert_eq!(pull(&TestEnv::new(), &name, &["--creds", "me:se cret"]).code, 0);
@@ -369,7 +369,7 @@ fn tokens() {
 }
 
 #[test]
-fn a_token_that_expires_on_the_way() {
+fn an_expired_token_is_renewed_during_a_pull() {
     let t = with_tokens(|seen| {
         if seen.path.starts_with("/token") && seen.before > 0 {
             return Some(Reply::new(200).body(r#"{"token":"good"}"#));
@@ -377,7 +377,7 @@ fn a_token_that_expires_on_the_way() {
         if seen.path.starts_with("/token") {
             return Some(Reply::new(200).body(r#"{"token":"old","expires_in":600}"#));
         }
-        // The first token is good for the manifest only.
+        // The first token is valid for the manifest only.
         let old = seen.header("authorization") == "Bearer old" && seen.path.contains("/manifests/");
         old.then(|| app().0.reply(seen))
     });
@@ -388,7 +388,7 @@ fn a_token_that_expires_on_the_way() {
 }
 
 #[test]
-fn who_may_and_who_may_not() {
+fn authentication_failures_say_which_credentials_were_used() {
     let env = TestEnv::new();
     let refused = |server: &Server, more: &[&str], words: &[&str]| {
         let out = pull(&env, &format!("{}/team/app:1", server.host), more);
@@ -416,7 +416,7 @@ fn who_may_and_who_may_not() {
 }
 
 #[test]
-fn a_realm_in_a_private_network() {
+fn token_servers_in_private_networks_are_not_asked() {
     for realm in [
         "http://10.0.0.1/token",
         "https://169.254.169.254/token",
@@ -432,7 +432,7 @@ fn a_realm_in_a_private_network() {
         let why = ["is in a private network", "is not encrypted", "is no URL"];
         assert!(why.iter().any(|why| out.stderr.contains(why)), "{realm}: {out:#?}");
     }
-    // A token server that this machine could reach is not asked: the name is another one.
+    // A token server that this machine could reach is not asked, since its host name is not the registry's.
     let spy = Server::start(|_| Reply::new(200).body(r#"{"token":"x"}"#));
     let port = spy.host.split(':').next_back().unwrap().to_owned();
     let server = Server::start(move |_| {
@@ -444,7 +444,7 @@ fn a_realm_in_a_private_network() {
 }
 
 #[test]
-fn where_credentials_come_from() {
+fn credentials_are_read_from_files_and_helpers_in_order() {
     let server = Server::start(|seen| match seen.header("authorization") {
         "" => Reply::new(401).header("WWW-Authenticate", "Basic realm=\"x\""),
         _ => Reply::new(404),
@@ -473,7 +473,7 @@ fn where_credentials_come_from() {
         (decoded.stdout, out.stderr)
     };
     let none = |_: &mut std::process::Command| {};
-    // Each file that is added goes before those that were there.
+    // Each file added here takes precedence over those before it.
     assert_eq!(user(&none).0, "");
     put("home/.docker/config.json", json!({"auths": {host: {}}, "credsStore": "test"}));
     assert_eq!(user(&none).0, format!("helped:{host}"));
@@ -503,7 +503,7 @@ fn where_credentials_come_from() {
 }
 
 #[test]
-fn every_tag_over_several_pages() {
+fn all_tags_are_read_from_a_paginated_list() {
     let (content, _) = app();
     let (second, _) = Content::of(&Image::new().layer(Tar::new().file("x", "y").finish()), "team/app", "2");
     let server = Server::start(move |seen| match seen.path.as_str() {
@@ -535,7 +535,7 @@ fn every_tag_over_several_pages() {
 }
 
 #[test]
-fn an_index_of_a_registry() {
+fn an_image_index_gives_the_image_of_the_requested_platform() {
     let (content, manifest) = app();
     let bytes = content.reply(&get("/v2/team/app/manifests/1")).into_body();
     let entry = |arch: &str, digest: &str, size: usize| json!({"mediaType": OCI_MANIFEST, "digest": digest, "size": size, "platform": {"os": "linux", "architecture": arch}});

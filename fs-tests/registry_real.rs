@@ -16,7 +16,7 @@ fn image(n: u8) -> Image {
     Image::new().layer(tar(1)).compressed(tar(2), Compression::Zstd).compressed(tar(3), Compression::None)
 }
 
-/// Pulls, and compares the digest with skopeo's.
+/// Pulls the image, and compares its digest with skopeo's.
 #[track_caller]
 fn compare(env: &TestEnv, registry: &DockerRegistry, name: &str) {
     let image = format!("{}/{name}", registry.host);
@@ -31,7 +31,7 @@ fn compare(env: &TestEnv, registry: &DockerRegistry, name: &str) {
 }
 
 #[test]
-fn every_kind_of_image() {
+fn every_manifest_type_and_compression_is_pulled() {
     let (env, registry) = (TestEnv::new(), DockerRegistry::start(None, None));
     let layout = |name: &str, image: &Image| {
         image.write_layout(&env.path(name));
@@ -43,7 +43,7 @@ fn every_kind_of_image() {
     registry.fill(&mixed, "kinds/zstd:1", &["--dest-compress-format", "zstd"]);
     let gzip = layout("gzip", &Image::new().layer(Tar::new().file("a", "b").finish()));
     registry.fill(&gzip, "kinds/v2s2:1", &["--format", "v2s2"]);
-    // An index of one.
+    // An index of one image.
     let dir = env.path("index");
     let manifest = image(2).write_layout(&dir);
     let index = fs::read(dir.join("index.json")).unwrap();
@@ -71,7 +71,7 @@ fn every_kind_of_image() {
 }
 
 #[test]
-fn with_a_password() {
+fn pulls_authenticate_with_a_password() {
     let (env, registry) = (TestEnv::new(), DockerRegistry::start(Some("me:secret"), None));
     image(3).write_layout(&env.path("image"));
     let source = format!("oci:{}:latest", env.path("image").display());
@@ -85,7 +85,7 @@ fn with_a_password() {
 }
 
 #[test]
-fn by_tls() {
+fn pulls_use_tls_with_the_given_certificates() {
     let env = TestEnv::new();
     tls::certificates(&env.path("ca"));
     let registry = DockerRegistry::start(Some("me:secret"), Some(&env.path("ca")));
@@ -107,7 +107,7 @@ fn by_tls() {
 }
 
 #[test]
-fn the_big_image() {
+fn the_debian_image_is_pulled() {
     let (env, registry) = (TestEnv::new(), DockerRegistry::start(None, None));
     registry.fill(&format!("oci:{}", big_image().join("oci").display()), "debian:12", &["--preserve-digests"]);
     compare(&env, &registry, "debian:12");

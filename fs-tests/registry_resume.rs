@@ -1,4 +1,4 @@
-//! Pulls that end early, and what the next one makes of it.
+//! Resumed downloads: partial blobs that an interrupted pull leaves, and their use by the next pull.
 
 use std::fs;
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ fn image() -> Image {
         .compressed(Tar::new().file("noise", noise).finish(), Compression::None)
 }
 
-/// A registry whose big blob falls silent after so many bytes, as long as that is not 0.
+/// A registry that stalls in the big blob after this many bytes; 0 means it does not stall.
 struct Slow {
     server: Server,
     env: TestEnv,
@@ -47,12 +47,12 @@ impl Slow {
         format!("{}/app:1", self.server.host)
     }
 
-    /// Where the big blob was asked for from, each time since the last question.
+    /// The offsets of the requests for the big blob since the last call.
     fn asked(&self, before: usize) -> Vec<Option<usize>> {
         self.server.seen().split_off(before).iter().filter(|s| s.path == self.big).map(Seen::from).collect()
     }
 
-    /// Those that hold something: a small layer's is empty, and there only while it comes.
+    /// The non-empty partial downloads: a small layer's is empty, and exists only while it is fetched.
     fn partials(&self) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.env.root().join("tmp/partial"));
         let all = entries.map_or(vec![], |all| all.map(|e| e.unwrap().path()).collect::<Vec<_>>());
@@ -63,7 +63,7 @@ impl Slow {
         self.partials().iter().map(|p| fs::metadata(p).map_or(0, |m| m.len() as usize)).max().unwrap_or(0)
     }
 
-    /// Begins a pull that gets so many bytes more of the big blob, and kills it then.
+    /// Starts a pull that gets this many more bytes of the big blob, then kills it.
     fn kill_after(&self, more: usize) {
         self.stall.store(more, Ordering::SeqCst);
         let want = self.kept() + more;
@@ -89,9 +89,9 @@ impl Slow {
 }
 
 #[test]
-fn a_killed_pull_is_taken_up_where_it_was() {
+fn a_killed_pull_resumes_at_its_last_byte() {
     let slow = Slow::new();
-    // Five times in a row, each a bit further, at no round places.
+    // Five times in a row, each a bit further, at odd offsets.
     let steps = [300_001, 700_000, 65_537, 1, 999_999];
     let mut at = 0;
     for step in steps {
@@ -109,7 +109,7 @@ fn a_killed_pull_is_taken_up_where_it_was() {
 }
 
 #[test]
-fn a_pull_that_gives_up_keeps_what_it_has() {
+fn a_failed_pull_keeps_its_partial_downloads() {
     let slow = Slow::new();
     let (content, _) = Content::of(&image(), "app", "1");
     let path = slow.big.clone();
@@ -122,14 +122,14 @@ fn a_pull_that_gives_up_keeps_what_it_has() {
     assert_eq!(out.code, 1, "{out:#?}");
     assert!(out.stderr.contains("layer 2 of 2 (") && out.stderr.contains("503"), "{out:#?}");
     assert_eq!(slow.kept(), 2 * MIB);
-    // The other layer stays as well, and another registry has the same blobs.
+    // The other layer is kept as well, and another registry serves the same blobs.
     let out = slow.finish();
     assert_eq!(slow.asked(0), [Some(2 * MIB)]);
     assert_eq!(out.stdout.matches(": Already exists").count(), 1, "{out:#?}");
 }
 
 #[test]
-fn a_partial_that_is_of_no_use() {
+fn a_useless_partial_is_discarded() {
     let slow = Slow::new();
     slow.kill_after(2 * MIB);
     let path = slow.partials().remove(0);
@@ -146,7 +146,7 @@ fn a_partial_that_is_of_no_use() {
     let before = slow.server.seen().len();
     slow.finish();
     assert_eq!(slow.asked(before), [None]);
-    // All of it there, and nothing to fetch.
+    // A complete one, with nothing left to fetch.
     slow.env.ok(["rmi", &slow.name()]);
     slow.kill_after(3 * MIB);
     let path = slow.partials().remove(0);
@@ -166,7 +166,7 @@ fn a_partial_that_is_of_no_use() {
 }
 
 #[test]
-fn a_server_without_ranges() {
+fn a_server_without_range_requests_sends_the_whole_blob() {
     let slow = Slow::new();
     slow.kill_after(2 * MIB);
     let (content, _) = Content::of(&image(), "app", "1");
@@ -178,7 +178,7 @@ fn a_server_without_ranges() {
 }
 
 #[test]
-fn collections_know_of_partials() {
+fn gc_removes_partials_and_spares_those_being_fetched() {
     let slow = Slow::new();
     slow.kill_after(2 * MIB);
     let found = super::support::env::run(&mut slow.env.command(["system", "fsck", "--repair"]));
@@ -187,7 +187,7 @@ fn collections_know_of_partials() {
     let out = slow.env.ok(["system", "gc"]);
     assert!(out.contains("Deleted unfinished download: /") && out.contains("Total reclaimed space: 2."), "{out}");
     assert_eq!(slow.kept(), 0);
-    // One that is being fetched stays.
+    // A partial that is being fetched is kept.
     slow.stall.store(2 * MIB, Ordering::SeqCst);
     let mut child = command(&slow.env, &["pull", &slow.name()]).stdout(Stdio::null()).spawn().unwrap();
     while slow.kept() < 2 * MIB {
@@ -200,12 +200,12 @@ fn collections_know_of_partials() {
 }
 
 #[test]
-fn image_prune_takes_what_a_killed_pull_left_and_spares_a_running_one() {
+fn image_prune_removes_partials_of_killed_pulls_and_spares_running_ones() {
     let slow = Slow::new();
     slow.kill_after(2 * MIB);
     slow.env.ok(["system", "gc"]);
     slow.kill_after(2 * MIB);
-    // All that is left is the beginning of the blob.
+    // Only the beginning of the blob is left.
     super::support::env::run(&mut slow.env.command(["system", "fsck", "--repair"]));
     let out = slow.env.ok(["image", "prune", "-f"]);
     assert!(out.starts_with("Total reclaimed space: 2.") && out.ends_with("MB\n"), "{out}");
@@ -224,10 +224,10 @@ fn image_prune_takes_what_a_killed_pull_left_and_spares_a_running_one() {
 }
 
 #[test]
-fn a_partial_whose_layer_came_goes_with_the_next_pull() {
+fn the_next_pull_removes_the_partial_of_a_present_layer() {
     let slow = Slow::new();
     slow.finish();
-    // As if it had been killed between the two.
+    // As if the pull had been killed between adding the layer and removing the partial.
     let digest = slow.big.rsplit_once(':').unwrap().1;
     let folder = slow.env.root().join("tmp/partial");
     fs::create_dir(&folder).unwrap();
@@ -238,7 +238,7 @@ fn a_partial_whose_layer_came_goes_with_the_next_pull() {
 }
 
 #[test]
-fn several_pulls_fetch_a_blob_once() {
+fn concurrent_pulls_fetch_a_blob_once() {
     let slow = Slow::new();
     let start = |_| command(&slow.env, &["pull", "-q", &slow.name()]).stdout(Stdio::null()).spawn().unwrap();
     let children: Vec<_> = (0..6).map(start).collect();
@@ -246,7 +246,7 @@ fn several_pulls_fetch_a_blob_once() {
         assert!(child.wait().unwrap().success());
     }
     assert_eq!(slow.asked(0), [None]);
-    // Nor one that is too small to be kept; only the config is everybody's own.
+    // Nor is a blob that is too small to be kept; only the config is fetched by each pull.
     let config = slow.env.ok(["inspect", "-f", "{{.Id}}", &slow.name()]);
     let seen = slow.server.seen();
     let layers = seen.iter().filter(|s| s.path.contains("/blobs/") && !s.path.ends_with(config.trim()));

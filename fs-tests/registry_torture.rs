@@ -1,5 +1,5 @@
-//! Pulls from Debian's `docker-registry` that are killed anywhere, and many processes that pull, tag, remove and prune the
-//! same images. A proxy between them counts what is fetched.
+//! Stress tests of pulls from Debian's `docker-registry`: pulls killed at random points, and many processes that pull,
+//! tag, remove and prune the same images. A proxy in between counts the bytes fetched.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,10 +17,10 @@ use super::support::registry::{DockerRegistry, command, pull};
 use super::support::tar::{Tar, noise};
 
 const MIB: usize = 1 << 20;
-/// A proxy's rest after each piece: pulls take long enough to be met anywhere, and keep up.
+/// The proxy's pause after each piece: slow enough that a kill can hit any point of a pull.
 const REST: Duration = Duration::from_millis(1);
 
-/// A number from the environment.
+/// Reads a number from the environment.
 fn given(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
     Some(value.parse().unwrap_or_else(|_| panic!("{name} is no number: {value}")))
@@ -32,15 +32,15 @@ fn fill(env: &TestEnv, registry: &DockerRegistry, name: &str, image: &Image) {
     registry.fill(&format!("oci:{}:latest", dir.display()), name, &["--preserve-digests"]);
 }
 
-/// An image that is pulled through a proxy and killed meanwhile.
+/// An image that is pulled through a proxy by processes that are killed.
 struct Victim {
     env: TestEnv,
     proxy: Proxy,
-    /// The image as plyfs is told it.
+    /// The image's name, as given to plyfs.
     name: String,
-    /// The digest that its name stands for.
+    /// The digest that its name resolves to.
     digest: String,
-    /// Up to where each blob has come, since the store was empty.
+    /// How much of each blob has been fetched since the store was empty.
     came: BTreeMap<String, usize>,
     registry: DockerRegistry,
 }
@@ -65,7 +65,7 @@ impl Victim {
         Victim { env, proxy, name, digest, came: BTreeMap::new(), registry }
     }
 
-    /// Holds what was fetched since there were so many fetches against what had come before.
+    /// Compares the fetches since the first `before` with the bytes received until then.
     #[track_caller]
     fn check_fetches(&mut self, before: usize) {
         for fetch in self.proxy.settled(before) {
@@ -77,19 +77,19 @@ impl Victim {
         }
     }
 
-    /// Begins a pull and kills it after a time. Returns whether that met it.
+    /// Starts a pull and kills it after a time. Returns whether it was still running.
     fn kill_after(&mut self, time: Duration) -> bool {
         let before = self.proxy.count();
         let mut child = command(&self.env, &["pull", "-q", &self.name]).stdout(Stdio::null()).spawn().unwrap();
         std::thread::sleep(time);
-        // It may have ended by itself.
+        // The pull may have ended by itself.
         let _gone = kill_process(Pid::from_child(&child), Signal::KILL);
         let status = child.wait().unwrap();
         self.check_fetches(before);
         !status.success()
     }
 
-    /// Pulls the rest, and holds the store against what the registry has. The store is empty again afterwards.
+    /// Pulls the rest, and compares the store with the registry. Empties the store afterwards.
     fn finish(&mut self) -> Duration {
         let (before, begun) = (self.proxy.count(), Instant::now());
         let out = pull(&self.env, &self.name, &[]);
@@ -105,9 +105,10 @@ impl Victim {
     }
 }
 
-/// `PLYFS_KILL_SEED` and `PLYFS_KILL_POINTS` say which random points and how many; `PLYFS_KILL_BIG=1` takes the big image.
+/// `PLYFS_KILL_SEED` and `PLYFS_KILL_POINTS` set which random points and how many; `PLYFS_KILL_BIG=1` uses the big
+/// image.
 #[test]
-fn a_pull_killed_at_any_point_fetches_little_again() {
+fn a_pull_killed_at_any_point_refetches_little() {
     let seed = given("PLYFS_KILL_SEED").unwrap_or_else(|| u64::from(std::process::id()));
     let points = given("PLYFS_KILL_POINTS").unwrap_or(100);
     println!("PLYFS_KILL_SEED={seed} PLYFS_KILL_POINTS={points}");
@@ -118,7 +119,7 @@ fn a_pull_killed_at_any_point_fetches_little_again() {
     for _ in 0..points {
         let killed = victim.kill_after(whole.mul_f64(random.below(1000) as f64 / 1000.0));
         met += u64::from(killed);
-        // One that is killed again goes on from there.
+        // The next pull continues from there, and may be killed again.
         if !killed || random.percent(50) {
             victim.finish();
         }
@@ -128,7 +129,7 @@ fn a_pull_killed_at_any_point_fetches_little_again() {
     assert_eq!(victim.registry.digest("app:1", &[]), victim.digest);
 }
 
-/// One command out of those that run against each other.
+/// Runs one random command of those that run concurrently.
 fn one_of_many(env: &TestEnv, host: &str, random: &mut Random) {
     let image = format!("{host}/{}:1", random.pick(&["a", "b", "c", "d"]));
     let new = format!("tag-{}", random.below(3));
@@ -152,7 +153,7 @@ fn one_of_many(env: &TestEnv, host: &str, random: &mut Random) {
     }
 }
 
-/// `PLYFS_SOAK_SECONDS` says for how long, `PLYFS_SOAK_SEED` which commands.
+/// `PLYFS_SOAK_SECONDS` sets the duration, `PLYFS_SOAK_SEED` the commands.
 #[test]
 fn many_processes_pull_tag_remove_and_prune_the_same_images() {
     const PROCESSES: u64 = 16;
@@ -160,7 +161,7 @@ fn many_processes_pull_tag_remove_and_prune_the_same_images() {
     let seed = given("PLYFS_SOAK_SEED").unwrap_or_else(|| u64::from(std::process::id()));
     println!("PLYFS_SOAK_SEED={seed}");
     let (env, registry) = (TestEnv::new(), DockerRegistry::start(None, None));
-    // Some are kept while they are fetched, some are too small for that.
+    // Some layers are kept while they are fetched, some are too small for that.
     let layer = |n: u32| noise(n, [MIB / 2, 3 * MIB / 2, 20_000][n as usize % 3]);
     for (name, layers) in [("a:1", &[1, 2][..]), ("b:1", &[1, 3]), ("c:1", &[1, 2, 3, 4]), ("d:1", &[5])] {
         fill(&env, &registry, name, &layers.iter().fold(Image::new(), |image, n| image.layer(layer(*n))));
@@ -181,7 +182,7 @@ fn many_processes_pull_tag_remove_and_prune_the_same_images() {
     let fetched = proxy.settled(0);
     println!("{} fetches of blobs", fetched.len());
     assert_eq!(env.ok(["system", "fsck"]), "");
-    // Configs are no layers: each pull reads them for itself.
+    // Configs are not shared: each pull fetches them itself.
     let configs: Vec<String> = ["a", "b", "c", "d"].map(|name| config(&env, &registry, name)).into();
     let mut overlaps = proxy.overlaps();
     overlaps.retain(|blob| !configs.contains(blob));

@@ -1,4 +1,4 @@
-//! Containers: what a command in one sees, how it begins and ends, how it is reached, and that nothing of it stays, as
+//! Containers: environment of the command, start and end, exec, logs, signals, file copies, and complete removal, as
 //! root and as a plain user.
 
 use std::fs;
@@ -19,7 +19,7 @@ fn plyfs_run(env: &TestEnv, options: &[&str], command: &[&str]) -> Output {
     run(&mut env.command([&["run"], options, &["box:1"], command].concat()))
 }
 
-/// What a script in a container prints that is removed afterwards.
+/// Runs a script in a container that is removed afterwards; returns its output.
 #[track_caller]
 fn script(env: &TestEnv, options: &[&str], script: &str) -> String {
     let output = plyfs_run(env, &[&["--rm"], options].concat(), &["sh", "-c", script]);
@@ -27,7 +27,7 @@ fn script(env: &TestEnv, options: &[&str], script: &str) -> String {
     output.stdout
 }
 
-/// A container in the background; its ID.
+/// Starts a container in the background; returns its ID.
 #[track_caller]
 fn background(env: &TestEnv, options: &[&str], script: &str) -> String {
     env.ok([&["run", "-d"], options, &["box:1", "sh", "-c", script]].concat()).trim().to_owned()
@@ -38,7 +38,7 @@ fn state(env: &TestEnv, name: &str) -> Value {
     all[0]["State"].clone()
 }
 
-/// No container runs, nothing of one is left of those that did, and nothing was ever mounted where others see it.
+/// Requires that no container runs, that those which ran left nothing, and that no mount was ever visible to others.
 #[track_caller]
 fn nothing_is_left(env: &TestEnv) {
     assert_eq!(env.ok(["ps", "-q"]), "");
@@ -54,7 +54,7 @@ fn nothing_is_left(env: &TestEnv) {
 }
 
 #[test]
-fn a_container_sees_the_image_itself_and_what_docker_gives_it() {
+fn a_container_has_the_images_files_and_dockers_environment() {
     let env = environment();
     let seen = script(
         &env,
@@ -80,7 +80,7 @@ fn a_container_sees_the_image_itself_and_what_docker_gives_it() {
 }
 
 #[test]
-fn what_is_run_is_the_images_or_the_users() {
+fn options_override_the_images_command_environment_and_user() {
     let env = environment();
     assert_eq!(plyfs_run(&env, &["--rm"], &[]).stdout, "usual\n");
     assert_eq!(plyfs_run(&env, &["--rm", "--entrypoint", "id"], &["-u"]).stdout, "0\n");
@@ -99,7 +99,7 @@ fn what_is_run_is_the_images_or_the_users() {
 }
 
 #[test]
-fn it_ends_as_the_command_ends() {
+fn run_exits_with_the_commands_exit_code() {
     let env = environment();
     let ends = |command: &[&str]| {
         let output = plyfs_run(&env, &["--rm"], command);
@@ -111,7 +111,7 @@ fn it_ends_as_the_command_ends() {
     assert_eq!(ends(&["nosuch"]), (127, not_there.into()));
     assert_eq!(ends(&["/etc/passwd"]), (126, "Error: exec: \"/etc/passwd\": permission denied\n".into()));
     assert_eq!(ends(&["/no/such"]).0, 127);
-    // What could not be started stays to be looked at, unless it was to go.
+    // A container whose command could not be started is kept, except with `--rm`.
     assert_eq!(env.ok(["ps", "-aq"]), "");
     assert_eq!(plyfs_run(&env, &["--name", "bad"], &["nosuch"]).code, 127);
     assert!(env.ok(["ps", "-a"]).contains("Created"));
@@ -122,7 +122,7 @@ fn it_ends_as_the_command_ends() {
 }
 
 #[test]
-fn input_and_output_go_through_and_complaints_stay_apart() {
+fn stdin_stdout_and_stderr_are_passed_through() {
     let env = environment();
     let mut command = env.command(["run", "--rm", "-i", "box:1", "sh", "-c", "cat; echo bad >&2"]);
     let big = "0123456789abcdef".repeat(1 << 16);
@@ -132,16 +132,16 @@ fn input_and_output_go_through_and_complaints_stay_apart() {
     assert_eq!((deaf.code, deaf.stdout.as_str()), (0, ""));
     let no_terminal = run_fed(&mut env.command(["run", "--rm", "-it", "box:1", "sh"]), "");
     assert_eq!((no_terminal.code, no_terminal.stderr.as_str()), (125, "Error: the input device is not a TTY\n"));
-    // A terminal for one that is not at any.
+    // `-t` works without a terminal on standard input.
     let told = plyfs_run(&env, &["--rm", "-t"], &["sh", "-c", "tty; echo two >&2"]);
     assert_eq!(told.stdout, "/dev/pts/0\r\ntwo\r\n");
-    // A file of this machine that a container prints into stays its owner's.
+    // A file of the host that a container writes to keeps its owner.
     let out = env.path("out");
     let file = fs::File::create(&out).unwrap();
     assert!(env.command(["run", "--rm", "-u", "ann", "box:1", "id", "-u"]).stdout(file).status().unwrap().success());
     assert_eq!(fs::read_to_string(&out).unwrap(), "1000\n");
     assert_eq!(fs::metadata(&out).unwrap().uid(), 0);
-    // Who goes away while it prints ends it.
+    // Closing the pipe ends the container that writes to it.
     let mut child = env
         .command(["run", "--rm", "box:1", "sh", "-c", "while echo y; do :; done"])
         .stdout(Stdio::piped())
@@ -153,7 +153,7 @@ fn input_and_output_go_through_and_complaints_stay_apart() {
 }
 
 #[test]
-fn containers_in_the_background_are_reached_and_ended() {
+fn background_containers_can_be_entered_stopped_and_removed() {
     let env = environment();
     let id = background(
         &env,
@@ -170,7 +170,7 @@ fn containers_in_the_background_are_reached_and_ended() {
     let kept = background(&env, &["-i"], "read x; echo never");
     assert_eq!(env.ok(["ps", "-q", "--no-trunc"]).lines().next(), Some(&*kept), "its input is open");
     env.ok(["rm", "-f", &kept]);
-    // One more program in it.
+    // Runs one more program in it (`exec`).
     let more = |words: &[&str]| run(&mut env.command([&["exec"], words].concat()));
     let seen = more(&[
         "-e",
@@ -189,7 +189,7 @@ fn containers_in_the_background_are_reached_and_ended() {
     assert_eq!((more(&["back", "nosuch"]).code, more(&["back", "/etc/passwd"]).code), (127, 126));
     assert_eq!(more(&["-d", "back", "touch", "/made"]).code, 0);
     eventually("it is made", || more(&["back", "ls", "/made"]).code == 0);
-    // What runs cannot be removed, nor its image.
+    // A running container cannot be removed, nor its image.
     let refused = env.fails(["rm", "back"]);
     assert!(refused.contains("cannot remove container \"/back\": container is running"), "{refused}");
     assert!(env.fails(["rmi", "-f", "box:1"]).contains("image is being used by running container"));
@@ -202,7 +202,7 @@ fn containers_in_the_background_are_reached_and_ended() {
     assert!(env.fails(["kill", "back"]).contains("is not running"));
     assert!(env.fails(["rmi", "box:1"]).contains("is using its referenced image"));
     nothing_is_left(&env);
-    // It begins again with what it had.
+    // It starts again with its changes.
     assert_eq!(env.ok(["start", "back"]), "back\n");
     eventually("it is up again", || env.ok(["logs", "back"]).ends_with("told\nup\n"));
     assert_eq!(more(&["back", "ls", "/made"]).code, 0);
@@ -215,7 +215,7 @@ fn containers_in_the_background_are_reached_and_ended() {
 }
 
 #[test]
-fn a_log_is_followed_until_the_end() {
+fn logs_follow_until_the_container_ends() {
     let env = environment();
     background(&env, &["--name", "talks"], "for n in 1 2 3; do echo $n; sleep 0.1; done; printf end");
     assert_eq!(env.ok(["logs", "-f", "talks"]), "1\n2\n3\nend");
@@ -231,7 +231,7 @@ fn a_log_is_followed_until_the_end() {
 }
 
 #[test]
-fn names_belong_to_one() {
+fn container_names_are_unique() {
     let env = environment();
     let id = env.ok(["create", "--name", "mine", "box:1"]);
     let taken = plyfs_run(&env, &["--name", "mine"], &["true"]);
@@ -245,14 +245,14 @@ fn names_belong_to_one() {
 }
 
 #[test]
-fn signals_go_to_the_command() {
+fn signals_are_forwarded_to_the_command() {
     let env = environment();
     let caught = "trap 'exit 9' TERM INT HUP QUIT USR1 USR2; echo up; while :; do sleep 0.01; done";
     for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2] {
         let mut one = Running::of(&mut env.command(["run", "--rm", "box:1", "sh", "-c", caught]));
         assert_eq!(one.end(signal), 9, "{signal:?}");
     }
-    // Who does not listen is left at the third try, and ends all the same.
+    // A command that ignores SIGINT: the third signal ends the client, and the container ends all the same.
     let mut deaf =
         Running::of(&mut env.command(["run", "--rm", "box:1", "sh", "-c", "trap '' INT; echo up; sleep 4731"]));
     deaf.send(Signal::INT);
@@ -265,7 +265,7 @@ fn signals_go_to_the_command() {
 }
 
 #[test]
-fn killed_at_any_moment_it_leaves_nothing_but_what_it_changed() {
+fn a_container_killed_at_any_moment_leaves_only_its_changes() {
     let env = environment();
     for moment in (0..30).map(|n| Duration::from_millis(n * 4)) {
         let mut child =
@@ -274,10 +274,10 @@ fn killed_at_any_moment_it_leaves_nothing_but_what_it_changed() {
         child.kill().unwrap();
         child.wait().unwrap();
         eventually("all processes are gone", || processes("4732").is_empty() && env.ok(["ps", "-q"]).is_empty());
-        eventually("nobody has it", || keepers(&env).is_empty());
+        eventually("nobody has it", || locked_containers(&env).is_empty());
         nothing_is_left(&env);
     }
-    // The keeper and the runner too: the kernel takes the rest down.
+    // Also with the monitor (keeper) or the init (runner) killed: the kernel ends the rest.
     let killed = |which: &str| {
         let name = format!("dies-{which}");
         background(&env, &["--name", &name], "echo kept > /kept; sync /kept; sleep 4733 & sleep 4733");
@@ -285,7 +285,7 @@ fn killed_at_any_moment_it_leaves_nothing_but_what_it_changed() {
         let container: Value = serde_json::from_slice(&fs::read(state_file(&env, &name)).unwrap()).unwrap();
         let pid = container[which].as_u64().unwrap().to_string();
         assert_eq!(run(Command::new("kill").args(["-9", &pid])).code, 0);
-        eventually("all processes are gone", || processes("4733").is_empty() && keepers(&env).is_empty());
+        eventually("all processes are gone", || processes("4733").is_empty() && locked_containers(&env).is_empty());
         let ended = state(&env, &name);
         assert_eq!((&ended["Status"], &ended["ExitCode"]), (&json!("exited"), &json!(137)), "{which}");
         assert_eq!(env.ok(["start", &name]), format!("{name}\n"));
@@ -296,13 +296,13 @@ fn killed_at_any_moment_it_leaves_nothing_but_what_it_changed() {
     };
     killed("keeper");
     killed("runner");
-    // One that is stopped when it ends by itself is stopped.
+    // `stop` succeeds for a container that is just ending by itself.
     env.ok(["create", "--name", "short", "box:1", "true"]);
     for _ in 0..30 {
         env.ok(["start", "short"]);
         env.ok(["stop", "short"]);
     }
-    // What says that it runs and does not is put right.
+    // A state file that wrongly says `running` is corrected.
     background(&env, &["--name", "stale"], "sleep 4734");
     let path = state_file(&env, "stale");
     let before = fs::read(&path).unwrap();
@@ -326,8 +326,8 @@ fn state_file(env: &TestEnv, name: &str) -> std::path::PathBuf {
     env.root().join("containers").join(id.trim()).join("state.json")
 }
 
-/// The IDs of containers that somebody holds.
-fn keepers(env: &TestEnv) -> Vec<String> {
+/// The IDs of containers whose directory is locked by a process.
+fn locked_containers(env: &TestEnv) -> Vec<String> {
     let all = fs::read_dir(env.root().join("containers")).unwrap().map(|entry| entry.unwrap().path());
     let is_held = |dir: &std::path::PathBuf| {
         fs::File::open(dir.join("lock"))
@@ -337,7 +337,7 @@ fn keepers(env: &TestEnv) -> Vec<String> {
 }
 
 #[test]
-fn many_of_one_image_at_once() {
+fn many_containers_of_one_image_run_at_once() {
     let env = environment();
     let mut all: Vec<_> = (0..20)
         .map(|n| {
@@ -354,7 +354,7 @@ fn many_of_one_image_at_once() {
 }
 
 #[test]
-fn traps_in_the_image_lead_nowhere() {
+fn symlinks_in_the_image_do_not_lead_outside() {
     let env = TestEnv::new();
     let outside = env.path("outside");
     fs::create_dir(&outside).unwrap();
@@ -390,7 +390,7 @@ fn traps_in_the_image_lead_nowhere() {
 }
 
 #[test]
-fn volumes_of_the_image_keep_their_content_and_are_no_changes() {
+fn volumes_of_the_image_keep_their_content_and_are_not_in_the_diff() {
     let env = TestEnv::new();
     let tar = layer().file("data/one", "from the image\n");
     pull(&env, tar, json!({ "Env": ["PATH=/bin"], "Volumes": { "/data": {} } }));
@@ -409,7 +409,7 @@ fn volumes_of_the_image_keep_their_content_and_are_no_changes() {
 }
 
 #[test]
-fn what_is_only_there_to_be_mounted_on_is_no_change() {
+fn mountpoints_made_for_volumes_are_not_in_the_diff() {
     let env = environment();
     let shared = env.path("shared");
     fs::create_dir(&shared).unwrap();
@@ -426,7 +426,7 @@ fn what_is_only_there_to_be_mounted_on_is_no_change() {
 }
 
 #[test]
-fn without_a_runtime_it_says_what_to_install() {
+fn without_a_runtime_the_error_names_the_package_to_install() {
     let env = environment();
     let without = run(env.command(["run", "--rm", "box:1", "true"]).env("PATH", env.path("")));
     assert_eq!(without.code, 125);
@@ -443,7 +443,7 @@ fn without_a_runtime_it_says_what_to_install() {
 }
 
 #[test]
-fn a_plain_users_containers_work_alike() {
+fn a_plain_users_containers_work_like_roots() {
     let (env, home) = for_user(NEWS);
     let _numbers = Numbers::give("news", 1_700_100_000);
     let user = |words: &[&str]| run(&mut env.as_user(NEWS, words));
@@ -482,7 +482,7 @@ fn a_plain_users_containers_work_alike() {
     assert!(user(&["ps", "-a"]).stdout.contains("Exited (3)"));
     assert_eq!(user(&["rm", "back", "mine"]).code, 0);
     eventually("nothing is left", || fs::read_dir(env.root().join("tmp")).unwrap().count() == 0);
-    // Packages give their links to root, and some to others.
+    // Packages chown their links to root, and some to other users.
     let links = "ln -s a /l; chown -h 0:0 /l && chown -h ann /l && stat -c %u /l";
     assert_eq!(user(&["run", "--rm", "box:1", "sh", "-c", links]).stdout, "1000\n");
     let far = user(&["run", "--rm", "-u", "2000000", "box:1", "true"]);
@@ -490,7 +490,7 @@ fn a_plain_users_containers_work_alike() {
 }
 
 #[test]
-fn without_numbers_of_others_there_is_only_root() {
+fn without_subordinate_ids_a_container_has_only_root() {
     let (env, _home) = for_user(NOBODY);
     let user = |words: &[&str]| run(&mut env.as_user(NOBODY, words));
     let seen = user(&["run", "--rm", "box:1", "sh", "-c", "id -u; touch /new; stat -c %u /new; chown 1000 /new"]);
@@ -503,7 +503,7 @@ fn without_numbers_of_others_there_is_only_root() {
 }
 
 #[test]
-fn a_shell_at_a_terminal() {
+fn an_interactive_shell_runs_on_a_terminal() {
     let env = environment();
     let plyfs = format!("{:?}", env.command(["run"])).replace("env -u PLYFS_ROOT ", "");
     let tmux = Tmux::start(&env);
@@ -537,9 +537,9 @@ fn a_shell_at_a_terminal() {
     nothing_is_left(&env);
 }
 
-/// A container that is stopped while it holds much that is not written yet loses none of it.
+/// A container that is stopped with much unwritten data loses none of it.
 #[test]
-fn what_is_written_is_there_after_the_end() {
+fn stopping_a_container_loses_no_unwritten_data() {
     let env = environment();
     background(
         &env,
@@ -555,7 +555,7 @@ fn what_is_written_is_there_after_the_end() {
 }
 
 #[test]
-fn a_bundle_is_run_by_a_runtime_alone() {
+fn a_bundle_runs_with_a_runtime_alone() {
     let env = environment();
     let dir = env.path("bundle").display().to_string();
     let runc = |command: &mut Command, id: &str| {
@@ -569,12 +569,12 @@ fn a_bundle_is_run_by_a_runtime_alone() {
     env.ok(["umount", &format!("{dir}/rootfs")]);
     assert!(fs::exists(format!("{dir}/upper/made")).unwrap());
     assert!(env.fails(["bundle", "box:1", &dir]).ends_with("is not empty"));
-    // One that comes to nothing leaves nothing.
+    // A bundle that fails leaves nothing.
     let none = env.path("none").display().to_string();
     assert!(env.fails(["bundle", "-u", "bob", "box:1", &none]).contains("unable to find user bob"));
     assert!(!fs::exists(&none).unwrap());
     assert_eq!(env.ok(["mounts", "-q"]), "");
-    // A plain user's.
+    // The bundle of a plain user.
     let (env, home) = for_user(NOBODY);
     let dir = home.join("bundle").display().to_string();
     let made = run(&mut env.as_user(NOBODY, &["bundle", "box:1", &dir, "id", "-u"]));
@@ -587,9 +587,9 @@ fn a_bundle_is_run_by_a_runtime_alone() {
     assert_eq!(ended.code, 0, "{ended:?}");
 }
 
-/// Through its processes while it runs, and by mounting its tree for a moment while it does not.
+/// Through /proc/PID/root while the container runs, through a temporary mount while it does not.
 #[test]
-fn files_are_copied_both_ways_whether_it_runs_or_not() {
+fn cp_works_on_running_and_stopped_containers() {
     let env = environment();
     let shared = env.path("shared");
     fs::create_dir(&shared).unwrap();
@@ -647,7 +647,7 @@ fn files_are_copied_both_ways_whether_it_runs_or_not() {
     env.ok(["start", "web"]);
     eventually("it is up", || run(&mut env.command(["exec", "web", "true"])).code == 0);
     assert_eq!(run(&mut env.command(["exec", "web", "cat", "/tmp/stopped", "/mnt/local"])).stdout, "texttext");
-    // Its reader goes away.
+    // The reader closes the pipe.
     let mut out = env.command(["cp", "web:/bin/busybox", "-"]).stdout(Stdio::piped()).spawn().unwrap();
     drop(out.stdout.take());
     assert_eq!(out.wait().unwrap().code(), Some(141));
@@ -655,7 +655,7 @@ fn files_are_copied_both_ways_whether_it_runs_or_not() {
 }
 
 #[test]
-fn a_plain_user_copies_in_and_out_too() {
+fn cp_works_for_a_plain_user() {
     let (env, home) = for_user(NEWS);
     let _numbers = Numbers::give("news", 1_700_200_000);
     let user = |words: &[&str]| run(&mut env.as_user(NEWS, words));

@@ -1,4 +1,4 @@
-//! Real work in containers of the Debian image: packages, programs, and the image that becomes of it.
+//! Containers of the Debian image: package installation, moved and replaced trees, and the image committed from them.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use super::support::env::{TestEnv, run};
 use super::support::tree::{Contents, diff, scan};
 use super::support::{big_image, debs};
 
-/// A store with the Debian image, as `debian`.
+/// A store with the Debian image, under the name `debian`.
 fn debian() -> TestEnv {
     let env = TestEnv::new();
     let layout = format!("oci:{}", big_image().join("oci").display());
@@ -24,7 +24,7 @@ fn ok(env: &TestEnv, words: &[&str]) -> String {
     output.stdout
 }
 
-/// Installs packages in a container, makes an image of it, and finds that image to be what the container was.
+/// Installs packages in a container, commits an image, and compares the image with the container.
 #[test]
 fn packages_are_installed_and_committed() {
     let env = debian();
@@ -39,7 +39,7 @@ fn packages_are_installed_and_committed() {
     assert!(ok(&env, &["run", "--rm", "work:1", "git", "--version"]).contains("git version"));
     ok(&env, &["run", "--name", "again", "work:1", "true"]);
     assert_eq!(ok(&env, &["diff", "again"]), "");
-    // The container's tree and the new image's, entry by entry.
+    // Compares the container's tree and the new image's, entry by entry.
     let (of_container, of_image) = (env.path("container"), env.path("image"));
     fs::create_dir(&of_container).unwrap();
     fs::create_dir(&of_image).unwrap();
@@ -54,14 +54,14 @@ fn packages_are_installed_and_committed() {
     ok(&env, &["umount", of_container.to_str().unwrap()]);
     ok(&env, &["umount", of_image.to_str().unwrap()]);
     let mut different = diff(&was, &is);
-    // Made for a mount, and empty: no change of the container's.
+    // A mountpoint, and empty: not a change of the container's.
     different.retain(|d| d.path != b"/etc/hosts");
     assert!(different.is_empty(), "{:#?}", &different[..different.len().min(10)]);
     ok(&env, &["rm", "work", "again"]);
 }
 
 #[test]
-fn renamed_replaced_and_made_again_it_is_committed_as_it_was() {
+fn renamed_replaced_and_recreated_trees_are_committed_exactly() {
     let env = debian();
     let script = "set -e; mv /usr/share/perl5 /usr/share/papers; rm -r /usr/share/man; echo file > /usr/share/man; \
         rm -r /var/cache/apt; mkdir /var/cache/apt; touch /var/cache/apt/fresh; ln /etc/passwd /etc/passwd.too; \

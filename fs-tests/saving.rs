@@ -1,4 +1,4 @@
-//! Archives that `save` writes, read by plyfs and by other tools.
+//! Image archives written by `save`, read back by plyfs and by other tools.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -16,7 +16,7 @@ fn tar(n: u8) -> Vec<u8> {
     Tar::new().file(format!("file-{n}"), vec![n; 5000]).finish()
 }
 
-/// `app:1` of layers 1 and 2 and `app:2` of layers 1 and 3, both with a config field that nobody knows.
+/// `app:1` of layers 1 and 2 and `app:2` of layers 1 and 3, both with an unknown config field.
 fn two_images() -> TestEnv {
     let env = TestEnv::new();
     for (tag, top) in [("1", 2), ("2", 3)] {
@@ -43,7 +43,7 @@ fn members(archive: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 #[test]
-fn what_is_saved_is_what_came() {
+fn save_and_load_keep_images_unchanged() {
     let env = two_images();
     let file = env.path("all.tar");
     let text = file.to_str().unwrap();
@@ -61,14 +61,14 @@ fn what_is_saved_is_what_came() {
             assert_eq!(digest(&members[name]), name.replace("blobs/sha256/", "sha256:"));
         }
     }
-    // Three layers, two configs, two manifests: what is shared is there once.
+    // Three layers, two configs, two manifests: shared blobs are in the archive once.
     assert_eq!(members.keys().filter(|name| name.len() > "blobs/sha256/".len()).count(), 7);
-    // The same again makes the same bytes, by standard output too.
+    // A second save gives the same bytes, to standard output too.
     let again = env.path("again.tar");
     let out = std::fs::File::create(&again).unwrap();
     assert!(env.command(["save", "app:1", "app:2"]).stdout(out).status().unwrap().success());
     assert_eq!(std::fs::read(&file).unwrap(), std::fs::read(&again).unwrap());
-    // Back into an empty store.
+    // Loaded into an empty store.
     env.ok(["image", "prune", "-af"]);
     assert_eq!(env.ok(["load", "-i", text]), "Loaded image: app:1\nLoaded image: app:2\n");
     assert_eq!(["app:1", "app:2"].map(|n| env.ok(["inspect", "-f", "{{.Id}}", n]).trim().to_owned()), ids);
@@ -76,7 +76,7 @@ fn what_is_saved_is_what_came() {
 }
 
 #[test]
-fn other_tools_read_it() {
+fn other_tools_read_saved_archives() {
     let env = two_images();
     let (file, id) = (env.path("one.tar"), env.ok(["inspect", "-f", "{{.Id}}", "app:1"]));
     env.ok(["save", "-o", file.to_str().unwrap(), "app:1"]);
@@ -106,14 +106,14 @@ fn podman(env: &TestEnv, name: &str, args: &[&str]) -> String {
     let store = env.path(name);
     let mut command = Command::new("podman");
     command.arg("--root").arg(store.join("root")).arg("--runroot").arg(store.join("run"));
-    // It makes a name out of a folder's path, which must not have capitals.
+    // podman derives a name from a directory's path, which must not have capitals.
     let done = run(command.args(["--storage-driver", "vfs"]).args(args).current_dir(env.path(".")));
     assert_eq!(done.code, 0, "{command:?}: {done:?}");
     done.stdout.trim().to_owned()
 }
 
 #[test]
-fn every_format_is_what_its_readers_want() {
+fn every_format_is_read_by_its_tools() {
     let env = two_images();
     let id = env.ok(["inspect", "-f", "{{.Id}}", "app:1"]).trim().to_owned();
     let layers = json!([digest(&tar(1)), digest(&tar(2))]);
@@ -130,12 +130,12 @@ fn every_format_is_what_its_readers_want() {
         let (docker, oci) = (format != "oci-archive" && format != "oci-dir", format != "docker-archive");
         assert_eq!(["manifest.json", "oci-layout", "index.json"].map(has), [docker, oci, oci], "{format}");
         podman(&env, "podman", &["load", "-q", "-i", &name]);
-        // The name that podman gives it depends on the format.
+        // The name that podman gives the image depends on the format.
         let hex = &id["sha256:".len()..];
         let shown = podman(&env, "podman", &["image", "inspect", "--format", "{{json .RootFS.Layers}}", hex]);
         assert_eq!(serde_json::from_str::<Value>(&shown).unwrap(), layers, "{format}");
         podman(&env, "podman", &["rmi", "-f", hex]);
-        // Back again, by the verbs that read it.
+        // Read back by the commands that accept the format.
         env.ok(["rmi", "app:1"]);
         match format {
             "oci-dir" => drop(env.ok(["pull", "-q", &format!("oci:{text}:1")])),
@@ -146,7 +146,7 @@ fn every_format_is_what_its_readers_want() {
 }
 
 #[test]
-fn a_layout_in_a_folder() {
+fn an_oci_layout_is_saved_into_a_directory() {
     let env = two_images();
     let dir = env.path("out/layout");
     let text = dir.to_str().unwrap();
@@ -163,7 +163,7 @@ fn a_layout_in_a_folder() {
         assert_eq!(run(umoci.args(["unpack", "--rootless", "--image", &image]).arg(&bundle)).code, 0);
         assert!(bundle.join("rootfs/file-1").exists());
     }
-    // What is there is not written over, and a failure leaves nothing.
+    // An existing layout is not overwritten, and a failure leaves nothing.
     let error = env.fails(["save", "--format", "oci-dir", "-o", text, "app:1"]);
     assert_eq!(
         error,
@@ -181,9 +181,9 @@ fn a_layout_in_a_folder() {
     assert_eq!(run(&mut env.command(["save", "--format", "zip", "app:1"])).code, 125);
 }
 
-/// podman takes all images of an archive.
+/// podman reads all images of an archive.
 #[test]
-fn several_images_in_one_archive() {
+fn an_archive_holds_several_images() {
     let env = two_images();
     let file = env.path("all.tar");
     env.ok(["save", "--format", "docker-archive", "-o", file.to_str().unwrap(), "app"]);
@@ -196,7 +196,7 @@ fn several_images_in_one_archive() {
 }
 
 #[test]
-fn names_in_the_archive_are_those_asked_for() {
+fn an_archive_has_the_requested_names() {
     let env = two_images();
     env.ok(["tag", "app:1", "localhost:5000/b:x"]);
     let id = env.ok(["inspect", "-f", "{{.Id}}", "app:1"]).trim().to_owned();
@@ -225,7 +225,7 @@ fn a_save_that_fails_leaves_nothing() {
     assert_eq!(env.fails(["save", "-o", text, "nope"]), "Error: No such image: nope:latest");
     assert!(env.fails(["save", "-o", env.path("out").to_str().unwrap(), "app:1"]).ends_with("out is a directory"));
     assert_eq!(run(&mut env.command(["save"])).code, 1);
-    // A damaged layer is noticed before anybody has the archive; the file that was there stays.
+    // A damaged layer is noticed before the archive is complete; the existing file stays.
     std::fs::write(&file, "old").unwrap();
     let hex = digest(&tar(2)).replace("sha256:", "");
     let layer = env.root().join("layers/sha256").join(hex).join("layer.tar");

@@ -1,4 +1,4 @@
-//! `search` and `manifest inspect`: what they ask registries for, and what they print.
+//! `search` and `manifest inspect`: their requests to registries, and their output.
 
 use std::sync::OnceLock;
 
@@ -12,12 +12,12 @@ fn plyfs(args: &[&str]) -> Output {
     run(&mut command(&TestEnv::new(), args))
 }
 
-/// Searches, with short waits.
+/// Runs `search` with short retry pauses.
 fn search(term: &str, more: &[&str]) -> Output {
     plyfs(&[&["search", "--stall-timeout", "0.5", "--retry-pause", "0.02"], more, &[term]].concat())
 }
 
-/// What Docker Hub's search answers, from a server that the term begins with.
+/// A server with Docker Hub's search API, as the first part of the search term.
 fn hub() -> Server {
     let hit = |name: &str, description: &str, stars: i64, official: bool| {
         json!({"name": name, "description": description,
@@ -43,7 +43,7 @@ fn hub() -> Server {
 }
 
 #[test]
-fn the_table() {
+fn search_prints_dockers_table() {
     let server = hub();
     let host = &server.host;
     let out = search(&format!("{host}/pyth on"), &[]);
@@ -91,7 +91,7 @@ fn the_table() {
 }
 
 #[test]
-fn what_cannot_be_searched_for() {
+fn invalid_search_arguments_are_refused() {
     for (args, code, words) in [
         (&["--limit", "101", "x"][..], 1, "Error: limit 101 is outside the range of [1, 100]\n"),
         (&["--limit=-1", "x"], 1, "Error: limit -1 is outside the range of [1, 100]\n"),
@@ -117,7 +117,7 @@ fn what_cannot_be_searched_for() {
     assert_eq!(search(&format!("{}/x", hub().host), &["--format", "{{"]).code, 64);
 }
 
-/// A registry without a search, whose catalog of three pages is for bearers only.
+/// A registry without a search API, whose catalog of three pages requires a bearer token.
 fn catalog(last: &'static str) -> Server {
     let own = std::sync::Arc::new(OnceLock::<String>::new());
     let host = own.clone();
@@ -148,7 +148,7 @@ fn catalog(last: &'static str) -> Server {
 }
 
 #[test]
-fn the_catalog_where_there_is_no_search() {
+fn search_lists_the_catalog_of_a_registry_without_search_api() {
     let server = catalog("/v2/_catalog?last=c");
     let names = |more: &[&str]| {
         let out = search(&format!("{}/app", server.host), &[&["--format", "{{.Name}}"], more].concat());
@@ -172,13 +172,13 @@ fn the_catalog_where_there_is_no_search() {
     let endless = Server::start(|_| Reply::new(200).body("[".repeat(10_000)).endless());
     let out = search(&format!("{}/app", endless.host), &[]);
     assert!(out.code == 1 && out.stderr.contains("longer than 4194304 bytes"), "{out:#?}");
-    // Nobody is there: asked once.
+    // A registry that is down is asked once.
     let out = search("127.0.0.1:1/app", &[]);
     assert_eq!(out.stderr, "Error: 127.0.0.1:1: search for app: Connection refused\n");
 }
 
 #[test]
-fn the_catalog_of_a_real_registry() {
+fn search_lists_the_catalog_of_docker_registry() {
     let registry = DockerRegistry::start(Some("me:secret"), None);
     let image = super::support::oci::Image::new().layer(super::support::tar::Tar::new().file("a", "b").finish());
     let env = TestEnv::new();
@@ -195,7 +195,7 @@ fn the_catalog_of_a_real_registry() {
     assert!(out.stderr.contains("missing or private (asked without credentials)"), "{out:#?}");
 }
 
-/// One image of each family and a list of both, in odd spelling.
+/// One image of each media type and an index of both, with unusual JSON formatting.
 struct Shelf {
     server: Server,
     docker: (String, String),
@@ -246,7 +246,7 @@ fn shelf() -> Shelf {
 }
 
 #[test]
-fn manifests_as_docker_shows_them() {
+fn manifest_inspect_prints_what_docker_prints() {
     let shelf = shelf();
     let host = &shelf.server.host;
     let shown = |args: &[&str], tag: &str| {
@@ -271,7 +271,7 @@ fn manifests_as_docker_shows_them() {
     let platform =
         "         \"platform\": {\n            \"os\": \"linux\",\n            \"architecture\": \"amd64\"\n";
     assert!(list.starts_with("{\n   \"schemaVersion\": 2,\n   \"mediaType\"") && list.contains(platform), "{list}");
-    // One image: an object, with the platform of its config.
+    // A single image: an object, with the platform of its config.
     let raw = |text: &str| {
         let done = run(std::process::Command::new("sh").args(["-c", "printf %s \"$1\" | base64 -w0", "sh", text]));
         done.stdout
@@ -293,7 +293,7 @@ fn manifests_as_docker_shows_them() {
     let parsed = format!("\"SchemaV2Manifest\": {}", manifest(DOCKER, "", 1));
     let want = image(&format!("{host}/a:docker"), DOCKER, &shelf.docker, arm, &parsed, 0);
     assert_eq!(shown(&["-v"], "docker"), want + "\n");
-    // A list: its images, with the platforms that it names.
+    // An index: its images, with the platforms that it names.
     let amd = "\t\t\t\t\"architecture\": \"amd64\",\n\t\t\t\t\"os\": \"linux\"";
     let parsed = format!("\"SchemaV2Manifest\": {}", manifest(DOCKER, "", 2));
     let first = image(&format!("{host}/a:list@{}", shelf.docker.0), DOCKER, &shelf.docker, amd, &parsed, 1);
@@ -308,7 +308,7 @@ fn manifests_as_docker_shows_them() {
 }
 
 #[test]
-fn manifests_that_are_none() {
+fn manifest_inspect_refuses_invalid_manifests() {
     let (shelf, env) = (shelf(), TestEnv::new());
     let host = &shelf.server.host;
     let inspect = |args: &[&str]| run(&mut command(&env, &[&["manifest", "inspect"], args].concat()));

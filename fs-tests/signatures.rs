@@ -1,4 +1,5 @@
-//! `pull --verify`: images signed as cosign signs them, the keys and signatures being openssl's.
+//! Signature verification (`pull --verify`) of images signed as cosign signs them, with keys and signatures from
+//! openssl.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +19,7 @@ const SIMPLE: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 const SIGN: &str = "https://sigstore.dev/cosign/sign/v1";
 
-/// Keys of one kind each, `NAME.pem` with `NAME.pub`.
+/// One key pair of each type: `NAME.pem` with `NAME.pub`.
 struct Keys {
     env: TestEnv,
 }
@@ -43,7 +44,7 @@ impl Keys {
         self.env.path(format!("{key}.pub"))
     }
 
-    /// The key's signature of the bytes, in base64.
+    /// Signs the bytes with a key; returns base64.
     fn sign(&self, key: &str, bytes: &[u8]) -> String {
         fs::write(self.env.path("message"), bytes).unwrap();
         let how = match key {
@@ -56,7 +57,7 @@ impl Keys {
     }
 }
 
-/// What a registry has about an image, by path.
+/// The replies of a registry about an image's signatures, by path.
 #[derive(Default, Clone)]
 struct Signatures {
     files: BTreeMap<String, (String, Vec<u8>)>,
@@ -74,7 +75,7 @@ impl Signatures {
         descriptor(bytes, kind)
     }
 
-    /// One more signature in the older form of what has the digest `of`.
+    /// Adds a signature in the older form (a tag) to the manifest with digest `of`.
     fn simple(mut self, of: &str, payload: &[u8], signature: &str) -> Self {
         let mut layer = self.blob(SIMPLE, payload);
         layer["annotations"] = json!({"dev.cosignproject.cosign/signature": signature});
@@ -85,7 +86,7 @@ impl Signatures {
         self
     }
 
-    /// One more bundle. The list of referrers is put by `listed` or `tagged`.
+    /// Adds a bundle. `listed` or `tagged` publishes the list of referrers.
     fn bundle(mut self, of: &str, bundle: &Value) -> Self {
         let layer = self.blob(BUNDLE, bundle.to_string().as_bytes());
         let config = self.blob("application/vnd.oci.empty.v1+json", b"{}");
@@ -105,14 +106,14 @@ impl Signatures {
         json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": self.referrers}).to_string().into()
     }
 
-    /// The registry keeps lists of referrers.
+    /// The registry has the referrers API.
     fn listed(mut self, of: &str) -> Self {
         let index = self.index();
         self.put(format!("referrers/{of}"), INDEX, index);
         self
     }
 
-    /// It keeps none, and there is an index under a tag.
+    /// The registry has no referrers API, and an index under a tag instead.
     fn tagged(mut self, of: &str) -> Self {
         let index = self.index();
         self.put(format!("manifests/{}", of.replace(':', "-")), INDEX, index);
@@ -158,7 +159,7 @@ fn base64(bytes: &[u8]) -> String {
     run(Command::new("base64").arg("-w0").arg(file.path("x"))).stdout
 }
 
-/// A bundle around the payload.
+/// A sigstore bundle around the payload.
 fn bundle(keys: &Keys, key: &str, kind: &str, payload: &[u8]) -> Value {
     let head = format!("DSSEv1 {} {kind} {} ", kind.len(), payload.len());
     let signature = keys.sign(key, &[head.as_bytes(), payload].concat());
@@ -169,7 +170,7 @@ fn bundle(keys: &Keys, key: &str, kind: &str, payload: &[u8]) -> Value {
     })
 }
 
-/// Pulls `NAME` of a registry that has these signatures.
+/// Pulls `NAME` from a registry that has these signatures.
 fn verify(keys: &Keys, key: &str, signatures: &Signatures, name: &str) -> (Output, Server, TestEnv) {
     let ((content, _), signatures) = (app(), signatures.clone());
     let server = Server::start(move |seen| signatures.reply(seen).unwrap_or_else(|| content.reply(seen)));
@@ -189,7 +190,7 @@ fn good(keys: &Keys, key: &str, signatures: &Signatures) {
     }
 }
 
-/// Nothing is pulled, no part of the image is even asked for, and one line says why.
+/// Requires that nothing is pulled, that no part of the image is requested, and that one line gives the reason.
 #[track_caller]
 fn refused(keys: &Keys, signatures: &Signatures, words: &[&str]) {
     let (content, of) = app();
@@ -209,20 +210,20 @@ fn refused(keys: &Keys, signatures: &Signatures, words: &[&str]) {
 }
 
 #[test]
-fn the_older_form() {
+fn signatures_under_a_tag_are_verified() {
     let (keys, (_, of)) = (Keys::new(), app());
     let by = |key: &str| Signatures::default().simple(&of, &cosign(&of), &keys.sign(key, &cosign(&of)));
     for key in ["p256", "p384", "ed25519", "rsa"] {
         good(&keys, key, &by(key));
     }
-    // One of several will do.
+    // One valid signature among several suffices.
     let other = digest(b"other");
     let second = by("other").simple(&of, &cosign(&other), &keys.sign("p256", &cosign(&other)));
     good(&keys, "p256", &second.simple(&of, &cosign(&of), &keys.sign("p256", &cosign(&of))));
 }
 
 #[test]
-fn the_newer_form() {
+fn sigstore_bundles_are_verified() {
     let (keys, (_, of)) = (Keys::new(), app());
     let kind = "application/vnd.in-toto+json";
     for key in ["p256", "ed25519"] {
@@ -237,7 +238,7 @@ fn the_newer_form() {
 }
 
 #[test]
-fn what_is_no_signature() {
+fn missing_and_wrong_signatures_are_refused() {
     let (keys, (_, of)) = (Keys::new(), app());
     let other = digest(b"other");
     let none = Signatures::default();
@@ -249,12 +250,12 @@ fn what_is_no_signature() {
     refused(&keys, &by("p256", &cosign(&other)), &[&name, &format!("which has signed {other}, not {of}")]);
     refused(&keys, &by("p256", &payload("atomic container signature", &of)), &["something that is no image"]);
     refused(&keys, &by("p256", b"no JSON"), &["something that is no image"]);
-    // The signature is of other bytes, empty, or no base64.
+    // The signature is of other bytes, empty, or not base64.
     let signature = keys.sign("p256", &cosign(&other));
     for odd in [signature.as_str(), "", "????"] {
         refused(&keys, &simple(&cosign(&of), odd), &["none by that key"]);
     }
-    // Bundles: another key, another digest, another type under the signature, no list, no bundle.
+    // Bundles: another key, another digest, another payload type, no list, no bundle.
     let kind = "application/vnd.in-toto+json";
     let listed = |bundle: &Value| Signatures::default().bundle(&of, bundle).listed(&of);
     refused(&keys, &listed(&bundle(&keys, "other", kind, &statement(SIGN, &of))), &["none by that key"]);
@@ -274,14 +275,14 @@ fn what_is_no_signature() {
 }
 
 #[test]
-fn too_much_and_broken() {
+fn oversized_and_malformed_signatures_are_refused() {
     let (keys, (_, of)) = (Keys::new(), app());
     let (payload, signature) = (cosign(&of), keys.sign("other", &cosign(&of)));
     let mut many = Signatures::default();
     for _ in 0..101 {
         many = many.simple(&of, &payload, &signature);
     }
-    // Not even with a good one at their end.
+    // Also with a valid signature at the end.
     let many = many.simple(&of, &payload, &keys.sign("p256", &payload));
     refused(&keys, &many, &["more than 100 signatures"]);
     let long = [payload.clone(), vec![b' '; 1 << 20]].concat();
@@ -296,14 +297,14 @@ fn too_much_and_broken() {
     let mut html = Signatures::default();
     html.put(format!("manifests/{}.sig", of.replace(':', "-")), "text/html", "<html>".into());
     refused(&keys, &html, &["is no manifest of signatures"]);
-    // What cannot be had does not matter where something else is good.
+    // A signature that cannot be fetched does not matter if another one is valid.
     swapped = swapped.simple(&of, &cosign(&of), &keys.sign("p256", &cosign(&of)));
     swapped.files.insert(path, (SIMPLE.into(), cosign(&of)));
     good(&keys, "p256", &swapped);
 }
 
 #[test]
-fn keys_and_sources_that_do_not_fit() {
+fn unusable_keys_and_sources_that_are_no_registry_are_refused() {
     let (keys, (content, _)) = (Keys::new(), app());
     let server = Server::start(move |seen| content.reply(seen));
     let fails = |key: &str, image: &str, words: &str| {
@@ -343,7 +344,7 @@ fn an_index_is_signed_as_a_whole() {
 }
 
 #[test]
-fn every_tag_but_those_of_signatures() {
+fn pulling_all_tags_skips_signature_tags() {
     let (keys, (content, of)) = (Keys::new(), app());
     let tag = of.replace(':', "-");
     let mut signed = Signatures::default().simple(&of, &cosign(&of), &keys.sign("p256", &cosign(&of)));

@@ -1,4 +1,4 @@
-//! What a pull needs: room on the disk, and memory.
+//! Resource use of pulls: free disk space and memory.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use super::support::tar::{Tar, noise};
 
 const MIB: usize = 1 << 20;
 
-/// A store on a disk of its own, which goes with the test.
+/// A store on a file system of its own, unmounted on drop.
 struct Disk {
     env: TestEnv,
 }
@@ -39,7 +39,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // No assertion: this may run in a panic.
+        // No assertion: this may run during a panic.
         run(Command::new("umount").arg("-l").arg(self.env.root()));
     }
 }
@@ -63,7 +63,7 @@ fn a_pull_that_cannot_fit_is_refused_before_any_layer_is_fetched() {
     let disk = Disk::new(9);
     let out = pull(&disk.env, &name);
     assert_eq!((out.code, out.stdout.as_str()), (1, ""), "{out:#?}");
-    // Both tars, less what compression may have added, and the smaller blob, which is kept until its layer is there.
+    // Both tars, less what compression may have added, and the smaller blob, which is kept until its layer is complete.
     let said = format!(
         "Error: {name}: no space for it: at least 14MB more are needed on the file system of {}, {}MB are free; make room \
          (`plyfs image prune`) or use another store (--root)\n",
@@ -73,7 +73,7 @@ fn a_pull_that_cannot_fit_is_refused_before_any_layer_is_fetched() {
     assert_eq!(out.stderr, said);
     assert_eq!(server.count("/blobs/"), 1, "more than the config was asked for: {:#?}", server.seen());
     assert_eq!(disk.env.ok(["system", "fsck"]), "");
-    // What is there is not needed again.
+    // Layers in the store need no space again.
     let one = registry(&Image::new().layer(first));
     let disk = Disk::new(15);
     assert_eq!(pull(&disk.env, &format!("{}/app:1", one.host)).code, 0);
@@ -83,13 +83,13 @@ fn a_pull_that_cannot_fit_is_refused_before_any_layer_is_fetched() {
 }
 
 #[test]
-fn what_fits_barely_is_pulled() {
+fn an_image_that_barely_fits_is_pulled() {
     let server = registry(&Image::new().compressed(noise(3, 4 * MIB), Compression::None));
     let name = format!("{}/app:1", server.host);
     let disk = Disk::new(9);
     let out = pull(&disk.env, &name);
     assert_eq!(out.code, 0, "{out:#?}");
-    // A layout's blobs are not kept beside their tars.
+    // The blobs of an OCI layout are not copied beside their tars.
     let disk = Disk::new(5);
     Image::new().compressed(noise(3, 4 * MIB), Compression::None).write_layout(&disk.env.path("app"));
     disk.env.ok(["pull", &format!("oci:{}", disk.env.path("app").display())]);
@@ -102,7 +102,7 @@ fn what_fits_barely_is_pulled() {
 }
 
 #[test]
-fn a_partial_download_counts_as_there() {
+fn partial_downloads_count_as_present() {
     let server = registry(&Image::new().compressed(noise(4, 4 * MIB), Compression::None));
     let name = format!("{}/app:1", server.host);
     let disk = Disk::new(9);
@@ -117,16 +117,17 @@ fn a_partial_download_counts_as_there() {
     assert_eq!(out.code, 1, "{out:#?}");
     let kept: u64 = disk.partials().iter().map(|p| fs::metadata(p).unwrap().len()).sum();
     assert_eq!(kept, 3 * MIB as u64);
-    // Less is free than tar and blob take together.
+    // Less space is free than tar and blob need together.
     assert!(disk.free() < 8 * MIB as u64);
     let out = pull(&disk.env, &name);
     assert_eq!((out.code, disk.partials().len()), (0, 0), "{out:#?}");
 }
 
 #[test]
-fn a_disk_that_fills_up_on_the_way() {
+fn a_disk_that_fills_up_during_a_pull_is_reported() {
     let small = Tar::new().file("small", "x").finish();
-    // What compresses well, alone and behind what does not: then the download is kept, and takes room too.
+    // Content that compresses well, alone and after content that does not: then the download is kept, and needs space
+    // too.
     for (noisy, free_after) in [(0, 7 * MIB), (3 * MIB, 4 * MIB)] {
         let big = Tar::new().file("noise", noise(7, noisy)).file("zeros", vec![0; 20 * MIB]).finish();
         let server = registry(&Image::new().layer(small.clone()).layer(big));
@@ -150,13 +151,13 @@ fn a_disk_that_fills_up_on_the_way() {
     }
 }
 
-/// The most memory that a command had at a time, in kB, which must succeed.
+/// The peak resident memory, in kB, of a command that must succeed.
 fn peak(command: &mut Command) -> u64 {
     let mut child = command.stdout(Stdio::null()).spawn().unwrap();
     let mut peak = 0;
     let status = format!("/proc/{}/status", child.id());
     let ended = loop {
-        // The kernel keeps the highest value itself; it is gone with the process.
+        // The kernel keeps the peak itself; it is lost when the process ends.
         let text = fs::read_to_string(&status).unwrap_or_default();
         let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let now = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
@@ -171,7 +172,7 @@ fn peak(command: &mut Command) -> u64 {
 }
 
 #[test]
-fn memory_does_not_grow_with_layers() {
+fn memory_does_not_grow_with_layer_size() {
     let env = TestEnv::new();
     let zeros = || Tar::new().file("zeros", vec![0; 300 * MIB]).finish();
     let image = Image::new().compressed(zeros(), Compression::Zstd).layer(noise(5, 40 * MIB)).layer(noise(6, 40 * MIB));

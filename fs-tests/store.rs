@@ -1,4 +1,4 @@
-//! What a store looks like after pulls that went well, badly, or were killed.
+//! The store's files after pulls that succeeded, failed, or were killed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +17,7 @@ fn tar(n: u8) -> Vec<u8> {
     Tar::new().dir("etc").file(format!("etc/file-{n}"), vec![n; 5000]).finish()
 }
 
-/// Every path below a folder with what it holds, and nothing of what merely says when.
+/// Every path below a directory with its content, without timestamps.
 fn listing(root: &Path) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     let mut todo = vec![root.to_owned()];
@@ -40,7 +40,7 @@ fn layout(env: &TestEnv, name: &str, image: &Image) -> String {
     format!("oci:{}", env.path(name).display())
 }
 
-/// Pulls an image that must be refused with these words, and finds the store exactly as it was before.
+/// Requires that the pull of an image fails with these words, and leaves the store exactly as it was.
 #[track_caller]
 fn refused(image: &Image, words: &[&str]) {
     let env = TestEnv::new();
@@ -90,7 +90,7 @@ fn every_compression_and_source_gives_the_same_image() {
     }
     assert!(env.ok(["pull", &dir]).contains("Status: Image is up to date for layout:latest\n"));
     env.ok(["system", "fsck"]);
-    // The tars are what they were, whatever they came as.
+    // The tars are the same, whatever the compression and source.
     let stored = |n| {
         let hex = digest(&tar(n)).replace("sha256:", "");
         fs::read(env.root().join("layers/sha256").join(hex).join("layer.tar")).unwrap()
@@ -99,7 +99,7 @@ fn every_compression_and_source_gives_the_same_image() {
 }
 
 #[test]
-fn damaged_blobs() {
+fn damaged_blobs_are_refused() {
     refused(&three().damage(Blob::Layer(1), |b| b[20] ^= 1), &["layer 2 of 3 (", "has digest"]);
     refused(&three().damage(Blob::Layer(2), |b| b.truncate(b.len() - 9)), &["layer 3 of 3 (", "bytes long"]);
     refused(&three().damage(Blob::Layer(0), |b| b.push(0)), &["layer 1 of 3 (", "longer than"]);
@@ -108,7 +108,7 @@ fn damaged_blobs() {
 }
 
 #[test]
-fn badly_made_layers() {
+fn malformed_layers_are_refused() {
     let other = |c: &mut Value| c["rootfs"]["diff_ids"][1] = json!(digest(b"other"));
     refused(&three().edit_config(other), &["layer 2 of 3 (", "uncompressed it has digest"]);
     let mut cut = super::support::oci::compress(&tar(2), Compression::Gzip);
@@ -124,7 +124,7 @@ fn badly_made_layers() {
 }
 
 #[test]
-fn bad_documents() {
+fn malformed_manifests_and_configs_are_refused() {
     refused(&three().edit_manifest(|m| m["manifests"] = json!([])), &["both `manifests` and `layers`"]);
     refused(
         &three().edit_manifest(|m| m["layers"][1]["mediaType"] = json!("application/x-rar")),
@@ -146,7 +146,7 @@ fn bad_documents() {
 }
 
 #[test]
-fn a_full_disk() {
+fn a_pull_onto_a_full_disk_leaves_nothing() {
     let env = TestEnv::new();
     fs::create_dir(env.root()).unwrap();
     let tmpfs = Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "none"]).arg(env.root()).status().unwrap();
@@ -162,14 +162,14 @@ fn a_full_disk() {
     let before = listing(&env.root());
     let big = Tar::new().file("zeros", vec![0u8; 16 << 20]).finish();
     let error = env.fails(["pull", &layout(&env, "big", &Image::new().layer(tar(2)).layer(big))]);
-    // Either layer may be the one that finds it full.
+    // Either layer may be the one that fills the disk.
     assert!(error.contains(" of 2 (") && error.contains("No space left on device"), "{error}");
     assert!(error.contains("cannot write /"), "{error}");
     assert_eq!(listing(&env.root()), before);
     env.ok(["system", "fsck"]);
 }
 
-/// A pull through a pipe that stops half-way, killed there.
+/// The pull reads a pipe that stops half-way, and is killed there.
 #[test]
 fn a_killed_pull_leaves_nothing_visible_and_the_next_one_finishes() {
     let env = TestEnv::new();
@@ -186,7 +186,7 @@ fn a_killed_pull_leaves_nothing_visible_and_the_next_one_finishes() {
         child.wait().unwrap();
         assert_eq!(env.ok(["images", "-q"]), "");
     }
-    // The same in the middle of the layers: killed whenever the first layer stands.
+    // The same in the middle of the layers: killed as soon as the first layer is complete.
     let mut child = env.command(["load", "-i"]).arg(&dir).stdout(Stdio::null()).spawn().unwrap();
     let begun = Instant::now();
     let layers = env.root().join("layers/sha256");
@@ -201,7 +201,7 @@ fn a_killed_pull_leaves_nothing_visible_and_the_next_one_finishes() {
 }
 
 #[test]
-fn fsck_finds_and_mends() {
+fn fsck_reports_and_repairs_damage() {
     let env = TestEnv::new();
     let source = layout(&env, "image", &three());
     env.ok(["pull", &source]);
@@ -216,7 +216,7 @@ fn fsck_finds_and_mends() {
         }
         run(&mut env.command(["system", "fsck", "--repair"]))
     };
-    // What can be made again.
+    // Damage that can be repaired.
     fs::remove_file(layer(1).join("index")).unwrap();
     fs::write(layer(2).join("index"), "nonsense").unwrap();
     let mut index = fs::read(layer(3).join("index")).unwrap();
@@ -232,7 +232,7 @@ fn fsck_finds_and_mends() {
     let mended = check(&words);
     assert_eq!((mended.code, mended.stdout.matches("(mended)").count()), (0, words.len()), "{mended:?}");
     assert_eq!(listing(&env.root()), whole);
-    // What cannot: a changed byte in a tar.
+    // Damage that cannot: a changed byte in a tar.
     let path = layer(2).join("layer.tar");
     let mut bytes = fs::read(&path).unwrap();
     bytes[600] ^= 1;
@@ -248,13 +248,13 @@ fn fsck_finds_and_mends() {
 }
 
 #[test]
-fn a_failed_pull_keeps_what_others_need() {
+fn a_failed_pull_keeps_shared_layers() {
     let env = TestEnv::new();
     env.ok(["pull", &layout(&env, "one", &Image::new().layer(tar(1)))]);
     let bad = Image::new().layer(tar(1)).layer(tar(2)).damage(Blob::Layer(1), |b| b[20] ^= 1);
     env.fails(["pull", &layout(&env, "two", &bad)]);
     env.ok(["system", "fsck"]);
-    // A removal takes exactly what nobody else names.
+    // Removing an image removes exactly what no other image refers to.
     env.ok(["pull", &layout(&env, "three", &three())]);
     env.ok(["rmi", "three"]);
     env.ok(["system", "fsck"]);
@@ -266,7 +266,7 @@ fn a_failed_pull_keeps_what_others_need() {
 }
 
 #[test]
-fn one_image_by_two_manifests_keeps_both() {
+fn an_image_with_two_manifests_keeps_both() {
     let env = TestEnv::new();
     let of = |compression| Image::new().compressed(tar(1), compression);
     let (gzip, zstd) = (layout(&env, "a", &of(Compression::Gzip)), layout(&env, "b", &of(Compression::Zstd)));
@@ -280,7 +280,7 @@ fn one_image_by_two_manifests_keeps_both() {
 }
 
 #[test]
-fn an_index_gives_each_machine_its_image() {
+fn an_image_index_gives_each_platform_its_image() {
     let env = TestEnv::new();
     let dir = env.path("multi");
     let of = |arch: &'static str, n| {
@@ -323,7 +323,7 @@ fn an_index_gives_each_machine_its_image() {
     env.ok(["system", "fsck"]);
     let error = env.fails(["pull", "--platform", "linux/s390x", &source]);
     assert!(error.contains("no matching manifest for linux/s390x") && error.contains("linux/amd64"), "{error}");
-    // Indexes in indexes, to a depth.
+    // Nested indexes, up to a depth limit.
     for depth in 2..6 {
         entry["platform"] = json!({"os": "linux", "architecture": "amd64"});
         entry = wrap(vec![entry]);
@@ -334,7 +334,7 @@ fn an_index_gives_each_machine_its_image() {
 }
 
 #[test]
-fn what_a_mount_needs_is_made_again() {
+fn a_mount_rebuilds_missing_indexes() {
     let env = TestEnv::new();
     env.ok(["pull", &layout(&env, "image", &three())]);
     let store = plyfs::store::Store::open(&env.root()).unwrap();

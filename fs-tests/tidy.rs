@@ -1,16 +1,16 @@
-//! The house rules that a program can see. Each reads the source, so that none is kept by memory alone.
+//! Source checks of the project's conventions: module boundaries, unsafe code, file and function lengths, imports.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Files that may be longer than [`MAX_FILE`], and why. Their own tests do not count.
+/// Files that may be longer than [`MAX_FILE`], and why. Their unit tests do not count.
 const LONG_FILES: &[(&str, &str)] = &[];
 /// Functions that may be longer than [`MAX_FUNCTION`], and why.
 const LONG_FUNCTIONS: &[(&str, &str)] = &[];
 const MAX_FILE: usize = 800;
 const MAX_FUNCTION: usize = 70;
-/// What may stand at the top of the project.
+/// The entries allowed in the project's top directory.
 const TOP: &[&str] = &[
     ".ci",
     ".git",
@@ -30,7 +30,7 @@ const TOP: &[&str] = &[
     "src",
     "target",
 ];
-/// Which module may import which: the arrows of lib.rs. A module may always import itself.
+/// The modules that each module may import, as lib.rs describes them. A module may always import itself.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("digest", &[]),
     ("name", &[]),
@@ -73,9 +73,9 @@ const IMPORTS: &[(&str, &[&str])] = &[
 ];
 
 struct Source {
-    /// From the project's top.
+    /// Relative to the project's top directory.
     path: String,
-    /// Its lines without the tests at its end.
+    /// The lines of the file without its unit tests at the end.
     lines: Vec<String>,
 }
 
@@ -84,7 +84,7 @@ impl Source {
         self.path == format!("src/{place}.rs") || self.path.starts_with(&format!("src/{place}/"))
     }
 
-    /// Its lines with comments cut off, numbered from 1.
+    /// The lines with comments removed, numbered from 1.
     fn code(&self) -> impl Iterator<Item = (usize, &str)> {
         self.lines.iter().enumerate().map(|(at, line)| (at + 1, without_comment(line)))
     }
@@ -125,7 +125,7 @@ fn sources(dir: &str) -> Vec<Source> {
     paths.into_iter().map(read).collect()
 }
 
-/// Fails with every place outside of `allowed` where `found` sees a fault.
+/// Fails with every line outside of the `allowed` files for which `found` is true.
 fn forbid(what: &str, allowed: &[&str], found: impl Fn(&str) -> bool) {
     let mut places = Vec::new();
     for source in sources("src").iter().filter(|s| !allowed.iter().any(|place| s.is_under(place))) {
@@ -147,7 +147,7 @@ fn has_word(line: &str, word: &str) -> bool {
 }
 
 #[test]
-fn unsafe_code_stays_in_sys() {
+fn unsafe_code_is_only_in_sys() {
     forbid("unsafe code outside of sys/", &["sys"], |line| has_word(line, "unsafe"));
 }
 
@@ -167,15 +167,16 @@ fn only_fuse_names_fuser() {
 }
 
 #[test]
-fn only_whiteout_knows_how_deletions_are_written() {
+fn only_the_whiteout_module_names_whiteout_forms() {
     forbid("a whiteout's name outside of whiteout.rs", &["whiteout"], |line| {
         line.contains("\".wh.") || line.contains("overlay.opaque") || line.contains("overlay.whiteout")
     });
 }
 
 #[test]
-fn an_index_is_whole_before_any_merge() {
-    // What makes an index (layer) cannot see what merges them (tree), and a merge takes indexes only.
+fn layer_code_does_not_use_merge_code() {
+    // The code that builds an index (layer) must not use the code that merges indexes (tree), and a merge takes
+    // complete indexes only.
     let merge = fs::read_to_string(top().join("src/tree/merge.rs")).unwrap();
     assert!(merge.contains("layers: &[Index]"), "merge no longer takes finished indexes");
     forbid(
@@ -213,7 +214,7 @@ fn errno_is_chosen_in_one_place() {
 }
 
 #[test]
-fn environment_printing_and_exit_only_at_the_doors() {
+fn environment_printing_and_exit_are_only_in_entry_points() {
     forbid("environment, printing or exit away from the doors", &["cli", "main"], |line| {
         [
             "println!",
@@ -242,7 +243,7 @@ fn nothing_unwraps_outside_tests() {
 }
 
 #[test]
-fn imports_follow_the_arrows() {
+fn imports_follow_the_module_order() {
     let mut wrong = Vec::new();
     for source in sources("src") {
         let inside = source.path.trim_start_matches("src/").trim_end_matches(".rs");
@@ -278,7 +279,7 @@ fn modules() -> BTreeMap<String, String> {
     sources("src").iter().map(|source| (path(source), code(source))).collect()
 }
 
-/// The trees of the `use`s in code, and whether each is passed on (`pub use`).
+/// The trees of the `use` items in code, and whether each is re-exported (`pub use`).
 fn uses(code: &str) -> Vec<(bool, String)> {
     let mut found = Vec::new();
     let mut lines = code.lines();
@@ -295,7 +296,7 @@ fn uses(code: &str) -> Vec<(bool, String)> {
     found
 }
 
-/// The paths of a `use`, with its groups written out.
+/// The paths of a `use` tree, with its groups expanded.
 fn expand(tree: &str) -> Vec<String> {
     let tree = tree.trim();
     let Some((before, rest)) = tree.split_once('{') else {
@@ -316,7 +317,7 @@ fn expand(tree: &str) -> Vec<String> {
     parts.flat_map(|part| expand(part)).map(|part| before.to_owned() + &part).collect()
 }
 
-/// All paths that begin with `crate`, `self` or `super` in code, and those of its `use`s.
+/// All paths in code that begin with `crate`, `self` or `super`, and those of its `use` items.
 fn paths(code: &str) -> Vec<String> {
     let uses = uses(code).into_iter().flat_map(|(_, tree)| expand(&tree));
     let begins = ["crate::", "self::", "super::"].into_iter().flat_map(|root| code.match_indices(root));
@@ -324,7 +325,7 @@ fn paths(code: &str) -> Vec<String> {
     uses.chain(inline.map(|path| path.collect::<String>())).collect()
 }
 
-/// The file that a path leads to from a module, and what is left of the path.
+/// The file that a path resolves to from a module, and the rest of the path.
 fn resolve(modules: &BTreeMap<String, String>, from: &str, path: &str) -> Option<(String, Vec<String>)> {
     let mut base: Vec<&str> = from.split("::").collect();
     let mut parts: VecDeque<&str> = path.split("::").filter(|part| !part.is_empty()).collect();
@@ -347,7 +348,7 @@ fn resolve(modules: &BTreeMap<String, String>, from: &str, path: &str) -> Option
     })
 }
 
-/// The file that has what a path names: where a module only passes it on, the one that it has it from.
+/// The file that defines the item of a path: follows re-exports to their source.
 fn source_of(modules: &BTreeMap<String, String>, from: &str, path: &str) -> Option<String> {
     let (mut module, rest) = resolve(modules, from, path)?;
     let Some(item) = rest.first() else { return Some(module) };
@@ -365,7 +366,7 @@ fn source_of(modules: &BTreeMap<String, String>, from: &str, path: &str) -> Opti
     Some(module)
 }
 
-/// Imports from an ancestor are none: its types are there for its children.
+/// Imports from an ancestor do not count: its types are there for its children.
 #[test]
 fn imports_between_files_form_no_cycle() {
     let modules = modules();
@@ -376,7 +377,7 @@ fn imports_between_files_form_no_cycle() {
     let mut left: BTreeMap<String, BTreeSet<String>> =
         modules.keys().map(|module| (module.clone(), imports(module))).collect();
     assert!(left["fs"].contains("fs::union") && left["cli"].contains("store"), "the imports are not read: {left:#?}");
-    // What imports nothing that is left is in no cycle.
+    // A module that imports no remaining module is in no cycle.
     loop {
         let free: Vec<String> =
             left.iter().filter(|(_, imports)| imports.is_empty()).map(|(module, _)| module.clone()).collect();
@@ -386,7 +387,7 @@ fn imports_between_files_form_no_cycle() {
         left.retain(|module, _| !free.contains(module));
         left.values_mut().for_each(|imports| imports.retain(|module| !free.contains(module)));
     }
-    // What is imported by nothing that is left only leads to one.
+    // A module that no remaining module imports only leads to a cycle.
     while let Some(leads) = left.keys().find(|module| !left.values().any(|imports| imports.contains(*module))).cloned()
     {
         left.remove(&leads);
@@ -449,7 +450,7 @@ fn every_exception_is_still_needed() {
 }
 
 #[test]
-fn the_top_level_is_tidy() {
+fn the_top_directory_has_only_the_allowed_entries() {
     for entry in fs::read_dir(top()).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         assert!(TOP.contains(&name.as_str()), "{name} does not belong at the top of the project");

@@ -1,4 +1,4 @@
-//! Times of files on mounts that can be written: what `stat` showed is there after a remount.
+//! Timestamps of files on writable mounts: `stat` shows the same times before and after a remount.
 
 use crate::support::env::{Mount, TestEnv, run, unmount, wait_until_unused};
 use crate::support::oci::Image;
@@ -33,7 +33,7 @@ fn ctime(found: &Metadata) -> (i64, i64) {
     (found.ctime(), found.ctime_nsec())
 }
 
-/// Of every file in a directory, in the order of their names.
+/// The time of every file in a directory, sorted by name.
 fn times<T>(at: &Path, time: impl Fn(&Metadata) -> T) -> Vec<(String, T)> {
     let entries = fs::read_dir(at).unwrap().map(Result::unwrap);
     let mut all: Vec<_> = entries
@@ -43,7 +43,7 @@ fn times<T>(at: &Path, time: impl Fn(&Metadata) -> T) -> Vec<(String, T)> {
     all
 }
 
-/// Ways in which a file is made and filled within one tick of the clock.
+/// Creates and fills files in several ways, each within one clock tick.
 fn make(dir: &Path, number: usize) {
     let path = |way: &str| dir.join(format!("{way}{number}"));
     fs::write(path("written"), "a\n").unwrap();
@@ -56,11 +56,11 @@ fn make(dir: &Path, number: usize) {
     rustix::fs::copy_file_range(source.as_fd(), None, copied.as_fd(), None, 2).unwrap();
     let mut direct = File::options();
     let direct = direct.write(true).create(true).truncate(true).custom_flags(libc::O_DIRECT).open(path("direct"));
-    // The kernel takes any buffer.
+    // The kernel accepts any buffer.
     std::io::Write::write_all(&mut direct.unwrap(), &[0; 4096]).unwrap();
 }
 
-/// Directories under the same door as `mount`.
+/// Mounts directories with `plyfs overlay`, with an upper directory.
 fn mount_directories(env: &TestEnv) -> Mount {
     for name in ["lower", "over", "work"] {
         fs::create_dir_all(env.path(name)).unwrap();
@@ -70,7 +70,8 @@ fn mount_directories(env: &TestEnv) -> Mount {
     Mount::by(env, &mut env.command(["overlay", "-o", &dirs]))
 }
 
-/// The times of what `fill` makes in a directory, before and after a remount: over an image, and over directories.
+/// The times of the files that `fill` creates in a directory, before and after a remount: over an image, and over
+/// directories.
 fn remounted<T>(fill: impl Fn(&Path), time: impl Fn(&Metadata) -> T) -> [[Vec<(String, T)>; 2]; 2] {
     let env = env();
     let ways: [&dyn Fn() -> Mount; 2] = [&|| mount(&env, &[]), &|| mount_directories(&env)];
@@ -90,7 +91,8 @@ fn remounted<T>(fill: impl Fn(&Path), time: impl Fn(&Metadata) -> T) -> [[Vec<(S
     })
 }
 
-/// The first write after a file was made left the time that the kernel had got for the new file, and another one on disk.
+/// Guards against a first write after a file's creation that leaves the time the kernel got for the new file, and
+/// another on disk.
 #[test]
 fn modification_times_are_the_same_after_a_remount() {
     for [before, after] in remounted(|dir| (0..40).for_each(|number| make(dir, number)), mtime) {
@@ -98,8 +100,8 @@ fn modification_times_are_the_same_after_a_remount() {
     }
 }
 
-/// No file system can be made to take a change time, so it is the same only where the change reaches the disk within the
-/// same tick of the clock, as it mostly does when a small file is written and closed.
+/// A change time cannot be set, so it is the same only where the change reaches the disk within the same clock tick, as
+/// it mostly does when a small file is written and closed.
 #[test]
 fn most_change_times_are_the_same_after_a_remount() {
     let fill = |dir: &Path| {
@@ -116,9 +118,9 @@ fn most_change_times_are_the_same_after_a_remount() {
     }
 }
 
-/// The kernel was not told that flags are attributes too.
+/// Guards against a flag change after which the kernel keeps its cached change time.
 #[test]
-fn changing_flags_moves_the_change_time_of_a_directory() {
+fn changing_flags_updates_the_change_time_of_a_directory() {
     let env = env();
     let mount = mount(&env, &[]);
     let dir = mount.path().join("d");
@@ -134,7 +136,7 @@ fn changing_flags_moves_the_change_time_of_a_directory() {
     }
 }
 
-/// What is read through the mount left its traces in the upper directory, to be seen at the next mount.
+/// Guards against reads through the mount that change access times in the upper directory, visible at the next mount.
 #[test]
 fn access_times_stay_what_they_were_set_to() {
     let env = env();
@@ -159,7 +161,7 @@ fn access_times_stay_what_they_were_set_to() {
     third.unmount();
 }
 
-/// The options of the last mount at a place (proc_pid_mountinfo(5)).
+/// The options of the topmost mount at a path (proc_pid_mountinfo(5)).
 fn options_at(at: &Path) -> Vec<String> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let fields = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();

@@ -1,4 +1,4 @@
-//! The truth test: a real image, mounted, is in every respect what `umoci unpack` makes of it.
+//! Comparison of a mounted Debian image with the tree that `umoci unpack` makes of it.
 
 use std::process::Command;
 
@@ -6,7 +6,7 @@ use crate::support::env::{TestEnv, run};
 use crate::support::tree::{Contents, Difference, diff, scan_both};
 use crate::support::{big_image, show};
 
-/// Where umoci and the OCI image specification disagree, the specification decides: these differences are allowed.
+/// Allowed differences: where umoci and the OCI image specification disagree, the specification decides.
 const ALLOWED: &[Allowed] = &[
     Allowed {
         path: "/opt/odd/times/at15032385535",
@@ -47,7 +47,7 @@ const ALLOWED: &[Allowed] = &[
     },
 ];
 
-/// One row: what may differ, and the one right value if the specification gives one.
+/// One allowed difference, and the one right value if the specification gives one.
 struct Allowed {
     path: &'static str,
     field: &'static str,
@@ -57,7 +57,7 @@ struct Allowed {
 }
 
 #[test]
-fn mounted_image_is_what_umoci_unpacks() {
+fn a_mounted_image_equals_the_tree_that_umoci_unpacks() {
     let image = big_image();
     let env = TestEnv::new();
     env.ok(["pull", &format!("oci:{}:latest", image.join("oci").display())]);
@@ -69,9 +69,9 @@ fn mounted_image_is_what_umoci_unpacks() {
     mount.unmount();
 }
 
-/// The scanner and the cache are judged by a third party: the kernel's own union of the extracted layers.
+/// Checks the scanner and the cached image themselves, against kernel overlayfs over the extracted layers.
 #[test]
-fn overlayfs_of_the_layers_is_what_umoci_unpacks() {
+fn kernel_overlayfs_of_the_layers_equals_the_tree_that_umoci_unpacks() {
     let image = big_image();
     let env = TestEnv::new();
     let mount = Overlay::new(&image, &env);
@@ -79,14 +79,15 @@ fn overlayfs_of_the_layers_is_what_umoci_unpacks() {
     report(diff(&expected, &actual).into_iter().filter(|difference| !overlay_differs(difference)).collect());
 }
 
-/// What kernel overlayfs, or GNU tar that extracted its layers, says otherwise.
+/// Whether kernel overlayfs, or GNU tar that extracted its layers, is known to differ here.
 fn overlay_differs(difference: &Difference) -> bool {
     match (show(&difference.path).as_str(), difference.field.as_str()) {
         // Every merged directory has one link, and hard links across layers are separate inodes.
         (_, "nlink" | "links" | "d_ino") => true,
-        // A PAX record with an empty value means none: GNU tar sets the attribute nevertheless.
+        // A PAX record with an empty value means no attribute: GNU tar sets it nevertheless.
         ("/opt/raw/user.empty", "xattr user.empty") => true,
-        // GNU tar's own times of directories that it was not told of or changed later, and of far futures.
+        // GNU tar sets times of its own for directories without an entry or changed later, and for times in the far
+        // future.
         ("/opt/pax" | "/opt/changes/opaque-late/deep" | "/opt/raw/time_15032385535_1", "mtime") => true,
         _ => false,
     }

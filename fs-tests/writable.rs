@@ -1,4 +1,5 @@
-//! Mounts that can be written, through the program: what is refused, what stays, whose it is.
+//! Writable mounts through the program: refused options, persistence, whiteouts, volatile mounts, full disks, plain
+//! users.
 
 use crate::support::env::{Mount, TestEnv, run};
 use crate::support::oci::Image;
@@ -10,7 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Nobody's user and group, as in `mounting`.
+/// The user and group ID of `nobody`, as in `mounting`.
 const USER: u32 = 65534;
 const BIG: usize = 3 << 20;
 
@@ -42,7 +43,7 @@ fn text(path: PathBuf) -> String {
 }
 
 #[test]
-fn what_is_written_is_there_again_and_the_layers_are_untouched() {
+fn changes_survive_a_remount_and_layers_stay_unchanged() {
     let env = env();
     let mount = mount(&env, &[]);
     let at = |name: &str| mount.path().join(name);
@@ -68,9 +69,9 @@ fn what_is_written_is_there_again_and_the_layers_are_untouched() {
     env.ok(["system", "fsck"]);
 }
 
-/// A whiteout is one more name of another, if there is one, and is none the less the name's own.
+/// A whiteout is a hard link to another one, if there is one; each name can still be removed alone.
 #[test]
-fn whiteouts_share_an_inode_and_go_one_by_one() {
+fn whiteouts_share_an_inode_and_are_removed_one_by_one() {
     let env = env();
     let mount = mount(&env, &[]);
     let at = |name: &str| mount.path().join(name);
@@ -90,7 +91,7 @@ fn whiteouts_share_an_inode_and_go_one_by_one() {
     for name in ["big", "link", "theirs", "d/file"] {
         fs::write(at(name), name).unwrap();
     }
-    // The last one has no name any more.
+    // The last whiteout's inode has no name left.
     fs::remove_file(at("link")).unwrap();
     fs::remove_dir_all(at("d")).unwrap();
     assert_eq!(whiteout("link"), whiteout("d"));
@@ -103,7 +104,7 @@ fn whiteouts_share_an_inode_and_go_one_by_one() {
 }
 
 #[test]
-fn what_cannot_be_is_refused_in_one_line() {
+fn invalid_writable_mounts_are_refused_in_one_line() {
     let env = env();
     pull(&env, "two", Tar::new().file("f", "2").finish());
     let at = env.path("at");
@@ -136,9 +137,9 @@ fn what_cannot_be_is_refused_in_one_line() {
     assert_eq!(env.ok(["mounts", "-q"]), "");
 }
 
-/// As long as the machine runs, what was written is there; after a crash nobody knows.
+/// A volatile upper directory can be mounted again until the machine is rebooted; after a crash its content is unknown.
 #[test]
-fn a_volatile_upper_does_not_outlive_the_machines_run() {
+fn a_volatile_upper_directory_is_refused_after_a_reboot() {
     let env = env();
     let mount = mount(&env, &["-o", "volatile"]);
     let file = File::create(mount.path().join("new")).unwrap();
@@ -172,7 +173,7 @@ fn a_volatile_upper_does_not_outlive_the_machines_run() {
 }
 
 #[test]
-fn the_store_keeps_changes_by_image_and_place() {
+fn the_store_keeps_changes_per_image_and_mountpoint() {
     let env = env();
     let at = env.path("at");
     fs::create_dir(&at).unwrap();
@@ -191,9 +192,9 @@ fn the_store_keeps_changes_by_image_and_place() {
     env.ok(["system", "gc"]);
 }
 
-/// What the kernel's own overlayfs does not promise: what is open sees what is written later.
+/// Unlike kernel overlayfs: a descriptor opened before a copy-up sees data written after it.
 #[test]
-fn what_was_opened_before_a_copy_up_sees_what_is_written_after_it() {
+fn files_opened_before_a_copy_up_see_later_writes() {
     let env = env();
     let mount = mount(&env, &[]);
     let path = mount.path().join("d/file");
@@ -212,7 +213,7 @@ fn what_was_opened_before_a_copy_up_sees_what_is_written_after_it() {
     assert_eq!(&four, b"abov");
 }
 
-/// A file system of one megabyte for the upper directory: it is full soon.
+/// A file system of one megabyte for the upper directory, which is soon full.
 struct Small(PathBuf);
 
 impl Small {
@@ -239,7 +240,7 @@ fn a_full_disk_is_reported_and_loses_nothing() {
     let mount = env.mount("one:1", &["--upper", &upper]);
     let big = mount.path().join("big");
     let number = fs::metadata(&big).unwrap().ino();
-    // Its attributes fit, its data does not.
+    // The attributes of the copy-up fit, its data does not.
     fs::set_permissions(&big, Permissions::from_mode(0o600)).unwrap();
     let mut file = File::options().append(true).open(&big).unwrap();
     let failed = file.write_all(b"x").and_then(|()| file.sync_all()).unwrap_err();
@@ -251,7 +252,7 @@ fn a_full_disk_is_reported_and_loses_nothing() {
     let data = fs::read(&big).unwrap();
     assert!(data.len() >= BIG && data[..BIG].iter().all(|byte| *byte == b'b'), "{} bytes", data.len());
     assert_eq!((fs::metadata(&big).unwrap().ino(), fs::metadata(&big).unwrap().mode() & 0o777), (number, 0o600));
-    // Sandbox can be made.
+    // Space can be freed.
     fs::write(&big, "").unwrap();
     fs::write(mount.path().join("new"), vec![1; 100_000]).unwrap();
     fs::remove_file(&big).unwrap();
@@ -265,7 +266,7 @@ fn shell(script: &str, at: &Path) -> String {
 }
 
 #[test]
-fn a_plain_user_writes_what_root_owns_and_the_owners_stay() {
+fn a_plain_user_changes_files_of_root_and_owners_stay() {
     let env = env();
     fs::set_permissions(env.path(""), Permissions::from_mode(0o755)).unwrap();
     let own = |name: &str| {
@@ -308,7 +309,7 @@ fn done(command: &mut Command) -> String {
     output.stdout
 }
 
-/// A descriptor that could only read stayed in use when the file could be written again, and what was written was lost.
+/// Guards against lost writes: a descriptor that could only read stayed in use when the file became writable again.
 #[test]
 fn regression_a_file_that_was_immutable_is_written_again() {
     let env = env();
@@ -330,9 +331,9 @@ fn regression_a_file_that_was_immutable_is_written_again() {
     assert_eq!(text(third.path().join("new")) + &text(third.path().join("d/file")), "abbelowb");
 }
 
-/// The directory that the upper and the work directory are made in handed its default ACL to everything.
+/// Guards against inheriting the default ACL of the directory in which the upper and the work directory are created.
 #[test]
-fn regression_the_hosts_default_acl_stays_outside() {
+fn regression_the_hosts_default_acl_is_not_inherited() {
     let env = env();
     done(Command::new("setfacl").args(["-d", "-m", "u:nobody:rwx,g::rwx"]).arg(env.path("")));
     let mount = mount(&env, &[]);
@@ -346,9 +347,9 @@ fn regression_the_hosts_default_acl_stays_outside() {
     assert_eq!(fs::metadata(mount.path().join("e/file")).unwrap().mode() & 0o777, 0o640);
 }
 
-/// A rename makes the kernel send the time before the data, and the data moved the time when it came.
+/// Guards against a late write-back that changes the time: after a rename the kernel sends the time before the data.
 #[test]
-fn regression_what_is_written_back_late_does_not_move_the_time() {
+fn regression_late_write_back_keeps_the_modification_time() {
     let env = env();
     let mount = mount(&env, &[]);
     let mut file = File::create(mount.path().join("new")).unwrap();

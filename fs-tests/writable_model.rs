@@ -1,7 +1,7 @@
-//! A writable tree against a model of one: the same steps on both, any difference is a fault.
+//! Property test of writable mounts: random operations on a mount and on a model of a POSIX tree; any difference fails.
 //!
-//! The model is itself judged first, by the file system that the tests run on and by kernel overlayfs. A failing run
-//! prints its seed and the shortest list of steps that still fails, as a test to be kept here.
+//! The model itself is checked against the file system that the tests run on and against kernel overlayfs. A failing
+//! run prints its seed and the shortest list of operations that still fails, to be kept here as a test.
 //!
 //! ```text
 //! PLYFS_MODEL_SEED=7 PLYFS_MODEL_OPS=5000 cargo test --test fs writable_model    # one run
@@ -47,7 +47,7 @@ fn a_writable_mount_is_a_posix_tree() {
     soak("plyfs", Effort { runs: 8, ops: 700 }, PlyfsPlace::MENU, &|| by_path(PlyfsPlace::new(&[])));
 }
 
-/// The same steps on both, answer by answer.
+/// Runs the same operations on both and compares each result.
 #[test]
 fn a_writable_mount_answers_as_a_plain_directory_does() {
     let menu = Menu { optional: false, ..PlyfsPlace::MENU };
@@ -74,8 +74,8 @@ fn a_union_without_whiteout_devices_is_a_posix_tree() {
     }
 }
 
-/// Owners, modes and kinds that a plain user cannot give his files are kept in attributes; all of them here, since the
-/// image's owner is another.
+/// Owners, modes and file types that a plain user cannot set are kept in attributes; here for all files, since the
+/// image's owner is another user.
 #[test]
 fn a_plain_users_union_is_a_posix_tree() {
     let user = User { privileged: false, uid: 4321, gid: 4321 };
@@ -107,11 +107,11 @@ fn a_mount_of_ten_directories_is_a_posix_tree() {
 }
 
 #[test]
-fn a_mount_in_the_forms_that_every_tool_knows_is_a_posix_tree() {
+fn a_mount_with_the_most_portable_forms_is_a_posix_tree() {
     soak("common forms", Effort { runs: 2, ops: 700 }, DoorPlace::MENU, &|| by_path(DoorPlace::in_common_forms()));
 }
 
-/// As in a container whose root is an overlay: there whiteouts cannot be devices.
+/// As in a container whose root is an overlay: whiteouts cannot be devices there.
 #[test]
 fn a_mount_nested_in_kernel_overlayfs_is_a_posix_tree() {
     let image = || by_path(PlyfsPlace::on(On::Overlayfs, &[]));
@@ -128,7 +128,7 @@ fn a_mount_nested_in_a_mount_is_a_posix_tree() {
     soak("directories on plyfs", Effort { runs: 2, ops: 700 }, DoorPlace::MENU, &directories);
 }
 
-/// The same steps on both, answer by answer.
+/// Runs the same operations on both and compares each result.
 #[test]
 fn a_mount_of_directories_answers_as_a_plain_directory_does() {
     let menu = Menu { optional: false, ..DoorPlace::MENU };
@@ -139,14 +139,14 @@ fn a_mount_of_directories_answers_as_a_plain_directory_does() {
     }
 }
 
-/// Whiteouts, opaque and moved directories, attributes without data, as the kernel's overlayfs writes them.
+/// Whiteouts, opaque and moved directories, and metadata-only copies, as kernel overlayfs writes them.
 #[test]
-fn what_the_kernel_wrote_is_read() {
+fn upper_directories_of_kernel_overlayfs_are_read() {
     for seed in 1..=8 {
         let mut kernel = by_path(KernelsUpper(OverlayPlace::without_index(seed % 2 == 0)));
         let ops = generate(seed, 400, &image(), OverlayPlace::MENU);
         for op in ops.into_iter().filter(|op| *op != Check) {
-            // Whether the kernel does it, and how, is not judged here.
+            // Whether and how the kernel does it is not checked here.
             let _any = kernel.apply(&op);
         }
         kernel.finish().unwrap_or_else(|wrong| panic!("seed {seed}: plyfs sees something else:\n{wrong}"));
@@ -160,7 +160,7 @@ fn regression_truncating_a_file_to_its_own_size_leaves_its_time() {
 }
 
 #[test]
-fn regression_holes_are_sought_behind_what_is_not_written_back() {
+fn regression_seek_hole_accounts_for_data_not_yet_written_back() {
     replay(
         &[
             Create { at: "x", mode: 0o600, excl: true },
@@ -173,7 +173,7 @@ fn regression_holes_are_sought_behind_what_is_not_written_back() {
 }
 
 #[test]
-fn regression_the_parent_of_an_exchanged_directory() {
+fn regression_an_exchanged_directory_gets_its_new_parent() {
     replay(
         &[
             Mkdir { at: "x", mode: 0o700 },
@@ -186,7 +186,7 @@ fn regression_the_parent_of_an_exchanged_directory() {
     );
 }
 
-/// What a whiteout makes place for must not take along a file that only looks like the other form of that whiteout.
+/// Removing a whiteout must not remove a file whose name only looks like the other form of that whiteout.
 #[test]
 fn regression_a_name_that_looks_like_a_whiteout_survives_a_real_one() {
     let ops = [
@@ -204,7 +204,7 @@ fn regression_a_name_that_looks_like_a_whiteout_survives_a_real_one() {
     }
 }
 
-/// A file that is moved below loses its capabilities to a truncation that comes after them.
+/// Guards against a file that loses its capabilities in a copy-up, to a truncation after they are set.
 #[test]
 fn regression_capabilities_survive_a_copy_up() {
     replay(&[Link { from: "suid", to: "d/b/x", follow: false }, Check], &|| {
@@ -212,14 +212,14 @@ fn regression_capabilities_survive_a_copy_up() {
     });
 }
 
-/// What stands between the model's steps and a file system's own operations is right.
+/// Checks the layer between the model's operations and a file system's own, with an in-memory file system.
 #[test]
-fn steps_without_a_kernel_are_the_same_steps() {
+fn an_in_memory_file_system_answers_as_the_model_does() {
     let fresh = || -> Box<dyn Harness> { Box::new(ByInode::new(InMemory::new(&image()), umask(), Checks::ALL)) };
     soak("in memory", Effort { runs: 12, ops: 1500 }, PlyfsPlace::MENU, &fresh);
 }
 
-/// Two judges that are there already, so that the comparison itself is known to work.
+/// Compares two known file systems, so that the comparison itself is known to work.
 #[test]
 fn kernel_overlayfs_answers_as_a_plain_directory_does() {
     let menu = Menu { optional: false, ..OverlayPlace::MENU };
@@ -228,7 +228,7 @@ fn kernel_overlayfs_answers_as_a_plain_directory_does() {
     });
 }
 
-/// A harness that forgets one thing, to see that a run finds it.
+/// A harness that skips one operation, to see that a run finds the fault.
 struct Forgetful {
     inner: Box<dyn Harness>,
     forgets: fn(&Op) -> bool,
@@ -257,7 +257,7 @@ impl Harness for Forgetful {
 }
 
 #[test]
-fn a_fault_is_found_and_its_run_made_short() {
+fn a_fault_is_found_and_its_run_is_shortened() {
     let forgotten: [fn(&Op) -> bool; 4] = [
         |op| matches!(op, Op::HeldTruncate { size: 1.., .. }),
         |op| matches!(op, Op::Chmod { mode: 0o4755, .. }),
@@ -273,9 +273,9 @@ fn a_fault_is_found_and_its_run_made_short() {
     }
 }
 
-/// The builder of layers is right too: what plyfs shows of them without an upper directory is the image.
+/// Checks the test's layer builder, too: a mount of the layers without an upper directory shows the image.
 #[test]
-fn the_image_in_layers_is_the_image() {
+fn the_layers_built_for_the_model_show_its_image() {
     let env = TestEnv::new();
     pull_image(&env);
     let mount = env.mount("model:1", &[]);
@@ -284,9 +284,9 @@ fn the_image_in_layers_is_the_image() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Kept as an example of what a failing run prints: the way to what is removed leads through it.
+/// An example of what a failing run prints: the path to the removed directory leads through that directory.
 #[test]
-fn regression_removing_the_way_there() {
+fn regression_removing_a_directory_through_a_path_inside_it() {
     replay(
         &[
             Mkdir { at: "x", mode: 0o755 },

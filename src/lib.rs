@@ -16,8 +16,8 @@
 //!   commit: store, upper ─► fs (changes) ─► image ─► layer ─► store
 //! ```
 //!
-//! Arrows mean "feeds". Imports go the other way and never back; `fs-tests/tidy.rs` has the table of who may import
-//! whom and reads every source file for it.
+//! Arrows mean "feeds". Imports go the other way and never back; `fs-tests/tidy.rs` has the table of allowed
+//! imports and checks every source file against it.
 //!
 //! # Modules
 //!

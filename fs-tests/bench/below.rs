@@ -1,11 +1,11 @@
-//! What others mounted and left behind.
+//! Cleanup of mounts that other programs left behind.
 
 use std::fs;
 use std::path::Path;
 
 use crate::engine::run;
 
-/// Unmount everything below a directory, the last mounted first.
+/// Unmounts everything below a directory, the last mounted first.
 pub fn unmount_below(dir: &Path) {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let points = table.lines().filter_map(|line| line.split(' ').nth(4));

@@ -1,4 +1,4 @@
-//! `podman build` with each engine under it: a store for each, with the same image to begin with.
+//! `podman build` with each engine as its storage driver: one store per engine, with the same base image.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -12,7 +12,7 @@ use crate::engine::{milliseconds, run};
 
 type Outcome<T> = Result<T, String>;
 
-/// Ten steps, as those of images are: files made, copied, changed, moved and removed.
+/// A Dockerfile of ten typical steps: files are created, copied, changed, moved and removed.
 const STEPS: &str = "\
 FROM localhost/base:1
 RUN mkdir -p /work/src && echo 1 >/one
@@ -26,24 +26,25 @@ RUN tar -C /usr -cf /work/share.tar share
 RUN find / -xdev -type f -newer /one >/found
 RUN rm -rf /work/moved /work/share.tar && ln -s work /w
 ";
-/// Podman raises these unless told otherwise, which not every machine lets it.
+/// Resource limits for containers: podman raises them by default, which some machines do not permit.
 const LIMITS: [&str; 4] = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"];
 
-/// The stores. All of it is gone when this is dropped, but for its directory.
+/// The stores of all engines. Dropping it removes everything except its directory.
 pub struct Building {
     dir: PathBuf,
-    /// Podman takes no long path for what is running.
+    /// A short path for podman's runtime data: podman refuses long ones.
     running: TempDir,
 }
 
 impl Building {
-    /// Makes a store for each engine, with an image of one directory. Those for which that fails are named in the result.
+    /// Creates a store for each engine, with an image of one directory. The result names the engines for which that
+    /// failed.
     pub fn make(dir: PathBuf, plyfs: &Path, base: &Path, engines: &[String]) -> Outcome<(Self, Vec<(String, String)>)> {
         let failed = |e: std::io::Error| format!("{}: {e}", dir.display());
         fs::create_dir_all(dir.join("context")).map_err(failed)?;
         fs::create_dir(dir.join("program")).map_err(failed)?;
         fs::write(dir.join("context/Containerfile"), STEPS).map_err(failed)?;
-        // Containers' tools look at the name of what they mount with.
+        // Container tools look at the name of the mount program.
         symlink(plyfs, dir.join("program/fuse-overlayfs")).map_err(failed)?;
         let running = tempfile::Builder::new().prefix("bench-").tempdir().map_err(failed)?;
         let tar = dir.join("base.tar").display().to_string();
@@ -72,7 +73,7 @@ impl Building {
         [&base[..], &storage, words].concat().iter().map(|word| (*word).to_owned()).collect()
     }
 
-    /// Builds once, and removes what came of it. Returns the milliseconds.
+    /// Builds once, and removes the result. Returns the milliseconds.
     pub fn build(&self, engine: &str) -> Outcome<f64> {
         let context = self.dir.join("context").display().to_string();
         let options = ["build", "-q", "--no-cache", "--layers", "--network", "none", "--runtime", "runc"];

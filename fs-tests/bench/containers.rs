@@ -1,5 +1,4 @@
-//! What containers are measured on: stores with the image, containers with changes, and a bundle for runc. All of it is gone
-//! when [`Setting`] is dropped.
+//! Stores, containers and an OCI bundle for the container benchmark. Dropping [`Setting`] removes all of it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,29 +12,29 @@ use crate::whole::whole_layers;
 
 type Outcome<T> = Result<T, String>;
 
-/// Entries of the image whose containers are told apart from it.
+/// Number of entries of the image whose containers `diff` is measured on.
 const ENTRIES: usize = 12_000;
-/// The test image, as podman calls it.
+/// The test image's name in podman's store.
 const PODMAN_IMAGE: &str = "localhost/debian:12";
-/// Podman raises these unless told otherwise, which not every machine lets it.
+/// Resource limits for containers: podman raises them by default, which some machines do not permit.
 const LIMITS: [&str; 4] = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"];
 
-/// Where everything is, all of it on one disk.
+/// The stores and containers of the benchmark, all on one disk.
 pub struct Setting {
     plyfs: PathBuf,
     scratch: TempDir,
-    /// The test image, as plyfs calls it.
+    /// The test image's name in the plyfs store.
     pub image: String,
-    /// A container with few changed files, by name.
+    /// Name of a container with few changed files.
     pub changed: String,
-    /// How many entries its image has.
+    /// Number of entries of its image.
     pub entries: usize,
-    /// A container with many changed files, by name.
+    /// Name of a container with many changed files.
     pub big: String,
 }
 
 impl Setting {
-    /// Makes all of it of what `scripts/make-image` left in the cache.
+    /// Creates everything from the images that `scripts/make-image` left in the cache.
     pub fn make(plyfs: PathBuf, cache: &Path) -> Outcome<Self> {
         let scratch = tempfile::Builder::new().prefix("bench-").tempdir_in(cache).map_err(|e| e.to_string())?;
         let mut setting = Self {
@@ -61,7 +60,7 @@ impl Setting {
         Ok(setting)
     }
 
-    /// A place of that name.
+    /// The path of an entry in the benchmark's directory.
     pub fn place(&self, name: &str) -> String {
         self.scratch.path().join(name).display().to_string()
     }
@@ -79,7 +78,7 @@ impl Setting {
         [&base[..], words].concat().iter().map(|word| (*word).to_owned()).collect()
     }
 
-    /// Brings the image into podman's store. It makes a name of a layout's path itself, which not every path allows.
+    /// Copies the image into podman's store. podman derives a name from a layout's path, which not every path allows.
     fn fill_podman(&self, layout: &str) -> Outcome<()> {
         let (root, run_root) = (self.place("podman/root"), self.place("podman/run"));
         let (from, to) =
@@ -87,13 +86,13 @@ impl Setting {
         run(&["skopeo", "--insecure-policy", "copy", "-q", &from, &to].map(str::to_owned)).map(drop)
     }
 
-    /// Podman with a container of the image.
+    /// A `podman run` command with the image.
     pub fn podman_run(&self, command: &str) -> Vec<String> {
         let options = ["run", "--rm", "--network", "none", "--runtime", "runc"];
         self.podman(&[&options[..], &LIMITS, &[PODMAN_IMAGE, command]].concat())
     }
 
-    /// How podman stores images.
+    /// The name of podman's storage driver.
     pub fn podman_driver(&self) -> Outcome<String> {
         run(&self.podman(&["info", "-f", "{{.Store.GraphDriverName}}"]))
     }
@@ -104,7 +103,7 @@ impl Setting {
         [&["runc", "--root", root.as_str()], words].concat().iter().map(|word| (*word).to_owned()).collect()
     }
 
-    /// The folder of the container with many changes.
+    /// The directory of the container with many changes.
     pub fn upper(&self) -> Outcome<PathBuf> {
         self.folder(&self.big).map(|dir| dir.join("upper"))
     }
@@ -114,12 +113,13 @@ impl Setting {
         Ok(self.scratch.path().join("root/containers").join(id))
     }
 
-    /// Has a script run in a container that stays.
+    /// Runs a script in a container that is kept.
     fn make_container(&self, name: &str, image: &str, script: &str) -> Outcome<()> {
         run(&self.plyfs(&["run", "--name", name, "--network", "none", image, "sh", "-euc", script])).map(drop)
     }
 
-    /// A bundle of the image, its tree mounted by the kernel, with the document that plyfs gives runc.
+    /// Creates a bundle of the image, with kernel overlayfs as its root file system and the config.json that plyfs
+    /// gives runc.
     fn make_bundle(&self, debian: &Path) -> Outcome<()> {
         self.make_container("model", &self.image, "true")?;
         let path = self.folder("model")?.join("config.json");
@@ -139,14 +139,14 @@ impl Setting {
         run(&mount.map(str::to_owned)).map(drop)
     }
 
-    /// A container of an image of [`ENTRIES`] entries: Debian's lowest layer, filled up with small files.
+    /// Creates a container of an image of [`ENTRIES`] entries: Debian's lowest layer, filled up with small files.
     fn make_changed(&mut self, debian: &Path) -> Outcome<()> {
         let (base, more, tar) = (debian.join("layers/0"), self.place("more"), self.place("base.tar"));
         let words = ["find", &base.display().to_string(), "-mindepth", "1", "-printf", "x"].map(str::to_owned);
         let there = run(&words)?.len();
         let place = Path::new(&more).join("more");
         fs::create_dir_all(&place).map_err(|e| format!("{more}: {e}"))?;
-        // The directory is one of them.
+        // The directory counts as an entry.
         for n in there + 1..ENTRIES {
             fs::write(place.join(n.to_string()), n.to_string()).map_err(|e| format!("{more}: {e}"))?;
         }
@@ -160,7 +160,7 @@ impl Setting {
 
 impl Drop for Setting {
     fn drop(&mut self) {
-        // What was never begun cannot be ended.
+        // A container that was never started cannot be stopped.
         let quietly = |words: Vec<String>| drop(run(&words));
         let containers = run(&self.plyfs(&["ps", "-aq"])).unwrap_or_default();
         let ids: Vec<&str> = containers.lines().collect();

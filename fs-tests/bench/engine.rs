@@ -1,4 +1,4 @@
-//! The engines that are compared, as data, and what they cost while they serve.
+//! The engines under comparison, as data, and the memory and processor time of their daemons.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,9 +16,9 @@ pub struct Engine {
     pub mount: Vec<String>,
 }
 
-/// What the placeholders of a mount command stand for.
+/// The values of the placeholders of a mount command.
 pub struct Setting {
-    /// Where `scripts/make-image` left the image.
+    /// The directory that `scripts/make-image` created.
     pub cache: PathBuf,
     /// The plyfs program.
     pub plyfs: PathBuf,
@@ -26,20 +26,20 @@ pub struct Setting {
     pub lower: Vec<PathBuf>,
     /// The upper directory of writable engines.
     pub upper: PathBuf,
-    /// Their work directory.
+    /// The work directory of writable engines.
     pub work: PathBuf,
     /// A store with the image in it.
     pub root: PathBuf,
     /// The image's name in the store.
     pub image: String,
-    /// Where everything is mounted, one after the other.
+    /// The mountpoint of all engines, one after the other.
     pub at: PathBuf,
 }
 
 /// A mounted engine; unmounted when dropped.
 pub struct Mounted<'a> {
     at: &'a Path,
-    /// How long the mount command took.
+    /// Duration of the mount command.
     pub took: Duration,
     daemon: Option<u32>,
 }
@@ -57,7 +57,7 @@ impl Setting {
             .replace("{at}", &self.at.display().to_string())
     }
 
-    /// Mount an engine.
+    /// Mounts an engine.
     pub fn mount(&self, engine: &Engine) -> Result<Mounted<'_>, String> {
         let words = engine.mount.iter().map(|word| self.fill(word)).collect::<Vec<_>>();
         let start = Instant::now();
@@ -69,12 +69,12 @@ impl Setting {
         Ok(Mounted { at: &self.at, took, daemon: daemon_of(&self.at) })
     }
 
-    /// Whether an engine can be mounted here; says so if not.
+    /// Whether an engine can be mounted here; prints the reason if not.
     pub fn works(&self, engine: &Engine) -> bool {
         self.mount(engine).map_err(|error| eprintln!("bench: left out {}: {error}", engine.name)).is_ok()
     }
 
-    /// Bring the image into a store, for the plyfs engines; without it they are left out. Returns how long it took.
+    /// Pulls the image into a store, for the plyfs engines; without it they are left out. Returns the duration.
     pub fn pull(&self, source: &str, all: &mut Vec<Engine>) -> Option<Duration> {
         if !all.iter().any(|engine| engine.name.starts_with("plyfs")) {
             return None;
@@ -101,9 +101,9 @@ impl Mounted<'_> {
         private.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum::<u64>() * 1024
     }
 
-    /// The daemon's processor time so far, in its clock's steps of 10 ms.
+    /// The daemon's processor time so far, in clock ticks of 10 ms.
     pub fn processor_time(&self) -> Duration {
-        // After the name in parentheses, which may hold anything: utime and stime are the 12th and 13th field.
+        // Fields after the name in parentheses, which may contain anything: utime and stime are the 12th and 13th.
         let ticks = self.proc("stat").and_then(|text| {
             let fields = text.rsplit_once(')')?.1.split_whitespace().skip(11).take(2);
             fields.map(|field| field.parse::<u64>().ok()).sum::<Option<u64>>()
@@ -120,10 +120,10 @@ impl Drop for Mounted<'_> {
     fn drop(&mut self) {
         let at = self.at.display().to_string();
         if run(&["umount".to_owned(), at.clone()]).is_err() {
-            // A busy or dead mount must not stand under the next engine.
+            // A busy or dead mount must not stay below the next engine.
             let _ = run(&["umount".to_owned(), "--lazy".to_owned(), at]);
         }
-        // The daemon's end is not the next engine's load.
+        // Waits for the daemon to end, so that its end is not measured with the next engine.
         let deadline = Instant::now() + Duration::from_secs(5);
         while self.proc("stat").is_some() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
@@ -138,12 +138,12 @@ pub fn lower(cache: &Path) -> Result<Vec<PathBuf>, String> {
     Ok((0..count).rev().map(|n| layers.join(n.to_string())).collect())
 }
 
-/// As the table has it.
+/// A duration in milliseconds, as the table has it.
 pub fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
-/// Run a command; what it said is the error. Its output goes to a file, since a daemon may keep it open.
+/// Runs a command; its output is the error. The output goes to a file, since a daemon may keep it open.
 pub fn run(words: &[String]) -> Result<String, String> {
     let failed = |what: String| format!("{}: {what}", words.join(" "));
     let out = tempfile::NamedTempFile::new().map_err(|e| failed(e.to_string()))?;
@@ -161,7 +161,7 @@ fn is_mounted(at: &Path) -> bool {
     table.lines().any(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point) == at))
 }
 
-/// The process that was started with the mount point as an argument and is still there.
+/// The running process that has the mount point as an argument.
 fn daemon_of(at: &Path) -> Option<u32> {
     let at = at.display().to_string();
     let processes = fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());

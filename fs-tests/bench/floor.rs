@@ -1,4 +1,4 @@
-//! What a pull cannot do without: inflating, and hashing what is inflated and what comes of it.
+//! Lower bound of a pull: only inflating the layers and hashing the compressed and uncompressed bytes.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -9,16 +9,16 @@ use std::thread;
 
 use plyfs::digest::{Algorithm, Hasher};
 
-/// As many layers at a time, and the buffers between their two threads, as plyfs has.
+/// Number of concurrent layers, and of the buffers between the two threads of each, as in plyfs.
 const LAYERS: usize = 3;
 const BUFFERS: usize = 8;
 const BUFFER: usize = 256 << 10;
 
-/// Inflates gzip blobs and hashes both sides, several at once and each in two threads. The blobs are in memory, as those of
-/// a registry on this machine are.
+/// Inflates gzip blobs and hashes both sides, several at once and each in two threads. The blobs are in the page cache,
+/// as those of a registry on this machine are.
 pub fn inflate_and_hash(blobs: &[PathBuf]) -> io::Result<()> {
     let mut queue = blobs.to_vec();
-    // The longest last: that is where they are taken from.
+    // The longest last: the queue is popped from its end.
     queue.sort_by_key(|path| path.metadata().map_or(0, |m| m.len()));
     let queue = Mutex::new(queue);
     let next = || queue.lock().ok()?.pop();
@@ -69,7 +69,7 @@ fn one(blob: &PathBuf) -> io::Result<()> {
                 break;
             }
         }
-        // Nothing more comes.
+        // The inflater has finished.
         drop(full_in);
         std::hint::black_box(inflater.into_inner().into_inner().hasher.finish());
         Ok(())
@@ -80,7 +80,7 @@ fn hash(full: &Receiver<Vec<u8>>, empty: &SyncSender<Vec<u8>>) {
     let mut hasher = Hasher::new(Algorithm::Sha256);
     for buffer in full {
         hasher.update(&buffer);
-        // The inflater may have finished; then nobody needs the buffer.
+        // The inflater may have finished; then the buffer is not needed.
         let _sent = empty.send(buffer);
     }
     std::hint::black_box(hasher.finish());

@@ -1,30 +1,30 @@
-//! What else the machine does while something is measured.
+//! Background load on the processors while something is measured.
 
 use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-/// How busy the machine is.
+/// The background load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Load {
-    /// It does nothing else.
+    /// No background load.
     Quiet,
-    /// Each processor has a loop with niceness 10, as on a build host.
+    /// A busy loop with niceness 10 on each processor, as on a build host.
     Busy,
 }
 
-/// How nice the loops are.
+/// Niceness of the loops.
 const NICENESS: i32 = 10;
 
-/// A load, until it is dropped.
+/// A running background load; dropping it ends the loops.
 pub struct Running {
     ended: Arc<AtomicBool>,
     loops: Vec<JoinHandle<()>>,
 }
 
 impl Load {
-    /// As tables and results have it.
+    /// The name in tables and results.
     pub fn name(self) -> &'static str {
         match self {
             Load::Quiet => "quiet",
@@ -32,7 +32,7 @@ impl Load {
         }
     }
 
-    /// Starts it. The loops are threads, which do not outlive the benchmark however it ends.
+    /// Starts the loops. They are threads, which never outlive the benchmark.
     pub fn start(self) -> Running {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let ended = Arc::new(AtomicBool::new(false));

@@ -1,4 +1,5 @@
-//! What the writing workloads find: a layer of big files and a full directory over the Debian image, and a tar to unpack.
+//! Input of the writing workloads: a layer of big files and a full directory over the Debian image, and a tar to
+//! unpack.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
@@ -6,18 +7,18 @@ use std::path::{Path, PathBuf};
 
 use crate::engine::run;
 
-/// Where the layer's files are, in the mount.
+/// The directory of the layer's files in the mount.
 pub const PLACE: &str = "srv/bench";
 /// Size of each big file.
 pub const BIG: u64 = 256 << 20;
-/// How many big files there are: `big-0` and so on.
+/// Number of big files, named `big-0` and so on.
 pub const BIGS: usize = 4;
-/// How many files the directory `many` has.
+/// Number of files in the directory `many`.
 pub const MANY: usize = 10_000;
-/// How many files the tar has.
+/// Number of files in the tar.
 pub const SMALL: usize = 20_000;
 
-/// What was made.
+/// The created layer and tars.
 pub struct Lower {
     /// The layer as an overlay lower directory.
     pub dir: PathBuf,
@@ -27,7 +28,7 @@ pub struct Lower {
     pub tar: PathBuf,
 }
 
-/// Bytes without end that no hole can stand for, but which compress well: the layout's layer must not cost minutes.
+/// An endless reader of bytes without holes that compress well: compressing the layout's layer must not take minutes.
 struct Noise(u64);
 
 impl Read for Noise {
@@ -42,7 +43,7 @@ impl Read for Noise {
 
 type Builder = tar::Builder<BufWriter<File>>;
 
-/// Make all of it below `scratch`.
+/// Creates all of it below `scratch`.
 pub fn make(scratch: &Path) -> Result<Lower, String> {
     let lower = Lower { dir: scratch.join("lower"), small: scratch.join("small.tar"), tar: scratch.join("layer.tar") };
     write_tar(&lower.tar, layer_entries).map_err(|e| format!("{}: {e}", lower.tar.display()))?;
@@ -53,10 +54,12 @@ pub fn make(scratch: &Path) -> Result<Lower, String> {
 }
 
 impl Lower {
-    /// The image `debian` with the layer on top, as an OCI layout below `scratch`, tag `latest`. The layer's tar is gone then.
+    /// Creates the image `debian` with the layer on top, as an OCI layout below `scratch`, tag `latest`. Removes the
+    /// layer's tar.
     pub fn add_to(&self, debian: &Path, scratch: &Path) -> Result<PathBuf, String> {
         let oci = scratch.join("oci");
-        // A layout's blobs are never written to, so the copy shares them; its index is, and must not be the cache's own.
+        // The copy shares the layout's blobs, which are never written to; its index is written, and must be a file of
+        // its own.
         words(&["cp", "-a", "--link", &text(&debian.join("oci")), &text(&oci)])?;
         words(&["cp", "-a", "--remove-destination", &text(&debian.join("oci/index.json")), &text(&oci)])?;
         let image = format!("{}:latest", text(&oci));
@@ -90,7 +93,7 @@ fn layer_entries(tar: &mut Builder) -> io::Result<()> {
     (0..MANY).try_for_each(|number| append(tar, &format!("{PLACE}/many/file-{number}"), 100, number as u64))
 }
 
-/// A hundred files in each directory, of up to 8 KiB.
+/// Files of up to 8 KiB, a hundred in each directory.
 fn small_entries(tar: &mut Builder) -> io::Result<()> {
     for number in 0..SMALL {
         if number % 100 == 0 {
@@ -102,7 +105,7 @@ fn small_entries(tar: &mut Builder) -> io::Result<()> {
     Ok(())
 }
 
-/// A directory if the name ends in a slash, else a file of this size.
+/// Appends a directory if the name ends in a slash, else a file of this size.
 fn append(tar: &mut Builder, name: &str, size: u64, seed: u64) -> io::Result<()> {
     let mut header = tar::Header::new_gnu();
     let is_dir = name.ends_with('/');

@@ -1,4 +1,4 @@
-//! What the benchmarks are told, and where the test image is.
+//! Command-line options of the benchmarks, and the location of the test image.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,13 +8,13 @@ use crate::load::Load;
 
 /// The arguments that all benchmarks take.
 pub struct Options {
-    /// How often everything is measured.
+    /// Number of rounds.
     pub rounds: usize,
-    /// Further sets of mount options for plyfs, each a column.
+    /// Further sets of mount options for plyfs, one column each.
     pub variants: Vec<String>,
-    /// The program to measure, to compare builds; else the one built with the benchmark.
+    /// The program to measure, to compare builds; default: the one built with the benchmark.
     pub plyfs: PathBuf,
-    /// Under what everything is measured, in turn.
+    /// The background loads under which everything is measured, in turn.
     pub loads: Vec<Load>,
     /// Run only engines whose name contains this.
     only: Option<String>,
@@ -22,8 +22,8 @@ pub struct Options {
     workload: Option<String>,
 }
 
-/// A benchmark from its beginning to its exit code: it says whether every engine could be measured. `variant` as
-/// [`Options::read`] takes it.
+/// Runs a benchmark and returns its exit code; the benchmark returns whether every engine could be measured. `variant`
+/// is passed to [`Options::read`].
 pub fn run(variant: &str, bench: impl FnOnce(&Options) -> Result<bool, String>) -> ExitCode {
     match Options::read(variant).and_then(|options| bench(&options)) {
         Ok(true) => ExitCode::SUCCESS,
@@ -36,7 +36,7 @@ pub fn run(variant: &str, bench: impl FnOnce(&Options) -> Result<bool, String>) 
 }
 
 impl Options {
-    /// Read the command line. `variant` is the one taken if none is named; none if it is empty.
+    /// Reads the command line. `variant` is the default if none is given; no variant if it is empty.
     pub fn read(variant: &str) -> Result<Self, String> {
         let plyfs = PathBuf::from(env!("CARGO_BIN_EXE_plyfs"));
         let mut options =
@@ -62,7 +62,7 @@ impl Options {
         Ok(options)
     }
 
-    /// Whether a workload is wanted.
+    /// Whether a workload is selected.
     pub fn wants(&self, workload: &str) -> bool {
         self.workload.as_ref().is_none_or(|part| workload.contains(part.as_str()))
     }
@@ -86,7 +86,7 @@ impl Options {
     }
 }
 
-/// Where the scripts keep what they made.
+/// The cache directory of the scripts.
 pub fn cache() -> Result<PathBuf, String> {
     let cache = PathBuf::from(std::env::var_os("PLYFS_TEST_CACHE").unwrap_or_else(|| "/var/cache/plyfs-tests".into()));
     match cache.join("debian/stamp").is_file() {

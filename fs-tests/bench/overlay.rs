@@ -1,9 +1,10 @@
-//! `scripts/bench overlay`: kernel overlayfs, fuse-overlayfs and `plyfs overlay` on the same directories: the test image's
-//! layers and one of big files, with an upper directory; and `podman build` with each of them under it.
+//! `scripts/bench overlay`: kernel overlayfs, fuse-overlayfs and `plyfs overlay` on the same directories: the test
+//! image's layers and one of big files, with an upper directory; and `podman build` with each of them as storage
+//! driver.
 //!
-//! Every round runs every workload on every engine in turn. Reading is measured cold, on a fresh mount over files that are
-//! in memory, and warm, by a second pass; what is written goes to an empty upper directory. Nothing here fails because it
-//! was slow; an engine that cannot do a thing has no figure for it, and the reason is printed.
+//! Every round runs every workload on every engine in turn. Reading is measured cold, on a fresh mount over files in
+//! the page cache, and warm, by a second pass; writing starts with an empty upper directory. Slowness is never a
+//! failure; an engine that cannot run a workload has no figure for it, and the reason is printed.
 
 mod below;
 mod building;
@@ -45,19 +46,19 @@ const KERNEL: &str = "overlayfs";
 const FUSE: &str = "fuse-overlayfs";
 const BUILD: &str = "podman build";
 
-/// What is read, of all that the benchmark of images reads.
+/// The reading workloads, a selection of those for images.
 const READ: &[&str] = &["walk", "stat", "missing names", "open+close", "small reads", "big reads"];
-/// What is written, of all that the benchmark of writable images writes.
+/// The writing workloads, a selection of those for writable images.
 const WRITTEN: &[&str] = &["untar 20,000", "write 512 MiB", "append", "cheap changes"];
-/// And what only directories are asked.
+/// Workloads for directories only.
 const MORE: &[Writing] = &[
     Writing { name: "rm -r", daemon: false, run: remove_tree },
     Writing { name: "copy-up", daemon: false, run: copy_up_many },
 ];
-/// How many small files are copied up.
+/// Number of small files that are copied up.
 const COPIED: usize = 5_000;
 
-/// Nothing may be slower than it is with fuse-overlayfs.
+/// Goal: nothing is slower than with fuse-overlayfs.
 const NO_WORSE: &[&str] = &[
     "mount",
     "walk warm",
@@ -78,7 +79,7 @@ const NO_WORSE: &[&str] = &[
     "rm -r of a tree",
     "copy-up of 5,000",
 ];
-/// What else plyfs should reach.
+/// Further goals of plyfs.
 const GOALS: &[(&str, Goal)] = &[
     ("walk cold", Goal::Ratio(FUSE, 0.5)),
     ("small reads cold", Goal::Ratio(FUSE, 0.5)),
@@ -98,7 +99,7 @@ fn main() -> std::process::ExitCode {
 /// Returns whether every engine could be mounted.
 fn bench(options: &Options) -> Outcome<bool> {
     let cache = cache()?;
-    // On one disk with the image: uppers in memory would measure nothing.
+    // On one disk with the image: an upper directory in memory would measure nothing.
     let scratch = tempfile::Builder::new().prefix("bench-").tempdir_in(&cache).map_err(|e| e.to_string())?;
     eprintln!("making the lower layer");
     let made = lower::make(scratch.path())?;
@@ -125,7 +126,7 @@ fn bench(options: &Options) -> Outcome<bool> {
     if READ.iter().any(|name| options.wants(name)) {
         reading::warm_up(&setting, &all, &paths)?;
     }
-    // The first round pays for the disk and is not kept.
+    // The first round warms the disk caches and is discarded.
     for round in 0..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
         if round == 1 {
@@ -144,7 +145,7 @@ fn bench(options: &Options) -> Outcome<bool> {
     Ok(all.len() == wanted)
 }
 
-/// What came of it.
+/// The samples and failures of all rounds.
 struct Figures {
     samples: Samples,
     failures: Failures,
@@ -178,7 +179,7 @@ fn write(
     Ok(())
 }
 
-/// A store for each engine that podman can have: not for variants, whose options it would have to know.
+/// Creates a store for each engine that podman can use: not for variants, whose options podman would have to pass.
 fn stores(scratch: &Path, options: &Options, all: &[Engine], figures: &mut Figures) -> Outcome<Building> {
     eprintln!("making podman's stores");
     let names: Vec<_> = all.iter().map(|engine| engine.name.clone()).filter(|name| !name.contains(' ')).collect();
@@ -190,7 +191,7 @@ fn stores(scratch: &Path, options: &Options, all: &[Engine], figures: &mut Figur
     Ok(building)
 }
 
-/// One build with each engine; one that failed is not tried again.
+/// Builds once with each engine; one that failed is not tried again.
 fn build(building: &Building, all: &[Engine], figures: &mut Figures) {
     figures.samples.row(BUILD, Unit::Milliseconds);
     for engine in all.iter().filter(|engine| !engine.name.contains(' ')) {
@@ -205,7 +206,7 @@ fn build(building: &Building, all: &[Engine], figures: &mut Figures) {
     }
 }
 
-/// A third of the image's files.
+/// Removes a third of the image's files.
 fn remove_tree(scene: &Scene<'_>) -> Vec<Figure> {
     let tree = scene.at.join("usr/share");
     let took = timed(|| fs::remove_dir_all(&tree));
@@ -213,7 +214,7 @@ fn remove_tree(scene: &Scene<'_>) -> Vec<Figure> {
     vec![("rm -r of a tree", Unit::Milliseconds, if gone { took } else { Err("it is still there".to_owned()) })]
 }
 
-/// A byte more in each of many files of a hundred bytes.
+/// Appends a byte to each of many files of a hundred bytes.
 fn copy_up_many(scene: &Scene<'_>) -> Vec<Figure> {
     let file = |number: usize| scene.place(&format!("many/file-{number}"));
     let took = timed(|| (0..COPIED).try_for_each(|number| append_to(&file(number))));

@@ -1,4 +1,4 @@
-//! The image's paths, as the workloads ask for them.
+//! Lists of the image's paths, as the workloads use them.
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-/// The paths that every engine is asked for, relative to the mount, in the order in which they are asked for.
+/// The paths that every engine is asked for, relative to the mount, in order.
 pub struct Paths {
     /// Every entry, shuffled.
     pub every: Vec<CString>,
@@ -29,7 +29,7 @@ pub const SMALL: u64 = 64 << 10;
 pub const BIG: u64 = 1 << 20;
 
 impl Paths {
-    /// List a tree that has the image's files.
+    /// Lists a tree that has the image's files.
     pub fn of(root: &Path) -> Result<Self, Errno> {
         let fd = open_root(root)?;
         let (mut every, mut dirs, mut small, mut big) = (Vec::new(), vec![Vec::new()], Vec::new(), Vec::new());
@@ -40,7 +40,7 @@ impl Paths {
             next += 1;
             for name in names(&fd, &dir)? {
                 let path = if dir.is_empty() { name } else { [dir.as_slice(), b"/", &name].concat() };
-                // Longer than one system call takes.
+                // A path longer than PATH_MAX.
                 let Some(text) = CString::new(path.clone()).ok().filter(|path| path.count_bytes() < 4095) else {
                     continue;
                 };
@@ -52,7 +52,7 @@ impl Paths {
                         small_bytes += size;
                         small.push(text.clone());
                     }
-                    // Holes measure nothing but zeros.
+                    // Sparse files would measure zeros only.
                     FileType::RegularFile if size > BIG && stat.st_blocks as u64 * 512 >= size => {
                         big_bytes += size;
                         big.push(text.clone());
@@ -77,7 +77,7 @@ fn missing_names(dirs: &[Vec<u8>]) -> Vec<CString> {
     all.flat_map(|dir| (0..3).filter_map(|n| CString::new(name(dir, n)).ok())).collect()
 }
 
-/// Fisher and Yates with a fixed seed: the same order on every run and every engine.
+/// Fisher-Yates shuffle with a fixed seed: the same order in every run and on every engine.
 fn shuffle(list: &mut [CString]) {
     list.sort();
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
@@ -102,7 +102,7 @@ fn names(root: &OwnedFd, dir: &[u8]) -> Result<Vec<Vec<u8>>, Errno> {
     Ok(found)
 }
 
-/// Open a mount's root.
+/// Opens a mount's root.
 pub fn open_root(root: &Path) -> Result<OwnedFd, Errno> {
     rustix::fs::open(root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }

@@ -1,9 +1,9 @@
-//! `scripts/bench pull`: pulling from Debian's docker-registry on this machine, by plyfs until the image can be mounted, by
-//! podman, and by skopeo with umoci; and what inflating and hashing alone take, in as many threads as plyfs uses.
+//! `scripts/bench pull`: pulls from Debian's docker-registry on this machine, by plyfs until the image can be mounted,
+//! by podman, and by skopeo with umoci; and inflating and hashing alone, in as many threads as plyfs uses.
 //!
-//! Every round runs all of them in turn, each into an empty store. Nothing here fails because it was slow.
+//! Every round runs all of them in turn, each into an empty store. Slowness is never a failure.
 
-// What it has from the tests panics as they do; their own tests run there and not here.
+// The modules shared with the tests panic as they do; their unit tests run with the tests only.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![cfg_attr(test, allow(unused_imports))]
 
@@ -50,11 +50,11 @@ type Outcome<T> = Result<T, String>;
 const PLYFS: &str = "plyfs";
 const FLOOR: &str = "inflate+hash";
 const ENGINES: [&str; 4] = [PLYFS, "podman", "skopeo+umoci", FLOOR];
-/// The size of the huge layer.
+/// Size of the huge layer.
 const HUGE: u64 = 3 << 30;
 const HUGE_BLOCK: u64 = 1 << 20;
 
-/// What plyfs should reach.
+/// Goals of plyfs.
 const GOALS: &[(&str, Goal)] = &[
     ("pull", Goal::Ratio("podman", 0.5)),
     ("pull", Goal::Ratio("skopeo+umoci", 0.5)),
@@ -69,11 +69,11 @@ fn main() -> std::process::ExitCode {
     options::run("", |options| bench(options).map(|()| true))
 }
 
-/// Where everything is, all of it on one disk.
+/// The stores and the registry of the benchmark, all on one disk.
 struct Setting {
     plyfs: PathBuf,
     scratch: PathBuf,
-    /// The registry.
+    /// Host and port of the registry.
     host: String,
     /// The blobs of the image's layers.
     blobs: Vec<PathBuf>,
@@ -97,7 +97,7 @@ fn bench(options: &Options) -> Outcome<()> {
         blobs,
     };
     let mut samples = Samples::default();
-    // The first round pays for the disk and is not kept.
+    // The first round warms the disk caches and is discarded.
     for round in 0..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
         if round == 1 {
@@ -131,7 +131,7 @@ fn finish(samples: &Samples, driver: &str) -> Outcome<()> {
 }
 
 impl Setting {
-    /// One command, with nothing left to be written for those before it. Returns what it took.
+    /// Runs one command after syncing earlier writes. Returns its duration and memory.
     fn timed(&self, words: &[&str]) -> Outcome<Watched> {
         rustix::fs::sync();
         watched::run(words)
@@ -141,7 +141,7 @@ impl Setting {
         self.scratch.join(name).display().to_string()
     }
 
-    /// Empties a place. What a run left is no other's load.
+    /// Removes a directory, so that no run is measured with the leftovers of another.
     fn clear(&self, name: &str) -> Outcome<()> {
         let place = self.place(name);
         if Path::new(&place).exists() {
@@ -175,7 +175,7 @@ impl Setting {
         let base = ["podman", "--root", &root, "--runroot", &run_root];
         let pull = self.timed(&[&base[..], &["pull", "-q", "--tls-verify=false", &image]].concat())?;
         samples.add("pull", Unit::Milliseconds, "podman", milliseconds(pull.took));
-        // It takes away what it mounted.
+        // podman unmounts what it mounted itself.
         watched::run(&[&base[..], &["rmi", "-af"]].concat())?;
         self.clear("podman")
     }
@@ -198,7 +198,7 @@ impl Setting {
     }
 }
 
-/// Passes bytes on and hashes them.
+/// A writer that hashes the bytes it passes on.
 struct Hashed<W> {
     inner: W,
     hasher: plyfs::digest::Hasher,
@@ -222,9 +222,9 @@ impl<W: Write> Write for Hashed<W> {
     }
 }
 
-/// Makes an image of one layer with one huge file.
+/// Creates an image of one layer with one huge file.
 fn huge_image(to: &Path) -> io::Result<()> {
-    // A small one has every document; its layer is replaced.
+    // A small image provides every document; its layer is replaced.
     oci::Image::new().layer(tar::Tar::new().finish()).write_layout(to);
     let mut index: Value = serde_json::from_slice(&fs::read(to.join("index.json"))?)?;
     let mut manifest = read_json(to, text(&index["manifests"][0]["digest"])?)?;

@@ -1,7 +1,7 @@
 //! `scripts/bench read`: the same reading workloads on a plain directory, kernel overlayfs, fuse-overlayfs and plyfs.
 //!
-//! Every round runs every workload on every engine in turn, so that what else the machine does falls on all of them.
-//! Nothing here fails because it was slow; it fails if an engine answers wrongly.
+//! Every round runs every workload on every engine in turn, so that other load on the machine affects all of them.
+//! Slowness is never a failure; a wrong answer of an engine is.
 
 mod engine;
 mod load;

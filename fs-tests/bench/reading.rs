@@ -10,7 +10,7 @@ use crate::workload::{WORKLOADS, Workload};
 
 type Outcome<T> = Result<T, String>;
 
-/// Read everything once through each engine, so that no pass pays for a disk.
+/// Reads everything once through each engine, so that no pass waits for the disk.
 pub fn warm_up(setting: &Setting, all: &[Engine], paths: &Paths) -> Outcome<()> {
     for engine in all {
         let mounted = setting.mount(engine)?;
@@ -22,7 +22,7 @@ pub fn warm_up(setting: &Setting, all: &[Engine], paths: &Paths) -> Outcome<()> 
     Ok(())
 }
 
-/// One workload on one engine: a fresh mount, a cold pass, a warm pass.
+/// Measures one workload on one engine: a fresh mount, a cold pass, a warm pass.
 pub fn measure(
     setting: &Setting,
     engine: &Engine,

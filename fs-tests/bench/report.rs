@@ -1,4 +1,4 @@
-//! Samples, their medians, the table and the JSON.
+//! Report of a benchmark: samples, their medians, the tables and the JSON.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::load::{Load, Running};
 
-/// What one row counts in.
+/// The unit of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
     /// Milliseconds.
@@ -30,40 +30,40 @@ impl Unit {
     }
 }
 
-/// What a median is to be held against.
+/// The goal of a median.
 #[derive(Debug, Clone, Copy)]
 pub enum Goal {
-    /// At most this part of another engine's.
+    /// At most this fraction of another engine's median.
     Ratio(&'static str, f64),
-    /// At most so many of the row's unit more than another engine's.
+    /// At most this much more than another engine's median, in the row's unit.
     More(&'static str, f64),
-    /// At most so many of the row's unit.
+    /// At most this much, in the row's unit.
     Below(f64),
 }
 
-/// All samples of all rows, rows in the order in which they first came, for each load.
+/// All samples of all rows, for each load; rows in the order in which they were added.
 #[derive(Default)]
 pub struct Samples {
     tables: Vec<Table>,
     load: Option<Load>,
 }
 
-/// What was measured under one load.
+/// The rows measured under one load.
 struct Table {
     load: Load,
     rows: Vec<Row>,
 }
 
-/// A row's name, what it counts in, and each engine's samples.
+/// A row's name, its unit, and each engine's samples.
 type Row = (String, Unit, BTreeMap<String, Vec<f64>>);
 
-/// The engine that the ratios of mounts are to.
+/// The engine that mount ratios refer to.
 pub const BASE: &str = "overlayfs";
 const LABEL: usize = 20;
 const CELL: usize = 15;
 
 impl Samples {
-    /// Starts a load: what is added from here on was measured under it, until another is started.
+    /// Starts a load: samples added from here on belong to it, until another is started.
     pub fn under(&mut self, load: Load) -> Running {
         self.load = Some(load);
         load.start()
@@ -78,7 +78,7 @@ impl Samples {
         &mut self.tables[at].rows
     }
 
-    /// Have a row, even if no engine ever fills it. Returns its place.
+    /// Adds a row, even if no engine ever fills it. Returns its index.
     pub fn row(&mut self, row: &str, unit: Unit) -> usize {
         let rows = self.rows();
         rows.iter().position(|(name, ..)| name == row).unwrap_or_else(|| {
@@ -87,13 +87,13 @@ impl Samples {
         })
     }
 
-    /// Keep a sample.
+    /// Adds a sample.
     pub fn add(&mut self, row: &str, unit: Unit, engine: &str, value: f64) {
         let at = self.row(row, unit);
         self.rows()[at].2.entry(engine.to_owned()).or_default().push(value);
     }
 
-    /// The tables of medians, with ratios to the engine `base`; of what was measured on a busy machine also the worst, with
+    /// Prints the tables of medians, with ratios to the engine `base`; for a busy machine also the worst samples, with
     /// ratios to the median on a quiet one.
     pub fn print(&self, engines: &[String], base: &str) {
         let quiet = self.tables.iter().find(|table| table.load == Load::Quiet);
@@ -114,13 +114,13 @@ impl Samples {
         println!("\nMedians; in parentheses the ratio to {base}, of the worst that to the same engine's quiet median.");
     }
 
-    /// One line for each goal that there are figures for, on a quiet machine.
+    /// Prints one line for each goal that there are figures for, on a quiet machine.
     pub fn print_goals(&self, engine: &str, goals: &[(&str, Goal)]) {
         let Some(quiet) = self.tables.iter().find(|table| table.load == Load::Quiet) else { return };
         goals.iter().for_each(|(row, goal)| quiet.print_goal(engine, row, *goal));
     }
 
-    /// Every sample and median, for a program.
+    /// Every sample and median, as JSON.
     pub fn json(&self) -> Value {
         let rows = self.tables.iter().flat_map(|table| table.rows.iter().map(|row| (table.load.name(), row)));
         let rows = rows.map(|(load, (name, unit, samples))| {
@@ -135,8 +135,8 @@ impl Samples {
 }
 
 impl Table {
-    /// A block of columns for as many engines as fit in 100 columns. `figures` gives what stands in a cell, and what that is
-    /// to be divided by.
+    /// Prints tables of as many engines as fit in 100 columns. `figures` returns the value of a cell, and the divisor
+    /// of its ratio.
     fn print(&self, corner: &str, engines: &[String], figures: impl Fn(&Row, &str) -> (Option<f64>, Option<f64>)) {
         for block in engines.chunks((100 - LABEL - 8) / CELL) {
             print!("\n{corner:LABEL$}{:>8}", "unit");
@@ -175,7 +175,7 @@ fn cell((value, base): (Option<f64>, Option<f64>)) -> String {
     }
 }
 
-/// About three significant digits.
+/// Formats about three significant digits.
 fn short(value: f64) -> String {
     match value {
         v if v >= 100.0 => format!("{v:.0}"),

@@ -1,9 +1,9 @@
-//! `scripts/bench run`: a command that does nothing in a container of the test image, by plyfs, by podman and by runc alone
-//! on a tree that the kernel mounts; the same in a chroot; telling what a container changed, and making an image of it.
+//! `scripts/bench run`: a no-op command in a container of the test image, by plyfs, by podman and by runc alone on
+//! kernel overlayfs; the same in a chroot; `diff` and `commit` of changed containers.
 //!
-//! Every round runs all of them in turn. Nothing here fails because it was slow.
+//! Every round runs all of them in turn. Slowness is never a failure.
 
-// What it has from the tests panics as they do; their own tests run there and not here.
+// The modules shared with the tests panic as they do; their unit tests run with the tests only.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![cfg_attr(test, allow(unused_imports))]
 
@@ -38,12 +38,12 @@ type Outcome<T> = Result<T, String>;
 const PLYFS: &str = "plyfs";
 const TAR: &str = "tar+gzip";
 const ENGINES: [&str; 4] = [PLYFS, "podman", "runc", TAR];
-/// How often each of those that take no time is run in a round.
+/// Runs per round of each short command.
 const TIMES: usize = 10;
-/// The changed files that `diff` has to tell of.
+/// The changed files that `diff` has to list.
 const CHANGED: usize = 100;
 
-/// What plyfs should reach.
+/// Goals of plyfs.
 const GOALS: &[(&str, Goal)] = &[
     ("run true", Goal::Ratio("podman", 0.5)),
     ("run true", Goal::More("runc", 40.0)),
@@ -60,7 +60,7 @@ fn bench(options: &Options) -> Outcome<()> {
     // On one disk with the image, as a store is.
     let setting = Setting::make(options.plyfs.clone(), &cache()?)?;
     let mut samples = Samples::default();
-    // The first round pays for the disk and is not kept.
+    // The first round warms the disk caches and is discarded.
     for round in 0..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
         if round == 1 {
@@ -76,7 +76,7 @@ fn bench(options: &Options) -> Outcome<()> {
     finish(&samples, &setting)
 }
 
-/// Keeps how long a command takes; gives what it said.
+/// Records the duration of a command; returns its output.
 fn timed(samples: &mut Samples, row: &str, engine: &str, words: &[String]) -> Outcome<String> {
     let start = Instant::now();
     let said = run(words)?;
@@ -84,7 +84,7 @@ fn timed(samples: &mut Samples, row: &str, engine: &str, words: &[String]) -> Ou
     Ok(said)
 }
 
-/// Containers and a chroot that do nothing, in turn.
+/// Runs no-op containers and a no-op chroot, in turn.
 fn nothing(setting: &Setting, samples: &mut Samples) -> Outcome<()> {
     let image = setting.image.as_str();
     rustix::fs::sync();
@@ -101,7 +101,7 @@ fn nothing(setting: &Setting, samples: &mut Samples) -> Outcome<()> {
 fn diff(setting: &Setting, samples: &mut Samples) -> Outcome<()> {
     for _ in 0..TIMES {
         let said = timed(samples, "diff", PLYFS, &setting.plyfs(&["diff", &setting.changed]))?;
-        // Their directories are changed too.
+        // Their directories have changed too.
         if said.lines().count() <= CHANGED {
             return Err(format!("diff does not tell of {CHANGED} files:\n{said}"));
         }

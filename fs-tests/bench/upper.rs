@@ -1,4 +1,4 @@
-//! Writing workloads on one engine: a fresh mount over an empty upper directory for each.
+//! Runs of the writing workloads on one engine: a fresh mount over an empty upper directory for each.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,22 +12,22 @@ use crate::report::{Samples, Unit};
 use crate::writing::{Scene, Writing};
 
 type Outcome<T> = Result<T, String>;
-/// Why an engine has no figure in a row.
+/// The errors of engines that have no figure in a row.
 pub type Failures = BTreeMap<(String, String), String>;
 
-/// The failures, a line each.
+/// Prints the failures, one line each.
 pub fn print(failures: &Failures) {
     for ((row, engine), error) in failures {
         println!("failed: {row}, {engine}: {error}");
     }
 }
 
-/// The same for a program.
+/// The failures as JSON.
 pub fn json(failures: &Failures) -> Value {
     failures.iter().map(|((row, engine), error)| json!([row, engine, error])).collect()
 }
 
-/// One workload on one engine.
+/// Runs one workload on one engine.
 pub fn measure(
     setting: &Setting,
     engine: &Engine,
@@ -38,7 +38,7 @@ pub fn measure(
     fresh_upper(setting)?;
     let mounted = setting.mount(engine)?;
     samples.add("mount", Unit::Milliseconds, &engine.name, milliseconds(mounted.took));
-    // What comes first on a fresh mount is not what is measured.
+    // Accesses the fresh mount once, so that the first access is not measured.
     let _ = fs::read_dir(setting.at.join(lower::PLACE)).map(Iterator::count);
     let before = mounted.processor_time();
     for (row, unit, value) in (workload.run)(scene) {
@@ -59,10 +59,10 @@ pub fn measure(
     Ok(())
 }
 
-/// Empty upper and work directories, with all that was written before on the disk: the next engine must not wait for it.
+/// Creates empty upper and work directories, and syncs all earlier writes: the next engine must not wait for them.
 ///
-/// The old ones are put aside, and only their big files are removed: ext4 without a journal takes seconds of processor
-/// time to make files soon after as many were removed, which would be the greater part of every figure.
+/// Renames the old ones, and removes only their big files: ext4 without a journal takes seconds of processor time to
+/// create files soon after as many were removed, which would be the greater part of every figure.
 pub fn fresh_upper(setting: &Setting) -> Outcome<()> {
     let failed = |dir: &Path, e: std::io::Error| format!("{}: {e}", dir.display());
     for dir in [&setting.upper, &setting.work] {

@@ -1,23 +1,23 @@
-//! A command, how long it takes and how much memory it has at most.
+//! Commands measured for duration and peak memory.
 
 use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How often its memory is looked at.
+/// Interval between two samples of the memory.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// What a command took.
+/// Duration and memory of a command.
 pub struct Watched {
-    /// From its start to its end.
+    /// From start to end.
     pub took: Duration,
-    /// Its greatest resident memory, in mebibytes.
+    /// Peak resident memory, in mebibytes.
     pub peak: f64,
-    /// The greatest part of that seen that belongs to no file.
+    /// Peak of the sampled anonymous memory, in mebibytes.
     pub anonymous: f64,
 }
 
-/// Runs a command; what it said is the error. Those that take no time have no memory seen.
+/// Runs a command; its output is the error. A very short command has no memory samples.
 pub fn run(words: &[&str]) -> Result<Watched, String> {
     let failed = |what: String| format!("{}: {what}", words.join(" "));
     let said = tempfile::NamedTempFile::new().map_err(|e| failed(e.to_string()))?;
@@ -43,7 +43,7 @@ pub fn run(words: &[&str]) -> Result<Watched, String> {
     Err(failed(format!("{code}: {}", text.trim())))
 }
 
-/// Looks at a process until it ends. A dead one has no memory in its status, or no status.
+/// Samples a process until it ends. A dead one has no memory in its status, or no status.
 fn watch(status: &str) -> (f64, f64) {
     let (mut peak, mut anonymous) = (0.0, 0.0_f64);
     loop {

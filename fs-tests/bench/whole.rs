@@ -8,20 +8,20 @@ use serde_json::Value;
 
 use crate::oci;
 
-/// Smaller layers are left out: they hold what the other engines cannot unpack, and no data to speak of.
+/// Layers below this size are left out: they hold entries that the other engines cannot unpack, and hardly any data.
 const WHOLE: u64 = 1 << 20;
 
-/// Reads a document of a layout.
+/// Reads a JSON document of a layout.
 pub fn read_json(layout: &Path, digest: &str) -> io::Result<Value> {
     Ok(serde_json::from_slice(&fs::read(layout.join(oci::blob_path(digest)))?)?)
 }
 
-/// A document's text.
+/// The text of a JSON document.
 pub fn text(value: &Value) -> io::Result<&str> {
     value.as_str().ok_or_else(|| io::Error::other("no text where a digest should be"))
 }
 
-/// Writes a document into a layout, and its digest and size into a descriptor.
+/// Writes a JSON document into a layout, and its digest and size into a descriptor.
 pub fn put(layout: &Path, descriptor: &mut Value, document: &Value) -> io::Result<()> {
     let bytes = document.to_string().into_bytes();
     let described = oci::descriptor(&bytes, "");
@@ -29,7 +29,7 @@ pub fn put(layout: &Path, descriptor: &mut Value, document: &Value) -> io::Resul
     fs::write(layout.join(oci::blob_path(text(&described["digest"])?)), bytes)
 }
 
-/// Makes an image of those layers that hold data. Returns their blobs.
+/// Creates an image of the layers that hold data. Returns their blobs.
 pub fn whole_layers(from: &Path, to: &Path) -> io::Result<Vec<PathBuf>> {
     let mut index: Value = serde_json::from_slice(&fs::read(from.join("index.json"))?)?;
     let mut manifest = read_json(from, text(&index["manifests"][0]["digest"])?)?;

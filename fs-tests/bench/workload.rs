@@ -1,4 +1,4 @@
-//! What is measured: each workload is a pass over the same list of paths, made of bare system calls.
+//! Reading workloads: each is a pass over the same list of paths, made of bare system calls.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -10,11 +10,11 @@ use rustix::io::Errno;
 
 use crate::paths::{BIG, Paths, SMALL};
 
-/// One workload: its name, and the pass; returns how many calls or entries it made, to divide the time by.
+/// One workload: its name, and the pass, which returns the number of its calls or entries, to divide the time by.
 pub struct Workload {
-    /// As printed and as in the JSON.
+    /// Name in the table and in the JSON.
     pub name: &'static str,
-    /// One pass over a mount whose root is open.
+    /// Runs one pass over a mount whose root is open.
     pub run: fn(&OwnedFd, &Paths) -> Result<u64, Errno>,
 }
 
@@ -29,7 +29,7 @@ pub const WORKLOADS: &[Workload] = &[
     Workload { name: "mmap", run: mmap },
 ];
 
-/// Recursive readdir and an lstat of every entry, as `find -ls` or a backup does.
+/// A recursive readdir with an lstat of every entry, as `find -ls` or a backup does.
 fn walk_root(root: &OwnedFd, _: &Paths) -> Result<u64, Errno> {
     walk(root, c".")
 }
@@ -111,12 +111,12 @@ fn read_all(root: &OwnedFd, files: &[CString], buffer: &mut [u8]) -> Result<u64,
     Ok(total)
 }
 
-/// Map each big file and touch every page of it.
+/// Maps each big file and reads every page of it.
 fn mmap(root: &OwnedFd, paths: &Paths) -> Result<u64, Errno> {
     let mut sum = 0_u64;
     for path in &paths.big {
         let file = File::from(open(root, path)?);
-        // None of the files here is written to while it is mapped.
+        // None of these files is written to while it is mapped.
         let bytes = plyfs::sys::map(&file).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
         sum += bytes.iter().step_by(4096).map(|byte| u64::from(*byte)).sum::<u64>();
     }

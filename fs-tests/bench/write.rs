@@ -1,8 +1,8 @@
 //! `scripts/bench write`: the same writing workloads on kernel overlayfs, fuse-overlayfs and plyfs, each with an upper
 //! directory over the same image.
 //!
-//! Every round runs every workload on every engine in turn, each on a fresh mount over an empty upper directory. Nothing
-//! here fails because it was slow; an engine that cannot do a thing has no figure for it, and the reason is printed.
+//! Every round runs every workload on every engine in turn, each on a fresh mount over an empty upper directory.
+//! Slowness is never a failure; an engine that cannot run a workload has no figure for it, and the reason is printed.
 
 #[path = "../support/chroot.rs"]
 mod chroot;
@@ -38,7 +38,7 @@ const ENGINES: &[(&str, &[&str])] = &[
 const PLYFS: &[&str] =
     &["{plyfs}", "--root", "{root}", "mount", "--upper", "{upper}", "--work", "{work}", "{image}", "{at}"];
 
-/// What plyfs should reach.
+/// Goals of plyfs.
 const GOALS: &[(&str, Goal)] = &[
     ("untar 20,000", Goal::Ratio("overlayfs", 2.0)),
     ("untar 20,000", Goal::Ratio("fuse-overlayfs", 0.7)),
@@ -66,7 +66,7 @@ fn bench(options: &Options) -> Outcome<bool> {
     if !debs.join("stamp").is_file() {
         return Err(format!("no packages in {}: run scripts/make-debs", debs.display()));
     }
-    // On one disk with the image: uppers in memory would measure nothing.
+    // On one disk with the image: an upper directory in memory would measure nothing.
     let scratch = tempfile::Builder::new().prefix("bench-").tempdir_in(&cache).map_err(|e| e.to_string())?;
     eprintln!("making the lower layer");
     let made = lower::make(scratch.path())?;
@@ -90,7 +90,7 @@ fn bench(options: &Options) -> Outcome<bool> {
     let paths = Paths::of(&setting.cache.join("unpacked/rootfs")).map_err(|e| format!("unpacked/rootfs: {e}"))?;
     let scene = Scene { at: &setting.at, small: &made.small, debs: &debs, paths: &paths };
     let (mut samples, mut failures) = (Samples::default(), Failures::new());
-    // The first round pays for the disk and is not kept.
+    // The first round warms the disk caches and is discarded.
     for round in 0..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
         if round == 1 {

@@ -1,4 +1,4 @@
-//! The writing workloads. Each has a fresh mount over an empty upper directory to itself.
+//! Writing workloads, each run on a fresh mount over an empty upper directory.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -14,7 +14,7 @@ use crate::lower::{BIGS, PLACE};
 use crate::paths::Paths;
 use crate::report::Unit;
 
-/// What a workload works on.
+/// The input of a workload.
 pub struct Scene<'a> {
     /// The mount.
     pub at: &'a Path,
@@ -26,16 +26,16 @@ pub struct Scene<'a> {
     pub paths: &'a Paths,
 }
 
-/// One row's sample, or why there is none.
+/// One row's sample, or the reason why there is none.
 pub type Figure = (&'static str, Unit, Result<f64, String>);
 
 /// One workload, which may fill several rows.
 pub struct Writing {
-    /// Its name, for `--workload` and for the row of the daemon's processor time.
+    /// Name, for `--workload` and for the row of the daemon's processor time.
     pub name: &'static str,
-    /// Whether the daemon's processor time is a row.
+    /// Whether the daemon's processor time is reported as a row.
     pub daemon: bool,
-    /// The pass.
+    /// Runs one pass.
     pub run: fn(&Scene<'_>) -> Vec<Figure>,
 }
 
@@ -57,7 +57,7 @@ impl Scene<'_> {
     }
 }
 
-/// The time that something takes, in milliseconds.
+/// Runs something and returns its duration in milliseconds.
 pub fn timed<E: std::fmt::Display>(what: impl FnOnce() -> Result<(), E>) -> Result<f64, String> {
     let start = Instant::now();
     what().map_err(|error| error.to_string())?;
@@ -80,7 +80,7 @@ fn sequential(scene: &Scene<'_>) -> Vec<Figure> {
     vec![("write 512 MiB", Unit::Milliseconds, timed(write))]
 }
 
-/// As a database's journal is written. fio says how long its writes took, without its own start.
+/// Writes and fsyncs as a database's journal does. fio reports the duration of its writes, without its own start.
 fn write_and_fsync(scene: &Scene<'_>) -> Vec<Figure> {
     const COUNT: u64 = 500;
     let file = format!("--filename={}", scene.place("into/journal").display());
@@ -96,7 +96,7 @@ fn write_and_fsync(scene: &Scene<'_>) -> Vec<Figure> {
     vec![("write+fsync 4 KiB", Unit::Microseconds, runtime.map(|ms| ms * 1000.0 / COUNT as f64))]
 }
 
-/// Add a byte to a file.
+/// Appends a byte to a file.
 pub fn append_to(file: &Path) -> io::Result<()> {
     OpenOptions::new().append(true).open(file)?.write_all(b"x")
 }
@@ -105,7 +105,7 @@ fn append(scene: &Scene<'_>) -> Vec<Figure> {
     vec![("append to 256 MiB", Unit::Milliseconds, timed(|| append_to(&scene.place("big-0"))))]
 }
 
-/// Nothing here needs to copy the file or the directory it is about. Each has a file of its own.
+/// Changes that need no copy-up of the file's or directory's data. Each has a file of its own.
 fn cheap_changes(scene: &Scene<'_>) -> Vec<Figure> {
     let truncate = || OpenOptions::new().write(true).truncate(true).open(scene.place("big-1")).map(drop);
     let chmod = || fs::set_permissions(scene.place("big-2"), fs::Permissions::from_mode(0o600));
@@ -121,7 +121,7 @@ fn cheap_changes(scene: &Scene<'_>) -> Vec<Figure> {
     figures
 }
 
-/// A change that did not happen is not a fast one.
+/// Checks that the changes took place: a change that did not happen is not a fast one.
 fn check_changes(scene: &Scene<'_>, renamed: bool) -> Result<(), String> {
     let many = scene.place(if renamed { "moved" } else { "many" });
     let count = fs::read_dir(&many).map_err(|e| format!("{}: {e}", many.display()))?.count();
@@ -151,7 +151,7 @@ fn last_line(mut file: File) -> String {
     text.trim().lines().last().unwrap_or_default().to_owned()
 }
 
-/// How long another process waits for the attributes of a name, while big files are copied up.
+/// Latency of stat in another process while big files are copied up.
 fn parallel_copy_up(scene: &Scene<'_>) -> Vec<Figure> {
     let done = AtomicBool::new(false);
     let start = Instant::now();
@@ -178,7 +178,8 @@ fn panicked(_: Box<dyn std::any::Any + Send>) -> io::Result<()> {
     Err(io::Error::other("a thread panicked"))
 }
 
-/// In turn a path of the image and a name that was never asked for, which no cache can answer; at least one.
+/// Calls stat, in turn, on a path of the image and on a name never looked up before, which no cache can answer; at
+/// least once.
 fn stat_until(scene: &Scene<'_>, done: &AtomicBool) -> Vec<f64> {
     let mut waits = Vec::new();
     let absent = |number: usize| scene.place(&format!("many/absent-{number}"));

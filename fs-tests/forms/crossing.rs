@@ -1,4 +1,5 @@
-//! What one writes, the others read: scripts through a mount, then the upper directory under other mounts.
+//! Interoperability of upper directories: one implementation runs a script on a mount, then the others mount its upper
+//! directory.
 
 use std::path::Path;
 
@@ -8,14 +9,14 @@ use super::writes::{GAPS, WRITES, Write};
 use super::{Faults, look};
 use crate::support::env::{TestEnv, run};
 
-/// Where the upper directory is put by a reader.
+/// The place of the upper directory in a reader's mount.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Place {
     Lower,
     Upper,
 }
 
-/// One script by one writer, and then its readers.
+/// One script, run by one writer and then checked by its readers.
 struct Crossing<'a> {
     row: &'a Write,
     writer: Driver,
@@ -84,13 +85,13 @@ fn shell(mounted: &Mounted, script: &str) -> Result<(), String> {
     if output.code == 0 && output.stderr.is_empty() { Ok(()) } else { Err(format!("{script}: {output:?}")) }
 }
 
-/// For a message: what is really there.
+/// Lists a directory's contents for a failure message.
 fn listing(dir: &Path) -> String {
     let script = "find . -printf '%P %y %m %U:%G %s\\n'; find . -print0 | xargs -0 getfattr -h -d -m -";
     run(std::process::Command::new("sh").args(["-c", script]).current_dir(dir)).stdout
 }
 
-/// All scripts of these writers, read by these readers.
+/// Runs all scripts with these writers, and checks the results with these readers.
 fn cross(writers: &[Driver], readers: &[Driver]) {
     let mut faults = Faults::default();
     for row in WRITES {
@@ -118,21 +119,21 @@ fn cross(writers: &[Driver], readers: &[Driver]) {
 const PEERS: [Driver; 2] = [Driver::Kernel, Driver::FuseOverlayfs];
 
 #[test]
-fn peers_read_what_peers_wrote() {
+fn overlayfs_implementations_read_each_others_upper_directories() {
     cross(&PEERS, &PEERS);
 }
 
 #[test]
-fn plyfs_reads_what_peers_wrote() {
+fn plyfs_reads_upper_directories_of_other_overlayfs_implementations() {
     cross(&PEERS, &[Driver::Plyfs]);
 }
 
 #[test]
-fn plyfs_reads_what_it_wrote() {
+fn plyfs_reads_its_own_upper_directories() {
     cross(&[Driver::Plyfs], &[Driver::Plyfs]);
 }
 
 #[test]
-fn peers_read_what_plyfs_wrote() {
+fn other_overlayfs_implementations_read_upper_directories_of_plyfs() {
     cross(&[Driver::Plyfs], &PEERS);
 }

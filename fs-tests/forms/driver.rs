@@ -1,4 +1,4 @@
-//! Who mounts a stack of directories, and where.
+//! Overlay drivers (kernel overlayfs, fuse-overlayfs, plyfs) and their mounts of a stack of directories.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
@@ -9,7 +9,7 @@ use crate::support::eventually;
 
 use super::language::Words;
 
-/// The programs.
+/// The overlay implementations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Driver {
     Kernel,
@@ -17,27 +17,27 @@ pub enum Driver {
     Plyfs,
 }
 
-/// As whom they mount: root has the attributes `trusted.overlay.`, a user namespace has `user.overlay.`.
+/// The mounting user: root uses the attributes `trusted.overlay.`, a user namespace uses `user.overlay.`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Space {
     Root,
     User,
 }
 
-/// Directories one on another.
+/// A stack of lower directories, perhaps with an upper directory.
 #[derive(Debug, Clone)]
 pub struct Stack {
-    /// The lower ones, the bottom first.
+    /// The lower directories, the bottom one first.
     pub lower: Vec<PathBuf>,
     /// The upper and the work directory.
     pub upper: Option<(PathBuf, PathBuf)>,
 }
 
-/// A mounted stack, in a mount namespace of its own: no copy of it in any other keeps it alive. Dropping it unmounts, even
-/// while a panic unwinds.
+/// A mounted stack, in a mount namespace of its own: no copy of it in any other keeps it alive. Dropping it unmounts,
+/// even while a panic unwinds.
 pub struct Mounted {
     at: PathBuf,
-    /// The process that the namespace lives by: it mounts, waits for the end of its input, and unmounts.
+    /// The process that keeps the namespace alive: it mounts, waits for the end of its input, and unmounts.
     holder: Child,
     input: Option<ChildStdin>,
 }
@@ -46,15 +46,15 @@ impl Space {
     /// Both.
     pub const ALL: [Space; 2] = [Space::Root, Space::User];
 
-    /// What the text of a test means by `@`; and one of the names for `%`.
+    /// The meaning of `@` in a test's text, and one of the names for `%`.
     pub fn words(self, stat: &'static str) -> Words {
         Words { marks: if self == Space::Root { "trusted.overlay" } else { "user.overlay" }, stat }
     }
 }
 
 impl Driver {
-    /// The one place that knows how each is called; the mountpoint comes behind. Root calls plyfs by its own name, and a
-    /// user namespace by that of the program that it stands in for.
+    /// The mount command of each driver, without the mountpoint at its end. Root calls plyfs by its own name, a user
+    /// namespace by the name of fuse-overlayfs, which it replaces.
     fn command(self, space: Space, options: &str, scratch: &Path) -> Command {
         let mut command = match (self, space) {
             (Driver::Kernel, _) => Command::new("mount"),
@@ -76,11 +76,11 @@ impl Driver {
         command
     }
 
-    /// Mounts a stack; what was said is the error. `scratch` is a directory for what comes up.
+    /// Mounts a stack; the error is the program's output. `scratch` is a directory for temporary files.
     pub fn mount(self, space: Space, stack: &Stack, scratch: &Path) -> Result<Mounted, String> {
         let mut lower: Vec<_> = stack.lower.iter().rev().map(|dir| dir.display().to_string()).collect();
         if self == Driver::Kernel && stack.upper.is_none() {
-            // One directory alone is no overlay to it.
+            // Kernel overlayfs refuses a single lower directory.
             let empty = tempfile::Builder::new().prefix("empty-").tempdir_in(scratch).unwrap().keep();
             lower.push(empty.display().to_string());
         }
@@ -95,12 +95,12 @@ impl Driver {
     }
 }
 
-/// The program that is tested; `PLYFS_FORMS_PROGRAM` is another build of it.
+/// The plyfs program under test; `PLYFS_FORMS_PROGRAM` names another build of it.
 fn plyfs() -> PathBuf {
     std::env::var_os("PLYFS_FORMS_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_plyfs").into(), PathBuf::from)
 }
 
-/// plyfs under the other's name.
+/// A link to plyfs under the name of fuse-overlayfs.
 fn stand_in(scratch: &Path) -> PathBuf {
     let link = scratch.join("fuse-overlayfs");
     if !link.exists() {
@@ -109,7 +109,7 @@ fn stand_in(scratch: &Path) -> PathBuf {
     link
 }
 
-/// Mounts, says so, unmounts when the input ends, and waits for all that was started here.
+/// A shell script that mounts, reports that, unmounts at the end of its input, and waits for all its processes.
 const HOLDER: &str = r#""$@" </dev/null || exit
 echo mounted
 read -r _
@@ -144,16 +144,16 @@ impl Mounted {
         if mounted.is_live() { Ok(mounted) } else { Err(format!("{enter:?} mounted nothing")) }
     }
 
-    /// Where it is, for what [`Mounted::program`] starts.
+    /// The mountpoint, as programs started by [`Mounted::program`] see it.
     pub fn path(&self) -> &Path {
         &self.at
     }
 
-    /// A program that sees the mount as the one who mounted it does.
+    /// A command that runs in the namespaces of the mount, as the mounting user.
     pub fn program(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         let target = self.holder.id().to_string();
-        // Its own user namespace nobody can enter once more.
+        // A process cannot enter the user namespace that it is already in.
         let own = std::fs::read_link(format!("/proc/{target}/ns/user")).ok();
         if own != std::fs::read_link("/proc/self/ns/user").ok() {
             command.arg("--user");
@@ -162,7 +162,8 @@ impl Mounted {
         command
     }
 
-    /// Unmounts, and waits until nobody serves it any more. An error if it was busy, or goes on.
+    /// Unmounts, and waits until the serving process has ended. An error if the mount was busy or the process does not
+    /// end.
     pub fn unmount(mut self) -> Result<(), String> {
         drop(self.input.take());
         let status = self.holder.wait().unwrap();
@@ -177,13 +178,13 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // Its child goes with it, and all mounts and processes with that.
+        // The holder's child ends with it, and with that all mounts and processes of the namespace.
         let _gone_already = self.holder.kill();
         let _same = self.holder.wait();
     }
 }
 
-/// A user namespace in which every number stands for itself, kept by a process that does nothing.
+/// A user namespace with an identity mapping of IDs, kept alive by an idle process.
 struct Namespace(Child);
 
 impl Namespace {
@@ -201,7 +202,7 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        // Whoever has entered it keeps it.
+        // Processes that have entered the namespace keep it alive.
         let _gone_already = self.0.kill();
         let _same = self.0.wait();
     }

@@ -1,11 +1,12 @@
-//! Directories in which somebody planted ways out: nothing outside of a layer is ever read or written.
+//! Malicious lower and upper directories: a union never reads or writes anything outside its layers.
 
 use super::driver::{Driver, Space, Stack};
 use super::language::{Shown, build, shown};
 use super::{Faults, look};
 use crate::support::env::{TestEnv, run};
 
-/// Layers, the bottom one first. `OUT` is a directory outside of all of them, `UP` enough of `..` to reach the host's root.
+/// Layers, the bottom one first. `OUT` is a directory outside of all of them, `UP` enough of `..` to reach the host's
+/// root.
 const PLANTED: &[&[&str]] = &[
     &["d/a=1", "d->OUT"],
     &["d->OUT", "d/b=2"],
@@ -31,22 +32,22 @@ const PLANTED: &[&[&str]] = &[
     &["k=1", "f=,size-7,@.metacopy=,@.redirect=OUT/secret"],
     &["k=1", "f=,size-7,@.metacopy=,@.redirect=/UPOUT/secret"],
     &["k=1", "f=,size-7,@.metacopy=,@.redirect=.."],
-    // What must not be opened: it blocks, or does something.
+    // Files that must not be opened, since opening them blocks or has side effects.
     &["p,fifo", "f=,size-7,@.metacopy=,@.redirect=/p"],
     &["p,fifo", "p=,size-7,@.metacopy="],
     &["c,char-1-5", "f=,size-7,@.metacopy=,@.redirect=/c"],
-    // Circles.
+    // Redirect cycles.
     &["a/x=1 b/y=1", "a/,@.redirect=/b b/,@.redirect=/a", "a/,@.redirect=/b b/,@.redirect=/a"],
     &["a/x=1", "a/,@.redirect=/a/a a/a/,@.redirect=/a", "a/,@.redirect=/a/a"],
     &["f=1", "f=,size-1,@.metacopy=,@.redirect=/g g=,size-1,@.metacopy=,@.redirect=/f"],
-    // Deletions of what is not there to delete.
+    // Whiteouts with malformed names, and below symbolic links.
     &["d/a=1", "d/.wh...= .wh..= d/.wh.=", "k=1"],
     &["d/a=1", "d->OUT d2/.wh.x="],
     &["d->OUT", ".wh.d->OUT/secret"],
 ];
 
 const OUTSIDE: &str = "secret=outside sub/secret=outside secret-dir/x=outside";
-/// Whatever of this can be done may be done, but not outside. Links that are to be seen lead where they lead.
+/// Each command may succeed or fail, but must change nothing outside. Visible symbolic links keep their targets.
 const SCRIPT: &str = r#"cd "$1"; exec 2>/dev/null
 for d in d n a f; do
     [ -L $d ] || { echo x >>$d; echo x >$d/new; mkdir $d/dir; rm -r $d/secret; chmod 0700 $d/sub; mv $d/secret-dir $d/moved; }
@@ -95,13 +96,13 @@ fn attack_all(driver: Driver) {
     faults.none();
 }
 
-/// Shows that the test is one of unions and not of plyfs.
+/// Kernel overlayfs passes the same test, so the test does not depend on plyfs.
 #[test]
-fn kernel_overlayfs_stays_inside_of_its_layers() {
+fn kernel_overlayfs_reaches_nothing_outside_its_layers() {
     attack_all(Driver::Kernel);
 }
 
 #[test]
-fn plyfs_stays_inside_of_its_layers() {
+fn plyfs_reaches_nothing_outside_its_layers() {
     attack_all(Driver::Plyfs);
 }

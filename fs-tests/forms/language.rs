@@ -1,17 +1,18 @@
-//! Trees as text. A tree is a list of entries with spaces between them, and an entry is a path, what is there, and what is
-//! not as usual about it, with commas between them:
+//! A text notation for file trees. A tree is a list of entries separated by spaces; an entry is a path, its type, and
+//! its attributes that differ from the defaults, separated by commas:
 //!
 //! ```text
 //! d/              a directory                      0700          its mode
 //! d/f=text        a file and its content           5:6           its owner and group
 //! l->target       a symbolic link                  user.a=1      an extended attribute
 //! b==d/f          one more name of a file          size-9        a file's size, with a hole behind its content
-//! p,fifo  s,socket  c,char-1-3  b,block-7-0        @.opaque=y    an attribute of overlayfs, in the namespace of the test
-//! x,wh            a device 0:0                     %=5:6:0700    an attribute for owner and mode, under the name of the test
+//! p,fifo  s,socket  c,char-1-3  b,block-7-0        @.opaque=y    an attribute of overlayfs, in the namespace of the
+//! test x,wh            a device 0:0                     %=5:6:0700    an attribute for owner and mode, under the name
+//! of the test
 //! ```
 //!
-//! Directories above an entry need not be told. `/` is the root, `\xNN` any byte, `<x*255>` a long name. Of what is
-//! expected, `p!` is a name that is listed and cannot be read.
+//! Parent directories may be left out. `/` is the root, `\xNN` any byte, `<x*255>` a long name. In an expected tree,
+//! `p!` is a name that is listed and cannot be read.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -24,19 +25,19 @@ use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid, XattrFlags};
 
 use crate::support::tree::{Contents, Record, scan};
 
-/// What an entry is.
+/// The type of an entry, with its content or target.
 #[derive(Debug, Clone, PartialEq)]
 enum What {
     Dir,
     File(Vec<u8>),
     Link(Vec<u8>),
     Hard(Vec<u8>),
-    /// Anything that mknod makes.
+    /// A node that mknod makes.
     Node(FileType, u32, u32),
     Broken,
 }
 
-/// One entry.
+/// One entry of a tree.
 #[derive(Debug, Clone, PartialEq)]
 struct Entry {
     path: Vec<u8>,
@@ -47,16 +48,16 @@ struct Entry {
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
-/// What `@` and `%` stand for.
+/// The attribute names that `@` and `%` stand for.
 #[derive(Debug, Clone, Copy)]
 pub struct Words {
     /// `trusted.overlay` or `user.overlay`.
     pub marks: &'static str,
-    /// An attribute for owner and mode.
+    /// The attribute that overrides owner and mode.
     pub stat: &'static str,
 }
 
-/// Every path and what is there, as a line each.
+/// A tree as found: every path, with a line that describes it.
 pub type Shown = BTreeMap<String, String>;
 
 impl Words {
@@ -114,7 +115,7 @@ fn attribute(entry: &mut Entry, part: &str) {
             ("block", numbers) => (FileType::BlockDevice, device(numbers)),
             _ => panic!("{part}: says nothing"),
         };
-        // The path alone looked like a directory's.
+        // The path alone parsed as a directory.
         entry.what = What::Node(kind, major, minor);
     }
 }
@@ -143,7 +144,7 @@ fn join(root: &Path, path: &[u8]) -> PathBuf {
     root.join(OsStr::from_bytes(path.strip_prefix(b"/").unwrap_or(path)))
 }
 
-/// Makes a tree in a directory that does not exist yet.
+/// Creates a tree in a new directory.
 pub fn build(root: &Path, text: &str, words: Words) {
     fs::create_dir_all(root).unwrap();
     let entries = entries(text, words);
@@ -175,7 +176,7 @@ fn make(root: &Path, at: &Path, entry: &Entry) -> std::io::Result<()> {
     }
 }
 
-/// Attributes, in an order in which none undoes another.
+/// Sets extended attributes, owner and mode in an order in which none undoes another.
 fn dress(at: &Path, entry: &Entry) -> std::io::Result<()> {
     for (name, value) in &entry.xattrs {
         rustix::fs::lsetxattr(at, name.as_slice(), value, XattrFlags::empty())?;
@@ -193,7 +194,7 @@ fn dress(at: &Path, entry: &Entry) -> std::io::Result<()> {
     }
 }
 
-/// What a tree of that text looks like.
+/// The tree that a text describes.
 pub fn expected(text: &str, words: Words) -> Shown {
     let entries = entries(text, words);
     let mut shown = Shown::from([(String::new(), "dir 0755 0:0".to_owned())]);
@@ -220,7 +221,7 @@ fn line(entry: &Entry, all: &[Entry]) -> String {
     rest(what, entry.mode.unwrap_or(usual), uid, gid, &entry.xattrs)
 }
 
-/// The whole of a short one, and a sum over a long one.
+/// A file's content: in full if short, else as a checksum.
 fn file(content: &[u8]) -> String {
     if content.len() > 60 {
         let sum = content.iter().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
@@ -238,8 +239,8 @@ fn rest(what: String, mode: u32, uid: u32, gid: u32, xattrs: &BTreeMap<Vec<u8>, 
     format!("{what} {mode:04o} {uid}:{gid}{}", xattrs.iter().map(one).collect::<String>())
 }
 
-/// What a tree looks like. Where a call fails, the path cannot be read; a contradiction is a line of its own, but for
-/// inode numbers of listings unless they are asked for.
+/// Scans a tree. A path is unreadable if a call fails; contradictions get a line of their own, those in the inode
+/// numbers of listings only if `inodes` is set.
 pub fn shown(root: &Path, inodes: bool) -> Shown {
     let tree = scan(root, Contents::Skip);
     let mut shown: Shown =

@@ -1,7 +1,7 @@
-//! Random stacks of directories, written by hand in random forms, against a model of what they mean.
+//! Random stacks of overlay directories, written in random on-disk forms and compared with a model of their meaning.
 //!
-//! The model knows nothing of file systems: it has layers as trees of names, and looks a name up from the top. It is judged
-//! by kernel overlayfs and by fuse-overlayfs with the forms that those know.
+//! The model uses no file system: its layers are trees of names, and it looks a name up from the top layer down. Kernel
+//! overlayfs and fuse-overlayfs check the model, with the forms they know.
 //!
 //! ```text
 //! PLYFS_FORMS_SEED=7 cargo test --test fs forms::random      # one stack, printed
@@ -16,17 +16,17 @@ use super::{Faults, Way, check};
 use crate::model::random::Random;
 use crate::support::nest::On;
 
-/// How something is hidden.
+/// The form of a whiteout.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Hidden {
     Device,
-    /// `.wh.` and the name.
+    /// A file whose name is `.wh.` and the hidden name.
     Named,
-    /// An empty file with an attribute, in a directory that says so.
+    /// An empty file with a whiteout attribute, in a directory whose attribute announces such whiteouts.
     Attribute,
 }
 
-/// What a layer has under a name. Without a node it hides the name; with one and `hidden`, it does both.
+/// A layer's entry under a name. Without a node it hides the name; with a node and `hidden`, it does both.
 #[derive(Debug, Clone, Default)]
 struct Slot {
     hidden: Option<Hidden>,
@@ -43,53 +43,53 @@ enum Node {
 #[derive(Debug, Clone)]
 struct File {
     content: String,
-    /// Its data is further down; `content` then is nobody's.
+    /// The data is in a lower layer; `content` is unused then.
     metacopy: bool,
     redirect: Option<Vec<&'static str>>,
-    /// As a name in the same directory.
+    /// The redirect is a name in the same directory.
     relative: bool,
 }
 
 #[derive(Debug, Clone, Default)]
 struct Dir {
     mode: u32,
-    /// The attribute or name by which it is opaque.
+    /// The attribute or file name that makes the directory opaque.
     opaque: Option<&'static str>,
     redirect: Option<Vec<&'static str>>,
     relative: bool,
     entries: BTreeMap<&'static str, Slot>,
 }
 
-/// Which forms to use.
+/// The on-disk forms to generate.
 #[derive(Debug, Clone, Copy)]
 struct Dialect {
     named: bool,
     attributes: bool,
-    /// Renamed directories, and files whose data is further down.
+    /// Redirects of renamed directories, and metacopy files.
     moved: bool,
-    /// Whiteouts that hide nothing.
+    /// Whiteouts of names that no lower layer has.
     needless: bool,
-    /// A named whiteout beside what it would hide.
+    /// A `.wh.` whiteout beside an entry of the hidden name in the same layer.
     beside: bool,
     opaque: &'static [&'static str],
-    /// Where links lead.
+    /// The target of symbolic links.
     target: &'static str,
 }
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
-/// Nothing but a rename makes this name.
+/// A name that only renames create.
 const NEW: &str = "new";
 const OPAQUE_FILE: &str = ".wh..wh..opq";
 
 /// Directories that are merged, the topmost first, each with its layer's number.
 type Sources<'a> = Vec<(usize, &'a Dir)>;
 
-/// What a name is in the union.
+/// The result of looking a name up in the union.
 enum Found<'a> {
     Nothing,
     Dir(Sources<'a>),
     Link(&'a str),
-    /// Its data, if anybody has it.
+    /// A file, with its data if a layer has it.
     File(Option<&'a str>),
 }
 
@@ -97,7 +97,7 @@ fn roots(layers: &[Dir]) -> Sources<'_> {
     layers.iter().enumerate().rev().collect()
 }
 
-/// A path in the union of these layers.
+/// Resolves a path in the union of these layers.
 fn resolve<'a>(layers: &'a [Dir], path: &[&str]) -> Found<'a> {
     let mut found = Found::Dir(roots(layers));
     for name in path {
@@ -107,7 +107,7 @@ fn resolve<'a>(layers: &'a [Dir], path: &[&str]) -> Found<'a> {
     found
 }
 
-/// A name in a merged directory.
+/// Looks a name up in a merged directory.
 fn step<'a>(layers: &'a [Dir], sources: &[(usize, &'a Dir)], name: &str) -> Found<'a> {
     let mut merged = Sources::new();
     for (at, (layer, dir)) in sources.iter().enumerate() {
@@ -144,7 +144,7 @@ fn step<'a>(layers: &'a [Dir], sources: &[(usize, &'a Dir)], name: &str) -> Foun
     if merged.is_empty() { Found::Nothing } else { Found::Dir(merged) }
 }
 
-/// The union as text.
+/// Writes the union as text.
 fn show(layers: &[Dir], sources: &[(usize, &Dir)], path: &str, text: &mut String) {
     let mut names: Vec<_> = sources.iter().flat_map(|(_, dir)| dir.entries.keys()).collect();
     names.sort();
@@ -163,7 +163,7 @@ fn show(layers: &[Dir], sources: &[(usize, &Dir)], path: &str, text: &mut String
     }
 }
 
-/// A layer as text.
+/// Writes a layer as text.
 fn print(dir: &Dir, path: &str, text: &mut String) {
     let redirected = |redirect: &Option<Vec<&str>>, relative: bool| match redirect {
         Some(path) if relative => format!(",@.redirect={}", path.last().unwrap()),
@@ -200,7 +200,7 @@ fn print(dir: &Dir, path: &str, text: &mut String) {
     }
 }
 
-/// Makes layers from a seed.
+/// A generator of layers from a seed.
 struct Maker {
     random: Random,
     dialect: Dialect,
@@ -222,13 +222,13 @@ impl Maker {
         layers
     }
 
-    /// A directory over those below it.
+    /// Generates a directory above the merged `below`.
     fn dir(&mut self, layers: &[Dir], below: &[(usize, &Dir)], depth: u64) -> Dir {
         let mut dir = Dir { mode: self.random.pick(&[0o700, 0o711, 0o755, 0o1777]), ..Dir::default() };
         if self.random.percent(15) && !self.dialect.opaque.is_empty() {
             dir.opaque = Some(self.random.pick(self.dialect.opaque));
         }
-        // The root never is opaque, which its maker sees to.
+        // The root is never opaque; the caller ensures that.
         let below = if dir.opaque.is_some() && depth < 3 { &[] } else { below };
         for name in NAMES {
             if self.random.percent(45) {
@@ -237,7 +237,7 @@ impl Maker {
             }
         }
         if dir.opaque.is_some_and(|form| form != OPAQUE_FILE) {
-            // One attribute cannot say both.
+            // One attribute cannot mean both opaque and attribute whiteouts.
             dir.entries.retain(|_, slot| slot.hidden != Some(Hidden::Attribute));
         }
         dir
@@ -283,7 +283,7 @@ impl Maker {
         (self.dialect.beside && self.random.percent(10)).then_some(Hidden::Named)
     }
 
-    /// Moves something of the layers below to a new name, as a union does it: with a whiteout where it was.
+    /// Renames a path of the lower layers to a new name, as a union does: with a whiteout at the old name.
     fn rename(&mut self, layers: &[Dir], layer: &mut Dir) {
         let from: Vec<&'static str> = (0..=self.random.below(2)).map(|_| self.random.pick(&NAMES)).collect();
         let found = resolve(layers, &from);
@@ -293,7 +293,7 @@ impl Maker {
             return;
         }
         old.entries.insert(name, Slot { hidden: Some(Hidden::Device), node: None });
-        // Where there is a directory in this layer, if it is not the old one's own.
+        // Into a directory of this layer, unless it is the old path's own.
         let into: Vec<&'static str> = (0..self.random.below(2)).map(|_| self.random.pick(&NAMES)).collect();
         let relative = into == above && self.random.percent(50);
         let redirect = Some(from);
@@ -311,14 +311,14 @@ impl Maker {
                 _ => None,
             },
         };
-        // One that found no place was removed.
+        // A directory for which there was no place is removed.
         if let Some(dir) = dir.filter(|dir| !relative || dir.opaque.is_none()) {
             dir.entries.insert(NEW, Slot { hidden: None, node: Some(node) });
         }
     }
 }
 
-/// A directory of a layer that is merged with the same path's below, made if there is none.
+/// A directory of a layer that merges with the same path below; created if missing.
 fn plain<'a>(layer: &'a mut Dir, path: &[&'static str]) -> Option<&'a mut Dir> {
     let mut dir = layer;
     for name in path {
@@ -376,24 +376,24 @@ const KERNEL: Dialect = Dialect {
 };
 
 #[test]
-fn the_model_is_right_about_kernel_overlayfs() {
+fn the_model_agrees_with_kernel_overlayfs() {
     judge(Driver::Kernel, Space::Root, &WAYS, KERNEL, 60);
     judge(Driver::Kernel, Space::User, &WAYS, Dialect { moved: false, ..KERNEL }, 20);
-    // It does not expect that form in an upper directory.
+    // Kernel overlayfs does not expect attribute whiteouts in an upper directory.
     judge(Driver::Kernel, Space::Root, &WAYS[..2], Dialect { attributes: true, ..KERNEL }, 40);
 }
 
 #[test]
-fn the_model_is_right_about_fuse_overlayfs() {
+fn the_model_agrees_with_fuse_overlayfs() {
     let opaque = &["@.opaque", "user.fuseoverlayfs.opaque", OPAQUE_FILE];
-    // It follows the links of lower layers, and fails at one to itself.
+    // fuse-overlayfs follows symbolic links of lower layers, and fails at a link to itself.
     let dialect = Dialect { named: true, moved: false, needless: true, opaque, target: "nowhere", ..KERNEL };
     judge(Driver::FuseOverlayfs, Space::Root, &WAYS, dialect, 40);
     judge(Driver::FuseOverlayfs, Space::User, &WAYS, dialect, 20);
 }
 
 #[test]
-fn plyfs_shows_what_the_model_says() {
+fn plyfs_agrees_with_the_model() {
     let opaque = &["@.opaque", "user.overlay.opaque", "user.fuseoverlayfs.opaque", OPAQUE_FILE];
     let dialect =
         Dialect { named: true, attributes: true, moved: true, needless: true, beside: true, opaque, target: "a" };

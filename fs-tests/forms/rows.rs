@@ -1,17 +1,17 @@
-//! The forms, written by hand: what lower directories hold, and the tree that they make.
+//! Tables of on-disk forms: the contents of lower directories, and the tree that their union shows.
 
 use super::Way;
 use super::driver::{Driver, Space};
 
-/// One stack of directories.
+/// One test case: a stack of directories and the expected tree.
 pub struct Row {
-    /// What it is about.
+    /// The name of the case.
     pub name: &'static str,
     /// Layers, the bottom one first, in the language of [`super::language`].
     pub layers: &'static [&'static str],
-    /// The tree.
+    /// The expected tree.
     pub shows: &'static str,
-    /// The peers that know the form, as whom: they must see the same.
+    /// The other implementations that know the form, and the users they mount as: they must show the same tree.
     pub peers: Peers,
 }
 
@@ -23,7 +23,7 @@ const F: (Driver, Space) = (Driver::FuseOverlayfs, Space::Root);
 const FU: (Driver, Space) = (Driver::FuseOverlayfs, Space::User);
 const ALL: Peers = &[K, KU, F, FU];
 const KERNEL: Peers = &[K, KU];
-/// With what only root may write, or what the kernel follows for root alone.
+/// Kernel overlayfs as root: the form needs root to write, or the kernel follows it for root only.
 const KERNEL_ROOT: Peers = &[K];
 const FUSE: Peers = &[F, FU];
 const NOBODY: Peers = &[];
@@ -32,7 +32,7 @@ const fn row(name: &'static str, layers: &'static [&'static str], shows: &'stati
     Row { name, layers, shows, peers }
 }
 
-/// Where a peer that knows a form does not obey it.
+/// A case in which an implementation does not obey a form that it knows.
 pub struct Limit {
     pub row: &'static str,
     pub driver: Driver,
@@ -47,7 +47,7 @@ const fn only_below(row: &'static str) -> Limit {
     Limit { row, driver: Driver::Kernel, way: Way::Upper, reason }
 }
 
-/// All of them.
+/// All known limits.
 pub const LIMITS: &[Limit] = &[
     only_below("an attribute hides a file"),
     only_below("an attribute without a value"),
@@ -55,7 +55,7 @@ pub const LIMITS: &[Limit] = &[
     only_below("an attribute hides at the root"),
 ];
 
-/// Deletions.
+/// Whiteouts.
 pub const WHITEOUTS: &[Row] = &[
     row("a device hides a file", &["a=1 b=2", "a,wh"], "b=2", ALL),
     row("a device hides a directory", &["d/x/y=1 b=2", "d,wh"], "b=2", ALL),
@@ -89,7 +89,7 @@ pub const WHITEOUTS: &[Row] = &[
     row("the files of another union", &["a=1", ".wh..wh.aufs= b=2"], "a=1 b=2", FUSE),
 ];
 
-/// Directories that hide what is below them.
+/// Opaque directories.
 pub const OPAQUE: &[Row] = &[
     row("root's mark", &["d/a=1 d/s/b=2", "d/,trusted.overlay.opaque=y d/c=3"], "d/c=3", &[K, F]),
     row("a user's mark", &["d/a=1 d/s/b=2", "d/,user.overlay.opaque=y d/c=3"], "d/c=3", &[KU, F, FU]),
@@ -115,7 +115,7 @@ pub const OPAQUE: &[Row] = &[
     ),
 ];
 
-/// One kind over another.
+/// Entries over lower entries of another type.
 pub const KINDS: &[Row] = &[
     row("a directory over a file over a directory", &["p/a=1", "p=file", "p/b=2"], "p/b=2", ALL),
     row("a link over a directory", &["p/a=1 q/x=1", "p->q"], "p->q q/x=1", ALL),
@@ -161,7 +161,7 @@ pub const KINDS: &[Row] = &[
     row("any bytes hidden by a name", &["\\xff\\xfe=1 a=1", ".wh.\\xff\\xfe="], "a=1", FUSE),
 ];
 
-/// Directories and files that were renamed.
+/// Redirects of renamed directories and files.
 pub const REDIRECTS: &[Row] = &[
     row("absolute", &["a/b/x=1 k=1", "a/b,wh n/,@.redirect=/a/b n/y=2"], "a/ k=1 n/x=1 n/y=2", KERNEL_ROOT),
     row("relative", &["d/old/x=1", "d/old,wh d/new/,@.redirect=old d/new/y=2"], "d/new/x=1 d/new/y=2", KERNEL_ROOT),
@@ -218,7 +218,7 @@ pub const REDIRECTS: &[Row] = &[
     row("of a file means nothing", &["f=data g=z", "f=own,@.redirect=/g"], "f=own g=z", KERNEL_ROOT),
 ];
 
-/// Files whose data is further down.
+/// Metacopy files, whose data is in a lower layer.
 pub const METACOPY: &[Row] = &[
     row("of one name", &["f=data", "f=,size-4,0600,5:6,@.metacopy="], "f=data,0600,5:6", KERNEL_ROOT),
     row(
@@ -269,7 +269,7 @@ pub const METACOPY: &[Row] = &[
     row("with new data on top", &["f=data", "f=,size-4,0600,@.metacopy=", "f=new"], "f=new", KERNEL_ROOT),
 ];
 
-/// Attributes of other names.
+/// Escaped overlay attributes, and extended attributes that are not overlay marks.
 pub const ATTRIBUTES: &[Row] = &[
     row("escaped", &["d/a=1", "d/,@.overlay.opaque=y d/b=2"], "d/,@.opaque=y d/a=1 d/b=2", KERNEL),
     row("escaped twice", &["d/a=1,@.overlay.overlay.opaque=y"], "d/a=1,@.overlay.opaque=y", KERNEL),
@@ -292,7 +292,7 @@ pub const ATTRIBUTES: &[Row] = &[
     row("of the top only", &["f=1,user.a=1", "f=2,user.b=2"], "f=2,user.b=2", ALL),
 ];
 
-/// Owners and modes that an attribute says.
+/// Owner and mode overrides by an attribute.
 pub const OVERRIDES: &[Row] = &[
     row(
         "of files and directories",
@@ -331,7 +331,7 @@ pub const OVERRIDES: &[Row] = &[
     row("with a whiteout", &["a=1 b=2", "/,%=0:0:0755 a,wh c=3,%=5:6:0600"], "b=2 c=3,0600,5:6", FUSE),
 ];
 
-/// All of them, by what they are about.
+/// All tables, by topic.
 pub const TABLES: &[(&str, &[Row])] = &[
     ("whiteouts", WHITEOUTS),
     ("opaque directories", OPAQUE),
@@ -342,6 +342,6 @@ pub const TABLES: &[(&str, &[Row])] = &[
     ("overrides", OVERRIDES),
 ];
 
-/// The names that `%` stands for.
+/// The override attribute names that `%` stands for.
 pub const OVERRIDE_NAMES: [&str; 3] =
     ["security.fuseoverlayfs.override_stat", "user.containers.override_stat", "user.fuseoverlayfs.override_stat"];

@@ -1,29 +1,29 @@
-//! What is done through a mount, and the tree that it makes, for whoever reads the upper directory afterwards.
+//! Shell scripts to run on a mount, and the tree that every reader of the upper directory must see afterwards.
 
 use super::driver::{Driver, Space};
 
 use Driver::{FuseOverlayfs as F, Kernel as K, Plyfs as P};
 
-/// One script.
+/// One script with its expected tree.
 pub struct Write {
-    /// What it is about.
+    /// The name of the case.
     pub name: &'static str,
     /// Lower directories, the bottom one first, in the language of [`super::language`].
     pub below: &'static [&'static str],
-    /// For sh, in the mount. `put FILE TEXT` writes, `long X` is a name of 255 times that letter, `@` is the namespace of
-    /// the marks.
+    /// The script, run by sh in the mount. `put FILE TEXT` writes, `long X` is a name of 255 times that letter, `@` is
+    /// the namespace of the overlay attributes.
     pub script: &'static str,
-    /// The tree.
+    /// The expected tree.
     pub shows: &'static str,
-    /// Those that can do it. Each must be able to read what it wrote.
+    /// The drivers that can run the script. Each must be able to read what it wrote.
     pub writers: &'static [Driver],
-    /// As whom.
+    /// The users to mount as.
     pub spaces: &'static [Space],
 }
 
-/// A form of one that another does not know.
+/// A form that one driver writes and another does not know.
 pub struct Gap {
-    /// Scripts after which it is seen; all if empty.
+    /// The scripts that write the form; all if empty.
     pub rows: &'static [&'static str],
     pub writer: Driver,
     pub reader: Driver,
@@ -46,7 +46,7 @@ const fn write(
     Write { name, below, script, shows, writers, spaces: &Space::ALL }
 }
 
-/// What only root can do, or what is followed for root alone.
+/// Limits a script to root: only root can run it, or the form is followed for root only.
 const fn by_root(row: Write) -> Write {
     Write { spaces: ROOT, ..row }
 }
@@ -224,7 +224,7 @@ pub const WRITES: &[Write] = &[
     ),
 ];
 
-/// Scripts that leave a redirect, or a file without data, where those are followed.
+/// Scripts that leave a redirect or a metacopy file, where those are followed.
 const MOVED_OR_WITHOUT_DATA: &[&str] = &[
     "modes",
     "owners",
@@ -250,7 +250,7 @@ const MOVED_OR_WITHOUT_DATA: &[&str] = &[
     "names of any bytes",
 ];
 
-/// What is not known, pair by pair.
+/// The known gaps, for each pair of writer and reader.
 pub const GAPS: &[Gap] = &[
     Gap {
         rows: &[],

@@ -1,7 +1,7 @@
-//! Steps without a kernel: what it would do with paths, descriptors and mappings is done here, and the rest is asked of
-//! [`Inodes`].
+//! A harness without a kernel: it does the kernel's part for paths, descriptors and mappings itself, and calls
+//! [`Inodes`] for the rest.
 //!
-//! References are given back at the end of each step, at once where a kernel would wait, except for what slots hold.
+//! It forgets inode references at the end of each step, where a kernel would keep them longer, except those of slots.
 
 use std::cell::RefCell;
 
@@ -16,7 +16,7 @@ use crate::support::tree::{Record, Tree};
 use sha2::{Digest, Sha256};
 
 type Did<T = Outcome> = Result<T, i32>;
-/// Entries that a listing has given, and where it goes on.
+/// The entries of a listing so far, and the offset of the next one.
 type Listing = (Vec<(Vec<u8>, u32)>, u64);
 
 const DONE: Did = Ok(Outcome::Done);
@@ -27,7 +27,7 @@ struct Held {
     listing: Listing,
 }
 
-/// Works on inodes.
+/// A harness that works on inodes.
 pub struct ByInode<I> {
     inodes: I,
     slots: [Option<Held>; SLOTS],
@@ -37,7 +37,7 @@ pub struct ByInode<I> {
     checks: Checks,
 }
 
-/// Where a path leads: the directories from the root to the last one, and the last name.
+/// A resolved path: the directories from the root to the last one, and the last name.
 struct Spot {
     dirs: Vec<u64>,
     name: Vec<u8>,
@@ -106,7 +106,7 @@ impl<I: Inodes> ByInode<I> {
         Self { inodes, slots: [const { None }; SLOTS], taken: RefCell::default(), umask, checks }
     }
 
-    /// What they are asked of.
+    /// The file system under test.
     pub fn inodes(&self) -> &I {
         &self.inodes
     }
@@ -120,7 +120,7 @@ impl<I: Inodes> ByInode<I> {
         self.inodes.lookup(dir, name).map(|record| self.take(record))
     }
 
-    /// Extends a way from the root by a path; the last element is what it leads to.
+    /// Resolves a path, starting from a chain of directories; the last element is the inode at the path.
     fn follow(&self, mut dirs: Vec<u64>, path: &[u8], last_too: bool, links: &mut u32) -> Did<Vec<u64>> {
         if path.starts_with(b"/nonexistent/") {
             return Err(libc::ENOENT);
@@ -326,7 +326,7 @@ impl<I: Inodes> ByInode<I> {
         if is_dir(&record) { Err(libc::EISDIR) } else { Ok(record) }
     }
 
-    /// What the kernel does before it changes a file's content.
+    /// The kernel's part before a file's content changes: it removes the file's capabilities.
     fn before_change(&self, ino: u64) -> Did<()> {
         match self.inodes.getxattr(ino, CAPABILITY_NAME.as_bytes()) {
             Ok(_) => self.inodes.removexattr(ino, CAPABILITY_NAME.as_bytes()),
@@ -638,7 +638,7 @@ fn stat(mut record: Record) -> Outcome {
     Outcome::Stat(Box::new(record))
 }
 
-/// What FUSE lets through.
+/// The fallocate modes that FUSE supports.
 fn fallocate_mode(how: Alloc) -> Option<i32> {
     match how {
         Alloc::Plain => Some(0),

@@ -1,4 +1,4 @@
-//! Steps as system calls on a directory.
+//! A harness that carries out steps by system calls on a directory.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -23,7 +23,7 @@ use super::op::{Alloc, At, Op, Outcome, Replace, SLOTS, Stamp, XattrFlag, expand
 use super::place::{Place, View};
 use crate::support::tree::{Contents, Record, Tree, scan};
 
-/// So much of a file is mapped; loads and stores stay below its size.
+/// The length of a mapping; loads and stores stay below the file's size.
 const MAP_LEN: usize = 1 << 20;
 
 enum Slot {
@@ -32,7 +32,7 @@ enum Slot {
     Map(MmapRaw),
 }
 
-/// Works on the directory of a [`Place`].
+/// A harness that works on the directory of a [`Place`].
 pub struct ByPath {
     place: Box<dyn Place>,
     /// Opened when it is needed, and closed before the place changes under it.
@@ -136,7 +136,7 @@ impl ByPath {
             Op::Unlink { at } => unlinkat(self.root(), expand(at), AtFlags::empty())?,
             Op::Rmdir { at } => unlinkat(self.root(), expand(at), AtFlags::REMOVEDIR)?,
             Op::RemoveAll { at } => {
-                // The way there may lead through what is removed.
+                // The path may lead through the removed entries.
                 let path = expand(at);
                 let (above, name) = path.rsplit_once('/').unwrap_or((".", &path));
                 let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -449,7 +449,7 @@ fn load(map: &MmapRaw, offset: u64, len: usize) -> Result<Vec<u8>, Errno> {
     Ok(bytes)
 }
 
-/// Writes a mapping, likewise.
+/// Writes to a mapping through a pipe, likewise.
 fn store(map: &MmapRaw, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
     assert!(offset as usize + bytes.len() <= map.len());
     let (mut reader, mut writer) = std::io::pipe().map_err(errno)?;
@@ -490,8 +490,8 @@ fn take_entry(entry: &RawDirEntry<'_>, into: &mut Listed) {
     }
 }
 
-/// From where this very descriptor stands to the end, with a small buffer, and with the kernel's word on a directory that
-/// is gone.
+/// Reads entries from the descriptor's own offset to the end, with a small buffer, and returns the kernel's error for a
+/// removed directory.
 fn read_entries(dir: &impl AsFd, into: &mut Listed) -> Result<(), Errno> {
     let mut buffer = [MaybeUninit::uninit(); 1024];
     let mut raw = RawDir::new(dir, &mut buffer);

@@ -1,4 +1,4 @@
-//! What makes a tree equal to the model.
+//! Comparison of a tree with the model.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,8 @@ use super::state::{Id, Model, Mtime};
 use crate::support::show;
 use crate::support::tree::{Record, Tree};
 
-/// What is compared besides names, kinds, modes, owners, devices, sizes, contents, targets, attributes and times.
+/// The optional comparisons, besides names, kinds, modes, owners, devices, sizes, contents, targets, attributes and
+/// times.
 #[derive(Clone, Copy, Debug)]
 pub struct Checks {
     /// An inode keeps its number through the run, and no other ever has it.
@@ -37,7 +38,7 @@ impl Checks {
     };
 }
 
-/// Which inode of the model has which number.
+/// The inode numbers of the model's inodes.
 #[derive(Default)]
 pub struct Numbers {
     by_id: BTreeMap<Id, u64>,
@@ -45,7 +46,7 @@ pub struct Numbers {
 }
 
 impl Numbers {
-    /// Notes a pair; says what is wrong with it.
+    /// Records a pair; returns what is wrong with it.
     fn note(&mut self, id: Id, number: u64, returns: bool) -> Option<String> {
         let known = *self.by_id.entry(id).or_insert(number);
         if known != number {
@@ -59,7 +60,7 @@ impl Numbers {
     }
 }
 
-/// Compares with a model. Remembers what has to stay the same during a run.
+/// Compares trees with a model, and remembers what must stay the same during a run.
 pub struct Checker {
     checks: Checks,
     numbers: Numbers,
@@ -78,7 +79,7 @@ impl Checker {
         Self { checks, numbers: Numbers::default(), since: other.since }
     }
 
-    /// What stat(2) told of an inode.
+    /// Checks the result of stat(2) on an inode.
     pub fn stat(&mut self, model: &Model, id: Id, actual: &Record) -> Vec<String> {
         let expected = model.record(id);
         let mut wrong = self.attributes(model, id, &expected, actual);
@@ -116,7 +117,7 @@ impl Checker {
         wrong
     }
 
-    /// A whole tree; `content` reads a file of it.
+    /// Checks a whole tree; `content` reads a file of it.
     pub fn tree(&mut self, model: &Model, tree: &Tree, content: &mut dyn FnMut(&[u8]) -> Vec<u8>) -> Vec<String> {
         let faults = tree.faults.iter().filter(|fault| self.checks.numbers || fault.field != "d_ino");
         let mut wrong: Vec<String> = faults.map(ToString::to_string).collect();
@@ -163,7 +164,7 @@ impl Checker {
     }
 }
 
-/// Names that share a number and should not, or should and do not.
+/// Paths that share an inode number and should not, or should and do not.
 fn link_groups(paths: &BTreeMap<Vec<u8>, Id>, tree: &Tree) -> Vec<String> {
     let mut numbers = Numbers::default();
     let pairs = paths.iter().filter_map(|(path, id)| Some((path, *id, tree.records.get(path)?.ino)));
@@ -174,7 +175,7 @@ fn link_groups(paths: &BTreeMap<Vec<u8>, Id>, tree: &Tree) -> Vec<String> {
         .collect()
 }
 
-/// Where two contents begin to differ.
+/// Describes the first difference between two contents.
 pub fn first_difference(expected: &[u8], actual: &[u8]) -> String {
     if expected.len() != actual.len() {
         return format!("{} bytes instead of {}", actual.len(), expected.len());

@@ -1,4 +1,4 @@
-//! The model's steps on contents and attributes, by path and through what is held.
+//! The model's steps on file contents and attributes, by path and through held descriptors and mappings.
 
 use std::collections::BTreeSet;
 

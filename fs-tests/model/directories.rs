@@ -1,5 +1,5 @@
-//! The image as plain directories that plyfs merges, with an upper directory on top: without a kernel, and mounted as
-//! fuse-overlayfs would mount it.
+//! The model's image as plain lower directories with an upper directory on top: without a kernel, and mounted by plyfs
+//! with the command line of fuse-overlayfs.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -59,7 +59,7 @@ pub fn lowers(at: &Path, count: usize) -> Vec<PathBuf> {
     dirs
 }
 
-/// Adds what must not be seen, and what hides it.
+/// Adds lower entries that must not be visible, and the whiteouts and opaque marks that hide them.
 fn hide(dirs: &[PathBuf]) {
     let [top, below, bottom] = [&dirs[0], &dirs[dirs.len() - 2], &dirs[dirs.len() - 1]];
     let put = |path: PathBuf| {
@@ -97,7 +97,7 @@ fn hide(dirs: &[PathBuf]) {
     }
 }
 
-/// Moves something into the topmost layer, with all that is in it.
+/// Moves a path into the topmost layer, with everything below it.
 fn gather(dirs: &[PathBuf], path: &str) {
     for dir in &dirs[1..] {
         let (from, to) = (dir.join(path), dirs[0].join(path));
@@ -125,12 +125,12 @@ fn set(path: &Path, name: &str, value: &[u8]) {
     rustix::fs::lsetxattr(path, name, value, XattrFlags::empty()).unwrap();
 }
 
-/// Without a kernel: the union of so many directories and an upper one.
+/// A harness without a kernel, on the union of `count` lower directories and an upper one.
 pub fn without_a_kernel(count: usize, user: User) -> Box<dyn Harness> {
     over(count, user, Refuses::Nothing)
 }
 
-/// The same with the upper directory on a file system that refuses some calls.
+/// Like [`without_a_kernel`], with the upper directory on a file system that refuses some calls.
 pub fn over(count: usize, user: User, refuses: Refuses) -> Box<dyn Harness> {
     let dir = scratch();
     let layers = lowers(dir.path(), count);
@@ -155,21 +155,21 @@ fn scratch() -> TempDir {
     tempfile::Builder::new().prefix("plyfs-model-").tempdir().unwrap()
 }
 
-/// The same, mounted.
+/// A mounted union of lower directories and an upper one.
 pub struct DoorPlace {
     /// Unmounted before the environment goes.
     mount: Option<Mount>,
     nest: Nest,
     env: TestEnv,
     layers: Vec<PathBuf>,
-    /// What the layers were, which no run may change.
+    /// The layers before the run, which must not change.
     before: Vec<(Tree, Stamps)>,
     /// Further options, with a comma before them.
     options: &'static str,
     checks: Checks,
 }
 
-/// When each object was read, and when it was changed.
+/// The access and change times of every path.
 type Stamps = BTreeMap<PathBuf, [i64; 4]>;
 
 fn stamps(at: &Path, into: &mut Stamps) {
@@ -198,7 +198,7 @@ fn look(layer: &Path) -> (Tree, Stamps) {
 impl DoorPlace {
     pub const MENU: Menu = PlyfsPlace::MENU;
 
-    /// Over so many directories.
+    /// A union over `count` lower directories.
     pub fn new(count: usize) -> Self {
         Self::with(On::Disk, count, "", CHECKS)
     }

@@ -1,11 +1,11 @@
-//! Lists of steps from a seed. They lean towards what is there, which the model tells.
+//! Random lists of steps from a seed. The generator prefers paths that exist according to the model.
 
 use super::image::Initial;
 use super::op::{Alloc, At, CAPABILITY_NAME, Op, Replace, SLOTS, Special, Stamp, XattrFlag};
 use super::random::Random;
 use super::state::{Body, Id, Model, ROOT};
 
-/// What a run may contain.
+/// The steps that a run may contain.
 #[derive(Clone, Copy, Debug)]
 pub struct Menu {
     /// Descriptors and mappings that can only read, which kernel overlayfs shows old content through.
@@ -15,7 +15,7 @@ pub struct Menu {
     pub remounts: bool,
 }
 
-/// Few names, so that steps meet. Several are the image's; the odd ones are what unions stumble over.
+/// Few names, so that steps affect each other. Several are the image's; the odd ones are difficult for unions.
 const NAMES: &[&str] = &[
     "a",
     "b",
@@ -34,7 +34,7 @@ const NAMES: &[&str] = &[
     "<.wh.255>",
     "new\u{e4} x",
 ];
-/// What is met rarely.
+/// Names that are chosen rarely.
 const ODD_NAMES: &[&str] = &["<256>", "<.wh.256>", "loop", "fifo", "node", "sparse", "suid", "big", "leaf", "..."];
 const TARGETS: &[&str] = &["a", "b", "sub", "../a", "../dir", ".", "..", "dir/a", "e/a/b", "nowhere", "/nonexistent/x"];
 const XATTRS: &[&str] = &["user.a", "user.a", "user.b", "trusted.c", "trusted.d", CAPABILITY_NAME];
@@ -45,7 +45,7 @@ const IDS: &[u32] = &[0, 0, 1000, 50, 65_534, 4_000_000_000];
 const MANY: usize = 200;
 const DEPTH_MAX: usize = 7;
 
-/// A list of steps, and a whole comparison about every so many.
+/// Generates a list of steps, with a comparison of the whole tree now and then.
 pub fn generate(seed: u64, count: usize, image: &[Initial], menu: Menu) -> Vec<Op> {
     let mut source = Source { random: Random::new(seed), model: Model::new(image), menu };
     let every = source.random.pick(&[10, 40, 150]);
@@ -193,7 +193,7 @@ impl Source {
         }
     }
 
-    /// An attribute that is there, if there is one.
+    /// The name of an attribute that exists, if there is one.
     fn xattr_of(&mut self, at: At) -> &'static str {
         let there = |name: &&'static str| {
             let id = self.model.walk(at, false).ok()?;
@@ -286,7 +286,7 @@ impl Source {
         }
     }
 
-    /// A path that is there, or nearly.
+    /// A path that exists, or nearly.
     fn existing(&mut self) -> At {
         let path = self.wander(|_| true);
         if self.random.percent(1) {
@@ -311,7 +311,7 @@ impl Source {
         intern(self.wander(is_dir))
     }
 
-    /// Where something may be made, which is often taken.
+    /// A path for a new entry, which often exists already.
     fn place(&mut self) -> At {
         let name = if self.random.percent(92) { self.random.pick(NAMES) } else { self.random.pick(ODD_NAMES) };
         let dir = if self.random.percent(30) { String::new() } else { self.wander(is_dir) };
@@ -323,7 +323,7 @@ impl Source {
         }
     }
 
-    /// Walks down from the root and stops at something that suits. Symlinks to directories are walked through too.
+    /// Walks down from the root and stops at a suitable inode. Follows symlinks to directories too.
     fn wander(&mut self, suits: fn(&Body) -> bool) -> String {
         let (mut path, mut dir) = (String::new(), ROOT);
         loop {

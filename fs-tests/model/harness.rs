@@ -1,23 +1,23 @@
-//! Who carries steps out.
+//! The harness interface: an implementation carries out the model's steps on a file system.
 
 use super::op::{Op, Outcome};
 use super::place::View;
 use crate::support::tree::Tree;
 
-/// Something that does what a step says.
+/// Carries out steps on a file system.
 ///
-/// By system calls it is [`super::by_path::ByPath`]. One that calls inodes' operations without a kernel does the kernel's
-/// part itself: it walks paths by `lookup` and `readlink`, refuses what fs/namei.c refuses before it asks a file system,
-/// keeps inode numbers in slots (with a reference each, given back by `forget`), turns `O_TRUNC` and truncate(2) into
-/// `setattr`, `O_APPEND` into a write at the size, and mappings into reads and writes.
+/// By system calls it is [`super::by_path::ByPath`]. One that calls inodes' operations without a kernel does the
+/// kernel's part itself: it walks paths by `lookup` and `readlink`, refuses what fs/namei.c refuses before it asks a
+/// file system, keeps inode numbers in slots (with a reference each, given back by `forget`), turns `O_TRUNC` and
+/// truncate(2) into `setattr`, `O_APPEND` into a write at the size, and mappings into reads and writes.
 pub trait Harness {
-    /// Does a step; the errno when it is refused. [`Op::Check`] never comes here.
+    /// Carries out a step; returns the errno if it is refused. Never called with [`Op::Check`].
     fn apply(&mut self, op: &Op) -> Result<Outcome, i32>;
 
     /// The whole tree.
     fn tree(&mut self) -> Tree;
 
-    /// A file's bytes, to say where they differ.
+    /// A file's bytes, for a report of the first difference.
     fn content(&mut self, path: &[u8]) -> Vec<u8>;
 
     /// The errno with which a step may be refused that POSIX allows. Then nothing must have changed.

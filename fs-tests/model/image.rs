@@ -1,4 +1,4 @@
-//! The tree that every run begins with, so that steps meet what they did not make: as a list, as files, as layers.
+//! The initial tree of every run, so that steps work on image content too: as a list, as files, as layers.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! The model's inodes behind the operations of a file system: the judge of [`super::by_inode`]'s own part.
+//! An in-memory file system with the model's inodes: it checks the kernel's part in [`super::by_inode`].
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -9,10 +9,10 @@ use super::op::{Replace, Special, Stamp};
 use super::state::{Body, Content, Id, Model, Mtime, Node};
 use crate::support::tree::Record;
 
-/// A tree in memory. An inode stays for ever, so references do not matter.
+/// A tree in memory. Inodes are never freed, so references do not matter.
 pub struct InMemory {
     model: RefCell<Model>,
-    /// Where a name stands in listings, whatever comes and goes.
+    /// The stable listing offset of each name, whatever is added and removed.
     places: RefCell<BTreeMap<String, u64>>,
 }
 

@@ -1,4 +1,4 @@
-//! The operations that a kernel asks a file system for, as a run without a kernel needs them.
+//! The file system operations that the kernel would call, as an interface for runs without a kernel.
 
 use super::op::{Replace, Stamp};
 use crate::support::tree::Record;
@@ -32,15 +32,15 @@ pub struct Listed {
     pub ino: u64,
     /// Type bits.
     pub kind: u32,
-    /// Where to go on after it.
+    /// The offset of the next entry.
     pub next: u64,
 }
 
-/// A file system that is asked by inode number. Errors are errnos. Attributes come as a [`Record`] without extended
+/// A file system called by inode number. Errors are errnos. Attributes are returned as a [`Record`] without extended
 /// attributes, target and content.
 ///
-/// `lookup`, `make` and `link` each give the caller one reference to an inode; [`Inodes::forget`] takes it back. As long
-/// as there is one, the inode answers, names or not.
+/// `lookup`, `make` and `link` each give the caller one reference to an inode; [`Inodes::forget`] takes it back. As
+/// long as there is one, the inode answers, names or not.
 pub trait Inodes {
     fn lookup(&self, parent: u64, name: &[u8]) -> Result<Record, i32>;
     fn forget(&self, ino: u64, count: u64);
@@ -65,6 +65,6 @@ pub trait Inodes {
     fn removexattr(&self, ino: u64, name: &[u8]) -> Result<(), i32>;
     /// Entries from a place (0 at first), without `.` and `..`: a few at most, none at the end.
     fn readdir(&self, ino: u64, from: u64) -> Result<Vec<Listed>, i32>;
-    /// Everything in memory goes, after a proper end or as if killed, and what is on disk is opened again.
+    /// Drops everything in memory, after a clean end or as if killed, and opens what is on disk again.
     fn reopen(&mut self, killed: bool);
 }

@@ -1,8 +1,8 @@
-//! A file system in memory, random steps, and whoever carries them out.
+//! Model-based tests: a model file system in memory, random steps, and harnesses that carry the steps out.
 //!
 //! A run is a list of [`op::Op`]s. For each, the [`state::Model`] says what a POSIX file system on Linux answers when
-//! root asks, and a [`harness::Harness`] does it for real; any difference ends the run. Whole trees are compared now and
-//! then too. A run that fails is made as short as possible and printed as Rust.
+//! root asks, and a [`harness::Harness`] does it for real; any difference ends the run. Whole trees are compared now
+//! and then too. A run that fails is made as short as possible and printed as Rust.
 //!
 //! | module | what it is |
 //! | --- | --- |
@@ -11,7 +11,7 @@
 //! | [`image`] | the tree that every run begins with: as a list, as files, as layers |
 //! | [`state`], [`names`], [`data`] | the model: inodes and paths, steps on names, steps on contents and attributes |
 //! | [`generate`] | a list of steps from a seed |
-//! | [`harness`], [`by_path`] | who carries steps out; by system calls on a directory |
+//! | [`harness`], [`by_path`] | the interface that carries steps out; by system calls on a directory |
 //! | [`by_inode`], [`inodes`] | without a kernel, on a file system's own operations |
 //! | [`in_memory`] | the model as such a file system, which shows that `by_inode` is right |
 //! | [`place`], [`mounted`] | the directory: a plain one, kernel overlayfs, plyfs |

@@ -1,4 +1,4 @@
-//! A writable mount of plyfs.
+//! Places on a writable mount of plyfs.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -23,7 +23,7 @@ pub struct PlyfsPlace {
     mount: Option<Mount>,
     nest: Nest,
     env: TestEnv,
-    /// Of every layer's tar, which no run may change.
+    /// The digest of every layer's tar, which no run may change.
     layers: BTreeMap<String, String>,
     options: Vec<&'static str>,
 }
@@ -81,7 +81,7 @@ fn mtimes(root: &Path, at: &Path, into: &mut Times) {
     into.insert(at.into(), (found.mtime(), found.mtime_nsec()));
 }
 
-/// What plyfs keeps for itself in the upper directory.
+/// The attributes that plyfs keeps for itself in the upper directory.
 const OWN_XATTRS: &[&str] = &["trusted.overlay."];
 
 impl Place for PlyfsPlace {
@@ -131,7 +131,7 @@ impl Place for PlyfsPlace {
     }
 }
 
-/// An upper directory that the kernel writes, and plyfs reads at the end.
+/// A place where kernel overlayfs writes the upper directory, and plyfs reads it at the end.
 pub struct KernelsUpper(pub OverlayPlace);
 
 impl Place for KernelsUpper {
@@ -170,8 +170,9 @@ impl Place for KernelsUpper {
     }
 }
 
-/// The image unpacked, and the upper directory that plyfs wrote there. The kernel does not take one on its own overlayfs,
-/// and knows whiteouts in the form of attributes in lower directories alone: one that is nested is a lower directory.
+/// The image unpacked, and the upper directory that plyfs wrote there. The kernel does not take one on its own
+/// overlayfs, and knows whiteouts in the form of attributes in lower directories alone: one that is nested is a lower
+/// directory.
 pub fn overlay(env: &TestEnv, nest: &Nest) -> Overlay {
     let [lower, work, at] = ["lower", "kernel-work", "kernel"].map(|name| env.path(name));
     [&lower, &work, &at].into_iter().for_each(|path| make_dir(path));

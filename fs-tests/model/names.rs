@@ -1,11 +1,11 @@
-//! The model's steps on names: making, removing, linking, renaming. The order of checks is the kernel's (fs/namei.c).
+//! The model's steps on names: create, unlink, link, rename. The order of checks is the kernel's (fs/namei.c).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::op::{At, Op, Outcome, Replace, Special, expand};
 use super::state::{Body, Content, Held, Id, Model, Mtime, Node, Step, Stop, count_link, refuse};
 
-/// What a step should give.
+/// The expected result of a step.
 #[derive(Debug)]
 pub enum Expected {
     /// Exactly this.
@@ -25,7 +25,7 @@ fn is_dots(name: &str) -> bool {
 }
 
 impl Model {
-    /// Does a step and says what it should give.
+    /// Carries out a step on the model and returns the expected result.
     pub fn apply(&mut self, op: &Op) -> Step<Expected> {
         match *op {
             Op::Create { at, mode, excl } => self.create(at, mode, excl),
@@ -83,7 +83,7 @@ impl Model {
                 Body::Dir { .. } => return refuse(libc::EISDIR),
                 Body::Special(..) => return Err(Stop::Skip),
                 Body::File(_) => return DONE,
-                // What a dangling symlink names is made.
+                // The target of a dangling symlink is created.
                 Body::Symlink(target) => {
                     count_link(&mut links)?;
                     (dir, name) = self.parent_from(dir, target, &mut links)?;

@@ -1,4 +1,4 @@
-//! What a run does, one value per step.
+//! The steps of a run, one value per step.
 //!
 //! An [`Op`] says everything in literals, so its `Debug` form is Rust that compiles where the enums of this module are
 //! imported by `*`: a failing run prints what can be pasted into a test.
@@ -285,10 +285,10 @@ pub enum XattrFlag {
     MustReplace,
 }
 
-/// What a step that worked gave.
+/// The result of a successful step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Nothing but success.
+    /// Success without a value.
     Done,
     /// Bytes written or copied, or an offset, or an attribute's size.
     Count(u64),
@@ -298,7 +298,7 @@ pub enum Outcome {
     Names(Vec<Vec<u8>>),
     /// Sorted names and type bits, as readdir(3) tells them.
     Entries(Vec<(Vec<u8>, u32)>),
-    /// What stat(2) told; without attributes, target and content.
+    /// The result of stat(2), without extended attributes, target and content.
     Stat(Box<Record>),
 }
 

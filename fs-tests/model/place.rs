@@ -1,4 +1,4 @@
-//! Directories to run on.
+//! The directories that runs work on: a plain directory, and a mount of kernel overlayfs.
 
 use std::path::{Path, PathBuf};
 
@@ -21,10 +21,10 @@ pub trait Place {
     /// Unmounts and mounts again. Nothing is open.
     fn remount(&mut self);
 
-    /// Kills whoever serves the tree and mounts again. Nothing is open, and all is synced.
+    /// Kills the process that serves the tree and mounts again. Nothing is open, and all is synced.
     fn kill(&mut self);
 
-    /// What a comparison may ask of it.
+    /// The optional comparisons that the place supports.
     fn checks(&self) -> Checks;
 
     /// The errno with which a step may be refused here that POSIX allows.
@@ -80,11 +80,11 @@ impl Place for PlainPlace {
     }
 }
 
-/// Kernel overlayfs over the image: a union that other people wrote, judged by the same model.
+/// Kernel overlayfs over the image: an independent union, checked by the same model.
 pub struct OverlayPlace {
     overlay: Overlay,
     metacopy: bool,
-    /// Holds all of it, and goes last.
+    /// The directory of everything, removed last.
     _dir: TempDir,
 }
 
@@ -178,7 +178,7 @@ pub fn kernel_view(overlay: &Overlay, checks: Checks) -> View {
     View { name: "the tree as kernel overlayfs sees it", tree, checks }
 }
 
-/// Unmounted when it goes.
+/// A mount, unmounted on drop.
 struct Mounted<'a>(&'a Path);
 
 impl Drop for Mounted<'_> {

@@ -1,4 +1,4 @@
-//! Numbers from a seed, the same on every machine and in every version.
+//! A pseudo-random number generator, the same on every machine and in every version.
 
 /// Steele, Lea and Flood's SplitMix64.
 #[derive(Clone, Debug)]

@@ -1,4 +1,4 @@
-//! Runs: doing a list of steps, making a failing one short, telling of it.
+//! The runner: carries out lists of steps, shrinks a failing list, and reports it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -15,10 +15,10 @@ use super::state::{Model, Step, Stop};
 
 /// Makes a harness on a fresh place.
 pub type Fresh<'a> = &'a dyn Fn() -> Box<dyn Harness>;
-/// What a step gave; `None` for one that was not done.
+/// The result of a step; `None` for a skipped one.
 pub type Answer = Option<Result<Outcome, i32>>;
 
-/// Where a run went wrong, and how.
+/// The failure of a run: the step and the reason.
 #[derive(Debug)]
 pub struct Failure {
     /// The step's number; the number of steps if it was the comparison at the end.
@@ -33,7 +33,7 @@ impl Failure {
     }
 }
 
-/// How long a failing run is made shorter.
+/// The time limit for shrinking a failing run.
 const SHRINK_FOR: Duration = Duration::from_secs(240);
 
 /// A harness by system calls on a place.
@@ -41,7 +41,7 @@ pub fn by_path(place: impl Place + 'static) -> Box<dyn Harness> {
     Box::new(ByPath::new(Box::new(place)))
 }
 
-/// Does every step on the model and on a fresh harness. Gives the answers.
+/// Carries out every step on the model and on a fresh harness. Returns the results.
 pub fn execute(ops: &[Op], fresh: Fresh) -> Result<Vec<Answer>, Failure> {
     let mut at = 0;
     // A panic is a failure like others: of a mount, say.
@@ -185,7 +185,7 @@ pub fn search(
     });
 }
 
-/// Does the same lists of steps on two harnesses, which must also give the same answers.
+/// Carries out the same lists of steps on two harnesses, which must also return the same results.
 pub fn compare(name: &str, effort: Effort, menu: Menu, left: Fresh, right: Fresh) {
     let mut both = |ops: &[Op]| -> Option<Failure> {
         let answers = execute(ops, left).and_then(|left| execute(ops, right).map(|right| (left, right)));
@@ -219,7 +219,7 @@ fn agree(op: &Op, left: &Answer, right: &Answer) -> bool {
     }
 }
 
-/// Does a literal list of steps: what a failing run was once shrunk to.
+/// Carries out a literal list of steps, to which a failing run was once shrunk.
 pub fn replay(ops: &[Op], fresh: Fresh) {
     if let Err(failure) = execute(ops, fresh) {
         panic!("step {} of {}: {}", failure.at, ops.len(), failure.what);

@@ -1,4 +1,4 @@
-//! The model's inodes, and how paths lead to them.
+//! The model's inodes, and path resolution.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,7 +31,7 @@ pub fn refuse<T>(errno: i32) -> Step<T> {
     Err(Stop::Errno(errno))
 }
 
-/// What is known of a modification time.
+/// The model's knowledge of a modification time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mtime {
     /// It was set, or the image has it.
@@ -342,7 +342,7 @@ impl Model {
             };
             let next = match name {
                 "." => dir,
-                // What is above the root is nobody's to say.
+                // The model does not know what is above the root.
                 ".." if dir == ROOT => return Err(Stop::Skip),
                 ".." => *parent,
                 _ => self.child(dir, name)?.ok_or(Stop::Errno(libc::ENOENT))?,

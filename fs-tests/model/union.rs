@@ -1,4 +1,4 @@
-//! plyfs's union, asked without a kernel.
+//! The union of plyfs as a file system for runs without a kernel.
 
 use super::image::{image, layers};
 use super::inodes::{Change, Inodes, Listed, New};
@@ -14,13 +14,13 @@ use plyfs::upper::User;
 
 /// The image of the model with an upper directory in a temporary one.
 pub struct Union {
-    /// Opens it, again and again.
+    /// Opens the union; called again at each reopen.
     open: Box<dyn Fn() -> Fs>,
     fs: Option<Fs>,
 }
 
 impl Union {
-    /// Nothing has been changed yet.
+    /// A new union without changes.
     pub fn new(user: User) -> Union {
         Union::on(&Rc::new(Union::bed(user)))
     }
@@ -32,25 +32,25 @@ impl Union {
         bed
     }
 
-    /// On such a bed.
+    /// A union on a bed.
     pub fn on(bed: &Rc<Bed>) -> Union {
         let bed = bed.clone();
         Union::by(move || bed.open(disk))
     }
 
-    /// With the upper directory on a file system that refuses some calls.
+    /// A union with its upper directory on a file system that refuses some calls.
     pub fn over(user: User, refuses: Refuses) -> Union {
         let bed = Union::bed(user);
         Union::by(move || bed.open(|| Box::new(Limited(refuses))))
     }
 
-    /// What something opens.
+    /// A union that `open` opens.
     pub fn by(open: impl Fn() -> Fs + 'static) -> Union {
         let fs = Some(open());
         Union { open: Box::new(open), fs }
     }
 
-    /// What it is.
+    /// The open file system.
     pub fn fs(&self) -> &Fs {
         self.fs.as_ref().unwrap()
     }

@@ -1,4 +1,4 @@
-//! A union without a kernel: an image in memory, an upper directory in a temporary one, and a picture of what is seen.
+//! A union without a kernel: an image in memory, a temporary upper directory, and snapshots of the merged tree.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -15,30 +15,30 @@ use plyfs::tree;
 use plyfs::upper::{Below, OpenError, Owners, Settings, Upper, User, View};
 use tempfile::TempDir;
 
-/// Layers, and a place for an upper directory on top of them.
+/// Layers, with a temporary upper directory above them.
 pub struct Bed {
     tars: Vec<Vec<u8>>,
     indexes: Vec<Vec<u8>>,
     dir: TempDir,
     /// Whether uppers are opened volatile.
     pub volatile: bool,
-    /// For whom they are opened.
+    /// The user that upper directories are opened for.
     pub user: User,
-    /// The layers unpacked as plain directories, the bottom one first, which are merged in the image's place.
+    /// The layers unpacked as plain directories, the bottom one first, merged instead of the image; empty for an image.
     dirs: Vec<PathBuf>,
 }
 
-/// The real calls.
+/// A backing that makes the real system calls.
 pub fn disk() -> Box<dyn Backing> {
     Box::new(Disk)
 }
 
-/// One object as it is seen; directories' times and all access and change times are left out.
+/// One inode as the union shows it, without directories' times and without access and change times.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
     /// Inode number.
     pub ino: Ino,
-    /// Kind, mode, link count, owner, group, device, size, and of what is no directory the modification time.
+    /// Kind, mode, link count, owner, group, device, size, and the modification time unless it is a directory.
     pub attr: (Kind, u16, u32, u32, u32, u32, u64, i64),
     /// A file's content, a link's target.
     pub content: Vec<u8>,
@@ -46,11 +46,11 @@ pub struct Seen {
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
-/// Every path and what is there.
+/// A snapshot of a tree: every path with its inode.
 pub type Picture = BTreeMap<String, Seen>;
 
 impl Bed {
-    /// With these layers, the bottom one first.
+    /// A bed with these layers, the bottom one first.
     pub fn new(tars: Vec<Vec<u8>>) -> Bed {
         let index = |tar: &Vec<u8>| index_tar(&mut &tar[..], &Limits::default()).unwrap().seal(&Digest::of(tar));
         let indexes = tars.iter().map(index).collect();
@@ -58,7 +58,7 @@ impl Bed {
         Bed { tars, indexes, dir, volatile: false, user: User::own(), dirs: Vec::new() }
     }
 
-    /// With these layers as plain directories. They must hold no markers.
+    /// A bed with these layers as plain directories. They must hold no whiteouts and no opaque markers.
     pub fn unpacked(tars: Vec<Vec<u8>>) -> Bed {
         let mut bed = Bed::new(tars);
         for (number, tar) in bed.tars.iter().enumerate() {
@@ -83,7 +83,7 @@ impl Bed {
         self.dir.path().join("work")
     }
 
-    /// Throws the upper away.
+    /// Removes the upper and the work directory.
     pub fn clear(&self) {
         for dir in [self.upper(), self.work()] {
             let _absent_at_first = std::fs::remove_dir_all(dir);
@@ -111,7 +111,7 @@ impl Bed {
         self.with(self.open_upper(backing()).unwrap()).unwrap()
     }
 
-    /// The union with an upper directory that is open.
+    /// Opens the union with an open upper directory.
     pub fn with(&self, upper: Upper) -> Result<Fs, FsError> {
         if !self.dirs.is_empty() {
             let layers = self.dirs.iter().rev().cloned().collect();
@@ -126,7 +126,7 @@ impl Bed {
         Fs::writable(tree, layers, upper)
     }
 
-    /// The union to be looked at.
+    /// Opens the union as a read-only view.
     pub fn view(&self) -> Fs {
         let image = Digest::of(&self.tars.concat());
         let view = View { upper: self.upper(), image, user: self.user, descriptors: 4 };
@@ -177,7 +177,7 @@ pub fn content(fs: &Fs, ino: Ino) -> Vec<u8> {
     bytes
 }
 
-/// All that is seen, held against itself: listings, lookups and attributes must agree.
+/// Takes a snapshot, and asserts that listings, lookups and attributes agree.
 pub fn picture(fs: &Fs) -> Picture {
     let mut all = Picture::new();
     see(fs, ROOT, String::new(), &mut all);

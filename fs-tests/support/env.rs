@@ -1,4 +1,4 @@
-//! A temporary root to run the plyfs binary in, and a mount that never outlives its test.
+//! The test environment: a temporary store (`--root`) for the plyfs binary, and mounts that end with their test.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -17,7 +17,7 @@ pub struct TestEnv {
     dir: TempDir,
 }
 
-/// How a command ended and what it said.
+/// A command's exit code and output.
 #[derive(Debug)]
 pub struct Output {
     /// The exit code, or 128 + the signal that killed it.
@@ -79,8 +79,8 @@ impl TestEnv {
         output.stderr.trim_end().to_owned()
     }
 
-    /// A plyfs command as a plain user, with this store and a program that he can reach, wherever the build is. cp makes
-    /// it: a file that this process had open for writing could not be run while another thread forks.
+    /// A plyfs command as a plain user, with this store and a copy of the program that the user can reach. cp makes the
+    /// copy: a file that this process had open for writing could not be executed (ETXTBSY) while another thread forks.
     pub fn as_user(&self, user: u32, args: &[&str]) -> Command {
         let (made, own) = (self.command(args), self.path("plyfs"));
         if !own.exists() {
@@ -101,11 +101,11 @@ impl TestEnv {
 }
 
 impl Mount {
-    /// Mount by a command that lacks only the mountpoint, which is made and given to it.
+    /// Mount by a command that lacks only the mountpoint: creates it and appends it to the arguments.
     #[track_caller]
     pub fn by(env: &TestEnv, command: &mut Command) -> Mount {
         let at = tempfile::Builder::new().prefix("mnt-").tempdir_in(env.dir.path()).unwrap().keep();
-        // The guard first: a mount that fails half-way is cleaned up too.
+        // Create the guard first, so that a mount that fails half-way is cleaned up too.
         let mount = Mount { at, root: env.root() };
         let output = run(command.arg(mount.path()));
         assert_eq!(output.code, 0, "{command:?} failed: {output:#?}");
@@ -118,7 +118,7 @@ impl Mount {
         Mount { at: at.into(), root: env.root() }
     }
 
-    /// Where it is mounted.
+    /// The mountpoint.
     pub fn path(&self) -> &Path {
         &self.at
     }
@@ -156,14 +156,15 @@ impl Drop for Mount {
     }
 }
 
-/// Unmount by the system's own call.
+/// Unmount by umount(2).
 #[track_caller]
 pub fn unmount(at: &Path) {
     patiently(|| rustix::mount::unmount(at, UnmountFlags::empty()));
 }
 
-/// Mounts or unmounts. Both can be refused for a moment: another test's child has our descriptors between its fork and
-/// its exec, and whoever looks a path up or reads the table of mounts holds what he looks at.
+/// Retries a mount or unmount while it is busy. It can be refused for a moment: another test's child has our
+/// descriptors between its fork and its exec, and a process that looks a path up or reads the mount table holds a
+/// reference.
 #[track_caller]
 pub fn patiently(call: impl Fn() -> rustix::io::Result<()>) {
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -176,8 +177,8 @@ pub fn patiently(call: impl Fn() -> rustix::io::Result<()>) {
     }
 }
 
-/// Wait until no mount has an upper directory any more: another test's namespace may hold a copy of one for a while after
-/// it was unmounted here.
+/// Wait until no mount has an upper directory any more: another test's namespace may hold a copy of one for a while
+/// after it was unmounted here.
 #[track_caller]
 pub fn wait_until_unused(upper: &Path) {
     let deadline = Instant::now() + Duration::from_secs(120);
@@ -187,12 +188,12 @@ pub fn wait_until_unused(upper: &Path) {
     }
 }
 
-/// Run any command to its end. Output goes to files: a daemon that keeps a pipe open would hold up a reader of it.
+/// Run any command to its end. Output goes to files: a daemon that keeps a pipe open would block its reader.
 pub fn run(command: &mut Command) -> Output {
     run_with(command, Stdio::null())
 }
 
-/// The same with something to read.
+/// Run any command to its end, with `input` as its standard input.
 pub fn run_fed(command: &mut Command, input: &str) -> Output {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(input.as_bytes()).unwrap();
@@ -218,7 +219,7 @@ fn text(file: &mut File) -> String {
 
 fn plyfs<S: AsRef<OsStr>>(root: &Path, args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_plyfs"));
-    // A root in the caller's environment must not be taken for the test's.
+    // PLYFS_ROOT in the caller's environment must not replace the test's root.
     command.env_remove("PLYFS_ROOT").arg("--root").arg(root).args(args);
     command
 }

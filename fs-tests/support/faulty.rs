@@ -1,5 +1,5 @@
-//! Backings for tests. [`Faulty`] counts its calls, fails the one that it is told to, dies at it, and forgets what was never
-//! synced. [`Limited`] stands for a file system that cannot hold whiteout devices, or no attributes either.
+//! Fault-injecting backings. [`Faulty`] counts its system calls, fails or dies at a chosen one, and can discard
+//! unsynced data. [`Limited`] simulates a file system that refuses whiteout devices, or these and extended attributes.
 
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -11,12 +11,12 @@ use plyfs::backing::{Backing, Disk, Listed, Raw, Space};
 use rustix::fs::{OFlags, RenameFlags, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
-/// What happens at the call that was named.
+/// The fault at the armed call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
-    /// It fails with this error; those behind it work.
+    /// The call fails with this error; later calls work.
     Fail(Errno),
-    /// Neither it nor any behind it does anything: the process is dead.
+    /// The call and all later ones do nothing, as if the process had died.
     Die,
 }
 
@@ -26,11 +26,11 @@ struct State {
     armed: Option<(usize, Fault)>,
     dead: bool,
     hit: Option<&'static str>,
-    /// Of files with unsynced data: a descriptor, and what they held when they were last synced.
+    /// Files with unsynced data: a descriptor, and the content at the last sync.
     unsynced: HashMap<u64, (OwnedFd, Vec<u8>)>,
 }
 
-/// What the file system of an upper directory refuses.
+/// The calls that an upper directory's file system refuses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Refuses {
     /// Nothing.
@@ -38,7 +38,7 @@ pub enum Refuses {
     Nothing,
     /// Devices 0:0 and RENAME_WHITEOUT, as kernel overlayfs does and a mount of plyfs.
     Devices,
-    /// These and every extended attribute.
+    /// Those devices and every extended attribute.
     Attributes,
 }
 
@@ -52,13 +52,13 @@ pub struct Control {
 /// A file system that refuses some calls.
 pub struct Limited(pub Refuses);
 
-/// The backing itself.
+/// A backing that injects faults.
 pub struct Faulty {
     control: Control,
 }
 
 impl Control {
-    /// Over a file system that refuses some calls.
+    /// A control for backings over a file system that refuses some calls.
     pub fn over(refuses: Refuses) -> Control {
         Control { refuses, ..Control::default() }
     }
@@ -68,28 +68,28 @@ impl Control {
         Box::new(Faulty { control: self.clone() })
     }
 
-    /// The `number`th call from now on, counted from 0, meets the fault.
+    /// Arms the fault at the `number`th call from now on, counted from 0.
     pub fn arm(&self, number: usize, fault: Fault) {
         let mut state = self.state.lock().unwrap();
         state.armed = Some((state.calls + number, fault));
         state.hit = None;
     }
 
-    /// No fault any more; the name of the call that met it, if one did.
+    /// Disarms the fault; returns the name of the call that hit it, if one did.
     pub fn disarm(&self) -> Option<&'static str> {
         let mut state = self.state.lock().unwrap();
         state.armed = None;
         state.hit.take()
     }
 
-    /// All that was written is on disk.
+    /// Marks all written data as synced.
     pub fn sync_all(&self) {
         self.state.lock().unwrap().unsynced.clear();
     }
 
-    /// The power goes: data that was not synced is what it was, or zeros where there was nothing. Directories and
-    /// attributes are as they are, since a journal keeps their order, and an earlier state of them is met by dying at an
-    /// earlier call.
+    /// Simulates a power failure: unsynced data reverts to its old content, or to zeros where there was none.
+    /// Directories and attributes are kept, since a journal keeps their order, and dying at an earlier call tests their
+    /// earlier states.
     pub fn lose_unsynced(&self) {
         for (_, (fd, old)) in std::mem::take(&mut self.state.lock().unwrap().unsynced) {
             let size = Disk.stat(fd.as_fd()).unwrap().size as usize;
@@ -124,7 +124,7 @@ impl Control {
         }
     }
 
-    /// Before data changes: what is there is remembered.
+    /// Saves a file's content before its first unsynced change.
     fn before_write(&self, fd: BorrowedFd) {
         let raw = Disk.stat(fd).unwrap();
         let mut state = self.state.lock().unwrap();

@@ -1,6 +1,6 @@
-//! What the tests share: a place to run plyfs in, builders of images byte by byte, and a scanner of trees.
+//! Test support: environments to run plyfs in, builders of images and tars, registries, terminals and a tree scanner.
 
-// Each test uses some of it, and a builder is worth having whole.
+// No test uses every item, and the builders are kept complete.
 #![allow(dead_code)]
 
 pub mod bed;
@@ -24,12 +24,12 @@ pub mod writable;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Where the scripts keep what they made once.
+/// The directory in which the scripts cache their results.
 pub fn cache() -> PathBuf {
     std::env::var_os("PLYFS_TEST_CACHE").map_or_else(|| PathBuf::from("/var/cache/plyfs-tests"), PathBuf::from)
 }
 
-/// What `scripts/make-image` made: the big image, its unpacked tree and its layers.
+/// The output of `scripts/make-image`: the big image, its unpacked tree and its layers.
 ///
 /// A missing cache fails the test: a truth test that can be skipped is not one.
 pub fn big_image() -> PathBuf {
@@ -38,7 +38,7 @@ pub fn big_image() -> PathBuf {
     image
 }
 
-/// What `scripts/make-debs` downloaded: packages and sources.
+/// The download of `scripts/make-debs`: packages and sources.
 pub fn debs() -> PathBuf {
     let debs = cache().join("debs");
     assert!(debs.join("stamp").is_file(), "no packages in {}: run scripts/make-debs as root", debs.display());
@@ -52,7 +52,7 @@ pub fn tool(name: &str) -> PathBuf {
     tool
 }
 
-/// Waits for something to come true; tests of processes have no other way.
+/// Waits until a condition holds, by polling.
 #[track_caller]
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);

@@ -1,4 +1,4 @@
-//! File systems on which whiteout devices cannot be made, to nest an upper directory in.
+//! Upper directories on another overlay file system, where whiteout devices cannot be made.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -7,7 +7,7 @@ use rustix::mount::UnmountFlags;
 
 use super::env::{TestEnv, run};
 
-/// What an upper directory lies on.
+/// The file system of an upper directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum On {
     /// The file system of the test's own directory.
@@ -18,14 +18,14 @@ pub enum On {
     Plyfs(&'static str),
 }
 
-/// The file system, unmounted when it goes.
+/// A mounted file system for an upper directory, unmounted on drop.
 pub struct Nest {
     at: PathBuf,
     is_nested: bool,
 }
 
 impl Nest {
-    /// In a directory of the environment.
+    /// Mounts the file system in a directory of the environment.
     pub fn new(env: &TestEnv, on: On) -> Nest {
         let [at, lower, upper, work] = ["nest", "nest-lower", "nest-upper", "nest-work"].map(|name| env.path(name));
         [&at, &lower, &upper, &work].into_iter().for_each(|dir| std::fs::create_dir(dir).unwrap());
@@ -46,19 +46,19 @@ impl Nest {
         Nest { is_nested: on != On::Disk, at }
     }
 
-    /// With an upper and a work directory on it.
+    /// Mounts the file system, and creates an upper and a work directory on it.
     pub fn with_upper(env: &TestEnv, on: On) -> Nest {
         let nest = Nest::new(env, on);
         ["upper", "work"].into_iter().for_each(|name| std::fs::create_dir(nest.path(name)).unwrap());
         nest
     }
 
-    /// A directory on it.
+    /// A path on the file system.
     pub fn path(&self, name: &str) -> PathBuf {
         self.at.join(name)
     }
 
-    /// Whether it is no plain directory.
+    /// Whether a file system was mounted, other than the test directory's own.
     pub fn is_nested(&self) -> bool {
         self.is_nested
     }
@@ -67,7 +67,7 @@ impl Nest {
 impl Drop for Nest {
     fn drop(&mut self) {
         if self.is_nested {
-            // What lies on it may be on its way out: a test that failed does not wait for that.
+            // A lazy unmount: mounts on this file system may still be ending, and a failed test does not wait for them.
             let _gone = rustix::mount::unmount(&self.at, UnmountFlags::DETACH);
         }
     }

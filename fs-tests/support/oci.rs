@@ -1,4 +1,4 @@
-//! Images written by hand: an OCI layout, an oci-archive or a docker-archive of layers that a test made.
+//! A builder of images from a test's layers: as an OCI layout, an oci-archive or a docker-archive.
 //!
 //! ```ignore
 //! Image::new()
@@ -8,9 +8,9 @@
 //! env.ok(["pull", &format!("oci:{}", env.path("image").display())]);
 //! ```
 //!
-//! What is written is a valid image unless a hook breaks it. Hooks come in two kinds: the `edit_` ones change a document
-//! before its digest is made, so that the digests hold and the content is wrong; [`Image::damage`] changes the bytes of
-//! a blob afterwards, so that its digest does not hold.
+//! The image is valid unless a hook breaks it. There are two kinds of hooks: `edit_` hooks change a document before its
+//! digest is computed, so that the digests match and the content is wrong; [`Image::damage`] changes the bytes of a
+//! blob afterwards, so that its digest does not match.
 
 use std::io::Write;
 use std::path::Path;
@@ -122,7 +122,7 @@ impl Image {
         self
     }
 
-    /// Change a blob's bytes after everything that names them was written.
+    /// Change a blob's bytes after its digest is in every document that refers to it.
     pub fn damage(mut self, blob: Blob, damage: impl Fn(&mut Vec<u8>) + 'static) -> Self {
         self.damage.push((blob, Box::new(damage)));
         self
@@ -237,7 +237,7 @@ impl Image {
             Compression::None => "",
             Compression::Gzip | Compression::GzipMembers(_) => "gzip",
             Compression::Zstd | Compression::ZstdFrames(_) => "zstd",
-            // No media type says so.
+            // There is no media type for these compressions.
             Compression::XzStreams(_) | Compression::Bzip2Streams(_) => "gzip",
         };
         match (self.docker, suffix) {
@@ -263,7 +263,7 @@ fn layout_files(parts: &Parts) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-/// A blob's place in a layout.
+/// The path of a blob in a layout.
 pub fn blob_path(digest: &str) -> String {
     format!("blobs/{}", digest.replacen(':', "/", 1))
 }
@@ -314,7 +314,7 @@ mod tests {
 
     /// skopeo checks every digest and diff ID of what it copies.
     #[test]
-    fn skopeo_accepts_what_is_written_here() {
+    fn skopeo_accepts_the_written_images() {
         let dir = tempfile::tempdir().unwrap();
         let kinds = [Compression::None, Compression::Gzip, Compression::GzipMembers(3), Compression::Zstd];
         let tar = |n: usize| Tar::new().file(format!("file-{n}"), vec![n as u8; 5000]).finish();

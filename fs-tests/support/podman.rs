@@ -1,5 +1,5 @@
-//! podman and buildah over a mount program, each in a store of its own, as root or as a plain user; and the comparison
-//! of what they say over two programs.
+//! podman and buildah with an overlay mount program, each in its own store, as root or as a plain user; and the
+//! comparison of their output between two mount programs.
 
 use std::cell::RefCell;
 use std::fs;
@@ -16,53 +16,54 @@ use super::eventually;
 use super::nest::{Nest, On};
 use super::small::Numbers;
 
-/// Who stands under test when `PLYFS_TEST_ENGINE` does not say: `plyfs`, `fuse-overlayfs`, or `overlayfs`, which is the
-/// kernel's own union without any mount program. What fails on the kernel's is a fault of the test or of fuse-overlayfs.
+/// The default engine under test; `PLYFS_TEST_ENGINE` overrides it: `plyfs`, `fuse-overlayfs`, or `overlayfs`, which is
+/// kernel overlayfs without a mount program. A failure on kernel overlayfs is a fault of the test or of fuse-overlayfs.
 const UNDER_TEST: &str = "plyfs";
-/// The program that all are compared with.
+/// The mount program that all are compared with.
 const PEER: &str = "/usr/bin/fuse-overlayfs";
-/// Lists a tree.
+/// A Python script that lists a tree.
 pub const LIST_TREE: &str = include_str!("../../scripts/lib/list-tree.py");
 
-/// Who runs podman.
+/// The user that runs podman.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Who {
     /// Root, with runc and without a user namespace.
     Root,
-    /// A plain user that every Debian has. Each test takes another: podman maps all that `/etc/subuid` gives a user, and
-    /// would see the lines that other tests add.
+    /// A plain user that every Debian has. Each test uses a different one: podman maps all of a user's IDs in
+    /// `/etc/subuid`, and would see the lines that other tests add.
     User(&'static str, u32),
 }
 
-/// A store of podman's, with the folders, the configuration and the processes that belong to it.
+/// A podman store, with its directories, configuration and processes.
 pub struct Store {
-    /// What its images and containers lie on.
+    /// The file system of its images and containers.
     nest: Nest,
-    /// The processes that serve that.
+    /// The processes that serve that file system.
     serving: Vec<Pid>,
-    /// Its folder; files in it can be reached by the user.
+    /// Its directory, which the user can access.
     pub env: TestEnv,
-    /// Who uses it.
+    /// The user of the store.
     pub who: Who,
     program: Option<PathBuf>,
     said: RefCell<Vec<String>>,
 }
 
-/// Finds the program for a new store.
+/// Returns the mount program for a new store.
 type Program = fn(&TestEnv, Who) -> Option<PathBuf>;
 
-/// The name of who is under test.
+/// The name of the engine under test.
 fn engine() -> String {
     let chosen = std::env::var("PLYFS_TEST_ENGINE").ok().filter(|name| !name.is_empty());
     chosen.unwrap_or_else(|| UNDER_TEST.to_owned())
 }
 
-/// Whether the kernel's union is compared: podman then looks for changes in another way, and maps users in another.
+/// Whether kernel overlayfs is under test: podman then detects changes and maps users in another way.
 pub fn kernels() -> bool {
     engine() == "overlayfs"
 }
 
-/// The program under test, by a link in that folder. A plain user may not reach the build: cp takes it to where he can.
+/// The program under test, as a link in the store's directory. For a plain user, who may have no access to the build
+/// directory, a copy by cp.
 fn under_test(env: &TestEnv, who: Who) -> Option<PathBuf> {
     match engine().as_str() {
         "overlayfs" => None,
@@ -80,14 +81,14 @@ fn under_test(env: &TestEnv, who: Who) -> Option<PathBuf> {
     }
 }
 
-/// Does the same in a store over fuse-overlayfs and in one over the program under test, and requires that both say the
-/// same. `allowed` are what lines may begin with that differ: with a `-` those of fuse-overlayfs, with a `+` the others'.
+/// Runs the same steps in a store over fuse-overlayfs and in one over the program under test, and requires the same
+/// output. `allowed` lists prefixes of lines that may differ: `-` for those of fuse-overlayfs, `+` for the others'.
 #[track_caller]
 pub fn compare(who: Who, allowed: &[(&str, &str)], scenario: impl Fn(&Store) + Sync) {
     compare_on(On::Disk, who, allowed, scenario);
 }
 
-/// The same with the stores on such a file system.
+/// Like [`compare`], with the stores on the given file system.
 #[track_caller]
 pub fn compare_on(on: On, who: Who, allowed: &[(&str, &str)], scenario: impl Fn(&Store) + Sync) {
     let _numbers = match who {
@@ -99,7 +100,7 @@ pub fn compare_on(on: On, who: Who, allowed: &[(&str, &str)], scenario: impl Fn(
         scenario(&store);
         store.finish()
     };
-    // Most of the time each waits for processes of its own.
+    // In parallel, since each mostly waits for its own processes.
     let (peer, tested) = std::thread::scope(|scope| {
         let peer = scope.spawn(|| one(|_, _| Some(PEER.into())));
         let tested = one(under_test);
@@ -118,7 +119,7 @@ pub fn assert_same(what: &str, one: &str, other: &str) {
     assert!(found.is_empty(), "{what}:\n{}", found.join("\n"));
 }
 
-/// Lines of one that the other has not, each with the step that it belongs to; steps that differ in number end it.
+/// The lines that only one side has, each with its step; stops at a difference in the number of steps.
 fn differences(peer: &[String], tested: &[String]) -> Vec<String> {
     let mut found = Vec::new();
     for (one, other) in peer.iter().zip(tested).filter(|(one, other)| one != other) {
@@ -156,8 +157,8 @@ impl Store {
             path("run"),
         );
         fs::write(env.path("storage.conf"), storage).unwrap();
-        // Its own limits are more than a root without CAP_SYS_RESOURCE may set. Locks in files, because those in memory
-        // belong to all stores of a user.
+        // podman's default limits exceed what root without CAP_SYS_RESOURCE may set. Locks are in files, because all
+        // stores of a user share those in memory.
         let engine = format!(
             "[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\nlock_type = \"file\"\nruntime = \
              \"runc\"\ntmp_dir = \"{}\"\n[network]\nnetwork_config_dir = \"{}\"\n[containers]\nlog_driver = \
@@ -174,19 +175,20 @@ impl Store {
         Store { nest, serving, env, who, program, said: RefCell::default() }
     }
 
-    /// Whether this is fuse-overlayfs, which gets some things wrong: they are asked of the others only.
+    /// Whether the store uses fuse-overlayfs, which gets some things wrong that only the others are tested for.
     pub fn is_peer(&self) -> bool {
         self.program.as_deref() == Some(Path::new(PEER))
     }
 
-    /// A command of the store's user, in its folder `work`.
+    /// A command run as the store's user, in its directory `work`.
     pub fn command(&self, program: &str, args: &[&str]) -> Command {
         let mut command = Command::new(program);
         command.args(args).current_dir(self.env.path("work"));
         command.env("CONTAINERS_STORAGE_CONF", self.env.path("storage.conf"));
         command.env("CONTAINERS_CONF", self.env.path("containers.conf"));
         command.env("HOME", self.env.path("home")).env("XDG_RUNTIME_DIR", self.env.path("xdg"));
-        // A plain user's chroot looks for a folder in `/tmp`, where it would leave one and which may not be his to write in.
+        // A plain user's chroot isolation uses a directory in `/tmp`, which it would leave behind and may not be able
+        // to write.
         let isolation = match (program, self.who) {
             ("buildah", Who::Root) => "chroot",
             ("buildah", Who::User(..)) => "rootless",
@@ -208,14 +210,14 @@ impl Store {
         self.done("podman", args)
     }
 
-    /// Run buildah, without a runtime where it can, and require success; writes down its standard output.
+    /// Run buildah, without a runtime where possible, and require success; records its standard output.
     #[track_caller]
     pub fn buildah(&self, args: &[&str]) {
         let said = self.done("buildah", args);
         self.note(&format!("buildah {}", args.join(" ")), &said);
     }
 
-    /// Run a program of the user's, and require success; returns its standard output.
+    /// Run a program as the store's user, and require success; returns its standard output.
     #[track_caller]
     pub fn done(&self, program: &str, args: &[&str]) -> String {
         let output = run(&mut self.command(program, args));
@@ -223,7 +225,7 @@ impl Store {
         output.stdout
     }
 
-    /// Run podman, however it ends, and write down what it said.
+    /// Run podman, however it ends, and record its output.
     pub fn says(&self, args: &[&str]) -> Output {
         let output = run(&mut self.command("podman", args));
         self.note(
@@ -233,12 +235,12 @@ impl Store {
         output
     }
 
-    /// Write down what is to be compared.
+    /// Record text for the comparison.
     pub fn note(&self, step: &str, text: &str) {
         self.said.borrow_mut().push(self.plain(&format!("{step}\n{text}")));
     }
 
-    /// Without what is another one each time: IDs, times, and where the store is.
+    /// Replaces what differs in each run: IDs, times, and the store's path.
     fn plain(&self, text: &str) -> String {
         let at = self.env.path("").display().to_string();
         let text = text.replace(at.trim_end_matches('/'), "STORE");
@@ -247,13 +249,13 @@ impl Store {
         time.replace_all(&id.replace_all(&text, "ID"), "").into_owned()
     }
 
-    /// A shell script on this machine where the store's mounts are seen: a plain user's are in a namespace.
+    /// Run a shell script on the host where podman's mounts are visible: a plain user's are in a namespace.
     #[track_caller]
     pub fn outside(&self, script: &str, args: &[&str]) -> String {
         self.outside_by("podman", script, args)
     }
 
-    /// The same where buildah's are seen.
+    /// Run a shell script on the host where buildah's mounts are visible.
     #[track_caller]
     pub fn outside_by(&self, program: &str, script: &str, args: &[&str]) -> String {
         let shell = [&["sh", "-euc", script, "sh"], args].concat();
@@ -270,20 +272,20 @@ impl Store {
         self.outside(script, &[&kind.join(" "), name, LIST_TREE])
     }
 
-    /// The tree of a folder on this machine.
+    /// The tree of a directory on the host.
     #[track_caller]
     pub fn folder(&self, path: &Path) -> String {
         self.outside("python3 -c \"$1\" \"$2\"", &[LIST_TREE, path.to_str().unwrap()])
     }
 
-    /// Removes all containers and images, and requires that no process and no mount is left of them.
+    /// Remove all containers and images, and require that no process and no mount of them is left.
     #[track_caller]
     fn finish(self) -> Vec<String> {
         self.ok(&["rm", "-f", "-a", "-t", "0"]);
         self.ok(&["rmi", "-f", "-a"]);
         assert_eq!(self.ok(&["ps", "-a", "-q"]) + &self.ok(&["images", "-a", "-q"]), "");
         if self.who != Who::Root {
-            // It ends the process that keeps the user's namespaces.
+            // `system migrate` ends the process that keeps the user's namespaces.
             self.ok(&["system", "migrate"]);
         }
         eventually("all processes end", || self.processes().is_empty());
@@ -293,12 +295,12 @@ impl Store {
         self.said.take()
     }
 
-    /// Processes that were started for this store, and what those started: the store is in their environment.
+    /// The processes started for this store, and their children: the store's path is in their environment.
     fn processes(&self) -> Vec<Pid> {
         named_by(&self.env).into_iter().filter(|pid| !self.serving.contains(pid)).collect()
     }
 
-    /// What is mounted in the store's folder, where root sees it, the last one first.
+    /// The mounts in the store's directory that root sees, the last one first.
     fn mounts(&self) -> Vec<PathBuf> {
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let points = table.lines().filter_map(|line| line.split(' ').nth(4).map(PathBuf::from));
@@ -310,7 +312,8 @@ impl Store {
 }
 
 impl Drop for Store {
-    /// All that is left goes, in a panic too: first the containers as podman would, then whatever remains.
+    /// Removes everything, in a panic too: first the containers through podman, then the remaining processes and
+    /// mounts.
     fn drop(&mut self) {
         if !self.processes().is_empty() {
             let _ = self.command("podman", &["rm", "-f", "-a", "-t", "0"]).output();
@@ -331,12 +334,12 @@ impl Drop for Store {
     }
 }
 
-/// Processes that have the environment's folder in their command line or environment.
+/// Processes that have the environment's directory in their command line or environment.
 fn named_by(env: &TestEnv) -> Vec<Pid> {
     let (at, mut found) = (env.path("").display().to_string(), Vec::new());
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
-        // One that ends meanwhile has neither.
+        // A process that has ended meanwhile has neither.
         let has = |name: &str| {
             fs::read(entry.path().join(name))
                 .is_ok_and(|bytes| bytes.windows(at.len()).any(|part| part == at.as_bytes()))

@@ -1,4 +1,5 @@
-//! Between plyfs and a registry: passes everything on, and remembers how much of which blob went through and when.
+//! A recording HTTP proxy between plyfs and a registry: it forwards everything, and records how much of each blob went
+//! through and when.
 
 use std::collections::BTreeSet;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -7,21 +8,21 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// One answer's body passes in pieces of so many bytes.
+/// The piece size in which response bodies are forwarded, in bytes.
 const PIECE: usize = 64 << 10;
 
-/// A blob on its way, or a part of one.
+/// The fetch of a blob or of a part of one.
 #[derive(Debug, Clone)]
 pub struct Fetch {
     /// Its digest.
     pub blob: String,
     /// Where the part begins.
     pub from: usize,
-    /// How much of it has gone to the client.
+    /// The number of bytes sent to the client.
     pub sent: usize,
     /// Whether another fetch of the same blob was under way when this one began.
     pub overlaps: bool,
-    /// Whether all of it has been sent but for the last piece, or nothing more will be.
+    /// Whether everything but the last piece has been sent, or the fetch has ended.
     ended: bool,
 }
 
@@ -39,7 +40,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts one for the registry at `upstream`, which rests after every piece of a body.
+    /// Starts a proxy for the registry at `upstream`, which pauses for `rest` after every piece of a body.
     pub fn start(upstream: &str, rest: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let host = listener.local_addr().unwrap().to_string();
@@ -50,7 +51,7 @@ impl Proxy {
                 let (state, upstream) = (shared.clone(), upstream.clone());
                 state.lock().unwrap().connections += 1;
                 thread::spawn(move || {
-                    // A client that was killed has its reasons.
+                    // An error is fine: the client may have been killed.
                     let _gone = pass(stream, &upstream, rest, &state);
                     state.lock().unwrap().connections -= 1;
                 });
@@ -59,7 +60,7 @@ impl Proxy {
         Self { host, state }
     }
 
-    /// The fetches since there were so many, when all connections have ended.
+    /// Waits until all connections have ended; returns the fetches after the first `before`.
     #[track_caller]
     pub fn settled(&self, before: usize) -> Vec<Fetch> {
         let until = Instant::now() + Duration::from_secs(20);
@@ -74,22 +75,22 @@ impl Proxy {
         }
     }
 
-    /// How many fetches there were.
+    /// The number of fetches so far.
     pub fn count(&self) -> usize {
         self.state.lock().unwrap().fetches.len()
     }
 
-    /// The blobs that were fetched by two at once.
+    /// The blobs that two clients fetched at the same time.
     pub fn overlaps(&self) -> BTreeSet<String> {
         let state = self.state.lock().unwrap();
         state.fetches.iter().filter(|fetch| fetch.overlaps).map(|fetch| fetch.blob.clone()).collect()
     }
 }
 
-/// One request on one connection.
+/// Forwards one request on one connection.
 fn pass(client: TcpStream, upstream: &str, rest: Duration, state: &Mutex<State>) -> io::Result<()> {
     let mut first = [0];
-    // Whoever tries TLS is told no.
+    // Refuse TLS clients.
     if client.peek(&mut first)? == 0 || first[0] == 0x16 {
         return Ok(());
     }
@@ -113,7 +114,7 @@ fn pass(client: TcpStream, upstream: &str, rest: Duration, state: &Mutex<State>)
     done
 }
 
-/// The lines of a request's or answer's head, without those about the connection.
+/// Reads the head of a request or response, without the headers about the connection.
 fn head(from: &mut impl BufRead) -> io::Result<Vec<String>> {
     let mut lines = Vec::new();
     loop {
@@ -135,7 +136,7 @@ fn value<'a>(head: &'a [String], name: &str) -> Option<&'a str> {
     Some(value.trim())
 }
 
-/// Notes a fetch if it is one. Returns its number.
+/// Records a fetch if the request is for a blob. Returns its number.
 fn begin(request: &[String], answer: &[String], state: &Mutex<State>) -> Option<usize> {
     let path = request[0].strip_prefix("GET ")?.split(' ').next()?;
     let (_, blob) = path.split_once("/blobs/")?;
@@ -153,8 +154,8 @@ fn begin(request: &[String], answer: &[String], state: &Mutex<State>) -> Option<
     Some(state.fetches.len() - 1)
 }
 
-/// Passes an answer on. `tell` hears how much has been sent, and, before the last piece is, that it is the last: a client
-/// that has everything may begin anew before this thread knows that it has.
+/// Forwards a response body. Calls `tell` with the amount sent, and before the last piece that it is the last: a client
+/// that has everything may send its next request before this thread has recorded the end.
 fn pass_body(
     mut client: TcpStream,
     mut server: BufReader<TcpStream>,

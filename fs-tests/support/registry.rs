@@ -1,4 +1,5 @@
-//! Registries to pull from: one in the test that lies as it is told to, and Debian's `docker-registry` as a process.
+//! Registries to pull from: an HTTP server in the test that can misbehave on request, and Debian's `docker-registry` as
+//! a process.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,9 +25,9 @@ pub struct Seen {
     pub path: String,
     /// Headers, names in lower case.
     pub headers: BTreeMap<String, String>,
-    /// What was sent along, as text.
+    /// The body, as text.
     pub body: String,
-    /// What was sent along.
+    /// The body.
     pub bytes: Vec<u8>,
     /// How many requests for the same path came before.
     pub before: usize,
@@ -44,7 +45,7 @@ impl Seen {
     }
 }
 
-/// What a server answers.
+/// A response of the server.
 #[derive(Debug, Clone)]
 pub struct Reply {
     status: u16,
@@ -53,33 +54,33 @@ pub struct Reply {
     after: After,
 }
 
-/// What happens when the body is out.
+/// How a response ends.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum After {
-    /// That was it.
+    /// Normally, after the body.
     End,
-    /// The connection breaks after so many bytes.
+    /// The server closes the connection after this many bytes.
     Cut(usize),
-    /// Nothing more comes after so many bytes.
+    /// The server sends nothing more after this many bytes.
     Stall(usize),
-    /// The body comes again and again, in chunks.
+    /// The server repeats the body without end, in chunks.
     Endless,
-    /// Not even an answer comes.
+    /// The server closes the connection without a response.
     Silence,
 }
 
 impl Reply {
-    /// An answer without a body.
+    /// A response without a body.
     pub fn new(status: u16) -> Self {
         Self { status, headers: vec![], body: vec![], after: After::End }
     }
 
-    /// With this body.
+    /// Sets the body.
     pub fn body(self, body: impl Into<Vec<u8>>) -> Self {
         Self { body: body.into(), ..self }
     }
 
-    /// With one more header, or another value for one.
+    /// Adds or replaces a header.
     pub fn header(mut self, name: &str, value: impl ToString) -> Self {
         self.headers.retain(|(known, _)| known != name);
         self.headers.push((name.to_owned(), value.to_string()));
@@ -91,7 +92,7 @@ impl Reply {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// Whether it is no error.
+    /// Whether the status is not an error.
     pub fn is_found(&self) -> bool {
         self.status < 300
     }
@@ -107,22 +108,22 @@ impl Reply {
         self
     }
 
-    /// Breaks the connection after so many bytes.
+    /// Closes the connection after this many bytes.
     pub fn cut(self, at: usize) -> Self {
         Self { after: After::Cut(at), ..self }
     }
 
-    /// Falls silent after so many bytes.
+    /// Stalls after this many bytes.
     pub fn stall(self, at: usize) -> Self {
         Self { after: After::Stall(at), ..self }
     }
 
-    /// Never stops.
+    /// Repeats the body without end.
     pub fn endless(self) -> Self {
         Self { after: After::Endless, ..self }
     }
 
-    /// Breaks the connection instead of answering.
+    /// Closes the connection instead of responding.
     pub fn hang_up() -> Self {
         Self { after: After::Silence, ..Self::new(500) }
     }
@@ -137,7 +138,7 @@ impl Reply {
         }
         if self.after == After::Endless {
             write!(stream, "Transfer-Encoding: chunked\r\n\r\n")?;
-            // Ends when the client has had enough.
+            // Until the client closes the connection.
             loop {
                 write!(stream, "{:x}\r\n", self.body.len())?;
                 stream.write_all(&self.body)?;
@@ -165,7 +166,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts one.
+    /// Starts a server with this request handler.
     pub fn start(answer: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let host = listener.local_addr().unwrap().to_string();
@@ -180,12 +181,12 @@ impl Server {
         Self { host, seen }
     }
 
-    /// Everything that was asked so far.
+    /// All requests so far.
     pub fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
 
-    /// How many requests went to paths with this in them.
+    /// The number of requests whose path contains this text.
     pub fn count(&self, part: &str) -> usize {
         self.seen().iter().filter(|seen| seen.path.contains(part)).count()
     }
@@ -193,7 +194,7 @@ impl Server {
 
 fn serve(mut stream: TcpStream, log: &Mutex<Vec<Seen>>, answer: &dyn Fn(&Seen) -> Reply) {
     let mut first = [0];
-    // Whoever tries TLS is told no.
+    // Refuse TLS clients.
     if stream.peek(&mut first).is_err() || first[0] == 0x16 {
         return;
     }
@@ -226,18 +227,18 @@ fn serve(mut stream: TcpStream, log: &Mutex<Vec<Seen>>, answer: &dyn Fn(&Seen) -
         log.push(Seen { method, path, headers, body, bytes, before });
         log.last().unwrap().clone()
     };
-    // A client that hangs up has its reasons.
+    // An error is fine: the client may have closed the connection.
     let _gone = answer(&seen).send(&mut stream);
 }
 
-/// What an honest registry has: documents and blobs by path.
+/// The contents of a well-behaved registry: manifests and blobs by path.
 #[derive(Clone, Default)]
 pub struct Content {
     files: BTreeMap<String, (String, Vec<u8>)>,
 }
 
 impl Content {
-    /// An image as `REPO` under its tag and its digest. Returns the manifest's digest too.
+    /// Adds an image as `REPO` under its tag and its digest. Returns the manifest's digest too.
     pub fn of(image: &Image, repo: &str, tag: &str) -> (Self, String) {
         let dir = tempfile::tempdir().unwrap();
         let manifest = image.write_layout(dir.path());
@@ -259,7 +260,7 @@ impl Content {
         (Self { files }, manifest)
     }
 
-    /// The honest answer.
+    /// The response of a well-behaved registry.
     pub fn reply(&self, seen: &Seen) -> Reply {
         let Some((kind, bytes)) = self.files.get(&seen.path) else {
             return Reply::new(404).body(r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#);
@@ -284,7 +285,7 @@ impl Content {
     }
 }
 
-/// A plyfs command that knows nothing of this machine's user and does not wait long.
+/// A plyfs command that uses none of the host user's configuration and has short timeouts.
 pub fn command(env: &TestEnv, args: &[&str]) -> Command {
     let mut command = env.command(args);
     for name in ["XDG_CONFIG_HOME", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "DOCKER_DEFAULT_PLATFORM"] {
@@ -309,8 +310,8 @@ pub struct DockerRegistry {
 }
 
 impl DockerRegistry {
-    /// Starts one: for anybody, or only for `USER:PASSWORD`; with the certificate and key in a folder, or by plain http.
-    /// If there is `clients.crt` too, who asks must show a certificate by that one.
+    /// Starts a registry: without authentication, or for `USER:PASSWORD` only; with the certificate and key in a
+    /// directory, or by plain HTTP. With `clients.crt`, clients must present a certificate signed by it.
     pub fn start(user: Option<&str>, tls: Option<&Path>) -> Self {
         for _ in 0..5 {
             if let Some(registry) = Self::try_start(user, tls) {
@@ -322,7 +323,7 @@ impl DockerRegistry {
 
     fn try_start(user: Option<&str>, tls: Option<&Path>) -> Option<Self> {
         let dir = tempfile::Builder::new().prefix("plyfs-registry-").tempdir().unwrap();
-        // Free now, and most likely still when the registry takes it.
+        // The port is free now, and most likely still when the registry binds it.
         let host = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let data = dir.path().join("data");
         let mut config = format!(
@@ -373,7 +374,7 @@ impl DockerRegistry {
         assert_eq!(done.code, 0, "{command:?}: {done:?}");
     }
 
-    /// What skopeo says that the digest of `REPO:TAG` is.
+    /// The digest of `REPO:TAG` according to skopeo.
     pub fn digest(&self, image: &str, more: &[&str]) -> String {
         let image = format!("docker://{}/{image}", self.host);
         let mut command = Command::new("skopeo");
@@ -386,7 +387,7 @@ impl DockerRegistry {
 
 impl Drop for DockerRegistry {
     fn drop(&mut self) {
-        // It may have ended by itself; there is nobody to tell in a panic.
+        // The process may have ended, and an error cannot be reported during a panic.
         let _ended = self.child.kill().and_then(|()| self.child.wait());
     }
 }

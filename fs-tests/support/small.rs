@@ -1,4 +1,5 @@
-//! A small image that programs run in, and what tests of running programs need: users, processes, terminals.
+//! A small busybox image to run programs in, and helpers for such tests: users with subordinate IDs, processes,
+//! terminals.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -16,14 +17,14 @@ use super::eventually;
 use super::oci::Image;
 use super::tar::{Entry, Tar};
 
-/// Users that every Debian knows by name: one without numbers of others, and one that gets some.
+/// Users that every Debian has: one without subordinate IDs, and one that gets some.
 pub const NOBODY: u32 = 65_534;
 pub const NEWS: u32 = 9;
 
 pub const APPLETS: &[&str] =
     &["sh", "cat", "id", "ls", "ln", "env", "sleep", "kill", "chown", "stat", "mkdir", "touch", "true", "ps"];
 
-/// A small image that programs run in, with a user of its own.
+/// A busybox layer with a user of its own.
 pub fn layer() -> Tar {
     let busybox = fs::read("/bin/busybox").expect("no /bin/busybox: run scripts/setup --test");
     let mut tar = Tar::new().add(Entry::file("bin/busybox", busybox).mode(0o755));
@@ -54,7 +55,7 @@ pub fn environment() -> TestEnv {
     env
 }
 
-/// Processes with that argument, on the whole machine.
+/// The PIDs of all processes on the host that have this argument.
 pub fn processes(argument: &str) -> Vec<u32> {
     let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse::<u32>().ok();
     let all = fs::read_dir("/proc").unwrap().filter_map(|entry| number(entry.unwrap()));
@@ -65,13 +66,13 @@ pub fn processes(argument: &str) -> Vec<u32> {
     all.filter(has).collect()
 }
 
-/// Whether `sleep` has begun to run with that argument.
+/// Whether a `sleep` process with this argument runs.
 pub fn sleeps(argument: &str) -> bool {
     let line = format!("sleep\0{argument}\0");
     processes(argument).iter().any(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|l| l == line.as_bytes()))
 }
 
-/// A program whose command in an image has begun: it said a word.
+/// A running program whose command in the image has started: it has printed a line.
 pub struct Running(pub Child);
 
 impl Running {
@@ -102,7 +103,7 @@ impl Drop for Running {
     }
 }
 
-/// Numbers of others for a user, for the length of a test: `/etc/subuid` and `/etc/subgid` have one line more.
+/// Subordinate IDs for a user during a test: one more line in `/etc/subuid` and in `/etc/subgid`.
 pub struct Numbers(String);
 
 static TABLES: Mutex<()> = Mutex::new(());
@@ -130,7 +131,7 @@ impl Drop for Numbers {
     }
 }
 
-/// A store of that user's with the image.
+/// A store of this user, with the image.
 pub fn for_user(user: u32) -> (TestEnv, PathBuf) {
     let env = environment();
     fs::set_permissions(env.path(""), PermissionsExt::from_mode(0o755)).unwrap();
@@ -142,7 +143,7 @@ pub fn for_user(user: u32) -> (TestEnv, PathBuf) {
     (env, home)
 }
 
-/// A terminal of tmux's, which a shell that knows jobs runs at.
+/// A tmux terminal that runs a shell with job control.
 pub struct Tmux(PathBuf);
 
 impl Tmux {
@@ -164,7 +165,7 @@ impl Tmux {
         self.run(&["send-keys", "Enter"]);
     }
 
-    /// Waits until the shell outside asks for a line: what is typed before may be read by what it waits for.
+    /// Waits for the outer shell's prompt: its foreground program may read what is typed earlier.
     #[track_caller]
     pub fn until_back(&self) {
         eventually("the shell asks for a line", || {
@@ -173,7 +174,7 @@ impl Tmux {
         });
     }
 
-    /// Waits until a line of the screen begins so.
+    /// Waits until a line on the screen begins with this text.
     #[track_caller]
     pub fn until(&self, begins: &str) {
         eventually(begins, || {

@@ -1,4 +1,4 @@
-//! Tars written entry by entry, with every byte under the test's control.
+//! A tar builder: entries one by one, with every byte under the test's control.
 //!
 //! ```ignore
 //! let tar = Tar::new()
@@ -38,10 +38,10 @@ pub struct Entry {
     bad_checksum: bool,
 }
 
-/// A stretch of data in a sparse file: where it stands, and its bytes.
+/// A data segment of a sparse file: its offset and bytes.
 pub type Segment = (u64, Vec<u8>);
 
-/// The ways of writing a sparse file.
+/// The formats of a sparse file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sparse {
     /// Type `S`, the map in the header and in blocks behind it.
@@ -298,7 +298,7 @@ impl Entry {
         append_padded(&self.data, out);
     }
 
-    /// What comes before the header because a name does not fit in it.
+    /// Writes the GNU entries or PAX records for names that do not fit in the header.
     fn long_names(&self, out: &mut Vec<u8>, pax: &mut Vec<(Vec<u8>, Vec<u8>)>) {
         for (value, key, kind) in [(&self.name, "path", b'L'), (&self.link, "linkpath", b'K')] {
             if value.len() <= 100 {
@@ -399,7 +399,7 @@ fn append_padded(data: &[u8], out: &mut Vec<u8>) {
     out.resize(out.len().next_multiple_of(512), 0);
 }
 
-/// A layer of so many bytes that no compression makes small.
+/// A layer of this many incompressible bytes.
 pub fn noise(seed: u32, bytes: usize) -> Vec<u8> {
     let mut state = seed | 1;
     let mut next = || {
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn gnu_tar_reads_what_is_written_here() {
+    fn gnu_tar_reads_the_written_tars() {
         let long = "l/".repeat(80) + "end";
         let tar = Tar::new()
             .dir("d")
@@ -447,16 +447,16 @@ mod tests {
         assert!(seen.contains("1,3") && seen.contains("d/.wh.gone"), "{seen}");
     }
 
-    /// GNU tar 1.34 reads the fraction of a time before 1970 with the wrong sign, so it is no judge of this.
+    /// Not compared with GNU tar: version 1.34 reads the fraction of a time before 1970 with the wrong sign.
     #[test]
-    fn times_before_1970_have_one_sign_for_all() {
+    fn times_before_1970_are_written_with_the_sign_before_the_fraction() {
         assert_eq!(fraction((-1, 250_000_000)), "-0.750000000");
         assert_eq!(fraction((-2, 0)), "-2.000000000");
         assert_eq!(fraction((1, 5)), "1.000000005");
     }
 
     #[test]
-    fn every_sparse_form_is_one_file_to_gnu_tar() {
+    fn gnu_tar_reads_the_same_file_from_every_sparse_format() {
         let segments: Vec<Segment> = (0..30).map(|n| (n * 1024, vec![b'a' + n as u8; 512])).collect();
         // To a pipe, GNU tar writes no hole at the end.
         let size = 29 * 1024 + 512;

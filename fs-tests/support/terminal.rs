@@ -1,4 +1,4 @@
-//! A terminal to run plyfs on: a pseudo-terminal, and a model of what such a terminal shows.
+//! A terminal emulator for tests: a pseudo-terminal to run plyfs on, and a model of its screen.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -13,34 +13,34 @@ use rustix::termios::{Winsize, tcsetwinsize};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a terminal shows. It knows what plyfs uses and no more: an unknown sequence fails the test.
+/// A terminal's screen. It knows only the escape sequences that plyfs uses: an unknown one fails the test.
 pub struct Screen {
     columns: usize,
     rows: usize,
-    /// All rows, those that have scrolled off the top too, each with whether the next one is its continuation.
+    /// All rows, including those scrolled off the top, each with whether the next row continues it.
     lines: Vec<(String, bool)>,
     row: usize,
     column: usize,
-    /// How many lines were wrapped as they were written.
+    /// The number of lines that were wrapped when written.
     pub wrapped: usize,
-    /// A sequence that is not complete yet.
+    /// An incomplete escape sequence.
     pending: String,
 }
 
 impl Screen {
-    /// An empty one.
+    /// An empty screen.
     pub fn new(columns: usize, rows: usize) -> Self {
         let lines = vec![(String::new(), false)];
         Self { columns, rows, lines, row: 0, column: 0, wrapped: 0, pending: String::new() }
     }
 
-    /// Everything, from the first line that was ever written on, without empty lines at the end.
+    /// All text, including the scrollback, without empty lines at the end.
     pub fn text(&self) -> String {
         let lines: Vec<&str> = self.lines.iter().map(|(line, _)| line.as_str()).collect();
         lines.join("\n").trim_end().to_owned()
     }
 
-    /// The lines that can be seen now.
+    /// The visible lines.
     pub fn visible(&self) -> Vec<&str> {
         self.lines[self.top()..].iter().map(|(line, _)| line.as_str()).collect()
     }
@@ -50,7 +50,7 @@ impl Screen {
         self.column == 0 && self.row + 1 == self.lines.len() && self.lines[self.row].0.is_empty()
     }
 
-    /// All lines that contain this.
+    /// All lines that contain `part`.
     pub fn lines_with(&self, part: &str) -> Vec<&str> {
         self.lines.iter().map(|(line, _)| line.as_str()).filter(|line| line.contains(part)).collect()
     }
@@ -77,7 +77,7 @@ impl Screen {
         (self.columns, self.rows, self.row) = (columns, rows, self.lines.len() - 1);
     }
 
-    /// Takes what a program wrote.
+    /// Processes a program's output.
     pub fn feed(&mut self, bytes: &[u8]) {
         for c in String::from_utf8(bytes.to_vec()).expect("plyfs draws in ASCII").chars() {
             match c {
@@ -142,7 +142,7 @@ impl Screen {
     }
 }
 
-/// A program on a terminal of its own. It ends with this.
+/// A program on its own pseudo-terminal, killed on drop.
 pub struct Terminal {
     /// What the terminal shows.
     pub screen: Screen,
@@ -152,7 +152,7 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Runs a command on one, with the signals as a user has them.
+    /// Runs a command on a terminal, with default signal dispositions.
     pub fn run(command: &Command, columns: u16, rows: u16) -> Self {
         let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&controller).unwrap();
@@ -177,7 +177,7 @@ impl Terminal {
         let mut reader = controller.try_clone().unwrap();
         thread::spawn(move || {
             let mut buffer = [0; 4096];
-            // The end of a terminal is an error.
+            // Reading fails once the program has closed the terminal.
             while let Ok(n @ 1..) = reader.read(&mut buffer) {
                 if sender.send(buffer[..n].to_vec()).is_err() {
                     break;
@@ -187,7 +187,7 @@ impl Terminal {
         Self { screen: Screen::new(columns.into(), rows.into()), child, controller, output }
     }
 
-    /// Waits until the screen shows what is wanted.
+    /// Waits until the screen satisfies `shown`.
     #[track_caller]
     pub fn until(&mut self, what: &str, shown: impl Fn(&Screen) -> bool) {
         let until = Instant::now() + PATIENCE;
@@ -199,7 +199,7 @@ impl Terminal {
         }
     }
 
-    /// Types.
+    /// Sends keys to the program.
     pub fn send(&mut self, keys: &str) {
         self.controller.write_all(keys.as_bytes()).unwrap();
     }
@@ -210,7 +210,7 @@ impl Terminal {
         set_size(&self.controller, columns, rows);
     }
 
-    /// Waits for the program's end and for all that it wrote.
+    /// Waits for the program's end and for all of its output.
     #[track_caller]
     pub fn end(&mut self) -> ExitStatus {
         let status = self.child.wait().unwrap();
@@ -227,7 +227,7 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        // It may have ended by itself; there is nobody to tell in a panic.
+        // The program may have ended, and an error cannot be reported during a panic.
         let _ended = self.child.kill().and_then(|()| self.child.wait());
     }
 }

@@ -1,4 +1,4 @@
-//! Certificates for servers in tests and for those who ask them.
+//! TLS certificates for test servers and their clients.
 
 use std::fs;
 use std::path::Path;
@@ -6,8 +6,8 @@ use std::process::Command;
 
 use super::env::run;
 
-/// In a folder, a certificate authority (`ca.crt`), and certificates by it with their keys: a server's for 127.0.0.1
-/// (`server.crt`) and a client's (`client.cert`).
+/// Creates a certificate authority (`ca.crt`) in a directory, and two certificates signed by it, with their keys: a
+/// server's for 127.0.0.1 (`server.crt`) and a client's (`client.cert`).
 pub fn certificates(dir: &Path) {
     let script = "set -e
         openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=test-ca \
@@ -23,7 +23,7 @@ pub fn certificates(dir: &Path) {
     assert_eq!(done.code, 0, "{done:?}");
 }
 
-/// Copies files from one folder into another, which is made.
+/// Copies files from one directory into another, which it creates.
 pub fn copy(from: &Path, to: &Path, names: &[&str]) {
     fs::create_dir_all(to).unwrap();
     for name in names {

@@ -1,7 +1,7 @@
-//! Everything a file system says about a tree, and the differences between two trees.
+//! A tree scanner: the metadata and contents of every path of a tree, and the differences between two trees.
 //!
-//! Directories are opened one below the other and everything else is asked for relative to them, so paths may be as
-//! long as they like and names may be any bytes.
+//! The scan opens each directory relative to its parent and uses the `*at` system calls, so paths may exceed PATH_MAX
+//! and names may be any bytes.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::show;
 
-/// What one path is, as its system calls tell.
+/// The metadata of one path, as its system calls return it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     /// Type and permission bits, as in `st_mode`.
@@ -32,7 +32,7 @@ pub struct Record {
     pub rdev: (u32, u32),
     /// Modification time: seconds and nanoseconds.
     pub mtime: (i64, u32),
-    /// Number of names; of a directory, 2 and its subdirectories.
+    /// Link count; for a directory, 2 plus its subdirectories.
     pub nlink: u64,
     /// Inode number: compared within a tree, never between two.
     pub ino: u64,
@@ -44,16 +44,16 @@ pub struct Record {
     pub hash: Option<[u8; 32]>,
 }
 
-/// One thing about one path that is not as it should be.
+/// One difference of one path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
     /// Path from the tree's root, beginning with `/`.
     pub path: Vec<u8>,
     /// What differs: `mode`, `uid`, `mtime`, `xattr user.x`, `content`, `links`, `d_type`, ...
     pub field: String,
-    /// As it should be.
+    /// The expected value.
     pub expected: String,
-    /// As it is.
+    /// The actual value.
     pub actual: String,
 }
 
@@ -62,11 +62,11 @@ pub struct Difference {
 pub struct Tree {
     /// Every path from the root, which is `/`.
     pub records: BTreeMap<Vec<u8>, Record>,
-    /// What contradicted itself during the scan: a failed call, a `d_type` or `d_ino` unlike stat, a name listed twice.
+    /// Inconsistencies found by the scan: a failed call, a `d_type` or `d_ino` unlike stat, a name listed twice.
     pub faults: Vec<Difference>,
 }
 
-/// How much to read.
+/// Whether to read contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Contents {
     /// Read and hash every regular file.
@@ -119,7 +119,7 @@ fn raise_file_limit() {
 struct Scanner {
     tree: Tree,
     contents: Contents,
-    /// Of the directory being read; empty for the root.
+    /// The path of the directory being read; empty for the root.
     path: Vec<u8>,
 }
 
@@ -286,7 +286,7 @@ fn xattrs(dir: BorrowedFd<'_>, name: &CStr) -> Result<BTreeMap<Vec<u8>, Vec<u8>>
     Ok(found)
 }
 
-/// Everything in which `actual` is not `expected`, faults of the actual tree first.
+/// All differences between two trees, faults of the actual tree first.
 pub fn diff(expected: &Tree, actual: &Tree) -> Vec<Difference> {
     let mut found = actual.faults.clone();
     let mut report = |path: &[u8], field: &str, expected: String, actual: String| {
@@ -357,7 +357,7 @@ fn show_group(names: &[&[u8]]) -> String {
     names.iter().map(|name| show(name)).collect::<Vec<_>>().join(" = ")
 }
 
-/// The sets of two and more paths that are one inode, each under its first path.
+/// The sets of two or more paths that are hard links of one inode, each under its first path.
 pub fn link_groups(tree: &Tree) -> BTreeMap<&[u8], Vec<&[u8]>> {
     let mut inodes: BTreeMap<u64, Vec<&[u8]>> = BTreeMap::new();
     for (path, record) in &tree.records {

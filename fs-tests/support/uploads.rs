@@ -1,4 +1,4 @@
-//! A registry in the test that is written to: strict about what the specification says of uploads, and in memory.
+//! An in-memory registry to push to, strict about the distribution specification's rules for uploads.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -6,28 +6,29 @@ use std::sync::{Arc, Mutex};
 use super::oci::digest;
 use super::registry::{Reply, Seen, Server};
 
-/// What was written, by repository and name.
+/// The uploaded content, by repository and name.
 #[derive(Default)]
 pub struct Kept {
     /// Blobs by `REPO DIGEST`.
     pub blobs: BTreeMap<String, Vec<u8>>,
     /// Manifests with their types, by `REPO NAME`, by tag and by digest.
     pub manifests: BTreeMap<String, (String, Vec<u8>)>,
-    /// Uploads that are not finished, by number.
+    /// Unfinished uploads, by number.
     pub uploads: BTreeMap<usize, Vec<u8>>,
     begun: usize,
 }
 
-/// A server with what it keeps.
+/// A server with its uploaded content.
 pub struct Writable {
     /// The server.
     pub server: Server,
-    /// What it keeps.
+    /// The uploaded content.
     pub kept: Arc<Mutex<Kept>>,
 }
 
 impl Writable {
-    /// Starts one. `trouble` is asked first, with what there is, and may answer or change it.
+    /// Starts a registry. It calls `trouble` first with each request and the content: `trouble` may respond or change
+    /// it.
     pub fn start(trouble: impl Fn(&Seen, &mut Kept) -> Option<Reply> + Send + Sync + 'static) -> Self {
         let kept = Arc::new(Mutex::new(Kept::default()));
         let own = kept.clone();
@@ -38,14 +39,14 @@ impl Writable {
         Self { server, kept }
     }
 
-    /// One without any trouble.
+    /// Starts a well-behaved registry.
     pub fn honest() -> Self {
         Self::start(|_, _| None)
     }
 }
 
 impl Kept {
-    /// The honest answer.
+    /// The response of a well-behaved registry.
     pub fn answer(&mut self, seen: &Seen) -> Reply {
         let (path, query) = seen.path.split_once('?').unwrap_or((&seen.path, ""));
         let Some(below) = path.strip_prefix("/v2/") else { return Reply::new(404) };

@@ -1,4 +1,4 @@
-//! An image with an upper directory over it, mounted again and again.
+//! A writable union for tests: an image or lower directories, with an upper directory that persists across mounts.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,8 @@ use super::big_image;
 use super::env::{Mount, TestEnv, run, unmount, wait_until_unused};
 use super::oci::{Compression, Image};
 
-/// Who serves the union. The environment variable `PLYFS_TEST_ENGINE` puts a peer in plyfs's place: what fails on kernel
-/// overlayfs too is a fault of the test, or a limit of such unions.
+/// The implementation that serves the union. The environment variable `PLYFS_TEST_ENGINE` selects another one than
+/// plyfs: a test that fails on kernel overlayfs too is wrong, or meets a limit of such unions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Engine {
     Plyfs,
@@ -45,7 +45,7 @@ impl Engine {
 }
 
 impl Writable {
-    /// Over the image of `scripts/make-image`.
+    /// A union over the image of `scripts/make-image`.
     pub fn debian() -> Self {
         let cache = big_image();
         let mut new = Self::empty("oci:latest");
@@ -59,7 +59,7 @@ impl Writable {
         new
     }
 
-    /// Over a directory with what is in the tar, and so many others above it that have its directories too.
+    /// A union over a directory with the tar's content and further ones above it that have the same directories.
     pub fn over_directories(tar: Vec<u8>, count: usize) -> Self {
         let mut new = Self::empty("small:latest");
         if new.engine == Engine::Plyfs {
@@ -75,7 +75,7 @@ impl Writable {
         new
     }
 
-    /// Over an image of one layer.
+    /// A union over an image of one layer.
     pub fn over(tar: Vec<u8>) -> Self {
         Self::empty("small:latest").with_tar(tar)
     }
@@ -108,8 +108,8 @@ impl Writable {
         new.with_options(&[])
     }
 
-    /// Mount with these options of `-o` from now on, behind those that the environment variable `PLYFS_TEST_OPTIONS` has for
-    /// every mount of plyfs: a list with commas.
+    /// Mount with these options of `-o` from now on, behind those that the environment variable `PLYFS_TEST_OPTIONS`
+    /// has for every mount of plyfs: a list with commas.
     pub fn with_options(mut self, options: &[&str]) -> Self {
         let own = matches!(self.engine, Engine::Plyfs | Engine::Directories);
         let all = std::env::var("PLYFS_TEST_OPTIONS").ok().filter(|_| own).unwrap_or_default();
@@ -118,7 +118,7 @@ impl Writable {
         self
     }
 
-    /// Mount it, with what was written through earlier mounts.
+    /// Mount the union, with the changes of earlier mounts.
     #[track_caller]
     pub fn mount(&self) -> Mount {
         let (upper, work) = (self.env.path("upper"), self.env.path("work"));
@@ -157,7 +157,7 @@ impl Writable {
         }
     }
 
-    /// Require that every layer in the store has the bytes that its name is the digest of. Nothing of plyfs judges this.
+    /// Require that the digest of every layer in the store matches its name, computed without plyfs.
     #[track_caller]
     pub fn assert_lower_unchanged(&self) {
         if self.engine != Engine::Plyfs {
@@ -173,7 +173,7 @@ impl Writable {
     }
 }
 
-/// The directories without what else is in them.
+/// Copies a directory tree without its files.
 fn copy_directories(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
     for entry in fs::read_dir(from).unwrap().map(Result::unwrap).filter(|entry| entry.path().is_dir()) {

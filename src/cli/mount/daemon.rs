@@ -1,5 +1,5 @@
 //! Mount daemon: the process that serves a mount, in the background or foreground, until the mount is gone or a signal
-//! ends it. Also a helper process for cleanup that nobody needs to wait for ([`leave_to_child`]).
+//! ends it. Also a helper process for cleanup in the background ([`leave_to_child`]).
 
 use crate::cli::log;
 use crate::fs::Fs;

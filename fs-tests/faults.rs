@@ -1,4 +1,4 @@
-//! Fault injection: for every operation on the union, each of its system calls fails once, and the process dies at each
+//! Fault injection: makes each system call of each operation on the union fail once, and ends the process at each call
 //! once.
 //!
 //! After a failed call, the operation has either reported the error and changed nothing, or succeeded. After the death

@@ -40,7 +40,7 @@ fn configure(env: &TestEnv, text: &str) {
     fs::write(dir.join("registries.conf"), text).unwrap();
 }
 
-/// Configures mirrors for everything at `host`, each as `HOST/PATH` with further configuration lines.
+/// Configures the mirrors of the registry `host`; each is `HOST/PATH` with further lines of registries.conf.
 fn mirrors(env: &TestEnv, host: &str, mirrors: &[(String, &str)]) {
     let mut text = format!("[[registry]]\nlocation = \"{host}\"\n");
     for (location, more) in mirrors {

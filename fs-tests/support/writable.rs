@@ -108,8 +108,8 @@ impl Writable {
         new.with_options(&[])
     }
 
-    /// Mount with these options of `-o` from now on, behind those that the environment variable `PLYFS_TEST_OPTIONS`
-    /// has for every mount of plyfs: a list with commas.
+    /// Mount with these options of `-o` from now on, after the comma-separated list in the environment variable
+    /// `PLYFS_TEST_OPTIONS`, which applies to every mount of plyfs.
     pub fn with_options(mut self, options: &[&str]) -> Self {
         let own = matches!(self.engine, Engine::Plyfs | Engine::Directories);
         let all = std::env::var("PLYFS_TEST_OPTIONS").ok().filter(|_| own).unwrap_or_default();

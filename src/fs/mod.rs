@@ -145,7 +145,7 @@ impl Fs {
         }
     }
 
-    /// Adds one kernel reference to an inode: one for every reply that names it. An inode without names is kept until
+    /// Adds one kernel reference to an inode, as each reply that names the inode must. An inode without names is kept until
     /// the last reference is dropped.
     pub fn remember(&self, ino: Ino) {
         if let Shown::Union(union) = &self.0 {

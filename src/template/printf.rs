@@ -162,7 +162,7 @@ fn formatted(arg: &Data, verb: char, spec: Spec) -> String {
     }
 }
 
-/// Formats an element of a list: nil is `<nil>` for every verb.
+/// Formats a list element. A nil element is `<nil>` with any verb.
 fn element(arg: &Data, verb: char, spec: Spec) -> String {
     if matches!(arg, Data::Nil | Data::Missing) { padded("<nil>", spec) } else { formatted(arg, verb, spec) }
 }

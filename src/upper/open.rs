@@ -98,7 +98,7 @@ impl User {
     }
 }
 
-/// Descriptors reserved for everything but inodes of directories: layers, connections, the log.
+/// Number of descriptors reserved for layers, connections and the log; the rest is for the descriptor cache.
 const OTHER_DESCRIPTORS: u64 = 512;
 /// The largest descriptor cache: requests that repeat soon are for one of the last few inodes.
 const MOST_DESCRIPTORS: u64 = 4096;

@@ -13,7 +13,7 @@ use clap::Subcommand;
 use serde_json::{Map, Value, json};
 use std::io::Read;
 
-/// Docker's indentation for one image's manifest, and for everything with -v.
+/// Docker's indentation of a single image manifest, and of all output with -v.
 const TAB: &str = "\t";
 /// Docker's indentation for an image index.
 const OF_A_LIST: &str = "   ";

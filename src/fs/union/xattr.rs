@@ -142,7 +142,7 @@ impl Union {
         }
     }
 
-    /// Returns a directory's default ACL. It is needed for every new name, and so cached.
+    /// Returns a directory's default ACL, cached because each creation in the directory reads it.
     pub(super) fn default_acl(&self, dir: Ino) -> Result<Option<Arc<[u8]>>, FsError> {
         if let Some(known) = self.table().get(dir).and_then(|entry| entry.dir.as_ref()?.default_acl.clone()) {
             return Ok(known);

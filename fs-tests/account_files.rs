@@ -9,25 +9,25 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-use super::support::env::{Output, TestEnv, run, run_fed};
+use super::support::env::{Output, TestEnv, run, run_with_input};
 use super::support::registry::{Reply, Server, command};
 
 /// A registry that accepts any credentials.
-fn open() -> Server {
+fn accepting_server() -> Server {
     Server::start(|_| Reply::new(200).body("{}"))
 }
 
-fn json_of(file: &Path) -> Value {
+fn read_json(file: &Path) -> Value {
     serde_json::from_slice(&fs::read(file).unwrap()).unwrap()
 }
 
 fn login(env: &TestEnv, server: &str, set: impl Fn(&mut Command) -> &mut Command) -> Output {
     let mut command = command(env, &["login", "-u", "me", "--password-stdin", server]);
     set(&mut command);
-    run_fed(&mut command, "secret")
+    run_with_input(&mut command, "secret")
 }
 
-fn put(file: PathBuf, content: &Value) -> PathBuf {
+fn write_json(file: PathBuf, content: &Value) -> PathBuf {
     fs::create_dir_all(file.parent().unwrap()).unwrap();
     fs::write(&file, content.to_string()).unwrap();
     file
@@ -35,13 +35,13 @@ fn put(file: PathBuf, content: &Value) -> PathBuf {
 
 #[test]
 fn login_writes_the_credential_file_with_the_highest_precedence() {
-    let (env, server) = (TestEnv::new(), open());
+    let (env, server) = (TestEnv::new(), accepting_server());
     let host = server.host.as_str();
-    let kept = |file: &Path| file.exists() && json_of(file)["auths"][host]["auth"] == "bWU6c2VjcmV0";
+    let is_stored = |file: &Path| file.exists() && read_json(file)["auths"][host]["auth"] == "bWU6c2VjcmV0";
     let expect = |set: &dyn Fn(&mut Command) -> &mut Command, file: &str| {
         let out = login(&env, host, set);
         assert_eq!(out.code, 0, "{out:#?}");
-        assert!(kept(&env.path(file)), "not in {file}: {out:#?}");
+        assert!(is_stored(&env.path(file)), "not in {file}: {out:#?}");
         let mode = fs::metadata(env.path(file)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     };
@@ -57,26 +57,25 @@ fn login_writes_the_credential_file_with_the_highest_precedence() {
     expect(&|c| c, "run/containers/auth.json");
     expect(&|c| c.env("DOCKER_CONFIG", env.path("docker")), "docker/config.json");
     // podman's files precede Docker's: logout removes their entries, and warns of one that remains in Docker's.
-    put(env.path("home/.docker/config.json"), &json!({"auths": {host: {"auth": "b2xkOm9sZA=="}}}));
+    write_json(env.path("home/.docker/config.json"), &json!({"auths": {host: {"auth": "b2xkOm9sZA=="}}}));
     let out = run(&mut command(&env, &["logout", host]));
     assert_eq!(out.stdout, format!("Removing login credentials for {host}\n"));
-    let warning = format!(
-        "WARNING: there still are credentials for {host}, in {}\n",
-        env.path("home/.docker/config.json").display()
-    );
+    let warning =
+        format!("WARNING: credentials for {host} remain in {}\n", env.path("home/.docker/config.json").display());
     assert_eq!(out.stderr, warning);
-    assert!(!kept(&env.path("run/containers/auth.json")) && !kept(&env.path("home/.config/containers/auth.json")));
-    assert!(kept(&env.path("docker/config.json")));
+    let unused = ["run/containers/auth.json", "home/.config/containers/auth.json"];
+    assert!(!unused.into_iter().any(|file| is_stored(&env.path(file))));
+    assert!(is_stored(&env.path("docker/config.json")));
     let out = run(command(&env, &["logout", "-a"]).env("DOCKER_CONFIG", env.path("docker")));
-    assert_eq!((out.code, json_of(&env.path("docker/config.json"))), (0, json!({"auths": {}})), "{out:#?}");
+    assert_eq!((out.code, read_json(&env.path("docker/config.json"))), (0, json!({"auths": {}})), "{out:#?}");
 }
 
 #[test]
 fn login_names_a_credential_file_that_it_cannot_write() {
-    let (env, server) = (TestEnv::new(), open());
-    let file = put(env.path("run/containers/auth.json"), &json!([]));
+    let (env, server) = (TestEnv::new(), accepting_server());
+    let file = write_json(env.path("run/containers/auth.json"), &json!([]));
     let out = login(&env, &server.host, |c| c);
-    let why = format!("Error: {} is no file of credentials", file.display());
+    let why = format!("Error: {} is not a credentials file", file.display());
     assert!(out.code == 1 && out.stderr.starts_with(&why) && out.stdout.is_empty(), "{out:#?}");
     let out = login(&env, &server.host, |c| c.arg("--authfile").arg(env.path("run")));
     assert!(out.code == 1 && out.stderr.contains(&env.path("run").display().to_string()), "{out:#?}");
@@ -84,20 +83,20 @@ fn login_names_a_credential_file_that_it_cannot_write() {
 
 #[test]
 fn concurrent_logins_lose_no_credentials() {
-    let (env, server) = (TestEnv::new(), open());
+    let (env, server) = (TestEnv::new(), accepting_server());
     thread::scope(|scope| {
         for n in 0..12 {
             let (env, host) = (&env, &server.host);
             scope.spawn(move || assert_eq!(login(env, &format!("{host}/team{n}"), |c| c).code, 0));
         }
     });
-    let file = json_of(&env.path("run/containers/auth.json"));
+    let file = read_json(&env.path("run/containers/auth.json"));
     assert_eq!(file["auths"].as_object().unwrap().len(), 12);
     assert_eq!(fs::read_dir(env.path("run/containers")).unwrap().count(), 1);
 }
 
 /// Writes a credential helper `docker-credential-test` that stores entries in a directory; returns a PATH that has it.
-fn helper(env: &TestEnv) -> String {
+fn install_helper(env: &TestEnv) -> String {
     let script = r#"#!/bin/sh
 dir="${0%/*}/kept"
 file() { printf %s "$1" | tr / _; }
@@ -121,60 +120,60 @@ esac
 }
 
 /// The helper's entry for a key.
-fn helped(env: &TestEnv, key: &str) -> Option<Value> {
+fn helper_entry(env: &TestEnv, key: &str) -> Option<Value> {
     let bytes = fs::read(env.path("bin/kept").join(key.replace('/', "_"))).ok()?;
     Some(serde_json::from_slice(&bytes).unwrap())
 }
 
 #[test]
 fn login_and_logout_use_the_configured_credential_helper() {
-    let (env, server) = (TestEnv::new(), open());
-    let (host, path) = (server.host.as_str(), helper(&env));
-    let whole = json!({"Username": "me", "Secret": "secret"});
+    let (env, server) = (TestEnv::new(), accepting_server());
+    let (host, path) = (server.host.as_str(), install_helper(&env));
+    let entry = json!({"Username": "me", "Secret": "secret"});
     let old = json!({host: {"auth": "b2xkOm9sZA=="}, "other.example": {"auth": "YTpi"}});
     for how in [json!({"credHelpers": {host: "test"}}), json!({"credsStore": "test"})] {
         let mut content = how.clone();
         content["auths"] = old.clone();
         content["more"] = json!(1);
-        let file = put(env.path("run/containers/auth.json"), &content);
+        let file = write_json(env.path("run/containers/auth.json"), &content);
         let out = login(&env, host, |c| c.env("PATH", &path));
         assert_eq!((out.code, out.stdout.as_str(), out.stderr.as_str()), (0, "Login Succeeded\n", ""));
-        assert_eq!(helped(&env, host), Some(whole.clone()));
+        assert_eq!(helper_entry(&env, host), Some(entry.clone()));
         // The entry in the file is removed, since it would be found before the helper's.
         content["auths"].as_object_mut().unwrap().remove(host);
-        assert_eq!(json_of(&file), content);
+        assert_eq!(read_json(&file), content);
         let again = run(command(&env, &["login", host]).env("PATH", &path));
         assert!(again.code == 0 && again.stderr.contains("[Username: me]"), "{again:#?}");
         // Credentials for a namespace of a registry go to the file, as helpers have none.
         assert_eq!(login(&env, &format!("{host}/team"), |c| c.env("PATH", &path)).code, 0);
-        assert_eq!(json_of(&file)["auths"][format!("{host}/team")]["auth"], "bWU6c2VjcmV0");
+        assert_eq!(read_json(&file)["auths"][format!("{host}/team")]["auth"], "bWU6c2VjcmV0");
         let out = run(command(&env, &["logout", host]).env("PATH", &path));
         assert_eq!(out.stdout, format!("Removing login credentials for {host}\n"), "{out:#?}");
-        assert_eq!(helped(&env, host), None);
+        assert_eq!(helper_entry(&env, host), None);
         let out = run(command(&env, &["logout", host]).env("PATH", &path));
         assert_eq!(out.stdout, format!("Not logged in to {host}\n"), "{out:#?}");
         assert_eq!(login(&env, host, |c| c.env("PATH", &path)).code, 0);
         let out = run(command(&env, &["logout", "--all"]).env("PATH", &path));
-        assert_eq!((out.code, helped(&env, host)), (0, None), "{out:#?}");
-        assert_eq!(json_of(&file)["auths"], json!({}));
+        assert_eq!((out.code, helper_entry(&env, host)), (0, None), "{out:#?}");
+        assert_eq!(read_json(&file)["auths"], json!({}));
     }
-    put(env.path("run/containers/auth.json"), &json!({"credsStore": "nowhere"}));
+    write_json(env.path("run/containers/auth.json"), &json!({"credsStore": "nowhere"}));
     let out = login(&env, host, |c| c);
     assert!(out.code == 1 && out.stderr.contains("cannot run docker-credential-nowhere"), "{out:#?}");
 }
 
 #[test]
 fn the_error_of_a_failing_credential_helper_shows_no_secret() {
-    let (env, server) = (TestEnv::new(), open());
-    let path = helper(&env);
+    let (env, server) = (TestEnv::new(), accepting_server());
+    let path = install_helper(&env);
     // This helper fails to store, and its message quotes the credentials.
     let script = fs::read_to_string(env.path("bin/docker-credential-test")).unwrap();
     let program = env.path("bin/docker-credential-full");
     fs::write(&program, script.replace("full.example", &server.host)).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    put(env.path("run/containers/auth.json"), &json!({"credsStore": "full"}));
+    write_json(env.path("run/containers/auth.json"), &json!({"credsStore": "full"}));
     let out = login(&env, &server.host, |c| c.env("PATH", &path));
-    let why = format!("Error: docker-credential-full cannot keep the credentials for {}: ", server.host);
+    let why = format!("Error: docker-credential-full cannot store the credentials for {}: ", server.host);
     assert!(out.code == 1 && out.stderr.starts_with(&why), "{out:#?}");
     assert!(!out.stderr.contains("secret"), "{out:#?}");
 }

@@ -7,15 +7,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use crate::model::by_inode::ByInode;
+use crate::model::by_inode::InodeHarness;
 use crate::model::check::Checks;
 use crate::model::generate::{Menu, generate};
 use crate::model::harness::Harness;
 use crate::model::image::image;
-use crate::model::mounted::PlyfsPlace;
+use crate::model::mounted::PlyfsFs;
 use crate::model::op::{Op, Op::*, Replace::*, Special::*};
 use crate::model::run::{Effort, Failure, search};
-use crate::model::state::{Model, Stop, umask};
+use crate::model::state::{Model, StepError, umask};
 use crate::model::union::Union;
 use crate::support::bed::content;
 use plyfs::fs::{Attr, Changes, Fs, How, Ino, NewLayer, ROOT};
@@ -24,19 +24,19 @@ use plyfs::upper::User;
 
 /// Everything that a tar can store about one path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Told {
+struct PathState {
     attr: (Kind, u16, u32, u32, u32, u64, Time),
     nlink: u32,
     /// The first of the inode's names.
-    first: Vec<u8>,
+    first_name: Vec<u8>,
     content: Vec<u8>,
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
-type Tree = BTreeMap<Vec<u8>, Told>;
+type Tree = BTreeMap<Vec<u8>, PathState>;
 
 /// A whole tree, without extended attributes of empty value, which a tar cannot store.
-fn whole(fs: &Fs) -> Tree {
+fn read_tree(fs: &Fs) -> Tree {
     let mut tree = Tree::new();
     let mut todo = vec![(b"/".to_vec(), ROOT)];
     while let Some((path, ino)) = todo.pop() {
@@ -49,24 +49,24 @@ fn whole(fs: &Fs) -> Tree {
             })
             .unwrap();
         }
-        tree.insert(path, told(fs, &attr));
+        tree.insert(path, read_path_state(fs, &attr));
     }
     let mut first: BTreeMap<Ino, Vec<u8>> = BTreeMap::new();
-    for (path, told) in &mut tree {
-        let ino = Ino::from_be_bytes(told.first[..].try_into().unwrap());
-        told.first = first.entry(ino).or_insert_with(|| path.clone()).clone();
+    for (path, state) in &mut tree {
+        let ino = Ino::from_be_bytes(state.first_name[..].try_into().unwrap());
+        state.first_name = first.entry(ino).or_insert_with(|| path.clone()).clone();
     }
     tree
 }
 
-fn told(fs: &Fs, attr: &Attr) -> Told {
+fn read_path_state(fs: &Fs, attr: &Attr) -> PathState {
     let names = fs.listxattr(attr.ino, true).unwrap();
     let names = names.split(|b| *b == 0).filter(|name| !name.is_empty());
     let xattrs = names.map(|name| (name.to_vec(), fs.getxattr(attr.ino, name).unwrap().into_owned()));
-    Told {
+    PathState {
         attr: (attr.kind, attr.mode, attr.uid, attr.gid, attr.rdev, attr.size, attr.mtime),
         nlink: attr.nlink,
-        first: attr.ino.to_be_bytes().to_vec(),
+        first_name: attr.ino.to_be_bytes().to_vec(),
         content: match attr.kind {
             Kind::File => content(fs, attr.ino),
             Kind::Symlink => fs.readlink(attr.ino).unwrap().into_owned(),
@@ -76,10 +76,10 @@ fn told(fs: &Fs, attr: &Attr) -> Told {
     }
 }
 
-fn layer(fs: &Fs, changes: &Changes) -> Vec<u8> {
+fn write_layer(fs: &Fs, changes: &Changes) -> Vec<u8> {
     let layer = NewLayer::of(fs, changes, &BTreeSet::new()).unwrap();
     let written = layer.write(Vec::new(), None).unwrap().0;
-    assert_eq!(layer.write(Vec::new(), None).unwrap().0, written, "the same changes make other bytes");
+    assert_eq!(layer.write(Vec::new(), None).unwrap().0, written, "the same changes give different bytes");
     written
 }
 
@@ -91,13 +91,14 @@ fn parent(path: &[u8]) -> &[u8] {
 /// The changes between two trees by Docker's rules. `None` is a path that may be listed as changed or not at all, since
 /// written data may equal the old.
 fn expected(old: &Tree, new: &Tree) -> BTreeMap<Vec<u8>, How> {
-    let is_dir = |tree: &Tree, path: &[u8]| tree.get(path).is_some_and(|told| told.attr.0 == Kind::Dir);
+    let is_dir = |tree: &Tree, path: &[u8]| tree.get(path).is_some_and(|state| state.attr.0 == Kind::Dir);
     let mut all = BTreeMap::new();
-    for (path, told) in new {
+    for (path, state) in new {
         let before = old.get(path);
         // A directory's size and link count do not count as attributes, nor does a file's link count.
-        let same =
-            |before: &Told| (before.attr, &before.content, &before.xattrs) == (told.attr, &told.content, &told.xattrs);
+        let same = |before: &PathState| {
+            (before.attr, &before.content, &before.xattrs) == (state.attr, &state.content, &state.xattrs)
+        };
         match before {
             // A path below a file of the image cannot be in the image.
             None => drop(all.insert(path.clone(), How::Added)),
@@ -119,18 +120,18 @@ fn expected(old: &Tree, new: &Tree) -> BTreeMap<Vec<u8>, How> {
 }
 
 /// Compares the listed changes with the expected ones.
-fn judge(old: &Tree, new: &Tree, changes: &Changes) -> Result<(), String> {
+fn check_changes(old: &Tree, new: &Tree, changes: &Changes) -> Result<(), String> {
     let wanted = expected(old, new);
     for (path, how) in &wanted {
         match changes.get(path) {
             Some(changed) if changed.how == *how => {}
-            other => return Err(format!("{}: is {how:?}, and told is {other:?}", path.escape_ascii())),
+            other => return Err(format!("{}: expected {how:?}, listed {other:?}", path.escape_ascii())),
         }
     }
     for (path, changed) in changes.iter().filter(|(path, _)| !wanted.contains_key(*path)) {
         let possible = changed.how == How::Changed && old.contains_key(path);
         if !possible {
-            return Err(format!("{}: told is {changed:?}, and nothing is", path.escape_ascii()));
+            return Err(format!("{}: listed {changed:?}, expected no change", path.escape_ascii()));
         }
     }
     Ok(())
@@ -139,12 +140,12 @@ fn judge(old: &Tree, new: &Tree, changes: &Changes) -> Result<(), String> {
 fn first_difference(wanted: &Tree, found: &Tree) -> Result<(), String> {
     let paths: BTreeSet<_> = wanted.keys().chain(found.keys()).collect();
     for path in paths {
-        let brief = |told: Option<&Told>| {
-            told.map(|t| Told { content: t.content[..t.content.len().min(20)].to_vec(), ..t.clone() })
+        let shorten = |state: Option<&PathState>| {
+            state.map(|t| PathState { content: t.content[..t.content.len().min(20)].to_vec(), ..t.clone() })
         };
         let (want, have) = (wanted.get(path), found.get(path));
         if want != have {
-            let (want, have) = (brief(want), brief(have));
+            let (want, have) = (shorten(want), shorten(have));
             return Err(format!("{}:\n  the union has {want:?}\n  the new image {have:?}", path.escape_ascii()));
         }
     }
@@ -153,45 +154,46 @@ fn first_difference(wanted: &Tree, found: &Tree) -> Result<(), String> {
 
 /// Carries out the steps and checks the changes and the layer.
 fn run(user: User, ops: &[Op]) -> Result<(), Failure> {
-    let bed = Rc::new(Union::bed(user));
-    let mut harness = ByInode::new(Union::on(&bed), umask(), Checks::ALL);
+    let fixture = Rc::new(Union::fixture(user));
+    let mut harness = InodeHarness::new(Union::with_fixture(&fixture), umask(), Checks::ALL);
     let mut model = Model::new(&image());
     for op in ops {
         // Other tests check the step's result; the model only says which steps to skip.
-        if !matches!(model.apply(op), Err(Stop::Skip)) {
+        if !matches!(model.apply(op), Err(StepError::Skip)) {
             let _any = harness.apply(op);
         }
     }
     let _held = harness.finish();
-    let shown = whole(harness.inodes().fs());
+    let shown = read_tree(harness.inodes().fs());
     let failed = |what| Failure { at: ops.len().saturating_sub(1), what };
     // A read-only view while the union has the upper directory open.
-    let view = bed.view();
-    first_difference(&shown, &whole(&view)).map_err(|what| failed(format!("the view: {what}")))?;
+    let view = fixture.view();
+    first_difference(&shown, &read_tree(&view)).map_err(|what| failed(format!("the view: {what}")))?;
     let changes = view.changes(&BTreeSet::new()).unwrap();
-    judge(&whole(&bed.image_with(&[])), &shown, &changes).map_err(|what| failed(format!("told: {what}")))?;
-    let committed = bed.image_with(&[layer(&view, &changes)]);
+    check_changes(&read_tree(&fixture.image_with(&[])), &shown, &changes)
+        .map_err(|what| failed(format!("listed changes: {what}")))?;
+    let committed = fixture.image_with(&[write_layer(&view, &changes)]);
     // A tar cannot store a socket.
-    let sayable = shown.into_iter().filter(|(_, told)| told.attr.0 != Kind::Socket).collect();
-    first_difference(&sayable, &whole(&committed)).map_err(|what| failed(format!("layer: {what}")))
+    let storable = shown.into_iter().filter(|(_, state)| state.attr.0 != Kind::Socket).collect();
+    first_difference(&storable, &read_tree(&committed)).map_err(|what| failed(format!("layer: {what}")))
 }
 
 /// Random steps, without names that no layer can have and without steps that change nothing.
-fn steps(seed: u64, count: usize) -> Vec<Op> {
-    let menu = Menu { remounts: false, optional: false, ..PlyfsPlace::MENU };
+fn generate_steps(seed: u64, count: usize) -> Vec<Op> {
+    let menu = Menu { remounts: false, optional: false, ..PlyfsFs::MENU };
     let ops = generate(seed, count, &image(), menu);
     ops.into_iter().filter(|op| *op != Check && !format!("{op:?}").contains(".wh.")).collect()
 }
 
 #[test]
 fn the_diff_layer_on_the_image_equals_the_union_as_root() {
-    search("changes", Effort { runs: 150, ops: 200 }, &steps, &mut |ops| run(User::own(), ops).err());
+    search("changes", Effort { runs: 150, ops: 200 }, &generate_steps, &mut |ops| run(User::own(), ops).err());
 }
 
 #[test]
 fn the_diff_layer_on_the_image_equals_the_union_as_a_plain_user() {
     let user = User { privileged: false, uid: 4321, gid: 4321 };
-    search("a plain user's changes", Effort { runs: 50, ops: 200 }, &steps, &mut |ops| run(user, ops).err());
+    search("a plain user's changes", Effort { runs: 50, ops: 200 }, &generate_steps, &mut |ops| run(user, ops).err());
 }
 
 #[test]

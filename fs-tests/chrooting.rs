@@ -11,7 +11,8 @@ use serde_json::json;
 use super::support::env::{Output, TestEnv, run};
 use super::support::eventually;
 use super::support::small::{
-    NEWS, NOBODY, Numbers, Running, TABLE_FILES, Tmux, environment, for_user, layer, processes, pull, sleeps,
+    NEWS, NOBODY, Running, SubordinateIds, TABLE_FILES, Tmux, environment, for_user, is_sleep_running, layer,
+    processes, pull,
 };
 use super::support::tar::{Entry, Tar};
 
@@ -29,7 +30,7 @@ fn script(env: &TestEnv, options: &[&str], script: &str) -> String {
 
 /// Asserts that no chroot of this store has left anything, and that no mount is visible to other processes.
 #[track_caller]
-fn nothing_is_left(env: &TestEnv) {
+fn assert_nothing_left(env: &TestEnv) {
     assert_eq!(env.ok(["mounts", "-q"]), "");
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!table.contains(env.path("").to_str().unwrap()), "{table}");
@@ -61,7 +62,7 @@ fn a_command_sees_the_image_and_its_own_proc_and_dev() {
         "cd /; cd ../../../..; ls -d tmp/plyfs-test-* 2>/dev/null; cat /proc/1/root/bin/sh | head -c 4",
     );
     assert_eq!(outside, "\u{7f}ELF");
-    nothing_is_left(&env);
+    assert_nothing_left(&env);
 }
 
 #[test]
@@ -75,7 +76,7 @@ fn chroot_runs_the_given_command_or_the_images() {
     assert_eq!(chroot(&plain, &[], &[]).stdout, format!("/bin/sh /root {default}\n/\n"));
     let bare = TestEnv::new();
     pull(&bare, layer(), json!({}));
-    let output = super::support::env::run_fed(&mut bare.command(["chroot", "box:1"]), "echo from a shell");
+    let output = super::support::env::run_with_input(&mut bare.command(["chroot", "box:1"]), "echo from a shell");
     assert_eq!((output.code, output.stdout.as_str()), (0, "from a shell\n"));
 }
 
@@ -92,7 +93,7 @@ fn user_working_directory_and_environment_come_from_options_or_the_image() {
     assert_eq!(script(&env, &["-w", "/etc"], "pwd"), "/etc\n");
     let nowhere = chroot(&env, &["-w", "/no/where"], &["true"]);
     assert_eq!(nowhere.code, 125);
-    assert_eq!(nowhere.stderr, "Error: cannot work in the directory /no/where: No such file or directory\n");
+    assert_eq!(nowhere.stderr, "Error: cannot use the working directory /no/where: No such file or directory\n");
     assert_eq!(script(&env, &["--rw", "-w", "/no/where"], "pwd"), "/no/where\n");
     let mut command =
         env.command(["chroot", "-e", "A=1=2", "-e", "HANDED", "-e", "MISSING", "-e", "FROM=user", "box:1", "env"]);
@@ -123,7 +124,7 @@ fn chroot_exits_with_the_status_of_its_command() {
     assert_eq!((image.code, &*image.stderr), (125, "Error: No such image: nope:latest\n"));
     let volume = chroot(&env, &["-v", "name:/data"], &["true"]);
     assert!(volume.code == 125 && volume.stderr.contains("invalid volume specification: 'name:/data'"), "{volume:?}");
-    nothing_is_left(&env);
+    assert_nothing_left(&env);
 }
 
 #[test]
@@ -142,7 +143,7 @@ fn volumes_are_mounted_inside_the_image_despite_its_symlinks() {
     assert!(refused.stderr.contains("Read-only file system"), "{refused:?}");
     let nowhere = chroot(&env, &["-v", &spec("/made")], &["true"]);
     let why = format!(
-        "Error: cannot mount {} at /made: the image has no such place, and none can be made without --rw\n",
+        "Error: cannot mount {} at /made: the image has no such mount point: create it with --rw\n",
         source.display()
     );
     assert_eq!((nowhere.code, nowhere.stderr), (125, why));
@@ -153,7 +154,7 @@ fn volumes_are_mounted_inside_the_image_despite_its_symlinks() {
     // A single file, too.
     let file = format!("{}:/etc/passwd:ro", source.join("a").display());
     assert_eq!(script(&env, &["-v", &file], "cat /etc/passwd"), "1\n");
-    nothing_is_left(&env);
+    assert_nothing_left(&env);
 }
 
 #[test]
@@ -177,7 +178,7 @@ fn hostile_symlinks_in_an_image_do_not_reach_the_host() {
     assert_eq!(fs::read_dir("/dev").unwrap().count(), before);
     let user = chroot(&env, &["-u", "root"], &["sh"]);
     assert_eq!(user.stderr, "Error: unable to find user root: no matching entries in passwd file\n");
-    nothing_is_left(&env);
+    assert_nothing_left(&env);
 }
 
 #[test]
@@ -193,11 +194,11 @@ fn changes_are_kept_in_the_store_or_in_the_upper_directory() {
     let second = chroot(&env, &["--rw"], &["true"]);
     assert!(second.code == 125 && second.stderr.contains("is in use by another mount"), "{second:?}");
     assert_eq!(script(&env, &[], "echo beside"), "beside\n");
-    let said = env.fails(["rmi", "-f", "box:1"]);
-    assert!(said.contains("conflict"), "{said}");
+    let output = env.fails(["rmi", "-f", "box:1"]);
+    assert!(output.contains("conflict"), "{output}");
     assert!(env.ok(["mounts"]).contains("chroot"), "it is not listed");
     first.end(Signal::TERM);
-    nothing_is_left(&env);
+    assert_nothing_left(&env);
 }
 
 fn running(env: &TestEnv, options: &[&str], script: &str) -> Running {
@@ -212,14 +213,14 @@ fn signals_reach_the_command() {
         let number = signal.as_raw();
         // Without a shell in between: a shell that is about to exec another program may lose a signal.
         let mut plain = Running(env.command(["chroot", "box:1", "sleep", "4713"]).spawn().unwrap());
-        eventually("it sleeps", || sleeps("4713"));
+        eventually("sleep runs", || is_sleep_running("4713"));
         assert_eq!(plain.end(signal), 128 + number, "{signal:?}");
         let script = format!("trap 'exit 9' {number}; echo up; while :; do sleep 0.01; done");
         let mut caught = running(&env, &[], &script);
         assert_eq!(caught.end(signal), 9, "{signal:?}");
     }
     assert!(processes("4713").is_empty());
-    nothing_is_left(&env);
+    assert_nothing_left(&env);
 }
 
 /// The mount is in a private namespace, and the kernel has not yet written back what the command wrote.
@@ -235,7 +236,7 @@ fn diff_and_commit_see_the_changes_of_a_running_chroot() {
     assert!(shown.ends_with("more\nnew\n"), "{shown}");
     assert_eq!(lived.end(Signal::KILL), 137);
     eventually("it is gone", || env.ok(["mounts", "-q"]).is_empty());
-    nothing_is_left(&env);
+    assert_nothing_left(&env);
 }
 
 #[test]
@@ -248,7 +249,7 @@ fn a_chroot_killed_at_any_moment_leaves_nothing_behind() {
         child.kill().unwrap();
         child.wait().unwrap();
         eventually("all processes are gone", || processes("4714").is_empty() && env.ok(["mounts", "-q"]).is_empty());
-        nothing_is_left(&env);
+        assert_nothing_left(&env);
     }
     // Killed at its end too, when the kernel has yet to write back what the command wrote.
     let writes = "cat /bin/busybox /bin/busybox > /mnt/written";
@@ -258,12 +259,12 @@ fn a_chroot_killed_at_any_moment_leaves_nothing_behind() {
         child.kill().unwrap();
         child.wait().unwrap();
         eventually("nothing is mounted", || env.ok(["mounts", "-q"]).is_empty());
-        nothing_is_left(&env);
+        assert_nothing_left(&env);
     }
     let mut lived = running(&env, &["--rw"], "sleep 4714 & echo up; sleep 4714");
     assert_eq!(lived.end(Signal::KILL), 137);
     eventually("all processes are gone", || processes("4714").is_empty() && env.ok(["mounts", "-q"]).is_empty());
-    nothing_is_left(&env);
+    assert_nothing_left(&env);
     assert_eq!(script(&env, &["--rw"], "echo good"), "good\n", "what was killed left the changes in use");
     env.ok(["rmi", "box:1"]);
 }
@@ -271,24 +272,24 @@ fn a_chroot_killed_at_any_moment_leaves_nothing_behind() {
 #[test]
 fn a_plain_user_is_root_in_the_image_with_subordinate_ids_for_other_users() {
     let (env, home) = for_user(NEWS);
-    let _numbers = Numbers::give("news", 1_700_000_000);
+    let _subordinate_ids = SubordinateIds::add("news", 1_700_000_000);
     let volume = format!("{}:/mnt", home.join("shared").display());
     let chroot = |options: &[&str], script: &str| {
         let args = [&["chroot"], options, &["box:1", "sh", "-c", script]].concat();
         run(&mut env.as_user(NEWS, &args))
     };
-    let said = chroot(
+    let output = chroot(
         &["--rw", "-v", &volume],
         "id -u; touch /new /mnt/root; chown ann /new /mnt/root; stat -c %u /new; echo x >/dev/null; ls /proc | grep -c '^[0-9]'",
     );
-    assert_eq!((said.code, said.stderr.as_str()), (0, ""), "{said:?}");
-    assert!(said.stdout.starts_with("0\n1000\n"), "{said:?}");
+    assert_eq!((output.code, output.stderr.as_str()), (0, ""), "{output:?}");
+    assert!(output.stdout.starts_with("0\n1000\n"), "{output:?}");
     assert_eq!(fs::metadata(home.join("shared/root")).unwrap().uid(), 1_700_000_000 + 999);
     let ann = chroot(&["--rw", "-u", "ann"], "id -u; id -G; echo 1 >>/new; cat /new; echo 2 >/bin/sh");
     assert_eq!(ann.stdout, "1000\n1001 50\n1\n");
     assert!(ann.stderr.contains("Permission denied"), "{ann:?}");
     let far = chroot(&["-u", "2000000"], "true");
-    assert_eq!(far.stderr, "Error: cannot run as user 2000000:0: the number is not among yours in /etc/subuid\n");
+    assert_eq!(far.stderr, "Error: cannot run as user 2000000:0: the ID exceeds your range in /etc/subuid\n");
     assert_eq!((chroot(&[], "exit 5").code, chroot(&[], "touch /new").code), (5, 1));
     let listed = run(&mut env.as_user(NEWS, &["mounts", "-q"]));
     assert_eq!(listed.stdout, "");
@@ -302,13 +303,13 @@ fn a_plain_user_is_root_in_the_image_with_subordinate_ids_for_other_users() {
 fn without_subordinate_ids_the_image_has_only_root() {
     let (env, _home) = for_user(NOBODY);
     let chroot = |args: &[&str]| run(&mut env.as_user(NOBODY, args));
-    let said = chroot(&["chroot", "--rw", "box:1", "sh", "-c", "id -u; touch /new; stat -c %u /new; chown 1000 /new"]);
-    assert_eq!((said.code, said.stdout.as_str()), (1, "0\n0\n"), "{said:?}");
-    let lost = "files and programs can belong to root only: /etc/subuid has no numbers for user 65534";
-    assert!(said.stderr.contains(lost), "{said:?}");
+    let output =
+        chroot(&["chroot", "--rw", "box:1", "sh", "-c", "id -u; touch /new; stat -c %u /new; chown 1000 /new"]);
+    assert_eq!((output.code, output.stdout.as_str()), (1, "0\n0\n"), "{output:?}");
+    let lost = "only root's user and group ID are available: /etc/subuid has no IDs for user 65534";
+    assert!(output.stderr.contains(lost), "{output:?}");
     let ann = chroot(&["--log-level", "error", "chroot", "-u", "ann", "box:1", "true"]);
-    let why =
-        "Error: cannot run as user 1000:1001: there is nobody but root: /etc/subuid has no numbers for user 65534\n";
+    let why = "Error: cannot run as user 1000:1001: only root is mapped: /etc/subuid has no IDs for user 65534\n";
     assert_eq!((ann.code, ann.stderr.as_str()), (125, why));
 }
 
@@ -317,46 +318,46 @@ fn a_shell_at_a_terminal_has_job_control() {
     let env = environment();
     let plyfs = format!("{:?}", env.command(["chroot"])).replace("env -u PLYFS_ROOT ", "");
     let tmux = Tmux::start(&env);
-    tmux.line(&format!("clear; {plyfs} -e 'PS1=inside> ' box:1 sh"));
-    tmux.until("inside>");
-    tmux.line("ls -l /dev/console >/dev/null && echo a $TERM");
-    tmux.until("a tmux");
-    tmux.line("sleep 4716");
-    eventually("it sleeps", || sleeps("4716"));
+    tmux.type_line(&format!("clear; {plyfs} -e 'PS1=inside> ' box:1 sh"));
+    tmux.wait_for_line("inside>");
+    tmux.type_line("ls -l /dev/console >/dev/null && echo a $TERM");
+    tmux.wait_for_line("a tmux");
+    tmux.type_line("sleep 4716");
+    eventually("sleep runs", || is_sleep_running("4716"));
     tmux.run(&["send-keys", "C-z"]);
-    tmux.until("[1]+  Stopped");
-    tmux.line("kill -9 %1; echo killed $?");
-    tmux.until("killed 0");
-    tmux.line("sleep 4717");
-    eventually("it sleeps", || sleeps("4717"));
+    tmux.wait_for_line("[1]+  Stopped");
+    tmux.type_line("kill -9 %1; echo killed $?");
+    tmux.wait_for_line("killed 0");
+    tmux.type_line("sleep 4717");
+    eventually("sleep runs", || is_sleep_running("4717"));
     tmux.run(&["send-keys", "C-c"]);
-    tmux.line("echo code $?");
-    tmux.until("code 130");
-    tmux.line("exit 6");
-    tmux.line("echo back $?");
-    tmux.until("back 6");
+    tmux.type_line("echo code $?");
+    tmux.wait_for_line("code 130");
+    tmux.type_line("exit 6");
+    tmux.type_line("echo back $?");
+    tmux.wait_for_line("back 6");
     // The outer shell sees one job.
-    tmux.line(&format!("{plyfs} box:1 sleep 4718"));
-    eventually("it sleeps", || sleeps("4718"));
+    tmux.type_line(&format!("{plyfs} box:1 sleep 4718"));
+    eventually("sleep runs", || is_sleep_running("4718"));
     tmux.run(&["send-keys", "C-z"]);
-    tmux.line("fg >/dev/null");
+    tmux.type_line("fg >/dev/null");
     std::thread::sleep(Duration::from_millis(200));
     tmux.run(&["send-keys", "C-c"]);
-    tmux.line("echo then $?");
-    tmux.until("then 130");
+    tmux.type_line("echo then $?");
+    tmux.wait_for_line("then 130");
     // A caller without job control gets the terminal back afterwards.
-    tmux.line(&format!("sh -c \"{}; read x; echo read \\$x\"", format!("{plyfs} box:1 sh").replace('"', "\\\"")));
-    tmux.until("/tmp #");
-    tmux.line("exit");
-    tmux.line("something");
-    tmux.until("read something");
-    nothing_is_left(&env);
+    tmux.type_line(&format!("sh -c \"{}; read x; echo read \\$x\"", format!("{plyfs} box:1 sh").replace('"', "\\\"")));
+    tmux.wait_for_line("/tmp #");
+    tmux.type_line("exit");
+    tmux.type_line("something");
+    tmux.wait_for_line("read something");
+    assert_nothing_left(&env);
 }
 
 #[test]
 fn the_tables_of_numbers_are_left_as_they_were() {
     let before = TABLE_FILES.map(|path| fs::read_to_string(path).unwrap_or_default());
-    drop(Numbers::give("daemon", 1_800_000_000));
+    drop(SubordinateIds::add("daemon", 1_800_000_000));
     let after = TABLE_FILES.map(|path| fs::read_to_string(path).unwrap_or_default());
     for (before, after) in before.iter().zip(&after) {
         assert_eq!(before.contains("daemon:"), after.contains("daemon:"));

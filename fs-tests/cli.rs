@@ -44,7 +44,7 @@ fn a_pull_prints_dockers_lines() {
     let by_digest = format!("oci:{}@{manifest}", env.path("app").display());
     assert_eq!(env.ok(["pull", "-q", &by_digest]), format!("docker.io/library/app@{manifest}\n"));
     let error = env.fails(["pull", &source.replace(":1", ":2")]);
-    assert!(error.contains("holds no image `2`; there is: 1"), "{error}");
+    assert!(error.contains("has no image `2`; it has: 1"), "{error}");
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn every_listing_prints_one_json_object_per_line() {
     assert_eq!(keys(&["system", "df", "-v"]), images);
     assert_eq!(keys(&["history", "app:1"]), "Comment CreatedAt CreatedBy CreatedSince ID Size");
     assert_eq!(keys(&["system", "df"]), "Active Reclaimable Size TotalCount Type");
-    assert_eq!(keys(&["mounts"]), "CreatedSince ID Image ImageID Mode Mountpoint PID State");
+    assert_eq!(keys(&["mounts"]), "CreatedSince Engine ID Image ImageID Mode Mountpoint PID State");
     let shown = env.ok(["mounts", "--format", "{{.Image}} {{.ImageID}} {{.Mode}} {{.Mountpoint}}"]);
     assert_eq!(shown, format!("app:1 {} ro {}\n", &id[..12], mount.path().display()));
     mount.unmount();
@@ -191,7 +191,7 @@ fn every_listing_prints_one_json_object_per_line() {
     assert_eq!(env.ok(["mounts", "--format", "{{.Mode}}"]), "rw\n");
     let table = env.ok(["mounts"]);
     let heads = table.lines().next().unwrap().split("   ").map(str::trim).filter(|head| !head.is_empty());
-    let want = ["MOUNT ID", "IMAGE", "IMAGE ID", "PID", "MODE", "STATE", "MOUNTPOINT"];
+    let want = ["MOUNT ID", "IMAGE", "IMAGE ID", "PID", "ENGINE", "MODE", "STATE", "MOUNTPOINT"];
     assert_eq!(heads.collect::<Vec<_>>(), want);
     assert_eq!(run(&mut env.command(["mounts", "--format", "{{"])).code, 64);
     mount.unmount();
@@ -305,8 +305,8 @@ fn a_failed_write_to_stdout_is_reported() {
     let (env, _) = with_app();
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
     let output = env.command(["images"]).stdout(full).stderr(Stdio::piped()).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(said, "Error: cannot write to standard output: No space left on device\n");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(stderr, "Error: cannot write to standard output: No space left on device\n");
     assert_eq!(output.status.code(), Some(1));
 }
 
@@ -358,10 +358,10 @@ fn an_unusable_catalog_is_reported_before_any_work() {
     let (env, _) = with_app();
     let source = format!("oci:{}:1", env.path("app").display());
     let catalog = env.root().join("catalog.json");
-    let whole = std::fs::read(&catalog).unwrap();
-    let repair = "restore it by `plyfs system fsck --repair`";
+    let original = std::fs::read(&catalog).unwrap();
+    let repair = "restore it with `plyfs system fsck --repair`";
     for (bytes, words) in
-        [(&b"{\"version\":9}"[..], "use the plyfs that wrote it"), (&whole[..99], repair), (b"", repair)]
+        [(&b"{\"version\":9}"[..], "use the plyfs that wrote it"), (&original[..99], repair), (b"", repair)]
     {
         std::fs::write(&catalog, bytes).unwrap();
         for args in [&["images"][..], &["pull", &source], &["rmi", "app:1"], &["system", "gc"]] {
@@ -372,7 +372,7 @@ fn an_unusable_catalog_is_reported_before_any_work() {
         // The remedy in the message works; a catalog of another plyfs version is kept.
         let repaired = run(&mut env.command(["system", "fsck", "--repair"])).code == 0;
         assert_eq!(repaired, words == repair);
-        assert_eq!(std::fs::read(&catalog).unwrap(), if repaired { &whole } else { bytes });
+        assert_eq!(std::fs::read(&catalog).unwrap(), if repaired { &original } else { bytes });
     }
     assert_eq!(env.ok(["pull", &source]).matches("Already exists").count(), 2);
     assert_eq!(env.ok(["system", "fsck"]), "");

@@ -10,7 +10,7 @@ use std::process::Command;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, XattrFlags};
 use serde_json::{Value, json};
 
-use super::support::bed::{Bed, at, content, disk};
+use super::support::bed::{UnionFixture, at, content, disk};
 use super::support::env::{Mount, TestEnv, run};
 use super::support::oci::{Image, digest};
 use super::support::tar::{Entry, Tar};
@@ -76,7 +76,7 @@ fn mount(env: &TestEnv) -> Mount {
     env.mount("base:1", &["--upper", &upper(env)])
 }
 
-fn deep() -> PathBuf {
+fn deep_path() -> PathBuf {
     (0..40).map(|n| format!("directory-{n}")).collect()
 }
 
@@ -131,13 +131,13 @@ fn change(root: &Path) {
     sparse.set_len(2 << 20).unwrap();
     write("odd \n name \u{e4}", "x");
     fs::write(root.join(OsStr::from_bytes(b"bytes \xff\xfe")), "x").unwrap();
-    fs::create_dir_all(root.join(deep())).unwrap();
-    fs::write(root.join(deep()).join("file"), "deep").unwrap();
+    fs::create_dir_all(root.join(deep_path())).unwrap();
+    fs::write(root.join(deep_path()).join("file"), "deep").unwrap();
     symlink("../big", path("apart/symlink")).unwrap();
 }
 
 /// A scanned tree, reduced to what a tar can store.
-fn sayable(mut tree: Tree) -> Tree {
+fn storable_in_tar(mut tree: Tree) -> Tree {
     tree.records.retain(|_, record| FileType::from_raw_mode(record.mode) != FileType::Socket);
     tree
 }
@@ -189,7 +189,7 @@ fn every_tool_unpacks_a_committed_image_as_the_union() {
     // While it is mounted: the commit includes what the kernel has not written back yet.
     let id = env.ok(["commit", "-m", "all of it", "--upper", &upper(&env), "new:1"]);
     assert!(id.starts_with("sha256:") && id.trim() == env.ok(["inspect", "-f", "{{.Id}}", "new:1"]).trim());
-    let wanted = sayable(scan(live.path(), Contents::Hash));
+    let wanted = storable_in_tar(scan(live.path(), Contents::Hash));
     assert!(wanted.records.len() > 70, "{}", wanted.records.len());
     live.unmount();
     let new = env.mount("new:1", &[]);
@@ -216,8 +216,8 @@ fn diff_lists_changes_as_docker_diff_does() {
     let live = mount(&env);
     assert_eq!(env.ok(["diff", "--upper", &upper(&env)]), "");
     change(live.path());
-    let told = env.ok(["diff", "--upper", &upper(&env)]);
-    let lines: Vec<&str> = told.lines().filter(|line| !line.contains("/directory-0/")).collect();
+    let listed = env.ok(["diff", "--upper", &upper(&env)]);
+    let lines: Vec<&str> = listed.lines().filter(|line| !line.contains("/directory-0/")).collect();
     let wanted = [
         "A /a-fourth",
         "A /acl",
@@ -258,15 +258,15 @@ fn diff_lists_changes_as_docker_diff_does() {
     ];
     assert_eq!(lines, wanted);
     live.unmount();
-    assert_eq!(env.ok(["diff", "--upper", &upper(&env)]), told);
+    assert_eq!(env.ok(["diff", "--upper", &upper(&env)]), listed);
 }
 
 /// Files and directories observed with stat only, since reading them would change their access times.
-struct Watched(Vec<PathBuf>);
+struct StatWatch(Vec<PathBuf>);
 
-impl Watched {
+impl StatWatch {
     /// Starts watching. Resets access times first, since reading again what was read already changes none (relatime).
-    fn new(dirs: &[PathBuf]) -> Watched {
+    fn new(dirs: &[PathBuf]) -> StatWatch {
         let mut find = Command::new("find");
         let listed = find.args(dirs.iter().filter(|dir| dir.exists())).arg("-print0").output().unwrap().stdout;
         let paths = listed.split(|byte| *byte == 0).filter(|path| !path.is_empty());
@@ -277,18 +277,18 @@ impl Watched {
             let times = rustix::fs::Timestamps { last_access: old, last_modification: omit };
             rustix::fs::utimensat(CWD, path, &times, AtFlags::empty()).unwrap();
         }
-        Watched(paths)
+        StatWatch(paths)
     }
 
     /// Everything that stat returns, except a symbolic link's access time, which every read changes.
     fn state(&self) -> String {
-        let told = |path: &PathBuf| {
+        let path_state = |path: &PathBuf| {
             let what = if path.is_symlink() { "%i %f %h %u %g %s %y %z" } else { "%i %f %h %u %g %s %x %y %z" };
             let stat = run(Command::new("stat").args(["-c", what]).arg(path)).stdout;
             let marks = run(Command::new("getfattr").args(["-dhm", "-", "--absolute-names"]).arg(path)).stdout;
             format!("{}: {stat}{marks}", path.display())
         };
-        self.0.iter().map(told).collect()
+        self.0.iter().map(path_state).collect()
     }
 }
 
@@ -296,23 +296,23 @@ impl Watched {
 fn diff_leaves_no_trace_in_the_upper_directory() {
     let env = base();
     let unchanged = |what: &str| {
-        let watched = Watched::new(&[env.path("upper"), env.path("upper.work")]);
-        let before = watched.state();
+        let watch = StatWatch::new(&[env.path("upper"), env.path("upper.work")]);
+        let before = watch.state();
         env.ok(["diff", "--upper", &upper(&env), "--image", "base:1"]);
         env.ok(["commit", "--upper", &upper(&env), "--image", "base:1"]);
-        assert_eq!(watched.state(), before, "{what}");
-        assert_eq!(watched.0.len(), Watched::new(&[env.path("upper"), env.path("upper.work")]).0.len(), "{what}");
+        assert_eq!(watch.state(), before, "{what}");
+        assert_eq!(watch.0.len(), StatWatch::new(&[env.path("upper"), env.path("upper.work")]).0.len(), "{what}");
     };
     fs::create_dir(env.path("upper")).unwrap();
-    unchanged("a fresh one");
+    unchanged("an empty upper directory");
     let live = mount(&env);
     change(live.path());
     // `diff` makes the kernel write back dirty data, which does not count as a trace.
     assert_eq!(run(Command::new("sync").arg("-f").arg(live.path())).code, 0);
     env.ok(["commit", "--upper", &upper(&env)]);
-    unchanged("one that a mount has");
+    unchanged("a mounted upper directory");
     live.unmount();
-    unchanged("one that none has");
+    unchanged("an unmounted upper directory");
     // Without a mount: several readers may share the upper directory, and no mount can take it meanwhile.
     let held = fs::File::open(env.path("upper")).unwrap();
     held.lock_shared().unwrap();
@@ -324,17 +324,17 @@ fn diff_leaves_no_trace_in_the_upper_directory() {
 
 #[test]
 fn a_read_only_view_of_an_upper_directory_refuses_every_change() {
-    let bed = Bed::new(vec![Tar::new().dir("d").file("d/f", "f").file("g", "g").finish()]);
-    let union = bed.open(disk);
+    let fixture = UnionFixture::new(vec![Tar::new().dir("d").file("d/f", "f").file("g", "g").finish()]);
+    let union = fixture.open(disk);
     let new = |kind| New { kind, mode: 0o644, umask: 0, rdev: 0, uid: 0, gid: 0, target: b"t" };
     let made = union.make(ROOT, b"made", &new(Kind::File)).unwrap().ino;
     union.write(made, 0, b"data").unwrap();
     // One view beside a live union, one of an upper directory that no mount has used.
-    let fresh = Bed::new(vec![Tar::new().dir("d").file("d/f", "f").file("g", "g").finish()]);
+    let fresh = UnionFixture::new(vec![Tar::new().dir("d").file("d/f", "f").file("g", "g").finish()]);
     fs::create_dir(fresh.upper()).unwrap();
-    let watched = Watched::new(&[bed.upper(), bed.work(), fresh.upper()]);
-    let before = watched.state();
-    for view in [bed.view(), fresh.view()] {
+    let watch = StatWatch::new(&[fixture.upper(), fixture.work(), fresh.upper()]);
+    let before = watch.state();
+    for view in [fixture.view(), fresh.view()] {
         let ino = |path: &str| at(&view, path).unwrap().ino;
         let (dir, file) = (ino("d"), ino("d/f"));
         let chmod = Change { mode: Some(0o600), ..Change::default() };
@@ -361,11 +361,11 @@ fn a_read_only_view_of_an_upper_directory_refuses_every_change() {
         }
         assert!(!view.is_writable());
         assert_eq!(content(&view, file), b"f");
-        let told: Vec<Vec<u8>> = view.changes(&Default::default()).unwrap().into_keys().collect();
+        let listed: Vec<Vec<u8>> = view.changes(&Default::default()).unwrap().into_keys().collect();
         let wanted: &[&[u8]] = if at(&view, "made").is_ok() { &[b"/", b"/made"] } else { &[] };
-        assert_eq!(told, wanted);
+        assert_eq!(listed, wanted);
     }
-    assert_eq!(watched.state(), before);
+    assert_eq!(watch.state(), before);
     assert_eq!(fs::read_dir(fresh.upper()).unwrap().count(), 0);
     drop::<Fs>(union);
 }
@@ -386,9 +386,9 @@ fn commit_refuses_what_a_layer_cannot_hold_and_leaves_no_files() {
     let before = files(&env.root());
     let refused = |name: &str| {
         fs::write(live.path().join("private/x").join(name), "x").unwrap();
-        let said = env.fails(["commit", "--upper", &upper(&env), "new:1"]);
-        let why = "a name that begins with `.wh.` means a deletion there";
-        assert_eq!(said, format!("Error: /private/x/{name} cannot be in a layer: {why}"));
+        let output = env.fails(["commit", "--upper", &upper(&env), "new:1"]);
+        let why = "names that begin with `.wh.` are whiteouts";
+        assert_eq!(output, format!("Error: /private/x/{name} cannot be in a layer: {why}"));
         fs::remove_file(live.path().join("private/x").join(name)).unwrap();
     };
     [".wh.a", ".wh..wh..opq", ".wh."].into_iter().for_each(refused);
@@ -408,8 +408,8 @@ fn commit_refuses_what_a_layer_cannot_hold_and_leaves_no_files() {
         dir = rustix::fs::openat(&dir, &name, OFlags::DIRECTORY, Mode::empty()).unwrap();
     }
     drop(dir);
-    let said = env.fails(["commit", "--upper", &upper(&env)]);
-    assert!(said.ends_with("4095 is the most a file system takes"), "{said}");
+    let output = env.fails(["commit", "--upper", &upper(&env)]);
+    assert!(output.ends_with("the limit is 4095"), "{output}");
     assert_eq!(files(&env.root()), before);
     // An extended attribute of empty value is dropped, with a warning.
     fs::remove_dir_all(&long).unwrap();
@@ -443,8 +443,8 @@ fn the_committed_config_is_the_images_with_the_requested_changes() {
     let id = on_a_day(&args);
     let (old, new) = (config(&env, "base:1"), config(&env, "new"));
     let day = "2001-09-09T01:46:40Z";
-    let told = ["author", "comment", "created"].map(|key| new[key].as_str().unwrap());
-    assert_eq!(told, ["Jane", "why", day]);
+    let listed = ["author", "comment", "created"].map(|key| new[key].as_str().unwrap());
+    assert_eq!(listed, ["Jane", "why", day]);
     for key in ["x-unknown", "os", "architecture"] {
         assert_eq!(new[key], old[key], "{key}");
     }
@@ -497,14 +497,14 @@ fn an_upper_directory_is_matched_to_its_image_or_refused_in_one_line() {
     env.ok(["pull", "-q", &format!("oci:{}:2", env.path("other").display())]);
     for (args, says) in [
         (&["diff", "--upper", &nowhere][..], "No such file or directory"),
-        (&["diff", "--upper", &plain], "no mount ever had"),
+        (&["diff", "--upper", &plain], "was never mounted"),
         (&["commit", "--upper", &upper, "--image", "nope"], "No such image: nope:latest"),
-        (&["commit", "--upper", &upper, "--image", "other:2"], "holds the changes of another image"),
+        (&["commit", "--upper", &upper, "--image", "other:2"], "has the changes of another image"),
         (&["commit", "--upper", &upper, "X"], "must be lowercase"),
         (&["commit", "--upper", &upper, &format!("x@{}", digest(b""))], "cannot import digest reference"),
     ] {
-        let said = env.fails(args);
-        assert!(said.starts_with("Error: ") && said.contains(says), "{args:?}: {said}");
+        let output = env.fails(args);
+        assert!(output.starts_with("Error: ") && output.contains(says), "{args:?}: {output}");
     }
     for (args, says) in [
         (&["diff"][..], "\"plyfs diff\" requires exactly 1 argument.\nSee 'plyfs diff --help'.\n"),
@@ -531,5 +531,5 @@ fn an_upper_directory_is_matched_to_its_image_or_refused_in_one_line() {
     assert!(!new.path().join("gone").exists() && new.path().join("grown").exists());
     new.unmount();
     env.ok(["rmi", "-f", "base:1"]);
-    assert!(env.fails(["diff", "--upper", &upper]).contains("an image that the store lacks: sha256:"));
+    assert!(env.fails(["diff", "--upper", &upper]).contains("an image that is not in the store: ChainID sha256:"));
 }

@@ -1,7 +1,7 @@
 //! Concurrency: many threads on one union neither deadlock nor corrupt it, and memory and disk agree afterwards.
 
 use crate::model::random::Random;
-use crate::support::bed::{Bed, at, disk, picture};
+use crate::support::bed::{UnionFixture, at, disk, take_snapshot};
 use crate::support::tar::Tar;
 use plyfs::fs::{Change, Fs, FsError, Ino, New, ROOT, Replace};
 use plyfs::meta::Kind;
@@ -12,9 +12,9 @@ use std::time::Duration;
 const THREADS: u64 = 6;
 const STEPS: usize = 20_000;
 /// Timeout: a run that takes longer has deadlocked.
-const LONGEST: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
-fn image() -> Bed {
+fn image() -> UnionFixture {
     let content = vec![b'x'; 200_000];
     let layer = Tar::new()
         .dir("a")
@@ -28,7 +28,7 @@ fn image() -> Bed {
         .file("c/a", "1")
         .file("c/b", "2")
         .finish();
-    Bed::new(vec![layer])
+    UnionFixture::new(vec![layer])
 }
 
 const DIRS: &[&str] = &["", "a", "c", "a/c", "c/c", "a/a", "d"];
@@ -75,8 +75,8 @@ fn is_tolerable(error: &FsError) -> bool {
 fn concurrent_threads_neither_deadlock_nor_corrupt_a_union() {
     let seed = u64::from(std::process::id());
     println!("seed {seed}");
-    let bed = image();
-    let fs = Arc::new(bed.open(disk));
+    let fixture = image();
+    let fs = Arc::new(fixture.open(disk));
     let (done, all) = mpsc::channel();
     let start = |thread| {
         let (fs, done) = (fs.clone(), done.clone());
@@ -88,11 +88,11 @@ fn concurrent_threads_neither_deadlock_nor_corrupt_a_union() {
     };
     let threads: Vec<_> = (0..THREADS).map(start).collect();
     for _ in 0..THREADS {
-        assert_eq!(all.recv_timeout(LONGEST).expect("a thread hangs or has panicked"), None);
+        assert_eq!(all.recv_timeout(TIMEOUT).expect("a thread hangs or has panicked"), None);
     }
     threads.into_iter().for_each(|thread| thread.join().unwrap());
-    let live = picture(&fs);
+    let live = take_snapshot(&fs);
     assert!(live.len() > 1 && fs.getattr(ROOT).is_ok());
     drop(fs);
-    assert_eq!(picture(&bed.open(disk)), live);
+    assert_eq!(take_snapshot(&fixture.open(disk)), live);
 }

@@ -12,17 +12,17 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::support::env::{TestEnv, run};
 use super::support::eventually;
-use super::support::small::{NEWS, Numbers, Tmux, environment, for_user};
+use super::support::small::{NEWS, SubordinateIds, Tmux, environment, for_user};
 
 /// Copies a tree and removes it, again and again, and counts.
-const BUSY: &str = "mkdir /w; cd /w; mkdir a; for d in 1 2 3 4 5 6; do mkdir a/$d; for f in 1 2 3 4 5 6 7 8; do \
+const COPY_LOOP: &str = "mkdir /w; cd /w; mkdir a; for d in 1 2 3 4 5 6; do mkdir a/$d; for f in 1 2 3 4 5 6 7 8; do \
                     echo $f > a/$d/$f; ln a/$d/$f a/$d/l$f; done; done; n=0; while :; do busybox cp -a a b; \
                     busybox rm -r b; n=$((n+1)); echo $n > /n; done";
 
 /// Removes the containers of a store, also when a test fails.
-struct Ends<'a>(&'a TestEnv);
+struct ContainerCleanup<'a>(&'a TestEnv);
 
-impl Drop for Ends<'_> {
+impl Drop for ContainerCleanup<'_> {
     fn drop(&mut self) {
         for id in run(&mut self.0.command(["ps", "-aq"])).stdout.lines() {
             run(&mut self.0.command(["rm", "-f", id]));
@@ -30,17 +30,17 @@ impl Drop for Ends<'_> {
     }
 }
 
-fn folder(env: &TestEnv) -> PathBuf {
+fn container_dir(env: &TestEnv) -> PathBuf {
     fs::read_dir(env.root().join("containers")).unwrap().next().unwrap().unwrap().path()
 }
 
 #[test]
 fn commit_and_export_pause_a_running_container() {
     let env = environment();
-    let _ends = Ends(&env);
-    env.ok(["run", "-d", "--name", "web", "box:1", "sh", "-c", BUSY]);
+    let _cleanup = ContainerCleanup(&env);
+    env.ok(["run", "-d", "--name", "web", "box:1", "sh", "-c", COPY_LOOP]);
     let count = || run(&mut env.command(["exec", "web", "cat", "/n"])).stdout;
-    eventually("it is busy", || !count().is_empty());
+    eventually("the container copies files", || !count().is_empty());
     for round in 0..6 {
         env.ok(["diff", "web"]);
         env.ok(if round % 2 == 0 {
@@ -52,8 +52,8 @@ fn commit_and_export_pause_a_running_container() {
     }
     // The container is not left paused, and it does not run while a client pauses it.
     let before = count();
-    eventually("it goes on", || count() != before);
-    let dir = folder(&env);
+    eventually("the container runs again", || count() != before);
+    let dir = container_dir(&env);
     let number = || env.ok(["cp", "web:/n", "-"]);
     let paused = (control::pause(&dir).unwrap(), control::pause(&dir).unwrap());
     let at_rest = number();
@@ -64,17 +64,17 @@ fn commit_and_export_pause_a_running_container() {
     thread::sleep(Duration::from_millis(300));
     assert_eq!(number(), at_rest);
     drop(paused.1);
-    eventually("it goes on", || number() != at_rest);
+    eventually("the container runs again", || number() != at_rest);
     env.ok(["rm", "-f", "web"]);
 }
 
 #[test]
 fn a_container_is_unpaused_however_its_commit_ends() {
     let env = environment();
-    let _ends = Ends(&env);
-    env.ok(["run", "-d", "--name", "web", "box:1", "sh", "-c", BUSY]);
+    let _cleanup = ContainerCleanup(&env);
+    env.ok(["run", "-d", "--name", "web", "box:1", "sh", "-c", COPY_LOOP]);
     let number = || run(&mut env.command(["cp", "web:/n", "-"])).stdout;
-    eventually("it is busy", || !number().is_empty());
+    eventually("the container copies files", || !number().is_empty());
     for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
         // The commit pauses the container, then waits for the store's lock.
         let lock = Store::open(&env.root()).unwrap().lock_exclusive().unwrap();
@@ -86,7 +86,7 @@ fn a_container_is_unpaused_however_its_commit_ends() {
         });
         let at_rest = number();
         kill_process(Pid::from_child(&commit), signal).unwrap();
-        eventually("it goes on", || number() != at_rest);
+        eventually("the container runs again", || number() != at_rest);
         assert!(!commit.wait().unwrap().success());
         drop(lock);
     }
@@ -95,9 +95,9 @@ fn a_container_is_unpaused_however_its_commit_ends() {
 #[test]
 fn a_paused_container_can_be_killed() {
     let env = environment();
-    let _ends = Ends(&env);
-    env.ok(["run", "-d", "--name", "web", "box:1", "sh", "-c", BUSY]);
-    let paused = control::pause(&folder(&env)).unwrap();
+    let _cleanup = ContainerCleanup(&env);
+    env.ok(["run", "-d", "--name", "web", "box:1", "sh", "-c", COPY_LOOP]);
+    let paused = control::pause(&container_dir(&env)).unwrap();
     let mut rm = env.command(["rm", "-f", "web"]).spawn().unwrap();
     thread::sleep(Duration::from_millis(200));
     drop(paused);
@@ -107,11 +107,11 @@ fn a_paused_container_can_be_killed() {
 #[test]
 fn a_plain_users_container_is_read_again_until_it_stops_changing() {
     let (env, home) = for_user(NEWS);
-    let _ends = Ends(&env);
-    let _numbers = Numbers::give("news", 1_700_400_000);
+    let _cleanup = ContainerCleanup(&env);
+    let _subordinate_ids = SubordinateIds::add("news", 1_700_400_000);
     let user = |words: &[&str]| run(&mut env.as_user(NEWS, words));
-    assert_eq!(user(&["run", "-d", "--name", "web", "box:1", "sh", "-c", BUSY]).code, 0);
-    eventually("it is busy", || !user(&["exec", "web", "cat", "/n"]).stdout.is_empty());
+    assert_eq!(user(&["run", "-d", "--name", "web", "box:1", "sh", "-c", COPY_LOOP]).code, 0);
+    eventually("the container copies files", || !user(&["exec", "web", "cat", "/n"]).stdout.is_empty());
     for round in 0..4 {
         let copy = home.join(format!("copy-{round}")).display().to_string();
         for words in [&["diff", "web"][..], &["commit", "web", "busy:1"], &["cp", "web:/w", &copy]] {
@@ -125,7 +125,7 @@ fn a_plain_users_container_is_read_again_until_it_stops_changing() {
 #[test]
 fn logs_prints_the_output_of_a_container_run_in_the_foreground() {
     let env = environment();
-    let _ends = Ends(&env);
+    let _cleanup = ContainerCleanup(&env);
     let printing = "echo one; echo bad >&2; echo two; printf end; exit 3";
     let shown = run(&mut env.command(["run", "--name", "front", "box:1", "sh", "-c", printing]));
     assert_eq!((shown.code, shown.stdout.as_str(), shown.stderr.as_str()), (3, "one\ntwo\nend", "bad\n"));
@@ -139,11 +139,11 @@ fn logs_prints_the_output_of_a_container_run_in_the_foreground() {
 #[test]
 fn logs_prints_the_output_of_a_container_on_a_terminal() {
     let env = environment();
-    let _ends = Ends(&env);
+    let _cleanup = ContainerCleanup(&env);
     let plyfs = format!("{:?}", env.command(["run"])).replace("env -u PLYFS_ROOT ", "");
     let tmux = Tmux::start(&env);
-    tmux.line(&format!("clear; {plyfs} -t --name term box:1 sh -c 'echo at a terminal'"));
-    tmux.until("at a terminal");
+    tmux.type_line(&format!("clear; {plyfs} -t --name term box:1 sh -c 'echo at a terminal'"));
+    tmux.wait_for_line("at a terminal");
     eventually("it has ended", || !env.ok(["ps", "-aq", "-f", "status=exited"]).is_empty());
     assert_eq!(env.ok(["logs", "term"]), "at a terminal\r\n");
 }
@@ -151,9 +151,9 @@ fn logs_prints_the_output_of_a_container_on_a_terminal() {
 #[test]
 fn an_unwritable_log_does_not_withhold_output_from_the_caller() {
     let env = environment();
-    let _ends = Ends(&env);
+    let _cleanup = ContainerCleanup(&env);
     env.ok(["create", "--name", "front", "box:1", "sh", "-c", "echo one; echo two; exit 3"]);
-    symlink("/dev/full", folder(&env).join("log")).unwrap();
+    symlink("/dev/full", container_dir(&env).join("log")).unwrap();
     let shown = run(&mut env.command(["start", "-a", "front"]));
     assert_eq!((shown.code, shown.stdout.as_str(), shown.stderr.as_str()), (3, "one\ntwo\n", ""));
 }
@@ -161,8 +161,8 @@ fn an_unwritable_log_does_not_withhold_output_from_the_caller() {
 #[test]
 fn root_runs_a_command_in_a_plain_users_container() {
     let (env, _home) = for_user(NEWS);
-    let _ends = Ends(&env);
-    let _numbers = Numbers::give("news", 1_700_500_000);
+    let _cleanup = ContainerCleanup(&env);
+    let _subordinate_ids = SubordinateIds::add("news", 1_700_500_000);
     let user = |words: &[&str]| run(&mut env.as_user(NEWS, words));
     assert_eq!(user(&["run", "-d", "--name", "web", "box:1", "sleep", "4741"]).code, 0);
     let exec = |words: &[&str]| run(&mut env.command([&["exec"], words].concat()));
@@ -194,7 +194,7 @@ fn empty_cgroups() -> Vec<PathBuf> {
 #[test]
 fn concurrent_containers_leave_no_cgroup_behind() {
     let env = environment();
-    let _ends = Ends(&env);
+    let _cleanup = ContainerCleanup(&env);
     let ends = || {
         for _ in 0..4 {
             let ran = run(&mut env.command(["run", "--rm", "box:1", "true"]));

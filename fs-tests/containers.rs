@@ -11,16 +11,16 @@ use super::support::oci::Image;
 use super::support::tar::Tar;
 
 /// A store with `app:1` and its parent image `base:1`.
-fn place() -> (TestEnv, Store) {
+fn create_store() -> (TestEnv, Store) {
     let env = TestEnv::new();
     let tar = |n: u8| Tar::new().file(format!("file-{n}"), vec![n; 5000]).finish();
     for (name, layers) in [("base", &[1u8][..]), ("app", &[1, 2])] {
-        let place = env.path(format!("layout-{name}"));
+        let layout = env.path(format!("layout-{name}"));
         let image = Image::new().tag("1").edit_config(move |c| {
             c["config"] = json!({ "Cmd": ["sh"], "Labels": { "of": name } });
         });
-        layers.iter().fold(image, |image, n| image.layer(tar(*n))).write_layout(&place);
-        let pulled = env.ok(["pull", "-q", &format!("oci:{}:1", place.display())]);
+        layers.iter().fold(image, |image, n| image.layer(tar(*n))).write_layout(&layout);
+        let pulled = env.ok(["pull", "-q", &format!("oci:{}:1", layout.display())]);
         env.ok(["tag", pulled.trim(), &format!("{name}:1")]);
         env.ok(["rmi", pulled.trim()]);
     }
@@ -70,7 +70,7 @@ fn exited(code: i32) -> State {
 
 #[test]
 fn ps_lists_as_docker_does() {
-    let (env, store) = place();
+    let (env, store) = create_store();
     let empty = "CONTAINER ID   IMAGE     COMMAND   CREATED   STATUS    PORTS     NAMES\n";
     assert_eq!(env.ok(["ps"]), empty);
     let (new, _) = make(&store, "new", "base:1", 3, |_| {});
@@ -99,9 +99,9 @@ fn ps_lists_as_docker_does() {
         Some("a=1,b=2|/a/rather/long…|none|0|")
     );
     assert_eq!(shown("{{.CreatedAt}}").lines().last(), Some("2026-01-01 00:01:00 +0000 UTC"));
-    let whole = env.ok(["ps", "-a", "--no-trunc", "--format", "{{.ID}} {{.Command}}"]);
+    let untruncated = env.ok(["ps", "-a", "--no-trunc", "--format", "{{.ID}} {{.Command}}"]);
     let want = format!("{} \"/bin/entry point -c 'echo \\\"hello\\\" there'\"", web.id);
-    assert_eq!(whole.lines().nth(1), Some(&*want));
+    assert_eq!(untruncated.lines().nth(1), Some(&*want));
     std::fs::write(store.container_dir(&old.id).join("upper/file"), [0; 5]).unwrap();
     assert!(env.ok(["ps", "-as"]).lines().last().unwrap().ends_with("old       5B (virtual 13.3kB)"));
     // A tag that has moved to another image no longer names the container's image.
@@ -119,7 +119,7 @@ fn ps_lists_as_docker_does() {
 
 #[test]
 fn ps_filters_containers() {
-    let (env, store) = place();
+    let (env, store) = create_store();
     let (_, _c) = make(&store, "c-1", "base:1", 3, |_| {});
     let (b, held) = make(&store, "b-1", "app:1", 2, |c| drop(c.config.insert("Labels".into(), json!({ "x": "y" }))));
     held.set_state(&running()).unwrap();
@@ -158,19 +158,19 @@ fn ps_filters_containers() {
     };
     let bad = "invalid argument \"name\" for \"-f, --filter\" flag: bad format of filter (expected name=value)\n";
     assert_eq!(end("name"), (125, bad.to_owned()));
-    for (filter, said) in [
+    for (filter, message) in [
         ("foo=bar", "invalid filter 'foo'"),
         ("status=asleep", "invalid filter 'status=asleep'"),
         ("exited=x", "invalid filter 'exited=x'"),
         ("before=nope", "No such container: nope"),
     ] {
-        assert_eq!(end(filter), (1, format!("Error: {said}\n")));
+        assert_eq!(end(filter), (1, format!("Error: {message}\n")));
     }
 }
 
 #[test]
 fn inspect_prints_containers_in_dockers_shape() {
-    let (env, store) = place();
+    let (env, store) = create_store();
     let (web, held) = make(&store, "web", "app:1", 2, |c| {
         let volume = store.container_dir(&c.id).join("volumes/0").display().to_string();
         let bind =
@@ -210,13 +210,13 @@ fn inspect_prints_containers_in_dockers_shape() {
         "running host 0\n"
     );
     assert_eq!(shown("{{json .HostConfig.Tmpfs}} {{index .Config.Labels \"b\"}}"), "{\"/tmp\":\"size=1m\"} 2\n");
-    let said = env.fails(["inspect", "-f", "{{.State.Health}}", "web"]);
-    assert!(said.ends_with("map has no entry for key \"Health\""), "{said}");
+    let output = env.fails(["inspect", "-f", "{{.State.Health}}", "web"]);
+    assert!(output.ends_with("map has no entry for key \"Health\""), "{output}");
 }
 
 #[test]
 fn inspect_prefers_containers_and_falls_back_to_images() {
-    let (env, store) = place();
+    let (env, store) = create_store();
     let (web, held) = make(&store, "app", "app:1", 2, |_| {});
     drop(held);
     let name = |args: &[&str]| env.ok(["inspect", "-f", "{{.Id}}"].iter().chain(args)).trim().to_owned();
@@ -226,13 +226,13 @@ fn inspect_prefers_containers_and_falls_back_to_images() {
     assert_eq!(name(&["--type=image", "app:1"]), web.image.id.to_string());
     let sizes = env.ok(["inspect", "-s", "-f", "{{.SizeRw}} {{.SizeRootFs}}", "app"]);
     assert_eq!(sizes, format!("0 {}\n", web.image.size()));
-    let said = env.fails(["inspect", "--type", "volume", "app"]);
-    assert_eq!(said, "Error: unknown type: \"volume\": must be one of \"container\", \"image\"");
+    let output = env.fails(["inspect", "--type", "volume", "app"]);
+    assert_eq!(output, "Error: unknown type: \"volume\": must be one of \"container\", \"image\"");
 }
 
 #[test]
 fn an_image_of_a_container_is_not_removed() {
-    let (env, store) = place();
+    let (env, store) = create_store();
     let (web, held) = make(&store, "web", "app:1", 2, |_| {});
     std::fs::write(store.container_dir(&web.id).join("upper/file"), [0; 5]).unwrap();
     held.set_state(&running()).unwrap();
@@ -246,12 +246,12 @@ fn an_image_of_a_container_is_not_removed() {
     env.ok(["image", "prune", "-af"]);
     assert_eq!(env.ok(["images", "--format", "{{.Repository}}"]), "app\n");
     let (user, image) = (web.short(), web.image.id.short());
-    let said = env.fails(["rmi", "app:1"]);
+    let output = env.fails(["rmi", "app:1"]);
     let want = format!(
         "Error: conflict: unable to remove repository reference \"app:1\" (must force) - \
          container {user} is using its referenced image {image}"
     );
-    assert_eq!(said, want);
+    assert_eq!(output, want);
     assert_eq!(env.ok(["rmi", "-f", "app:1"]).lines().count(), 2);
     assert_eq!(env.ok(["system", "gc"]), "Total reclaimed space: 0B\n");
     assert!(web.image.layers.iter().all(|layer| store.has_layer(&layer.diff_id)));
@@ -260,7 +260,7 @@ fn an_image_of_a_container_is_not_removed() {
 
 #[test]
 fn a_damaged_container_record_blocks_no_command_and_repair_sets_it_aside() {
-    let (env, store) = place();
+    let (env, store) = create_store();
     let (web, held) = make(&store, "web", "app:1", 2, |_| {});
     drop(held);
     let dir = store.container_dir(&web.id);
@@ -289,7 +289,7 @@ fn a_damaged_container_record_blocks_no_command_and_repair_sets_it_aside() {
     assert!(found.stdout.contains(&record), "{found:#?}");
     let mended = env.ok(["system", "fsck", "--repair"]);
     assert!(mended.contains(&record) && mended.contains("record.json.damaged"), "{mended}");
-    assert!(mended.ends_with("(mended)\n"), "{mended}");
+    assert!(mended.ends_with("(repaired)\n"), "{mended}");
     assert_eq!(std::fs::read_to_string(dir.join("record.json.damaged")).unwrap(), "{\"id\":");
     // Only the record kept the layers; nothing refers to them now.
     let collected = env.run(["system", "gc"]);
@@ -302,7 +302,7 @@ fn a_damaged_container_record_blocks_no_command_and_repair_sets_it_aside() {
 
 #[test]
 fn a_damaged_record_of_a_running_container_is_not_set_aside() {
-    let (env, store) = place();
+    let (env, store) = create_store();
     let (web, held) = make(&store, "web", "app:1", 2, |_| {});
     let record = store.container_dir(&web.id).join("record.json");
     std::fs::write(&record, "").unwrap();
@@ -315,13 +315,13 @@ fn a_damaged_record_of_a_running_container_is_not_set_aside() {
 
 #[test]
 fn a_damaged_container_state_blocks_no_command_and_repair_rebuilds_it() {
-    let (env, store) = place();
+    let (env, store) = create_store();
     let (web, held) = make(&store, "web", "app:1", 2, |_| {});
     let state = store.container_dir(&web.id).join("state.json");
     std::fs::write(&state, "{").unwrap();
     // While the container runs, no other process may write its state.
-    let said = env.fails(["rmi", "-f", &web.image.id.to_string()]);
-    assert!(said.contains("is being used by running container"), "{said}");
+    let output = env.fails(["rmi", "-f", &web.image.id.to_string()]);
+    assert!(output.contains("is being used by running container"), "{output}");
     let found = run(&mut env.command(["system", "fsck", "--repair"]));
     assert!(found.code == 1 && found.stdout.contains("is running"), "{found:#?}");
     drop(held);
@@ -332,14 +332,14 @@ fn a_damaged_container_state_blocks_no_command_and_repair_rebuilds_it() {
     assert_eq!(env.run(["rmi", "-f", "app:1"]).code, 0);
     assert_eq!(env.run(["system", "gc"]).code, 0);
     let mended = env.ok(["system", "fsck", "--repair"]);
-    assert!(mended.contains(state.to_str().unwrap()) && mended.ends_with("(mended)\n"), "{mended}");
+    assert!(mended.contains(state.to_str().unwrap()) && mended.ends_with("(repaired)\n"), "{mended}");
     assert_eq!(containers::state(&store, &web.id).unwrap().status, Status::Exited);
     assert_eq!(env.ok(["system", "fsck"]), "");
 }
 
 #[test]
 fn a_damaged_mount_or_pull_record_keeps_every_layer_and_blocks_no_command() {
-    let (env, store) = place();
+    let (env, store) = create_store();
     let image = store.resolve("app:1").unwrap();
     let layers = || image.layers.iter().filter(|layer| store.has_layer(&layer.diff_id)).count();
     let guard = plyfs::store::mounts::register(&store, &image.id, "app:1", "/nowhere".as_ref(), false).unwrap();

@@ -41,18 +41,18 @@ fn end(child: Child) -> Output {
     Output { code, stdout: String::new(), stderr: String::from_utf8_lossy(&output.stderr).into_owned() }
 }
 
-fn names(folder: &Path) -> Vec<String> {
+fn list_names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).unwrap();
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
 /// Asserts that an interrupted pull left only complete blobs and layers, which the next pull can use.
 #[track_caller]
-fn only_whole_leftovers(env: &TestEnv) {
-    assert_eq!(names(&env.root().join("tmp")), [""; 0]);
+fn assert_complete_leftovers(env: &TestEnv) {
+    assert_eq!(list_names(&env.root().join("tmp")), [""; 0]);
     for line in run(&mut env.command(["system", "fsck"])).stdout.lines() {
-        let whole = ["leaked layer: ", "leaked blob: ", "leaked tree: "].iter().any(|what| line.starts_with(what));
-        assert!(whole, "left behind: {line}");
+        let complete = ["leaked layer: ", "leaked blob: ", "leaked tree: "].iter().any(|what| line.starts_with(what));
+        assert!(complete, "left behind: {line}");
     }
 }
 
@@ -78,7 +78,7 @@ fn duration_of(env: &TestEnv, source: &str) -> Duration {
 fn an_interrupted_pull_ends_at_once_and_cleans_up() {
     let env = TestEnv::new();
     let source = big(&env);
-    let whole = duration_of(&env, &source);
+    let pull_time = duration_of(&env, &source);
     let (points, mut ended) = (24, 0);
     // More rounds only if concurrent tests made too many signals come too late.
     for point in 0..4 * points {
@@ -88,7 +88,7 @@ fn an_interrupted_pull_ends_at_once_and_cleans_up() {
         let point = point % points;
         let (sent, code) = [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)][point % 3];
         let child = start(&env, &["pull", "-q", &source], "--default-signal", Stdio::null());
-        std::thread::sleep(whole * u32::try_from(point).unwrap() / points as u32);
+        std::thread::sleep(pull_time * u32::try_from(point).unwrap() / points as u32);
         let asked = Instant::now();
         signal(&child, sent);
         let output = end(child);
@@ -98,7 +98,7 @@ fn an_interrupted_pull_ends_at_once_and_cleans_up() {
             assert!([0, code].contains(&output.code), "{output:?}");
         }
         assert_eq!(output.stderr, "", "{sent:?}");
-        only_whole_leftovers(&env);
+        assert_complete_leftovers(&env);
         ended += usize::from(output.code == code);
         assert!(output.code != 0 || env.ok(["images", "-q"]).lines().count() == 1);
         run(&mut env.command(["rmi", "-f", "big"]));
@@ -118,10 +118,10 @@ fn a_load_that_waits_for_input_or_the_lock_can_be_interrupted() {
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(&small(2)[..1024]).unwrap();
     let begun = Instant::now();
-    while names(&env.root().join("tmp")).is_empty() && begun.elapsed() < Duration::from_secs(10) {}
+    while list_names(&env.root().join("tmp")).is_empty() && begun.elapsed() < Duration::from_secs(10) {}
     signal(&child, Signal::INT);
     assert_eq!(end(child).code, 130);
-    only_whole_leftovers(&env);
+    assert_complete_leftovers(&env);
     let lock = fs::File::options().write(true).open(env.root().join("lock")).unwrap();
     lock.lock().unwrap();
     let child = start(&env, &["pull", &source], "--default-signal", Stdio::null());
@@ -129,7 +129,7 @@ fn a_load_that_waits_for_input_or_the_lock_can_be_interrupted() {
     signal(&child, Signal::TERM);
     assert_eq!(end(child).code, 143);
     drop(lock);
-    only_whole_leftovers(&env);
+    assert_complete_leftovers(&env);
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn ignored_signals_stay_ignored() {
     let mut child = start(&env, &["load"], "--ignore-signal=HUP", Stdio::piped());
     let mut stdin = child.stdin.take().unwrap();
     let begun = Instant::now();
-    while !env.root().join("tmp").is_dir() || names(&env.root().join("tmp")).is_empty() {
+    while !env.root().join("tmp").is_dir() || list_names(&env.root().join("tmp")).is_empty() {
         assert!(begun.elapsed() < Duration::from_secs(10));
     }
     signal(&child, Signal::HUP);
@@ -153,16 +153,16 @@ fn ignored_signals_stay_ignored() {
 fn a_pull_completes_after_earlier_ones_were_killed() {
     let env = TestEnv::new();
     let source = big(&env);
-    let whole = duration_of(&env, &source);
+    let pull_time = duration_of(&env, &source);
     for point in 0..16 {
         let mut child = start(&env, &["pull", "-q", &source], "--default-signal", Stdio::null());
-        std::thread::sleep(whole * point / 16);
+        std::thread::sleep(pull_time * point / 16);
         child.kill().unwrap();
         child.wait().unwrap();
         let shown = env.ok(["images", "-q"]).lines().count();
         if point % 4 == 0 || shown == 1 {
             env.ok(["pull", "-q", &source]);
-            assert_eq!(names(&env.root().join("tmp")), [""; 0]);
+            assert_eq!(list_names(&env.root().join("tmp")), [""; 0]);
             assert_eq!(env.ok(["system", "fsck"]), "");
             env.ok(["rmi", "-f", "big"]);
         }
@@ -176,7 +176,7 @@ fn a_pull_completes_after_earlier_ones_were_killed() {
 fn stop_when(child: &Child, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
-        assert!(begun.elapsed() < Duration::from_secs(20), "it never came to that point");
+        assert!(begun.elapsed() < Duration::from_secs(20), "the command did not reach the expected state");
     }
     signal(child, Signal::STOP);
 }
@@ -250,7 +250,7 @@ fn concurrent_processes_leave_a_consistent_store() {
             scope.spawn(move || {
                 let mut round = process;
                 while begun.elapsed() < TIME {
-                    one_of_many(env, sources, round);
+                    run_random_command(env, sources, round);
                     round = round * 5 + 3;
                     round %= 1009;
                 }
@@ -263,12 +263,12 @@ fn concurrent_processes_leave_a_consistent_store() {
     }
     assert_eq!(env.ok(["system", "gc"]), "Total reclaimed space: 0B\n");
     for folder in ["blobs/sha256", "layers/sha256", "trees", "tmp", "mounts"] {
-        assert_eq!(names(&env.root().join(folder)), [""; 0], "{folder}");
+        assert_eq!(list_names(&env.root().join(folder)), [""; 0], "{folder}");
     }
 }
 
 /// Runs one of the concurrent commands, and checks its failure if it may fail.
-fn one_of_many(env: &TestEnv, sources: &[String], round: usize) {
+fn run_random_command(env: &TestEnv, sources: &[String], round: usize) {
     let at = (round / 8) % sources.len();
     let name = ["a", "b", "c", "d"][at];
     let new = format!("tag-{}", round % 3);
@@ -285,7 +285,7 @@ fn one_of_many(env: &TestEnv, sources: &[String], round: usize) {
     let excused = excuse.is_some_and(|words| output.stderr.contains(words));
     assert!(output.code == 0 || excused, "{args:?}: {output:?}");
     if args[1] == "fsck" {
-        assert_eq!(output.stdout, "", "a check found fault with a working store");
+        assert_eq!(output.stdout, "", "fsck reported a problem in a consistent store");
     }
 }
 
@@ -300,7 +300,7 @@ fn a_truncated_layer_is_reported_and_pulled_again() {
     fs::create_dir(env.path("mnt")).unwrap();
     let error = env.fails(["mount".as_ref(), "image".as_ref(), env.path("mnt").as_os_str()]);
     assert!(error.contains("2000 bytes, wanted 7168") && error.ends_with("pull it again"), "{error}");
-    assert_eq!(names(&env.root().join("mounts")), [""; 0], "a mount that failed left its registration");
+    assert_eq!(list_names(&env.root().join("mounts")), [""; 0], "a mount that failed left its registration");
     // The remedy in the message works, and so does the other one.
     let again = env.ok(["pull", &source]);
     assert_eq!((again.matches("Already exists").count(), again.matches("Pull complete").count()), (1, 1), "{again}");

@@ -12,7 +12,7 @@ use super::support::oci::{Image, digest};
 use super::support::tar::Tar;
 
 /// A store with two images that share their lowest layer.
-struct Damaged {
+struct DamagedStore {
     env: TestEnv,
     random: u64,
 }
@@ -36,8 +36,8 @@ fn layer(n: u8) -> Vec<u8> {
     files.symlink(format!("link-{n}"), "etc").file("top", format!("{n}")).finish()
 }
 
-impl Damaged {
-    fn new() -> Damaged {
+impl DamagedStore {
+    fn new() -> DamagedStore {
         let env = TestEnv::new();
         for (name, layers) in [("app", [1, 2]), ("other", [1, 3])] {
             let config = move |c: &mut Value| c["config"] = json!({ "Cmd": ["true"], "Env": [format!("NAME={name}")] });
@@ -45,7 +45,7 @@ impl Damaged {
             image.write_layout(&env.path(name));
             env.ok(["pull", &format!("oci:{}:latest", env.path(name).display())]);
         }
-        Damaged { env, random: 0x9e37_79b9_7f4a_7c15 }
+        DamagedStore { env, random: 0x9e37_79b9_7f4a_7c15 }
     }
 
     fn source(&self) -> String {
@@ -61,12 +61,10 @@ impl Damaged {
     }
 
     fn tree(&self, name: &str) -> PathBuf {
-        let hex = self.image(name).chain_id().hex().to_owned();
-        let all = fs::read_dir(self.env.root().join("trees")).unwrap().map(|entry| entry.unwrap().path());
-        all.into_iter().find(|path| path.file_name().unwrap().to_str().unwrap().starts_with(&hex)).unwrap()
+        self.store().tree_path(&self.image(name).chain_id(), plyfs::layer::FORMAT)
     }
 
-    fn next(&mut self, below: usize) -> usize {
+    fn random_below(&mut self, below: usize) -> usize {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
@@ -83,10 +81,10 @@ impl Damaged {
         let mut bytes = fs::read(path).unwrap();
         match damage {
             Damage::Flip(count) => {
-                let (start, together) = (self.next(bytes.len()), self.next(2) == 0);
+                let (start, together) = (self.random_below(bytes.len()), self.random_below(2) == 0);
                 for i in 0..count {
-                    let at = if together { (start + i) % bytes.len() } else { self.next(bytes.len()) };
-                    bytes[at] ^= 1 << self.next(8);
+                    let at = if together { (start + i) % bytes.len() } else { self.random_below(bytes.len()) };
+                    bytes[at] ^= 1 << self.random_below(8);
                 }
                 fs::write(path, bytes).unwrap();
             }
@@ -137,34 +135,34 @@ fn files(root: &Path) -> BTreeMap<PathBuf, String> {
 
 #[test]
 fn a_damaged_tree_or_index_is_rebuilt_and_logged() {
-    let mut store = Damaged::new();
+    let mut store = DamagedStore::new();
     let want = store.export("app").0.unwrap();
     let (tree, other) = (store.tree("app"), store.tree("other"));
     let layers: Vec<PathBuf> =
         ["app", "other"].map(|name| store.store().layer_index(&store.image(name).layers[1].diff_id)).into();
     for (path, other) in [(&tree, &other), (&layers[0], &layers[1])] {
-        let whole = fs::read(path).unwrap();
+        let original = fs::read(path).unwrap();
         for damage in store.damages(40) {
             store.damage(path, other, damage);
             // An index is read only to build a tree.
             if *path != tree {
                 fs::remove_file(&tree).unwrap();
             }
-            let (found, said) = store.export("app");
-            assert!(found == Ok(want.clone()), "{damage:?} of {}: another tree: {said}", path.display());
-            assert!(said.contains(path.to_str().unwrap()), "{damage:?} is not in the log: {said}");
-            assert_eq!(said.lines().count(), 1, "{damage:?}: {said}");
-            assert!(fs::symlink_metadata(path).unwrap().is_file() && fs::read(path).unwrap() == whole, "{damage:?}");
+            let (found, output) = store.export("app");
+            assert!(found == Ok(want.clone()), "{damage:?} of {}: another tree: {output}", path.display());
+            assert!(output.contains(path.to_str().unwrap()), "{damage:?} is not in the log: {output}");
+            assert_eq!(output.lines().count(), 1, "{damage:?}: {output}");
+            assert!(fs::symlink_metadata(path).unwrap().is_file() && fs::read(path).unwrap() == original, "{damage:?}");
         }
     }
     store.env.ok(["system", "fsck"]);
 }
 
 /// Mode, owner, group, links, seconds and nanoseconds of the modification time, and content.
-type Shown = (u32, u32, u32, u64, i64, i64, Vec<u8>);
+type FileState = (u32, u32, u32, u64, i64, i64, Vec<u8>);
 
 /// The metadata and content of every path of a mounted tree.
-fn shown(root: &Path) -> BTreeMap<PathBuf, Shown> {
+fn file_states(root: &Path) -> BTreeMap<PathBuf, FileState> {
     let mut all = BTreeMap::new();
     let mut todo = vec![root.to_owned()];
     while let Some(path) = todo.pop() {
@@ -185,23 +183,23 @@ fn shown(root: &Path) -> BTreeMap<PathBuf, Shown> {
 
 #[test]
 fn a_mount_of_a_damaged_tree_shows_the_image() {
-    let mut store = Damaged::new();
+    let mut store = DamagedStore::new();
     let tree = store.tree("app");
     let mount = store.env.mount("app", &[]);
-    let want = shown(mount.path());
+    let want = file_states(mount.path());
     assert_eq!(want.len(), 85);
     mount.unmount();
     for _ in 0..5 {
         store.damage(&tree, &tree, Damage::Flip(64));
         let mount = store.env.mount("app", &[]);
-        assert!(shown(mount.path()) == want, "another tree");
+        assert!(file_states(mount.path()) == want, "the tree differs");
         mount.unmount();
     }
 }
 
 #[test]
 fn no_index_is_built_from_a_damaged_tar() {
-    let store = Damaged::new();
+    let store = DamagedStore::new();
     let diff_id = store.image("app").layers[1].diff_id.clone();
     let (tar, index) = (store.store().layer_tar(&diff_id), store.store().layer_index(&diff_id));
     let mut bytes = fs::read(&tar).unwrap();
@@ -222,7 +220,7 @@ fn no_index_is_built_from_a_damaged_tar() {
 
 #[test]
 fn a_damaged_config_or_manifest_is_reported_and_pulled_again() {
-    let mut store = Damaged::new();
+    let mut store = DamagedStore::new();
     let blob = |digest| store.store().blob_path(digest);
     let (image, other) = (store.image("app"), store.image("other"));
     let pairs = [
@@ -231,23 +229,23 @@ fn a_damaged_config_or_manifest_is_reported_and_pulled_again() {
     ];
     let want = store.env.ok(["inspect", "app"]);
     for (path, other) in &pairs {
-        let whole = fs::read(path).unwrap();
+        let original = fs::read(path).unwrap();
         let is_config = *path == pairs[0].0;
         for damage in store.damages(12) {
             store.damage(path, other, damage);
             let found = store.env.run(["inspect", "app"]);
             if is_config {
-                let said = &found.stderr;
+                let error = &found.stderr;
                 assert!(found.code == 1 && found.stdout.trim() == "[]", "{damage:?}: {found:?}");
-                assert!(said.contains(path.to_str().unwrap()) && said.contains("pull the image again"), "{found:?}");
-                assert_eq!(said.lines().count(), 1, "{found:?}");
+                assert!(error.contains(path.to_str().unwrap()) && error.contains("pull the image again"), "{found:?}");
+                assert_eq!(error.lines().count(), 1, "{found:?}");
             } else {
                 assert_eq!((found.code, &found.stdout), (0, &want));
             }
             let checked = store.env.run(["system", "fsck"]);
             assert!(checked.code == 1 && checked.stdout.contains("image app:latest ("), "{damage:?}: {checked:?}");
             store.env.ok(["pull", &store.source()]);
-            assert!(fs::symlink_metadata(path).unwrap().is_file() && fs::read(path).unwrap() == whole, "{damage:?}");
+            assert!(fs::symlink_metadata(path).unwrap().is_file() && fs::read(path).unwrap() == original, "{damage:?}");
         }
     }
     store.env.ok(["system", "fsck"]);
@@ -256,7 +254,7 @@ fn a_damaged_config_or_manifest_is_reported_and_pulled_again() {
 
 #[test]
 fn every_reader_of_a_config_refuses_a_damaged_one() {
-    let store = Damaged::new();
+    let store = DamagedStore::new();
     let path = store.store().blob_path(&store.image("app").id);
     let text = fs::read_to_string(&path).unwrap();
     // Still a valid config.
@@ -279,10 +277,10 @@ fn every_reader_of_a_config_refuses_a_damaged_one() {
 /// Every command fails until fsck restores the catalog, and nothing is lost meanwhile.
 #[test]
 fn a_damaged_catalog_is_restored_from_its_backup() {
-    let mut store = Damaged::new();
+    let mut store = DamagedStore::new();
     let catalog = store.env.root().join("catalog.json");
     let backup = store.env.root().join("catalog.backup.json");
-    let whole = fs::read(&catalog).unwrap();
+    let original = fs::read(&catalog).unwrap();
     let images = store.env.ok(["images", "--digests", "--no-trunc"]);
     let parts = || [files(&store.env.root().join("blobs")), files(&store.env.root().join("layers"))];
     let before = parts();
@@ -290,20 +288,24 @@ fn a_damaged_catalog_is_restored_from_its_backup() {
     for damage in store.damages(24) {
         store.damage(&catalog, &backup, damage);
         let orders = [&["images"][..], &["inspect", "app"], &["pull", &source], &["rmi", "app"], &["system", "gc"]];
-        let at = store.next(orders.len());
+        let at = store.random_below(orders.len());
         for args in [orders[at], &["image", "prune", "-af"]] {
             let found = store.env.run(args);
-            let said = &found.stderr;
+            let error = &found.stderr;
             assert!(found.code == 1 && ["", "[]"].contains(&found.stdout.trim()), "{damage:?}: {args:?}: {found:?}");
-            assert!(said.contains(catalog.to_str().unwrap()), "{damage:?}: {args:?}: {found:?}");
-            assert!(said.contains("plyfs system fsck --repair") && said.lines().count() == 1, "{damage:?}: {found:?}");
+            assert!(error.contains(catalog.to_str().unwrap()), "{damage:?}: {args:?}: {found:?}");
+            assert!(error.contains("plyfs system fsck --repair"), "{damage:?}: {found:?}");
+            assert_eq!(error.lines().count(), 1, "{damage:?}: {found:?}");
         }
         let checked = store.env.run(["system", "fsck", "--fast"]);
         assert!(checked.code == 1 && checked.stdout.lines().count() == 1, "{damage:?}: {checked:?}");
         let mended = store.env.ok(["system", "fsck", "--fast", "--repair"]);
-        assert!(mended.contains("catalog.json is damaged: ") && mended.ends_with("(mended)\n"), "{damage:?}: {mended}");
+        assert!(
+            mended.contains("catalog.json is damaged: ") && mended.ends_with("(repaired)\n"),
+            "{damage:?}: {mended}"
+        );
         assert_eq!(store.env.ok(["images", "--digests", "--no-trunc"]), images, "{damage:?}");
-        assert!(fs::read(&catalog).unwrap() == whole && fs::read(&backup).unwrap() == whole, "{damage:?}");
+        assert!(fs::read(&catalog).unwrap() == original && fs::read(&backup).unwrap() == original, "{damage:?}");
     }
     assert_eq!([files(&store.env.root().join("blobs")), files(&store.env.root().join("layers"))], before);
     // A missing catalog does not count as an empty store.
@@ -329,7 +331,7 @@ fn a_damaged_catalog_is_restored_from_its_backup() {
 
 #[test]
 fn without_a_backup_images_are_restored_from_their_configs_without_names() {
-    let store = Damaged::new();
+    let store = DamagedStore::new();
     let root = store.env.root();
     let archive = store.env.path("docker.tar");
     Image::new().layer(layer(4)).write_docker_archive(&archive, &["saved:1"]);
@@ -352,7 +354,7 @@ fn without_a_backup_images_are_restored_from_their_configs_without_names() {
     }
     assert!(store.env.fails(["images"]).contains("it is empty"));
     let mended = store.env.ok(["system", "fsck", "--repair"]);
-    assert!(mended.contains("0 are in its backup, 2 more without a name"), "{mended}");
+    assert!(mended.contains("0 images are in its backup, 2 more without a name"), "{mended}");
     let listed = ids(&["images", "-q", "--no-trunc"]);
     assert_eq!(listed, before.iter().filter(|id| **id != lost.id.to_string()).cloned().collect::<Vec<_>>());
     assert_eq!(ids(&["images", "-q", "--no-trunc", "-f", "dangling=true"]), listed);
@@ -368,11 +370,11 @@ fn without_a_backup_images_are_restored_from_their_configs_without_names() {
 
 #[test]
 fn a_mount_whose_state_file_is_damaged_keeps_its_layers_and_can_be_unmounted() {
-    let mut store = Damaged::new();
+    let mut store = DamagedStore::new();
     let mount = store.env.mount("app", &[]);
     let id = store.env.ok(["mounts", "-q"]);
     let info = store.env.root().join("mounts").join(id.trim()).join("info.json");
-    let whole = fs::read(&info).unwrap();
+    let original = fs::read(&info).unwrap();
     for damage in store.damages(12) {
         store.damage(&info, Path::new("/nowhere"), damage);
         let swept = store.env.run(["system", "gc"]);
@@ -380,7 +382,7 @@ fn a_mount_whose_state_file_is_damaged_keeps_its_layers_and_can_be_unmounted() {
         assert!(swept.code == 0 && named, "{damage:?}: {swept:?}");
         let listed = store.env.run(["mounts", "-q"]);
         assert!(listed.code == 0 && listed.stdout.is_empty() && listed.stderr.contains("is damaged"), "{listed:?}");
-        put_back(&info, &whole);
+        put_back(&info, &original);
     }
     assert_eq!(store.env.ok(["mounts", "-q"]), id);
     store.damage(&info, Path::new("/nowhere"), Damage::Half);
@@ -394,7 +396,7 @@ fn a_mount_whose_state_file_is_damaged_keeps_its_layers_and_can_be_unmounted() {
 /// An old store has a catalog without checksum and backup, and indexes in the first format.
 #[test]
 fn a_store_of_an_earlier_version_still_works() {
-    let store = Damaged::new();
+    let store = DamagedStore::new();
     let root = store.env.root();
     let (images, tree) = (store.env.ok(["images", "--digests"]), store.export("app").0.unwrap());
     let catalog = root.join("catalog.json");
@@ -416,8 +418,8 @@ fn a_store_of_an_earlier_version_still_works() {
         fs::rename(path, path.with_extension("v1")).unwrap();
     }
     assert_eq!(store.env.ok(["images", "--digests"]), images);
-    let (found, said) = store.export("app");
-    assert!(found == Ok(tree) && said.is_empty(), "{said}");
+    let (found, output) = store.export("app");
+    assert!(found == Ok(tree) && output.is_empty(), "{output}");
     store.env.ok(["tag", "app", "app:next"]);
     assert_eq!(fs::read(&catalog).unwrap(), fs::read(root.join("catalog.backup.json")).unwrap());
     store.env.ok(["system", "fsck", "--repair"]);

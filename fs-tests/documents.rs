@@ -13,7 +13,7 @@ use super::support::small::{Tmux, layer};
 use super::support::tar::Entry;
 
 /// A registry with the images of the documents, and a shell in which `docker` runs plyfs.
-struct Shelf {
+struct DocsFixture {
     env: TestEnv,
     server: Server,
 }
@@ -48,8 +48,8 @@ fn programs() -> Vec<u8> {
         .finish()
 }
 
-impl Shelf {
-    fn new() -> Shelf {
+impl DocsFixture {
+    fn new() -> DocsFixture {
         let content = |&(repo, tag, year, layers): &'static Stored| {
             let image = Image::new().tag(tag).edit_config(move |c| {
                 c["created"] = json!(format!("{year}-01-02T03:04:05Z"));
@@ -63,17 +63,17 @@ impl Shelf {
             Content::of(&layers.iter().fold(image, |image, n| image.layer(made(*n))), repo, tag).0
         };
         let all: Vec<Content> = IMAGES.iter().map(content).collect();
-        let server = Server::start(move |seen| match seen.path.strip_suffix("/tags/list") {
+        let server = Server::start(move |request| match request.path.strip_suffix("/tags/list") {
             Some(repo) => {
                 let tags = IMAGES.iter().filter(|image| format!("/v2/{}", image.0) == repo).map(|image| image.1);
                 Reply::new(200).body(json!({ "tags": tags.collect::<Vec<_>>() }).to_string())
             }
             None => {
-                let found = all.iter().map(|content| content.reply(seen)).find(Reply::is_found);
-                found.unwrap_or_else(|| all[0].reply(seen))
+                let found = all.iter().map(|content| content.reply(request)).find(Reply::is_found);
+                found.unwrap_or_else(|| all[0].reply(request))
             }
         });
-        Shelf { env: TestEnv::new(), server }
+        DocsFixture { env: TestEnv::new(), server }
     }
 
     /// Runs a shell line; `$R` is the registry.
@@ -91,21 +91,21 @@ impl Shelf {
         run(bash.env("R", &self.server.host))
     }
 
-    /// Runs a shell line and returns its output in the form of the documents: see [`shape`].
+    /// Runs a shell line and returns its output in the form of the documents: see [`normalize_output`].
     #[track_caller]
-    fn shows(&self, line: &str) -> Vec<String> {
+    fn run_normalized(&self, line: &str) -> Vec<String> {
         let done = self.run(line);
         assert_eq!((done.code, done.stderr.as_str()), (0, ""), "{line}");
-        shape(&self.server.host, &done.stdout)
+        normalize_output(&self.server.host, &done.stdout)
     }
 }
 
 /// Normalizes output: one space between words, placeholders for digests, IDs, sizes and ages. Removes the registry's
 /// name and the progress lines of layers.
-fn shape(host: &str, text: &str) -> Vec<String> {
+fn normalize_output(host: &str, text: &str) -> Vec<String> {
     let text = text.replace(&format!("{host}/library/"), "").replace(&format!("{host}/"), "");
     let shown = text.lines().map(|line| {
-        let words: Vec<String> = line.split_whitespace().map(word).collect();
+        let words: Vec<String> = line.split_whitespace().map(normalize_word).collect();
         let line = words.join(" ");
         let age = words.windows(3).find(|w| w[2] == "ago").map(|w| w.join(" "));
         let line = age.map_or(line.clone(), |age| line.replace(&age, "<age>"));
@@ -117,7 +117,7 @@ fn shape(host: &str, text: &str) -> Vec<String> {
     shown.filter(|line| !under_way(line)).collect()
 }
 
-fn word(word: &str) -> String {
+fn normalize_word(word: &str) -> String {
     let hex = |text: &str, length| text.len() == length && text.bytes().all(|b| b.is_ascii_hexdigit());
     if let Some((before, rest)) = word.split_once("sha256:")
         && rest.len() >= 64
@@ -137,7 +137,7 @@ fn word(word: &str) -> String {
 
 #[test]
 fn pull_and_images_print_what_the_documents_show() {
-    let shelf = Shelf::new();
+    let docs = DocsFixture::new();
     let want = [
         "latest: Pulling from library/centos",
         "<id>: Pull complete",
@@ -145,8 +145,8 @@ fn pull_and_images_print_what_the_documents_show() {
         "Status: Downloaded newer image for centos:latest",
         "centos:latest",
     ];
-    assert_eq!(shelf.shows("docker pull $R/library/centos:latest"), want);
-    let redis = shelf.shows("docker image pull $R/library/redis");
+    assert_eq!(docs.run_normalized("docker pull $R/library/centos:latest"), want);
+    let redis = docs.run_normalized("docker image pull $R/library/redis");
     assert_eq!(redis[..2], ["Using default tag: latest", "latest: Pulling from library/redis"]);
     assert_eq!(redis[2..8], ["<id>: Pull complete"; 6]);
     let rest = ["Digest: <digest>", "Status: Downloaded newer image for redis:latest", "redis:latest"];
@@ -161,18 +161,18 @@ fn pull_and_images_print_what_the_documents_show() {
         "Status: Downloaded newer image for lovelearnlinux/webserver:v1",
         "lovelearnlinux/webserver:v1",
     ];
-    assert_eq!(shelf.shows("docker pull $R/lovelearnlinux/webserver:v1"), want);
+    assert_eq!(docs.run_normalized("docker pull $R/lovelearnlinux/webserver:v1"), want);
     let want = [
         "REPOSITORY TAG IMAGE ID CREATED SIZE",
         "redis latest <id> <age> <size>",
         "lovelearnlinux/webserver v1 <id> <age> <size>",
         "centos latest <id> <age> <size>",
     ];
-    assert_eq!(shelf.shows("docker images"), want);
-    assert_eq!(shelf.shows("docker image ls"), want);
-    let up_to_date = shelf.shows("docker image pull $R/library/redis:latest");
+    assert_eq!(docs.run_normalized("docker images"), want);
+    assert_eq!(docs.run_normalized("docker image ls"), want);
+    let up_to_date = docs.run_normalized("docker image pull $R/library/redis:latest");
     assert_eq!(up_to_date[up_to_date.len() - 2..], ["Status: Image is up to date for redis:latest", "redis:latest"]);
-    let inspected = shelf.run("docker image inspect $R/lovelearnlinux/webserver:v1");
+    let inspected = docs.run("docker image inspect $R/lovelearnlinux/webserver:v1");
     let inspected: Value = serde_json::from_str(&inspected.stdout).unwrap();
     let layers = json!([digest(&tar(1)), digest(&tar(4)), digest(&tar(5))]);
     assert_eq!(inspected[0]["RootFS"], json!({ "Type": "layers", "Layers": layers }));
@@ -180,43 +180,43 @@ fn pull_and_images_print_what_the_documents_show() {
 
 #[test]
 fn pull_all_tags_pulls_every_tag_of_a_repository() {
-    let shelf = Shelf::new();
-    shelf.shows("docker pull $R/lovelearnlinux/webserver:v1");
-    let out = shelf.shows("docker image pull -a $R/lovelearnlinux/webserver");
+    let docs = DocsFixture::new();
+    docs.run_normalized("docker pull $R/lovelearnlinux/webserver:v1");
+    let out = docs.run_normalized("docker image pull -a $R/lovelearnlinux/webserver");
     let end = ["Status: Downloaded newer image for lovelearnlinux/webserver", "lovelearnlinux/webserver"];
     assert_eq!(out[out.len() - 2..], end);
-    let mut said: Vec<&String> = out[..out.len() - 2].iter().filter(|line| !line.starts_with("<id>")).collect();
-    said.sort();
+    let mut output: Vec<&String> = out[..out.len() - 2].iter().filter(|line| !line.starts_with("<id>")).collect();
+    output.sort();
     let want = [
         "Digest: <digest>",
         "Digest: <digest>",
         "v1: Pulling from lovelearnlinux/webserver",
         "v2: Pulling from lovelearnlinux/webserver",
     ];
-    assert_eq!(said, want);
+    assert_eq!(output, want);
     let second = out.iter().position(|line| line.starts_with("v2: ")).unwrap();
     assert_eq!(out[second + 1..second + 4], ["<id>: Already exists", "<id>: Already exists", "<id>: Pull complete"]);
     // Two tags of one image are two rows with the same ID.
-    shelf.shows("docker image pull -a $R/nigelpoulton/tu-demo");
-    let listed = shelf.run("docker image ls --format '{{.Tag}} {{.ID}}' $R/nigelpoulton/tu-demo").stdout;
+    docs.run_normalized("docker image pull -a $R/nigelpoulton/tu-demo");
+    let listed = docs.run("docker image ls --format '{{.Tag}} {{.ID}}' $R/nigelpoulton/tu-demo").stdout;
     let mut rows: Vec<Vec<&str>> = listed.lines().map(|line| line.split(' ').collect()).collect();
     rows.sort();
     assert_eq!(rows.iter().map(|row| row[0]).collect::<Vec<_>>(), ["latest", "v1", "v2"]);
     assert!(rows[0][1] == rows[2][1] && rows[0][1] != rows[1][1], "{listed}");
     // `docker images ls`: `ls` is a pattern argument of `images`.
-    assert_eq!(shelf.shows("docker images ls"), ["REPOSITORY TAG IMAGE ID CREATED SIZE"]);
+    assert_eq!(docs.run_normalized("docker images ls"), ["REPOSITORY TAG IMAGE ID CREATED SIZE"]);
 }
 
 #[test]
 fn an_image_is_pulled_and_removed_by_digest() {
-    let shelf = Shelf::new();
-    shelf.shows("docker pull $R/library/alpine");
-    let listed = shelf.shows("docker image ls --digests $R/library/alpine");
+    let docs = DocsFixture::new();
+    docs.run_normalized("docker pull $R/library/alpine");
+    let listed = docs.run_normalized("docker image ls --digests $R/library/alpine");
     assert_eq!(listed, ["REPOSITORY TAG DIGEST IMAGE ID CREATED SIZE", "alpine latest <digest> <id> <age> <size>"]);
     let gone = ["Untagged: alpine:latest", "Untagged: alpine@<digest>", "Deleted: <digest>", "Deleted: <digest>"];
-    let digest = shelf.run("docker image ls --digests --format {{.Digest}} $R/library/alpine").stdout;
-    assert_eq!(shelf.shows("docker image rm $R/library/alpine"), gone);
-    let pulled = shelf.shows(&format!("docker image pull $R/library/alpine@{}", digest.trim()));
+    let digest = docs.run("docker image ls --digests --format {{.Digest}} $R/library/alpine").stdout;
+    assert_eq!(docs.run_normalized("docker image rm $R/library/alpine"), gone);
+    let pulled = docs.run_normalized(&format!("docker image pull $R/library/alpine@{}", digest.trim()));
     assert!(pulled[0].ends_with("<digest>: Pulling from library/alpine"), "{pulled:?}");
     let want = [
         "<id>: Pull complete",
@@ -225,16 +225,16 @@ fn an_image_is_pulled_and_removed_by_digest() {
         "alpine@<digest>",
     ];
     assert_eq!(pulled[1..], want);
-    assert_eq!(shelf.shows("docker images")[1..], ["alpine <none> <id> <age> <size>"]);
-    let by_digest = shelf.shows(&format!("docker image rm $R/library/alpine@{}", digest.trim()));
+    assert_eq!(docs.run_normalized("docker images")[1..], ["alpine <none> <id> <age> <size>"]);
+    let by_digest = docs.run_normalized(&format!("docker image rm $R/library/alpine@{}", digest.trim()));
     assert_eq!(by_digest, gone[1..]);
 }
 
 #[test]
 fn image_removal_prints_what_the_documents_show() {
-    let shelf = Shelf::new();
-    shelf.shows("docker pull $R/coreos/apache");
-    let gone = shelf.shows("docker rmi $R/coreos/apache");
+    let docs = DocsFixture::new();
+    docs.run_normalized("docker pull $R/coreos/apache");
+    let gone = docs.run_normalized("docker rmi $R/coreos/apache");
     let want = [
         "Untagged: coreos/apache:latest",
         "Untagged: coreos/apache@<digest>",
@@ -244,23 +244,23 @@ fn image_removal_prints_what_the_documents_show() {
         "Deleted: <digest>",
     ];
     assert_eq!(gone, want);
-    shelf.shows("docker pull $R/library/redis");
-    let gone = shelf.shows("docker image rm $R/library/redis:latest");
+    docs.run_normalized("docker pull $R/library/redis");
+    let gone = docs.run_normalized("docker image rm $R/library/redis:latest");
     assert_eq!(gone[..2], ["Untagged: redis:latest", "Untagged: redis@<digest>"]);
     assert_eq!(gone[2..], ["Deleted: <digest>"; 7]);
     // Removal by ID: one image, then two.
-    shelf.shows("docker pull $R/library/redis; docker pull $R/library/alpine; docker pull $R/library/centos");
-    assert_eq!(shelf.shows("docker image rm $(docker images -q $R/library/centos)").len(), 4);
+    docs.run_normalized("docker pull $R/library/redis; docker pull $R/library/alpine; docker pull $R/library/centos");
+    assert_eq!(docs.run_normalized("docker image rm $(docker images -q $R/library/centos)").len(), 4);
     let ids = "$(docker images -q $R/library/redis) $(docker images -q $R/library/alpine)";
-    assert_eq!(shelf.shows(&format!("docker image rm {ids}")).len(), 13);
+    assert_eq!(docs.run_normalized(&format!("docker image rm {ids}")).len(), 13);
     // Removal of every image, with the flag last.
-    shelf.shows(
+    docs.run_normalized(
         "docker pull $R/library/alpine; docker pull $R/lovelearnlinux/webserver:v1; docker pull $R/library/centos",
     );
-    std::fs::write(shelf.env.path("tree.tar"), tar(7)).unwrap();
-    shelf.env.ok(["import", shelf.env.path("tree.tar").to_str().unwrap(), "deepone"]);
-    assert_eq!(shelf.shows("docker image ls -q"), ["<id>"; 4]);
-    let gone = shelf.shows("docker image rm $(docker image ls -q) -f");
+    std::fs::write(docs.env.path("tree.tar"), tar(7)).unwrap();
+    docs.env.ok(["import", docs.env.path("tree.tar").to_str().unwrap(), "deepone"]);
+    assert_eq!(docs.run_normalized("docker image ls -q"), ["<id>"; 4]);
+    let gone = docs.run_normalized("docker image rm $(docker image ls -q) -f");
     // The newest image comes first; it was never pulled and therefore has no digest.
     assert_eq!(gone[..3], ["Untagged: deepone:latest", "Deleted: <digest>", "Deleted: <digest>"]);
     assert_eq!(
@@ -270,7 +270,7 @@ fn image_removal_prints_what_the_documents_show() {
     // Its lowest layer is centos's too.
     assert_eq!(gone[9..12], ["Deleted: <digest>"; 3]);
     assert_eq!(gone.len(), 16);
-    assert_eq!(shelf.shows("docker image ls -q"), [""; 0]);
+    assert_eq!(docs.run_normalized("docker image ls -q"), [""; 0]);
 }
 
 /// A mount keeps its image from removal, as a container does.
@@ -337,8 +337,8 @@ fn the_documented_image_commands_work_as_written() {
 
 #[test]
 fn run_pulls_a_missing_image() {
-    let shelf = Shelf::new();
-    let ran = shelf.run("docker run -i $R/library/fedora /bin/bash </dev/null");
+    let docs = DocsFixture::new();
+    let ran = docs.run("docker run -i $R/library/fedora /bin/bash </dev/null");
     assert_eq!((ran.code, ran.stdout.as_str()), (0, ""), "{ran:?}");
     let want = [
         "Unable to find image 'fedora:latest' locally",
@@ -347,42 +347,42 @@ fn run_pulls_a_missing_image() {
         "Digest: <digest>",
         "Status: Downloaded newer image for fedora:latest",
     ];
-    assert_eq!(shape(&shelf.server.host, &ran.stderr), want);
-    shelf.shows("docker rm $(docker ps -aq); docker rmi $R/library/fedora");
+    assert_eq!(normalize_output(&docs.server.host, &ran.stderr), want);
+    docs.run_normalized("docker rm $(docker ps -aq); docker rmi $R/library/fedora");
     // The same at a terminal.
-    let plyfs = command(&shelf.env, &[]);
+    let plyfs = command(&docs.env, &[]);
     let variable = |(name, value): (&std::ffi::OsStr, Option<&std::ffi::OsStr>)| {
         value.map_or_else(String::new, |value| format!("{}={value:?} ", name.display()))
     };
     let variables: String = plyfs.get_envs().map(variable).collect();
-    let (program, root, host) = (plyfs.get_program(), shelf.env.root(), &shelf.server.host);
-    let tmux = Tmux::start(&shelf.env);
-    tmux.line(&format!("docker() {{ {variables}{program:?} --root {root:?} \"$@\"; }}; R={host}; clear"));
-    tmux.line("docker run -it $R/library/fedora /bin/bash");
+    let (program, root, host) = (plyfs.get_program(), docs.env.root(), &docs.server.host);
+    let tmux = Tmux::start(&docs.env);
+    tmux.type_line(&format!("docker() {{ {variables}{program:?} --root {root:?} \"$@\"; }}; R={host}; clear"));
+    tmux.type_line("docker run -it $R/library/fedora /bin/bash");
     let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
-    tmux.until(&format!("[root@{} /]#", machine.trim()));
-    tmux.until(&format!("Unable to find image '{host}/library/fedora:latest' locally"));
+    tmux.wait_for_line(&format!("[root@{} /]#", machine.trim()));
+    tmux.wait_for_line(&format!("Unable to find image '{host}/library/fedora:latest' locally"));
     for line in want[1..].iter().map(|line| line.split('<').next().unwrap().trim_end_matches("fedora:latest")) {
         if !line.is_empty() {
-            tmux.until(line);
+            tmux.wait_for_line(line);
         }
     }
-    tmux.line("exit");
-    tmux.until_back();
-    tmux.line("echo back $?");
-    tmux.until("back 0");
+    tmux.type_line("exit");
+    tmux.wait_for_prompt();
+    tmux.type_line("echo back $?");
+    tmux.wait_for_line("back 0");
 }
 
 #[test]
 fn an_image_is_kept_until_its_last_container_is_removed() {
-    let shelf = Shelf::new();
-    shelf.shows(
+    let docs = DocsFixture::new();
+    docs.run_normalized(
         "docker pull $R/library/deepone; docker tag $R/library/deepone deepone:latest; docker rmi $R/library/deepone",
     );
-    let first = shelf.run("docker container run -d deepone:latest").stdout;
-    let second = shelf.run("docker container create deepone:latest").stdout;
+    let first = docs.run("docker container run -d deepone:latest").stdout;
+    let second = docs.run("docker container create deepone:latest").stdout;
     assert!([&first, &second].iter().all(|id| id.trim().len() == 64), "{first}{second}");
-    let table = shelf.shows("docker ps -a");
+    let table = docs.run_normalized("docker ps -a");
     assert_eq!(table[0], "CONTAINER ID IMAGE COMMAND CREATED STATUS PORTS NAMES");
     assert!(
         table.iter().skip(1).all(|row| row.starts_with("<id> deepone:latest \"/usr/sbin/httpd -D …\" ")),
@@ -390,9 +390,9 @@ fn an_image_is_kept_until_its_last_container_is_removed() {
     );
     assert!(table[1].contains(" Created ") && table[2].contains(" Up ") && table.len() == 3, "{table:?}");
     let refused = |line: &str| {
-        let done = shelf.run(line);
+        let done = docs.run(line);
         assert_eq!((done.code, done.stdout.as_str()), (1, ""), "{line}");
-        shape(&shelf.server.host, &done.stderr).join("\n")
+        normalize_output(&docs.server.host, &done.stderr).join("\n")
     };
     let in_use = "Error: conflict: unable to remove repository reference \"deepone:latest\" (must force) - \
                   container <id> is using its referenced image <id>";
@@ -401,24 +401,24 @@ fn an_image_is_kept_until_its_last_container_is_removed() {
                    image is being used by running container <id>";
     assert_eq!(refused("docker image rm $(docker image ls -q) -f"), running);
     let (first, second) = (first.trim(), second.trim());
-    assert_eq!(shelf.run(&format!("docker stop {first}; docker rm {first}")).stdout, format!("{first}\n{first}\n"));
+    assert_eq!(docs.run(&format!("docker stop {first}; docker rm {first}")).stdout, format!("{first}\n{first}\n"));
     assert_eq!(refused("docker image rm deepone:latest"), in_use);
-    assert_eq!(shelf.run(&format!("docker container rm {second}")).stdout, format!("{second}\n"));
-    let gone = shelf.shows("docker image rm deepone:latest");
+    assert_eq!(docs.run(&format!("docker container rm {second}")).stdout, format!("{second}\n"));
+    let gone = docs.run_normalized("docker image rm deepone:latest");
     assert_eq!(gone[..2], ["Untagged: deepone:latest", "Deleted: <digest>"]);
-    assert_eq!(shelf.shows("docker ps -a").len() + shelf.shows("docker image ls -q").len(), 1);
+    assert_eq!(docs.run_normalized("docker ps -a").len() + docs.run_normalized("docker image ls -q").len(), 1);
 }
 
 #[test]
 fn commit_makes_an_image_of_a_stopped_container() {
-    let shelf = Shelf::new();
-    shelf.shows("docker pull $R/library/deepone");
-    shelf.run("docker run -d --name one $R/library/deepone");
-    shelf.shows("docker exec one touch /new");
-    assert_eq!(shelf.shows("docker stop one"), ["one"]);
-    assert_eq!(shelf.shows("docker commit one two"), ["<digest>"]);
-    assert_eq!(shelf.shows("docker run --rm two ls /new"), ["/new"]);
-    let table = shelf.shows("docker images");
+    let docs = DocsFixture::new();
+    docs.run_normalized("docker pull $R/library/deepone");
+    docs.run("docker run -d --name one $R/library/deepone");
+    docs.run_normalized("docker exec one touch /new");
+    assert_eq!(docs.run_normalized("docker stop one"), ["one"]);
+    assert_eq!(docs.run_normalized("docker commit one two"), ["<digest>"]);
+    assert_eq!(docs.run_normalized("docker run --rm two ls /new"), ["/new"]);
+    let table = docs.run_normalized("docker images");
     assert_eq!(table[1..], ["two latest <id> <age> <size>", "deepone latest <id> <age> <size>"]);
-    assert_eq!(shelf.shows("docker rm one; docker rmi two")[..2], ["one", "Untagged: two:latest"]);
+    assert_eq!(docs.run_normalized("docker rm one; docker rmi two")[..2], ["one", "Untagged: two:latest"]);
 }

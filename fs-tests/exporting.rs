@@ -132,8 +132,8 @@ fn an_export_is_complete_or_fails() {
     // A full disk, and a reader that closes the pipe.
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
     let output = env.command(["export", "app"]).stdout(full).stderr(Stdio::piped()).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(said, "Error: cannot write the archive: No space left on device (os error 28)\n");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(stderr, "Error: cannot write the archive: No space left on device (os error 28)\n");
     let mut child = env.command(["export", "app"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();

@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::support::env::run;
 use crate::support::tar::{Entry, Tar};
 use crate::support::tool;
-use crate::support::writable::Writable;
+use crate::support::writable::WritableUnion;
 
 /// Cases of pjdfstest that cannot pass on a union, as on kernel overlayfs: each creates a character device 0:0, which
 /// in an upper directory is a whiteout. A case of this list that passes fails the test.
@@ -68,8 +68,8 @@ fn layer() -> Vec<u8> {
 }
 
 /// An image of that layer, with an upper directory.
-fn writable() -> Writable {
-    Writable::over(layer())
+fn writable() -> WritableUnion {
+    WritableUnion::with_layer(layer())
 }
 
 #[test]
@@ -80,12 +80,12 @@ fn pjdfstest_passes() {
 #[test]
 fn pjdfstest_passes_on_directories() {
     for count in [1, 10] {
-        pjdfstest_passes_on(&Writable::over_directories(layer(), count));
+        pjdfstest_passes_on(&WritableUnion::over_directories(layer(), count));
     }
 }
 
 #[track_caller]
-fn pjdfstest_passes_on(union: &Writable) {
+fn pjdfstest_passes_on(union: &WritableUnion) {
     fs::create_dir(union.env.path("bin")).unwrap();
     fs::write(union.env.path("bin/mount"), MOUNT).unwrap();
     fs::set_permissions(union.env.path("bin/mount"), fs::Permissions::from_mode(0o755)).unwrap();
@@ -101,7 +101,7 @@ fn pjdfstest_passes_on(union: &Writable) {
 
 /// Runs every case except those that remount; with a pattern, runs only the cases that match, which may remount.
 #[track_caller]
-fn pjdfstest(union: &Writable, at: &Path, pattern: Option<&str>) {
+fn pjdfstest(union: &WritableUnion, at: &Path, pattern: Option<&str>) {
     let config = union.env.path("pjdfstest.toml");
     let elsewhere = union.env.path("elsewhere");
     fs::create_dir_all(&elsewhere).unwrap();
@@ -128,8 +128,8 @@ fn pjdfstest(union: &Writable, at: &Path, pattern: Option<&str>) {
 }
 
 /// Each failed case, with the line that gives the reason.
-fn failures(said: &str) -> String {
-    let lines: Vec<_> = said.lines().collect();
+fn failures(output: &str) -> String {
+    let lines: Vec<_> = output.lines().collect();
     let failed = lines.windows(2).filter(|pair| pair[0].ends_with("FAILED") || pair[0].ends_with("UNEXPECTEDLY"));
     failed.map(|pair| format!("{}: {}\n", pair[0], pair[1].trim())).collect()
 }
@@ -153,13 +153,13 @@ fn fsx_passes_without_mmap() {
 #[test]
 fn fsx_passes_on_directories() {
     for (count, weights) in [(1, WITH_MMAP), (10, WITH_MMAP), (10, WITHOUT_MMAP)] {
-        fsx(&Writable::over_directories(layer(), count), &[weights, RESIZING, OTHERS], 15_000);
+        fsx(&WritableUnion::over_directories(layer(), count), &[weights, RESIZING, OTHERS], 15_000);
     }
 }
 
 /// Runs fsx twice: on a new file, and on a file of the image, which it truncates first. The content survives a remount.
 #[track_caller]
-fn fsx(union: &Writable, weights: &[&str], operations: u32) {
+fn fsx(union: &WritableUnion, weights: &[&str], operations: u32) {
     let config = union.env.path("fsx.toml");
     fs::write(&config, format!("[weights]\n{}", weights.concat())).unwrap();
     let mount = union.mount();

@@ -5,8 +5,8 @@
 //! of the process, the next mount shows the state before or after the operation. After a power failure, the same holds
 //! except for unsynced data.
 
-use crate::support::bed::{Bed, Picture, at, disk, picture, split};
-use crate::support::faulty::{Control, Fault, Refuses};
+use crate::support::bed::{Snapshot, UnionFixture, at, disk, split, take_snapshot};
+use crate::support::faulty::{Fault, FaultControl, RefusedCalls};
 use crate::support::tar::{Entry, Sparse, Tar};
 use plyfs::fs::{Change, Fs, FsError, New, Replace, SetTime};
 use plyfs::meta::{Kind, Time};
@@ -23,8 +23,8 @@ struct Case {
     parts: &'static [Step],
 }
 
-fn image() -> Bed {
-    Bed::new(vec![layer()])
+fn image() -> UnionFixture {
+    UnionFixture::new(vec![layer()])
 }
 
 fn layer() -> Vec<u8> {
@@ -47,77 +47,78 @@ fn layer() -> Vec<u8> {
 
 /// The kind of union that the cases run on.
 #[derive(Clone, Copy)]
-struct Setting {
-    refuses: Refuses,
+struct UnionKind {
+    refused: RefusedCalls,
     directories: bool,
 }
 
 /// One setting for each form of whiteouts: devices, attributes on an image and on directories, names.
-const SETTINGS: [Setting; 4] = [
-    Setting { refuses: Refuses::Nothing, directories: false },
-    Setting { refuses: Refuses::Devices, directories: false },
-    Setting { refuses: Refuses::Devices, directories: true },
-    Setting { refuses: Refuses::Attributes, directories: true },
+const UNION_KINDS: [UnionKind; 4] = [
+    UnionKind { refused: RefusedCalls::Nothing, directories: false },
+    UnionKind { refused: RefusedCalls::Devices, directories: false },
+    UnionKind { refused: RefusedCalls::Devices, directories: true },
+    UnionKind { refused: RefusedCalls::Attributes, directories: true },
 ];
 
-impl Setting {
-    fn bed(self) -> Bed {
-        if self.directories { Bed::unpacked(vec![layer()]) } else { image() }
+impl UnionKind {
+    fn fixture(self) -> UnionFixture {
+        if self.directories { UnionFixture::unpacked(vec![layer()]) } else { image() }
     }
 
-    fn control(self) -> Control {
-        Control::over(self.refuses)
+    fn control(self) -> FaultControl {
+        FaultControl::with_refused(self.refused)
     }
 
     /// The tree that a fresh mount without faults shows.
-    fn remounted(self, bed: &Bed) -> Picture {
-        picture(&bed.open(|| self.control().backing()))
+    fn snapshot_after_remount(self, fixture: &UnionFixture) -> Snapshot {
+        take_snapshot(&fixture.open(|| self.control().backing()))
     }
 
     /// A line for each path. Leaves out inode numbers and times of new files, and over directories all inode numbers,
     /// as the next mount may renumber; without attributes, a copied-up inode does not keep its number either.
-    fn lines(self, picture: &Picture) -> Vec<String> {
-        let bare = self.refuses == Refuses::Attributes;
+    fn lines(self, snapshot: &Snapshot) -> Vec<String> {
+        let bare = self.refused == RefusedCalls::Attributes;
         let own = |ino: u64| if self.directories || ino >= plyfs::upper::FIRST_OWN { 0 } else { ino };
-        let line = |(path, s): (&String, &crate::support::bed::Seen)| {
+        let line = |(path, s): (&String, &crate::support::bed::InodeState)| {
             let mut attr = s.attr;
             attr.7 = if attr.7 > 1_500_000_000 { 0 } else { attr.7 };
             let xattrs = s.xattrs.iter().filter(|_| !bare).collect::<Vec<_>>();
             format!("{path} {} {attr:?} {} {xattrs:?}", own(s.ino), s.content.escape_ascii())
         };
-        picture.iter().map(line).collect()
+        snapshot.iter().map(line).collect()
     }
 
     /// Panics with the differing lines.
     #[track_caller]
-    fn same(self, seen: &Picture, wanted: &Picture, what: &str) {
-        let (seen, wanted) = (self.lines(seen), self.lines(wanted));
-        let gone: Vec<&String> = wanted.iter().filter(|line| !seen.contains(line)).collect();
-        let come: Vec<&String> = seen.iter().filter(|line| !wanted.contains(line)).collect();
-        let refuses = self.refuses;
-        assert!(gone.is_empty() && come.is_empty(), "{refuses:?}: {what}\nwanted: {gone:#?}\nseen: {come:#?}");
+    fn assert_same(self, found: &Snapshot, wanted: &Snapshot, what: &str) {
+        let (found, wanted) = (self.lines(found), self.lines(wanted));
+        let missing: Vec<&String> = wanted.iter().filter(|line| !found.contains(line)).collect();
+        let unexpected: Vec<&String> = found.iter().filter(|line| !wanted.contains(line)).collect();
+        let refused = self.refused;
+        let differences = format!("missing: {missing:#?}\nunexpected: {unexpected:#?}");
+        assert!(missing.is_empty() && unexpected.is_empty(), "{refused:?}: {what}\n{differences}");
     }
 
     /// The states before and after the operation, and after each part. `None` if the setting does not support the
     /// operation: lower directories cannot be renamed without redirects, and some file systems have no attributes.
-    fn states(self, bed: &Bed, case: &Case) -> Option<(Picture, Picture, Vec<Picture>)> {
+    fn states(self, fixture: &UnionFixture, case: &Case) -> Option<(Snapshot, Snapshot, Vec<Snapshot>)> {
         let cannot = |e: &FsError| [libc::EXDEV, libc::EOPNOTSUPP].contains(&e.errno());
-        bed.clear();
-        let fs = bed.open(|| self.control().backing());
-        let mut before = Picture::new();
+        fixture.clear();
+        let fs = fixture.open(|| self.control().backing());
+        let mut before = Snapshot::new();
         for step in case.before.iter().chain([&case.step]) {
-            before = picture(&fs);
+            before = take_snapshot(&fs);
             match step(&fs) {
-                Err(e) if self.refuses == Refuses::Attributes && cannot(&e) => return None,
-                done => done.unwrap_or_else(|e| panic!("{:?}: {}: {e}", self.refuses, case.name)),
+                Err(e) if self.refused == RefusedCalls::Attributes && cannot(&e) => return None,
+                done => done.unwrap_or_else(|e| panic!("{:?}: {}: {e}", self.refused, case.name)),
             }
         }
         let after_part = |part: &Step| {
-            let fs = prepared(bed, case, &self.control());
+            let fs = prepare(fixture, case, &self.control());
             part(&fs).unwrap_or_else(|e| panic!("{}: a part of it: {e}", case.name));
-            picture(&fs)
+            take_snapshot(&fs)
         };
-        Some((before, picture(&fs), case.parts.iter().map(after_part).collect()))
+        Some((before, take_snapshot(&fs), case.parts.iter().map(after_part).collect()))
     }
 }
 
@@ -171,14 +172,14 @@ macro_rules! case {
 }
 
 fn cases() -> Vec<Case> {
-    let mut cases = making();
-    cases.extend(changing());
-    cases.extend(removing());
-    cases.extend(renaming());
+    let mut cases = creation_cases();
+    cases.extend(change_cases());
+    cases.extend(removal_cases());
+    cases.extend(rename_cases());
     cases
 }
 
-fn making() -> Vec<Case> {
+fn creation_cases() -> Vec<Case> {
     vec![
         case!("create", [], |fs| make(fs, "d/new", Kind::File)),
         case!("create as root", [], |fs| {
@@ -201,7 +202,7 @@ fn making() -> Vec<Case> {
     ]
 }
 
-fn changing() -> Vec<Case> {
+fn change_cases() -> Vec<Case> {
     vec![
         case!("chmod", [], |fs| change(fs, "d/file", Change { mode: Some(0o4711), ..NONE })),
         case!(
@@ -221,12 +222,12 @@ fn changing() -> Vec<Case> {
         case!(
             "truncate",
             |fs| change(fs, "d/file", Change { size: Some(5), mtime: Some(OLD), ..NONE }),
-            parts: [|fs| change(fs, "d/file", Change { size: Some(5), ..NONE }), cut_with_old_time]
+            parts: [|fs| change(fs, "d/file", Change { size: Some(5), ..NONE }), truncate_with_old_time]
         ),
         case!(
             "extend",
             |fs| change(fs, "d/file", Change { size: Some(50), mtime: Some(OLD), ..NONE }),
-            parts: [|fs| change(fs, "d/file", Change { size: Some(50), ..NONE }), touched]
+            parts: [|fs| change(fs, "d/file", Change { size: Some(50), ..NONE }), touch]
         ),
         case!("setxattr", [], |fs| fs.setxattr(at(fs, "d/file")?.ino, b"user.b", b"2", 0)),
         case!("setxattr of a hard link", [], |fs| fs.setxattr(at(fs, "three")?.ino, b"user.b", b"2", 0)),
@@ -235,21 +236,21 @@ fn changing() -> Vec<Case> {
 }
 
 /// The file's modification time in the image.
-const KEPT: SetTime = SetTime::To(Time { sec: 1_000_000, nsec: 5 });
+const LOWER_MTIME: SetTime = SetTime::To(Time { sec: 1_000_000, nsec: 5 });
 
 fn empty_with_old_time(fs: &Fs) -> Result<(), FsError> {
-    change(fs, "d/file", Change { size: Some(0), mtime: Some(KEPT), ..NONE })
+    change(fs, "d/file", Change { size: Some(0), mtime: Some(LOWER_MTIME), ..NONE })
 }
 
-fn cut_with_old_time(fs: &Fs) -> Result<(), FsError> {
-    change(fs, "d/file", Change { size: Some(5), mtime: Some(KEPT), ..NONE })
+fn truncate_with_old_time(fs: &Fs) -> Result<(), FsError> {
+    change(fs, "d/file", Change { size: Some(5), mtime: Some(LOWER_MTIME), ..NONE })
 }
 
-fn touched(fs: &Fs) -> Result<(), FsError> {
+fn touch(fs: &Fs) -> Result<(), FsError> {
     change(fs, "d/file", Change { mtime: Some(SetTime::Now), ..NONE })
 }
 
-fn removing() -> Vec<Case> {
+fn removal_cases() -> Vec<Case> {
     vec![
         case!("unlink of a lower file", [], |fs| unlink(fs, "d/file")),
         case!("unlink of a lower hard link", [], |fs| unlink(fs, "d/two")),
@@ -265,7 +266,7 @@ fn removing() -> Vec<Case> {
     ]
 }
 
-fn renaming() -> Vec<Case> {
+fn rename_cases() -> Vec<Case> {
     vec![
         case!("rename of a lower file", [], |fs| rename(fs, "d/file", "moved", Replace::Allow)),
         case!("rename of a lower hard link", [], |fs| rename(fs, "three", "d/four", Replace::Forbid)),
@@ -299,113 +300,114 @@ fn renaming() -> Vec<Case> {
     ]
 }
 
-fn prepared(bed: &Bed, case: &Case, control: &Control) -> Fs {
-    bed.clear();
-    let fs = bed.open(|| control.backing());
+fn prepare(fixture: &UnionFixture, case: &Case, control: &FaultControl) -> Fs {
+    fixture.clear();
+    let fs = fixture.open(|| control.backing());
     for step in case.before {
-        step(&fs).unwrap_or_else(|e| panic!("{}: what goes before: {e}", case.name));
+        step(&fs).unwrap_or_else(|e| panic!("{}: preparation: {e}", case.name));
     }
     fs
 }
 
 #[test]
 fn a_failed_system_call_leaves_the_old_or_the_new_state() {
-    for setting in SETTINGS {
-        let bed = setting.bed();
+    for union_kind in UNION_KINDS {
+        let fixture = union_kind.fixture();
         for case in cases() {
-            fail_each_call(setting, &bed, &case);
+            fail_each_call(union_kind, &fixture, &case);
         }
     }
 }
 
-fn fail_each_call(setting: Setting, bed: &Bed, case: &Case) {
-    let Some((before, after, parts)) = setting.states(bed, case) else { return };
+fn fail_each_call(union_kind: UnionKind, fixture: &UnionFixture, case: &Case) {
+    let Some((before, after, parts)) = union_kind.states(fixture, case) else { return };
     for number in 0.. {
         // The union treats every errno alike, and must return it to the caller.
         let errno = [Errno::NOSPC, Errno::IO, Errno::DQUOT][number % 3];
-        let control = setting.control();
-        let fs = prepared(bed, case, &control);
+        let control = union_kind.control();
+        let fs = prepare(fixture, case, &control);
         control.arm(number, Fault::Fail(errno));
         let done = (case.step)(&fs);
         let Some(call) = control.disarm() else {
-            assert!(done.is_ok() && number > 0, "{}: met no fault and failed", case.name);
+            assert!(done.is_ok() && number > 0, "{}: failed without a fault", case.name);
             break;
         };
         let what = format!("{}: call {number} ({call}) fails with {errno:?}: {done:?}", case.name);
         if let Err(e) = done {
             assert_eq!(e.errno(), errno.raw_os_error(), "{what}");
-            setting.same(&picture(&fs), &before, &what);
+            union_kind.assert_same(&take_snapshot(&fs), &before, &what);
             (case.step)(&fs).unwrap_or_else(|e| panic!("{what}: again: {e}"));
         }
-        let seen = picture(&fs);
-        if !parts.iter().any(|part| setting.lines(part) == setting.lines(&seen)) {
-            setting.same(&seen, &after, &what);
+        let found = take_snapshot(&fs);
+        if !parts.iter().any(|part| union_kind.lines(part) == union_kind.lines(&found)) {
+            union_kind.assert_same(&found, &after, &what);
         }
         drop(fs);
-        setting.same(&setting.remounted(bed), &seen, &format!("{what}; after a remount"));
+        let remounted = union_kind.snapshot_after_remount(fixture);
+        union_kind.assert_same(&remounted, &found, &format!("{what}; after a remount"));
     }
 }
 
 #[test]
 fn a_crash_at_any_system_call_leaves_the_old_or_the_new_state() {
-    for setting in SETTINGS {
-        let bed = setting.bed();
+    for union_kind in UNION_KINDS {
+        let fixture = union_kind.fixture();
         for case in cases() {
-            die_at_each_call(setting, &bed, &case);
+            die_at_each_call(union_kind, &fixture, &case);
         }
     }
 }
 
-fn die_at_each_call(setting: Setting, bed: &Bed, case: &Case) {
-    let Some((before, after, parts)) = setting.states(bed, case) else { return };
+fn die_at_each_call(union_kind: UnionKind, fixture: &UnionFixture, case: &Case) {
+    let Some((before, after, parts)) = union_kind.states(fixture, case) else { return };
     let (mut old, mut new) = (0, 0);
     for number in 0.. {
-        let control = setting.control();
-        let fs = prepared(bed, case, &control);
+        let control = union_kind.control();
+        let fs = prepare(fixture, case, &control);
         control.sync_all();
         control.arm(number, Fault::Die);
         let done = (case.step)(&fs);
         let Some(call) = control.disarm() else { break };
         drop(fs);
         control.lose_unsynced();
-        let seen = setting.remounted(bed);
+        let found = union_kind.snapshot_after_remount(fixture);
         let what = format!("{}: dies at call {number} ({call}): {done:?}", case.name);
-        if setting.lines(&seen) == setting.lines(&before) {
+        if union_kind.lines(&found) == union_kind.lines(&before) {
             old += 1;
-        } else if !parts.iter().any(|part| setting.lines(part) == setting.lines(&seen)) {
-            setting.same(&seen, &after, &what);
+        } else if !parts.iter().any(|part| union_kind.lines(part) == union_kind.lines(&found)) {
+            union_kind.assert_same(&found, &after, &what);
             new += 1;
         }
-        let left = std::fs::read_dir(bed.work().join("plyfs/tmp")).unwrap().count();
-        let links = std::fs::read_dir(bed.work().join("plyfs/links")).unwrap().count();
+        let left = std::fs::read_dir(fixture.work().join("plyfs/tmp")).unwrap().count();
+        let links = std::fs::read_dir(fixture.work().join("plyfs/links")).unwrap().count();
         assert_eq!((left, links), (0, 0), "{what}: the work directory is not clean");
     }
-    assert!(old > 0, "{}: no fault came before the change: {new} behind it", case.name);
+    assert!(old > 0, "{}: no fault hit before the change, {new} after it", case.name);
 }
 
 /// Written and synced data survives, and only the written range ever changes.
 #[test]
 fn a_write_interrupted_by_a_crash_changes_only_its_own_bytes() {
-    let bed = image();
+    let fixture = image();
     for path in ["d/file", "three", "sparse"] {
         for number in 0.. {
-            bed.clear();
-            let control = Control::default();
-            let fs = bed.open(|| control.backing());
+            fixture.clear();
+            let control = FaultControl::default();
+            let fs = fixture.open(|| control.backing());
             let ino = at(&fs, path).unwrap().ino;
             let old = crate::support::bed::content(&fs, ino);
             control.arm(number, Fault::Die);
             let synced = fs.write(ino, 3, b"NEW").and_then(|()| fs.fsync(ino, true)).is_ok();
-            let hit = control.disarm();
+            let faulted_call = control.disarm();
             drop(fs);
             control.lose_unsynced();
-            let fs = bed.open(disk);
-            let seen = crate::support::bed::content(&fs, at(&fs, path).unwrap().ino);
-            let what = format!("{path}: dies at call {number} ({hit:?})");
-            assert_eq!((&seen[..3], &seen[6..]), (&old[..3], &old[6..]), "{what}");
-            assert!(!synced || &seen[3..6] == b"NEW", "{what}: what was synced is gone");
-            assert!([&old[3..6], b"NEW", &[0; 3]].contains(&&seen[3..6]), "{what}: {:?}", &seen[3..6]);
-            if hit.is_none() {
+            let fs = fixture.open(disk);
+            let found = crate::support::bed::content(&fs, at(&fs, path).unwrap().ino);
+            let what = format!("{path}: dies at call {number} ({faulted_call:?})");
+            assert_eq!((&found[..3], &found[6..]), (&old[..3], &old[6..]), "{what}");
+            assert!(!synced || &found[3..6] == b"NEW", "{what}: synced data is lost");
+            assert!([&old[3..6], b"NEW", &[0; 3]].contains(&&found[3..6]), "{what}: {:?}", &found[3..6]);
+            if faulted_call.is_none() {
                 assert!(synced && number > 5);
                 break;
             }
@@ -416,29 +418,29 @@ fn a_write_interrupted_by_a_crash_changes_only_its_own_bytes() {
 /// In another tool's upper directory, hard links in any directories are one file in the union too.
 #[test]
 fn hard_links_in_an_upper_directory_without_inode_numbers_are_one_file() {
-    let bed = image();
-    let upper = bed.upper();
+    let fixture = image();
+    let upper = fixture.upper();
     std::fs::create_dir_all(upper.join("d")).unwrap();
     std::fs::write(upper.join("a"), "1").unwrap();
     for name in ["b", "d/c"] {
         std::fs::hard_link(upper.join("a"), upper.join(name)).unwrap();
     }
-    let fs = bed.open(|| Control::default().backing());
+    let fs = fixture.open(|| FaultControl::default().backing());
     let number = at(&fs, "d/c").unwrap().ino;
     for name in ["a", "b", "d/c"] {
         let attr = at(&fs, name).unwrap();
         assert_eq!((attr.ino, attr.nlink), (number, 3), "{name}");
     }
     drop(fs);
-    assert_eq!(at(&bed.open(disk), "b").unwrap().ino, number);
+    assert_eq!(at(&fixture.open(disk), "b").unwrap().ino, number);
 }
 
 /// An image may hold a device 0:0, which an upper directory cannot represent: it must not become a whiteout.
 #[test]
 fn a_lower_device_0_0_does_not_become_a_whiteout() {
-    let bed = Bed::new(vec![Tar::new().add(Entry::char_device("zero", 0, 0).mode(0o600)).finish()]);
-    let fs = bed.open(disk);
-    let before = picture(&fs);
+    let fixture = UnionFixture::new(vec![Tar::new().add(Entry::char_device("zero", 0, 0).mode(0o600)).finish()]);
+    let fs = fixture.open(disk);
+    let before = take_snapshot(&fs);
     for refused in [
         change(&fs, "zero", Change { mode: Some(0o644), ..NONE }),
         rename(&fs, "zero", "moved", Replace::Allow),
@@ -446,7 +448,7 @@ fn a_lower_device_0_0_does_not_become_a_whiteout() {
     ] {
         assert_eq!(refused.unwrap_err().errno(), Errno::PERM.raw_os_error());
     }
-    assert_eq!(picture(&fs), before);
+    assert_eq!(take_snapshot(&fs), before);
     unlink(&fs, "zero").unwrap();
     assert!(at(&fs, "zero").is_err());
 }

@@ -1,12 +1,12 @@
 //! File handles of writable mounts (open_by_handle_at, NFS): they open the same inode after the kernel has evicted it,
 //! and after a remount.
 
-use crate::support::bed::{Bed, at, disk};
+use crate::support::bed::{UnionFixture, at, disk};
 use crate::support::env::Mount;
-use crate::support::faulty::{Control, Fault};
+use crate::support::faulty::{Fault, FaultControl};
 use crate::support::handles::FileHandle;
 use crate::support::tar::Tar;
-use crate::support::writable::Writable;
+use crate::support::writable::WritableUnion;
 use plyfs::fs::{Forms, Fs, FsError, Ino, LowerDirs, LowerDirsOptions, New, ROOT, Replace};
 use plyfs::meta::Kind;
 use rustix::fs::{Mode, OFlags};
@@ -18,12 +18,12 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 /// The number of files of each kind.
-const EACH: usize = 128;
+const FILES_PER_KIND: usize = 128;
 
 fn image() -> Tar {
     let dirs = ["shown", "written", "moved", "linked", "inside", "inside/deep", "removed"];
     let mut tar = dirs.iter().fold(Tar::new(), |tar, dir| tar.dir(*dir));
-    for n in 0..EACH {
+    for n in 0..FILES_PER_KIND {
         for dir in ["shown", "written", "moved", "linked", "inside/deep", "removed"] {
             tar = tar.file(format!("{dir}/{n}"), format!("{dir} {n}"));
         }
@@ -33,18 +33,18 @@ fn image() -> Tar {
 }
 
 /// A file, its content and its handle.
-struct Known {
+struct FileWithHandle {
     path: PathBuf,
     content: String,
     handle: FileHandle,
 }
 
 /// Makes changes of every kind; returns the 1,024 files that show their effect.
-fn change(at: &Path) -> Vec<Known> {
+fn change(at: &Path) -> Vec<FileWithHandle> {
     let path = |dir: &str, n: usize| at.join(dir).join(n.to_string());
     fs::create_dir(at.join("own")).unwrap();
     let mut files = Vec::new();
-    for n in 0..EACH {
+    for n in 0..FILES_PER_KIND {
         files.push((path("shown", n), format!("shown {n}")));
         File::options().append(true).open(path("written", n)).unwrap().write_all(b"+").unwrap();
         files.push((path("written", n), format!("written {n}+")));
@@ -65,8 +65,9 @@ fn change(at: &Path) -> Vec<Known> {
     }
     fs::rename(at.join("inside"), at.join("renamed")).unwrap();
     symlink("new0", at.join("own/symlink")).unwrap();
-    let known = |(path, content): (PathBuf, String)| Known { handle: FileHandle::of(&path).unwrap(), path, content };
-    files.into_iter().map(known).collect()
+    let with_handle =
+        |(path, content): (PathBuf, String)| FileWithHandle { handle: FileHandle::of(&path).unwrap(), path, content };
+    files.into_iter().map(with_handle).collect()
 }
 
 fn root(mount: &Mount) -> OwnedFd {
@@ -74,20 +75,20 @@ fn root(mount: &Mount) -> OwnedFd {
 }
 
 /// Makes the kernel evict every unused inode of a mount: a remount drops the dentries, and with them the inodes.
-fn forget(mount: &Mount) {
+fn evict_inodes(mount: &Mount) {
     mount_remount(mount.path(), MountFlags::empty(), "").unwrap();
 }
 
 #[track_caller]
-fn assert_all_open(mount: &Mount, files: &[Known]) {
+fn assert_all_open(mount: &Mount, files: &[FileWithHandle]) {
     let root = root(mount);
     let mut wrong = Vec::new();
-    for known in files {
+    for file in files {
         let mut content = String::new();
-        let opened = known.handle.open(&root, libc::O_RDONLY);
+        let opened = file.handle.open(&root, libc::O_RDONLY);
         match opened.and_then(|fd| File::from(fd).read_to_string(&mut content)) {
-            Ok(_) if content == known.content => {}
-            other => wrong.push(format!("{}: {other:?}, `{content}`", known.path.display())),
+            Ok(_) if content == file.content => {}
+            other => wrong.push(format!("{}: {other:?}, `{content}`", file.path.display())),
         }
     }
     assert!(wrong.is_empty(), "{} of {}: {:#?}", wrong.len(), files.len(), &wrong[..wrong.len().min(9)]);
@@ -115,51 +116,51 @@ fn assert_connected(mount: &Mount, dirs: &[(&str, FileHandle)]) {
     }
 }
 
-fn handles_hold(bed: &Writable) {
-    let mount = bed.mount();
+fn check_handles_stay_valid(fixture: &WritableUnion) {
+    let mount = fixture.mount();
     let at = mount.path();
     let removed: Vec<FileHandle> =
-        (0..EACH).map(|n| FileHandle::of(&at.join(format!("removed/{n}"))).unwrap()).collect();
+        (0..FILES_PER_KIND).map(|n| FileHandle::of(&at.join(format!("removed/{n}"))).unwrap()).collect();
     let files = change(at);
-    assert_eq!(files.len(), 8 * EACH);
+    assert_eq!(files.len(), 8 * FILES_PER_KIND);
     let dirs = ["own", "shown", "renamed", "renamed/deep", "linked"];
     let dirs = dirs.map(|dir| (dir, FileHandle::of(&at.join(dir)).unwrap()));
     let links = ["own/symlink", "shown/symlink"].map(|link| FileHandle::of(&at.join(link)).unwrap());
     fs::remove_dir_all(at.join("removed")).unwrap();
-    forget(&mount);
+    evict_inodes(&mount);
     assert_all_open(&mount, &files);
-    forget(&mount);
+    evict_inodes(&mount);
     assert_stale(&mount, &removed);
     assert_connected(&mount, &dirs);
-    forget(&mount);
+    evict_inodes(&mount);
     links.iter().for_each(|link| drop(link.open(&root(&mount), libc::O_PATH | libc::O_NOFOLLOW).unwrap()));
-    bed.unmount(mount);
+    fixture.unmount(mount);
     // In reverse order, so that no earlier lookup has loaded a file's parent directories.
-    let again = bed.mount();
+    let again = fixture.mount();
     assert_all_open(&again, &files.into_iter().rev().collect::<Vec<_>>());
     links.iter().for_each(|link| drop(link.open(&root(&again), libc::O_PATH | libc::O_NOFOLLOW).unwrap()));
     assert_stale(&again, &removed);
     assert_connected(&again, &dirs);
-    bed.unmount(again);
-    let again = bed.mount();
+    fixture.unmount(again);
+    let again = fixture.mount();
     assert_connected(&again, &dirs);
     assert_stale(&again, &removed);
-    bed.unmount(again);
+    fixture.unmount(again);
 }
 
 #[test]
 fn file_handles_open_the_same_inodes_on_a_writable_image() {
-    handles_hold(&Writable::over(image().finish()));
+    check_handles_stay_valid(&WritableUnion::with_layer(image().finish()));
 }
 
 #[test]
 fn file_handles_open_the_same_inodes_on_directories() {
-    handles_hold(&Writable::over_directories(image().finish(), 2));
+    check_handles_stay_valid(&WritableUnion::over_directories(image().finish(), 2));
 }
 
 /// Handles of removed inodes stay stale although the lower file system reuses their inode numbers.
-fn removed_stays_removed(bed: &Writable) {
-    let mount = bed.mount();
+fn check_removed_handles_are_stale(fixture: &WritableUnion) {
+    let mount = fixture.mount();
     let at = mount.path();
     let mut gone = Vec::new();
     for n in 0..50 {
@@ -178,7 +179,7 @@ fn removed_stays_removed(bed: &Writable) {
         symlink("another", at.join(format!("another{n}"))).unwrap();
     }
     assert_stale(&mount, &gone);
-    forget(&mount);
+    evict_inodes(&mount);
     assert_stale(&mount, &gone);
     let mut content = String::new();
     File::from(held.open(&root(&mount), libc::O_RDONLY).unwrap()).read_to_string(&mut content).unwrap();
@@ -186,26 +187,26 @@ fn removed_stays_removed(bed: &Writable) {
     drop(open);
     gone.push(held);
     assert_stale(&mount, &gone);
-    bed.unmount(mount);
-    let again = bed.mount();
+    fixture.unmount(mount);
+    let again = fixture.mount();
     assert_stale(&again, &gone);
-    bed.unmount(again);
+    fixture.unmount(again);
 }
 
 #[test]
 fn a_file_handle_of_a_removed_inode_is_stale() {
-    removed_stays_removed(&Writable::over(image().finish()));
+    check_removed_handles_are_stale(&WritableUnion::with_layer(image().finish()));
 }
 
 #[test]
 fn a_file_handle_of_a_removed_inode_is_stale_on_directories() {
-    removed_stays_removed(&Writable::over_directories(image().finish(), 2));
+    check_removed_handles_are_stale(&WritableUnion::over_directories(image().finish(), 2));
 }
 
 #[test]
 fn an_inode_is_found_by_number_and_the_upper_directory_is_read_once() {
-    let (bed, control) = (Bed::new(vec![image().finish()]), Control::default());
-    let fs = bed.open(disk);
+    let (fixture, control) = (UnionFixture::new(vec![image().finish()]), FaultControl::default());
+    let fs = fixture.open(disk);
     let path = |fs: &Fs, path: &str| at(fs, path).unwrap().ino;
     let (shown, removed, inside) = (path(&fs, "shown"), path(&fs, "removed"), path(&fs, "inside"));
     let known = ["shown/3", "moved/3", "written/3", "linked/3", "inside/deep/3", "inside", "shown/symlink"];
@@ -224,11 +225,11 @@ fn an_inode_is_found_by_number_and_the_upper_directory_is_read_once() {
     let is_stale = |fs: &Fs, ino: Ino| matches!(fs.by_number(ino), Err(FsError::Stale(_)));
     // A fresh mount for each inode: no earlier lookup has read anything.
     for (ino, before) in known.iter().zip(before) {
-        let fs = bed.open(disk);
+        let fs = fixture.open(disk);
         let found = fs.by_number(*ino).unwrap();
         assert_eq!((found.ino, found.kind, found.nlink, found.size), (*ino, before.kind, before.nlink, before.size));
     }
-    let fs = bed.open(|| control.backing());
+    let fs = fixture.open(|| control.backing());
     assert!(is_stale(&fs, gone[0]));
     control.arm(0, Fault::Die);
     for ino in gone.into_iter().chain([0, 1 << 30, 1 << 45, 1 << 61, u64::MAX]) {
@@ -236,7 +237,7 @@ fn an_inode_is_found_by_number_and_the_upper_directory_is_read_once() {
     }
     assert_eq!(control.disarm(), None, "a call for a number that nothing has");
     drop(fs);
-    let fs = bed.open(disk);
+    let fs = fixture.open(disk);
     assert_eq!((fs.by_number(known[4]).unwrap().ino, fs.parent(inside).unwrap()), (known[4], own));
 }
 

@@ -12,14 +12,14 @@ mod rows;
 mod writes;
 
 use crate::support::env::{TestEnv, run};
-use crate::support::nest::{Nest, On};
-use driver::{Driver, Mounted, Space, Stack};
-use language::{Shown, Words, build, differences, expected, shown};
+use crate::support::nest::{NestedFs, UpperFs};
+use driver::{Driver, MountUser, Mounted, Stack};
+use language::{Listing, Placeholders, build, differences, expected, list_tree};
 use rows::{LIMITS, OVERRIDE_NAMES, Row, TABLES};
 
 /// How a row's directories are mounted.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Way {
+pub enum MountKind {
     /// All of them as lower directories, read-only.
     Lower,
     /// All of them as lower directories, below an empty upper directory.
@@ -30,40 +30,40 @@ pub enum Way {
 
 /// The failures, a paragraph for each case, reported all at once.
 #[derive(Default)]
-struct Faults {
+struct Failures {
     cases: usize,
     found: Vec<String>,
 }
 
-impl Faults {
-    fn case(&mut self, name: &str, result: Result<(), String>) {
+impl Failures {
+    fn add(&mut self, name: &str, result: Result<(), String>) {
         self.cases += 1;
-        if let Err(said) = result {
-            self.found.push(format!("{name}:\n{said}"));
+        if let Err(output) = result {
+            self.found.push(format!("{name}:\n{output}"));
         }
     }
 
     #[track_caller]
-    fn none(self) {
-        for said in &self.found {
-            println!("{said}\n");
+    fn assert_none(self) {
+        for output in &self.found {
+            println!("{output}\n");
         }
-        assert!(self.found.is_empty(), "{} of {} cases are wrong; they are above", self.found.len(), self.cases);
-        assert!(self.cases > 0, "nothing was tried");
+        assert!(self.found.is_empty(), "{} of {} cases failed; see above", self.found.len(), self.cases);
+        assert!(self.cases > 0, "no case ran");
     }
 }
 
-/// The spaces in which a row can be read, with the names for `%`. Attributes of `trusted.` need root.
-fn variants(row: &Row) -> Vec<(Space, Words)> {
+/// The users that can read a row, with the names for `%`. Attributes of `trusted.` need root.
+fn variants(row: &Row) -> Vec<(MountUser, Placeholders)> {
     let has = |what: &str| row.layers.iter().any(|layer| layer.contains(what));
     let stats = if has(",%=") { &OVERRIDE_NAMES[..] } else { &OVERRIDE_NAMES[..1] };
-    let spaces = if has(",trusted.") { &[Space::Root][..] } else { &Space::ALL[..] };
-    let all = spaces.iter().copied().flat_map(|space| stats.iter().map(move |stat| (space, space.words(stat))));
+    let users = if has(",trusted.") { &[MountUser::Root][..] } else { &MountUser::ALL[..] };
+    let all = users.iter().copied().flat_map(|user| stats.iter().map(move |stat| (user, user.placeholders(stat))));
     all.collect()
 }
 
 /// Lists the tree as the mounting user sees it: in a user namespace, a separate process must do it.
-fn look(mounted: &Mounted, inodes: bool) -> Result<Shown, String> {
+fn list_mounted_tree(mounted: &Mounted, inodes: bool) -> Result<Listing, String> {
     let out = tempfile::NamedTempFile::new().unwrap();
     let mut command = mounted.program(std::env::current_exe().unwrap());
     command.args(["--exact", "forms::a_tree_is_looked_at_from_inside", "--quiet"]);
@@ -79,44 +79,44 @@ fn look(mounted: &Mounted, inodes: bool) -> Result<Shown, String> {
     }
 }
 
-/// Not a test itself: the process that [`look`] starts.
+/// Not a test itself: the process that [`list_mounted_tree`] starts.
 #[test]
 fn a_tree_is_looked_at_from_inside() {
     let Some(at) = std::env::var_os("PLYFS_FORMS_LOOK") else { return };
     let inodes = std::env::var_os("PLYFS_FORMS_INODES").is_some_and(|value| !value.is_empty());
-    let seen = shown(at.as_ref(), inodes);
+    let seen = list_tree(at.as_ref(), inodes);
     std::fs::write(std::env::var_os("PLYFS_FORMS_OUT").unwrap(), serde_json::to_vec(&seen).unwrap()).unwrap();
 }
 
 /// Creates directories, mounts them, and compares the tree with the expected one.
 fn check<T: AsRef<str>>(
-    on: On,
+    upper_fs: UpperFs,
     driver: Driver,
-    space: Space,
-    way: Way,
+    user: MountUser,
+    kind: MountKind,
     layers: &[T],
-    mut wanted: Shown,
-    words: Words,
+    mut wanted: Listing,
+    placeholders: Placeholders,
 ) -> Result<(), String> {
     let env = TestEnv::new();
-    let nest = Nest::new(&env, on);
+    let nest = NestedFs::new(&env, upper_fs);
     let mut dirs: Vec<_> = (0..layers.len()).map(|number| nest.path(&number.to_string())).collect();
-    layers.iter().zip(&dirs).for_each(|(text, dir)| build(dir, text.as_ref(), words));
-    let upper = match way {
-        Way::Lower => None,
-        Way::Below => Some(nest.path("upper")),
-        Way::Upper => dirs.pop(),
+    layers.iter().zip(&dirs).for_each(|(text, dir)| build(dir, text.as_ref(), placeholders));
+    let upper = match kind {
+        MountKind::Lower => None,
+        MountKind::Below => Some(nest.path("upper")),
+        MountKind::Upper => dirs.pop(),
     };
     if dirs.is_empty() {
         dirs.push(nest.path("bottom"));
     }
     let made = upper.iter().chain(&dirs).chain([&nest.path("work")]).try_for_each(std::fs::create_dir_all);
     made.map_err(|e| e.to_string())?;
-    let lower_before: Vec<Shown> = dirs.iter().map(|dir| shown(dir, true)).collect();
+    let lower_before: Vec<Listing> = dirs.iter().map(|dir| list_tree(dir, true)).collect();
     let stack = Stack { lower: dirs, upper: upper.map(|upper| (upper, nest.path("work"))) };
-    let mounted = driver.mount(space, &stack, &env.path(""))?;
-    let mut seen = look(&mounted, driver == Driver::Plyfs)?;
-    if way == Way::Below {
+    let mounted = driver.mount(user, &stack, &env.path(""))?;
+    let mut seen = list_mounted_tree(&mounted, driver == Driver::Plyfs)?;
+    if kind == MountKind::Below {
         // The root's attributes are those of the new upper directory.
         seen.remove("");
         wanted.remove("");
@@ -128,7 +128,7 @@ fn check<T: AsRef<str>>(
     let mut wrong = differences(&wanted, &seen);
     for (before, dir) in lower_before.iter().zip(&stack.lower) {
         wrong.extend(
-            differences(before, &shown(dir, true)).into_iter().map(|line| format!("{}: {line}", dir.display())),
+            differences(before, &list_tree(dir, true)).into_iter().map(|line| format!("{}: {line}", dir.display())),
         );
     }
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
@@ -140,44 +140,49 @@ fn without_overrides(line: &str) -> String {
 }
 
 /// Checks every row that the driver supports, mounted in every way.
-fn read_all(on: On, driver: Driver, knows: impl Fn(&Row, Space) -> bool) {
-    let mut faults = Faults::default();
+fn read_all(upper_fs: UpperFs, driver: Driver, is_supported: impl Fn(&Row, MountUser) -> bool) {
+    let mut failures = Failures::default();
     for (table, rows) in TABLES {
         for row in *rows {
-            for (space, words) in variants(row).into_iter().filter(|(space, _)| knows(row, *space)) {
-                let ways = if on == On::Disk { &[Way::Lower, Way::Below, Way::Upper][..] } else { &[Way::Upper] };
-                for way in ways.iter().copied() {
-                    if LIMITS.iter().any(|l| (l.row, l.driver, l.way) == (row.name, driver, way)) {
+            for (user, placeholders) in variants(row).into_iter().filter(|(user, _)| is_supported(row, *user)) {
+                let kinds = if upper_fs == UpperFs::Disk {
+                    &[MountKind::Lower, MountKind::Below, MountKind::Upper][..]
+                } else {
+                    &[MountKind::Upper]
+                };
+                for kind in kinds.iter().copied() {
+                    if LIMITS.iter().any(|l| (l.row, l.driver, l.kind) == (row.name, driver, kind)) {
                         continue;
                     }
-                    let name = format!("{table}: {}: {driver:?} {space:?} {way:?} {}", row.name, words.stat);
-                    faults.case(&name, check(on, driver, space, way, row.layers, expected(row.shows, words), words));
+                    let name = format!("{table}: {}: {driver:?} {user:?} {kind:?} {}", row.name, placeholders.stat);
+                    let wanted = expected(row.shows, placeholders);
+                    failures.add(&name, check(upper_fs, driver, user, kind, row.layers, wanted, placeholders));
                 }
             }
         }
     }
-    faults.none();
+    failures.assert_none();
 }
 
 #[test]
 fn kernel_overlayfs_reads_the_forms_that_it_knows() {
-    read_all(On::Disk, Driver::Kernel, |row, space| row.peers.contains(&(Driver::Kernel, space)));
+    read_all(UpperFs::Disk, Driver::Kernel, |row, user| row.peers.contains(&(Driver::Kernel, user)));
 }
 
 #[test]
 fn fuse_overlayfs_reads_the_forms_that_it_knows() {
-    read_all(On::Disk, Driver::FuseOverlayfs, |row, space| row.peers.contains(&(Driver::FuseOverlayfs, space)));
+    read_all(UpperFs::Disk, Driver::FuseOverlayfs, |row, user| row.peers.contains(&(Driver::FuseOverlayfs, user)));
 }
 
 #[test]
 fn plyfs_reads_every_form() {
-    read_all(On::Disk, Driver::Plyfs, |_, _| true);
+    read_all(UpperFs::Disk, Driver::Plyfs, |_, _| true);
 }
 
 /// Every form that kernel overlayfs can store: it cannot hold whiteout devices.
 #[test]
 fn plyfs_reads_every_form_on_kernel_overlayfs() {
-    read_all(On::Overlayfs, Driver::Plyfs, |row, _| !row.layers.iter().any(|layer| layer.contains(",wh")));
+    read_all(UpperFs::Overlayfs, Driver::Plyfs, |row, _| !row.layers.iter().any(|layer| layer.contains(",wh")));
 }
 
 /// Kernel overlayfs takes about forty layers in one call of mount(2), and few images have more; the others take
@@ -195,13 +200,15 @@ fn read_many(driver: Driver, count: usize) {
     };
     let mut shows: String = (0..count).map(|n| format!("e/f{n}={n} ")).collect();
     (0..count).filter(kept).for_each(|n| shows += &format!("d/f{n}={n} "));
-    let mut faults = Faults::default();
-    for (space, way) in [(Space::Root, Way::Lower), (Space::Root, Way::Below), (Space::User, Way::Upper)] {
-        let words = space.words(OVERRIDE_NAMES[0]);
-        let result = check(On::Disk, driver, space, way, &layers, expected(&shows, words), words);
-        faults.case(&format!("{count} layers, {driver:?} {space:?} {way:?}"), result);
+    let mut failures = Failures::default();
+    for (user, kind) in
+        [(MountUser::Root, MountKind::Lower), (MountUser::Root, MountKind::Below), (MountUser::User, MountKind::Upper)]
+    {
+        let placeholders = user.placeholders(OVERRIDE_NAMES[0]);
+        let result = check(UpperFs::Disk, driver, user, kind, &layers, expected(&shows, placeholders), placeholders);
+        failures.add(&format!("{count} layers, {driver:?} {user:?} {kind:?}"), result);
     }
-    faults.none();
+    failures.assert_none();
 }
 
 #[test]

@@ -100,10 +100,10 @@ fn import_accepts_every_compression() {
     assert_eq!(run(shell.env("SOURCE_DATE_EPOCH", "1000000000")).stdout, ids[0]);
     // Errors for damaged or truncated input name the compression.
     for (kind, what) in [(Compression::XzStreams(1), "xz"), (Compression::Bzip2Streams(1), "bzip2")] {
-        let whole = compress(&tar(), kind);
-        let mut damaged = whole.clone();
-        damaged[whole.len() / 2] ^= 0x10;
-        for bytes in [&whole[..whole.len() - 5], &damaged] {
+        let intact = compress(&tar(), kind);
+        let mut damaged = intact.clone();
+        damaged[intact.len() / 2] ^= 0x10;
+        for bytes in [&intact[..intact.len() - 5], &damaged] {
             let out = import(&env, bytes, &["-"]);
             assert_eq!((out.code, out.stderr.lines().count()), (1, 1), "{out:?}");
             assert!(out.stderr.starts_with(&format!("Error: standard input: bad {what} stream: ")), "{out:?}");
@@ -180,9 +180,9 @@ fn a_failed_import_leaves_no_files() {
     let outside = Tar::new().file("../x", b"").finish();
     for (bytes, words) in [
         (&b"no tar at all, but longer than nothing"[..], "the tar "),
-        (&cut, "cut short"),
+        (&cut, "truncated"),
         (&gzip[..gzip.len() - 9], "bad gzip stream"),
-        (&outside, "entry `../x` leads out of the layer"),
+        (&outside, "entry `../x` has a path that leaves the layer"),
     ] {
         let out = import(&env, bytes, &["-", "x"]);
         assert_eq!((out.code, out.stdout.as_str(), out.stderr.lines().count()), (1, "", 1), "{out:?}");
@@ -195,7 +195,7 @@ fn a_failed_import_leaves_no_files() {
         (&["/"], "Error: cannot import /: is a directory\n"),
         (
             &["https://example.com/x.tgz"],
-            "Error: cannot import from a URL: curl -fL https://example.com/x.tgz | plyfs import - does it\n",
+            "Error: cannot import from a URL: run curl -fL https://example.com/x.tgz | plyfs import -\n",
         ),
         (
             &["-", "a", "b"],
@@ -207,7 +207,7 @@ fn a_failed_import_leaves_no_files() {
         assert_eq!((out.code, out.stderr.as_str()), (1, text));
     }
     let bad = run(env.command(["import", "-"]).env("SOURCE_DATE_EPOCH", "today"));
-    assert_eq!(bad.stderr, "Error: SOURCE_DATE_EPOCH is no number of seconds: today\n");
+    assert_eq!(bad.stderr, "Error: SOURCE_DATE_EPOCH is not a number of seconds: today\n");
     let left: Vec<String> = files(&env.root()).into_iter().filter(|f| !f.ends_with("/lock")).collect();
     assert_eq!(left, Vec::<String>::new());
 }

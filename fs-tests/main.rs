@@ -23,6 +23,7 @@ mod file_handles;
 mod forms;
 mod hostile;
 mod importing;
+mod kernel_engine;
 mod listing;
 mod merge_model;
 mod mirrors;

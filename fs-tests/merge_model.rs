@@ -216,7 +216,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn holds(layers: &[Vec<Op>]) {
+fn check_merge(layers: &[Vec<Op>]) {
     let (mut tars, mut model, mut count, mut inodes) = (Vec::new(), Some(Tree::new()), 0, 0);
     for ops in layers {
         tars.push(tar_of(ops, &mut count));
@@ -229,7 +229,7 @@ fn holds(layers: &[Vec<Op>]) {
         }
         (Err(_), None) => {}
         (Ok(image), None) => panic!("the model refuses these layers, plyfs shows {:?}", shown(&image)),
-        (Err(said), Some(want)) => panic!("plyfs refuses these layers: {said}; the model shows {want:?}"),
+        (Err(output), Some(want)) => panic!("plyfs refuses these layers: {output}; the model shows {want:?}"),
     }
 }
 
@@ -238,6 +238,6 @@ proptest! {
 
     #[test]
     fn layers_merge_as_the_specification_says(layers in prop::collection::vec(prop::collection::vec(op(), 0..7), 1..5)) {
-        holds(&layers);
+        check_merge(&layers);
     }
 }

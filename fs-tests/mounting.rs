@@ -96,7 +96,7 @@ fn the_daemons_log_has_timestamps_and_events() {
         assert!(when.ends_with('Z') && rest.trim_start().starts_with("INFO plyfs::"), "{line}");
     }
     // The user's log level applies, and with `-f` nothing is logged while all is well.
-    let mount = Mount::by(&env, &mut env.command(["--log-level", "error", "mount", "box:1"]));
+    let mount = Mount::start(&env, &mut env.command(["--log-level", "error", "mount", "box:1"]));
     let id = env.ok(["mounts", "-q"]);
     mount.unmount();
     assert_eq!(log(&id), "");
@@ -191,10 +191,10 @@ fn mounting_over_a_dead_mount_needs_the_replace_option() {
         run(named("mount.plyfs").args(["box:1", &at, "-o", &format!("rw,{root}")])),
         run(named("mount.plyfs").args(["box:1", &at, "-o", "rw,remount"])),
     ];
-    for said in refused {
-        assert_eq!((said.code, said.stderr.lines().count()), (1, 1), "{said:?}");
+    for output in refused {
+        assert_eq!((output.code, output.stderr.lines().count()), (1, 1), "{output:?}");
         for words in [&*at, "a dead plyfs mount is there", &format!("plyfs umount {at}"), "--replace"] {
-            assert!(said.stderr.contains(words), "`{words}` is not in: {said:?}");
+            assert!(output.stderr.contains(words), "`{words}` is not in: {output:?}");
         }
     }
     let count = || fs::read_to_string("/proc/self/mountinfo").unwrap().matches(&*at).count();
@@ -202,15 +202,15 @@ fn mounting_over_a_dead_mount_needs_the_replace_option() {
     assert_eq!((fs::read_to_string(mount.path().join("kept")).unwrap().as_str(), count()), ("kept", 1));
     assert_eq!(env.ok(STATES), format!("live {at}\n"));
     kill_daemon(&env);
-    let said = run(named("mount.plyfs").args(["box:1", &at, "-o", &format!("ro,replace,{root}")]));
-    assert_eq!((said.code, count(), env.ok(STATES)), (0, 1, format!("live {at}\n")), "{said:?}");
+    let output = run(named("mount.plyfs").args(["box:1", &at, "-o", &format!("ro,replace,{root}")]));
+    assert_eq!((output.code, count(), env.ok(STATES)), (0, 1, format!("live {at}\n")), "{output:?}");
     kill_daemon(&env);
-    let said = run(named("fuse-overlayfs").args(["-o", &format!("{lower},replace"), &at]));
-    assert_eq!((said.code, count()), (0, 1), "{said:?}");
+    let output = run(named("fuse-overlayfs").args(["-o", &format!("{lower},replace"), &at]));
+    assert_eq!((output.code, count()), (0, 1), "{output:?}");
     assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 0);
     mount.unmount();
     // Without a dead mount there is nothing to replace.
-    let mount = Mount::by(&env, &mut env.command(["mount", "--replace", "box:1"]));
+    let mount = Mount::start(&env, &mut env.command(["mount", "--replace", "box:1"]));
     assert_eq!(env.ok(STATES), format!("live {}\n", mount.path().display()));
     mount.unmount();
     assert_eq!(env.ok(["system", "fsck"]), "");
@@ -437,7 +437,7 @@ fn mount_8_and_an_fstab_line_work() {
     let _helper = Helper::install(helper);
     let at = env.path("at");
     fs::create_dir(&at).unwrap();
-    let _ends = Mount::guard(&env, &at);
+    let _ends = Mount::adopt(&env, &at);
     let options = format!("ro,root={}", env.root().display());
     let mounted = run(Command::new("mount").args(["-t", "plyfs", "box:1"]).arg(&at).args(["-o", &options]));
     assert_eq!(mounted.code, 0, "{mounted:?}");
@@ -464,7 +464,7 @@ fn mount_8_and_an_fstab_line_work() {
     let by_kernel = run(Command::new("mount").args(["-o", "remount,nodev"]).arg(&at));
     assert_eq!((by_kernel.code, set().as_str()), (0, "ro,nosuid,nodev,noexec,noatime"), "{by_kernel:?}");
     let refused = run(Command::new("mount").args(["-o", "remount,rw"]).arg(&at));
-    assert!(refused.code != 0 && refused.stderr.contains("without a directory for changes"), "{refused:?}");
+    assert!(refused.code != 0 && refused.stderr.contains("without an upper directory"), "{refused:?}");
     assert_eq!(set(), "ro,nosuid,nodev,noexec,noatime");
     assert_eq!(run(env.command(["umount"]).arg(&at)).code, 0);
     let wrong = run(Command::new("mount").args(["-t", "plyfs", "nope"]).arg(&at).args(["-o", &options]));
@@ -478,9 +478,10 @@ fn remount_changes_what_a_mount_allows() {
     image(&env);
     symlink(env!("CARGO_BIN_EXE_plyfs"), env.path("mount.plyfs")).unwrap();
     let remount = |at: &Path, options: &str| {
-        let said = run(Command::new(env.path("mount.plyfs")).arg("box:1").arg(at).args(["-o", options]));
-        assert!(said.stderr.lines().count() == usize::from(said.code != 0) && said.stdout.is_empty(), "{said:?}");
-        said
+        let output = run(Command::new(env.path("mount.plyfs")).arg("box:1").arg(at).args(["-o", options]));
+        assert_eq!(output.stderr.lines().count(), usize::from(output.code != 0), "{output:?}");
+        assert_eq!(output.stdout, "", "{output:?}");
+        output
     };
     let options = |at: &Path| {
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -516,7 +517,7 @@ fn remount_changes_what_a_mount_allows() {
     let mount = env.mount("box:1", &["-o", "nosuid"]);
     let refused = remount(mount.path(), "rw,remount,noexec");
     let says = format!(
-        "Error: cannot remount {} read-write: it was mounted without a directory for changes",
+        "Error: cannot remount {} read-write: it was mounted without an upper directory",
         mount.path().display()
     );
     assert!(refused.code == 1 && refused.stderr.starts_with(&says), "{refused:?}");
@@ -542,8 +543,8 @@ fn the_mount_helper_accepts_the_flags_of_mount_8() {
     let root = format!("ro,root={}", env.root().display());
     let odd = format!("{root},bogus");
     // -f does all but mount; -s ignores unknown options; -n and -t have no effect here.
-    let said = call(&["-f", "-n", "-v", "-t", "plyfs", "-o", &root]);
-    assert_eq!((said.code, said.stdout), (0, format!("mount.plyfs: box:1 mounted on {}.\n", at.display())));
+    let output = call(&["-f", "-n", "-v", "-t", "plyfs", "-o", &root]);
+    assert_eq!((output.code, output.stdout), (0, format!("mount.plyfs: box:1 mounted on {}.\n", at.display())));
     assert_eq!(env.ok(["mounts", "-q"]), "");
     assert!(call(&["-fn", "-o", &odd]).stderr.contains("unknown mount option: bogus"));
     assert_eq!(call(&["-sfn", "-o", &odd]).code, 0);
@@ -558,19 +559,19 @@ fn the_mount_helper_accepts_the_flags_of_mount_8() {
         .unwrap();
     other.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
     let namespace = format!("/proc/{}/ns/mnt", other.id());
-    let said = call(&["-N", &namespace, "-o", &root]);
+    let output = call(&["-N", &namespace, "-o", &root]);
     let there = fs::read_to_string(format!("/proc/{}/root{}", other.id(), at.join("open").display()));
     let here = fs::read_dir(&at).unwrap().count();
     let ended = run(Command::new("nsenter").arg(format!("--mount={namespace}")).args(["umount"]).arg(&at));
     drop(other.stdin.take());
     other.wait().unwrap();
     assert_eq!(
-        (said.code, there.unwrap_or_default().as_str(), here, ended.code),
+        (output.code, there.unwrap_or_default().as_str(), here, ended.code),
         (0, "for all", 0, 0),
-        "{said:?} {ended:?}"
+        "{output:?} {ended:?}"
     );
-    let said = call(&["-N", "/proc/self/no-such", "-o", &root]);
-    assert!(said.code == 1 && said.stderr.contains("/proc/self/no-such"), "{said:?}");
+    let output = call(&["-N", "/proc/self/no-such", "-o", &root]);
+    assert!(output.code == 1 && output.stderr.contains("/proc/self/no-such"), "{output:?}");
 }
 
 /// `plyfs IMAGE /MOUNTPOINT -o OPTIONS`, not called as mount.plyfs: set-ID bits work only with the option `suid`.
@@ -578,23 +579,23 @@ fn the_mount_helper_accepts_the_flags_of_mount_8() {
 fn a_mount_by_mount_fuse_works_and_is_remounted() {
     let env = TestEnv::new();
     image(&env);
-    let mount = Mount::by(&env, &mut env.command(["mount", "box:1"]));
+    let mount = Mount::start(&env, &mut env.command(["mount", "box:1"]));
     let at = mount.path().to_str().unwrap();
     let call = |options: &str| run(Command::new(env!("CARGO_BIN_EXE_plyfs")).args(["box:1", at, "-o", options]));
     let options = || {
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
         table.lines().rfind(|l| l.split(' ').nth(4) == Some(at)).unwrap().split(' ').nth(5).unwrap().to_owned()
     };
-    let said = call("ro,noatime,remount,user_id=0,group_id=0,default_permissions,allow_other,dev");
-    assert_eq!((said.code, options().as_str()), (0, "ro,nosuid,noatime"), "{said:?}");
+    let output = call("ro,noatime,remount,user_id=0,group_id=0,default_permissions,allow_other,dev");
+    assert_eq!((output.code, options().as_str()), (0, "ro,nosuid,noatime"), "{output:?}");
     mount.unmount();
     let at = env.path("at");
     fs::create_dir(&at).unwrap();
     let list = format!("ro,root={},dev,suid", env.root().display());
-    let said = run(Command::new(env!("CARGO_BIN_EXE_plyfs")).arg("box:1").arg(&at).args(["-o", &list]));
+    let output = run(Command::new(env!("CARGO_BIN_EXE_plyfs")).arg("box:1").arg(&at).args(["-o", &list]));
     let read = fs::read_to_string(at.join("open")).unwrap_or_default();
     let ended = run(env.command(["umount"]).arg(&at));
-    assert_eq!((said.code, read.as_str(), ended.code), (0, "for all", 0), "{said:?}");
+    assert_eq!((output.code, read.as_str(), ended.code), (0, "for all", 0), "{output:?}");
 }
 
 /// The mount helper where mount(8) looks for it, for the duration of a test; a previously installed one is put back.
@@ -625,8 +626,8 @@ fn what_cannot_be_mounted_is_refused_in_one_line() {
     let file = env.path("file");
     fs::write(&file, "").unwrap();
     let refused = |args: &[&str], says: &str| {
-        let said = env.fails(args);
-        assert!(said.contains(says), "`{says}` is not in: {said}");
+        let output = env.fails(args);
+        assert!(output.contains(says), "`{says}` is not in: {output}");
         assert_eq!(env.ok(["mounts", "-q"]), "");
     };
     let at = env.path("at");
@@ -652,9 +653,9 @@ fn running_out_of_descriptors_is_not_reported_as_a_damaged_store() {
     let plyfs =
         format!("{:?}", env.command(["mount", "box:1", at.to_str().unwrap()])).replace("env -u PLYFS_ROOT ", "");
     for descriptors in 4..9 {
-        let said = run(Command::new("bash").args(["-c", &format!("ulimit -n {descriptors}; {plyfs}")]));
-        assert!(said.code != 0 || run(env.command(["umount"]).arg(&at)).code == 0, "{said:?}");
-        assert!(!said.stderr.contains("damaged"), "{said:?}");
+        let output = run(Command::new("bash").args(["-c", &format!("ulimit -n {descriptors}; {plyfs}")]));
+        assert!(output.code != 0 || run(env.command(["umount"]).arg(&at)).code == 0, "{output:?}");
+        assert!(!output.stderr.contains("damaged"), "{output:?}");
     }
 }
 

@@ -8,7 +8,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use crate::support::env::{TestEnv, run, unmount};
-use crate::support::nest::{Nest, On};
+use crate::support::nest::{NestedFs, UpperFs};
 
 /// Script that creates the lower directory's files.
 const LOWER: &str = r#"
@@ -115,7 +115,7 @@ fn fuse_overlayfs() -> Command {
 #[test]
 fn a_union_on_kernel_overlayfs_behaves_like_a_plain_directory() {
     let env = TestEnv::new();
-    let nest = Nest::new(&env, On::Overlayfs);
+    let nest = NestedFs::new(&env, UpperFs::Overlayfs);
     let scripts = [CHANGES, REDIRECTS];
     check(|| overlay(&env), &nest.path("."), &scripts, &expected(&env, &scripts));
 }
@@ -123,7 +123,7 @@ fn a_union_on_kernel_overlayfs_behaves_like_a_plain_directory() {
 #[test]
 fn plyfs_unions_nest_three_levels_deep() {
     let env = TestEnv::new();
-    let nest = Nest::new(&env, On::Plyfs(""));
+    let nest = NestedFs::new(&env, UpperFs::Plyfs(""));
     let scripts = [CHANGES, REDIRECTS];
     let wanted = expected(&env, &scripts);
     let middle = dir(nest.path("middle"));
@@ -136,7 +136,7 @@ fn plyfs_unions_nest_three_levels_deep() {
 #[test]
 fn an_upper_directory_without_xattrs_or_devices_gets_wh_files() {
     let env = TestEnv::new();
-    let nest = Nest::new(&env, On::Plyfs(",noxattrs"));
+    let nest = NestedFs::new(&env, UpperFs::Plyfs(",noxattrs"));
     let wanted = expected(&env, &[CHANGES]);
     let base = nest.path(".");
     check(|| overlay(&env), &base, &[CHANGES], &wanted);
@@ -150,7 +150,7 @@ fn an_upper_directory_without_xattrs_or_devices_gets_wh_files() {
 #[test]
 fn fuse_overlayfs_keeps_its_upper_directory_on_a_mount_of_plyfs() {
     let env = TestEnv::new();
-    let nest = Nest::new(&env, On::Plyfs(""));
+    let nest = NestedFs::new(&env, UpperFs::Plyfs(""));
     // fuse-overlayfs loses hard links at a copy-up, and writes to the renamed file's old name.
     let scripts =
         ["rm dir/two; rm -r gone; mkdir gone; mv big full/x; rm full/y; mkdir full/y; rmdir empty; rm linked"];
@@ -161,7 +161,7 @@ fn fuse_overlayfs_keeps_its_upper_directory_on_a_mount_of_plyfs() {
 #[test]
 fn rename_whiteout_fails_with_einval_on_a_mount() {
     let env = TestEnv::new();
-    let nest = Nest::new(&env, On::Plyfs(""));
+    let nest = NestedFs::new(&env, UpperFs::Plyfs(""));
     std::fs::write(nest.path("a"), "").unwrap();
     let renamed = renameat_with(CWD, nest.path("a"), CWD, nest.path("b"), RenameFlags::WHITEOUT);
     assert_eq!(renamed, Err(Errno::INVAL));
@@ -172,7 +172,7 @@ fn rename_whiteout_fails_with_einval_on_a_mount() {
 #[test]
 fn the_whiteout_form_is_recorded_and_chosen_again_on_another_file_system() {
     let env = TestEnv::new();
-    let nest = Nest::new(&env, On::Overlayfs);
+    let nest = NestedFs::new(&env, UpperFs::Overlayfs);
     let base = nest.path(".");
     let lower = prepare(&base);
     let union = Union::new(overlay(&env), &base, &lower);

@@ -42,12 +42,12 @@ impl Dirs {
     #[track_caller]
     fn mount(&self, options: &str) -> Mount {
         wait_until_unused(&self.env.path("u"));
-        Mount::by(&self.env, &mut self.command(&["-o", options]))
+        Mount::start(&self.env, &mut self.command(&["-o", options]))
     }
 
     /// Requires one line on standard error, exit code 1, and no mount.
     #[track_caller]
-    fn refused(&self, options: &str, says: &[&str]) {
+    fn assert_refused(&self, options: &str, says: &[&str]) {
         let output = run(&mut self.command(&["-o", options, "m"]));
         let lines: Vec<_> = output.stderr.lines().collect();
         assert!(output.code == 1 && lines.len() == 1 && output.stdout.is_empty(), "{options}: {output:#?}");
@@ -102,8 +102,8 @@ fn command_lines_of_fuse_overlayfs_are_accepted() {
         assert_eq!(ended.code, 0, "{ended:?}");
     }
     let mount = dirs.command(&["--bogus", "-o", "lowerdir=a,strange=1", "m"]).output().unwrap();
-    let said = String::from_utf8(mount.stderr).unwrap();
-    assert_eq!(said, "unknown argument ignored: --bogus\nunknown argument ignored: strange=1\n");
+    let stderr = String::from_utf8(mount.stderr).unwrap();
+    assert_eq!(stderr, "unknown argument ignored: --bogus\nunknown argument ignored: strange=1\n");
     unmount(&dirs.env.path("m"));
     for (flag, says) in [("--version", "plyfs"), ("-V", "plyfs"), ("--help", "lowerdir="), ("-h", "lowerdir=")] {
         let output = run(&mut dirs.command(&[flag]));
@@ -141,14 +141,14 @@ fn what_cannot_be_mounted_is_refused_in_one_line() {
         ("lowerdir=a/inner,upperdir=a,workdir=w", &["upper", "/a"]),
         ("lowerdir=a,upperdir=a,workdir=w", &["upper", "/a"]),
         ("lowerdir=a,upperdir=u,workdir=a/inner/work", &["work", "a/inner"]),
-        ("lowerdir=a,upperdir=u,workdir=u", &["must not lie in one another"]),
+        ("lowerdir=a,upperdir=u,workdir=u", &["must not contain each other"]),
         ("lowerdir=a,upperdir=u,workdir=/dev/shm/plyfs-test-overlay-work", &["one file system"]),
         ("lowerdir=a,uidmapping=0:1", &["uidmapping"]),
         ("lowerdir=a,xattr_permissions=7", &["xattr_permissions"]),
         (&lowers(501), &["501", "500"]),
         (&format!("lowerdir=a,fsname={}", "x".repeat(5000)), &["fsname", "4095"]),
     ] {
-        dirs.refused(options, says);
+        dirs.assert_refused(options, says);
     }
     fs::remove_dir("/dev/shm/plyfs-test-overlay-work").unwrap();
     assert!(fs::read_dir(dirs.env.path("u")).unwrap().next().is_none(), "the upper directory was changed");
@@ -158,8 +158,8 @@ fn what_cannot_be_mounted_is_refused_in_one_line() {
     let mount = dirs.mount(ALL);
     fs::create_dir(dirs.env.path("w2")).unwrap();
     fs::create_dir(dirs.env.path("u2")).unwrap();
-    dirs.refused(ALL, &["in use"]);
-    dirs.refused("lowerdir=a,upperdir=u2,workdir=w", &["in use"]);
+    dirs.assert_refused(ALL, &["in use"]);
+    dirs.assert_refused("lowerdir=a,upperdir=u2,workdir=w", &["in use"]);
     mount.unmount();
     let nobody = run(&mut dirs.command(&["-o", ALL, "no-mountpoint"]));
     assert!(nobody.code == 1 && nobody.stderr.contains("no-mountpoint"), "{nobody:?}");
@@ -380,7 +380,7 @@ fn thousands_of_open_files_do_not_exhaust_descriptors() {
     }
     let mut command = Command::new("prlimit");
     command.arg("--nofile=300:300").arg(dirs.env.path("bin/fuse-overlayfs")).args(["-o", ALL]);
-    let mount = Mount::by(&dirs.env, command.current_dir(dirs.env.path("")));
+    let mount = Mount::start(&dirs.env, command.current_dir(dirs.env.path("")));
     let open = |number: i32| fs::File::open(mount.path().join(format!("many/{number}"))).unwrap();
     let files: Vec<fs::File> = (0..3000).map(open).collect();
     for (number, file) in files.iter().enumerate() {
@@ -420,5 +420,5 @@ fn an_upper_directory_of_an_image_is_refused() {
     let dirs = Dirs::new();
     let set = ["-n", "trusted.overlay.plyfs.image", "-v", "sha256:0123"];
     assert_eq!(run(Command::new("setfattr").args(set).arg(dirs.env.path("u"))).code, 0);
-    dirs.refused(ALL, &["sha256:0123"]);
+    dirs.assert_refused(ALL, &["sha256:0123"]);
 }

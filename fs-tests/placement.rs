@@ -22,14 +22,14 @@ fn env() -> TestEnv {
 }
 
 /// The processors that this process may use; these tests need two.
-fn given() -> Vec<usize> {
+fn allowed() -> Vec<usize> {
     let set = sched_getaffinity(None).unwrap();
-    let given: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|processor| set.is_set(*processor)).collect();
-    assert!(given.len() > 1, "where callers are followed can only be seen on two processors");
-    given
+    let allowed: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|processor| set.is_set(*processor)).collect();
+    assert!(allowed.len() > 1, "this test needs two processors");
+    allowed
 }
 
-fn only(processors: &[usize]) -> CpuSet {
+fn cpu_set(processors: &[usize]) -> CpuSet {
     let mut set = CpuSet::new();
     processors.iter().for_each(|processor| set.set(*processor));
     set
@@ -79,7 +79,7 @@ struct Caller {
 }
 
 impl Caller {
-    fn on(processor: usize, at: &Path) -> Caller {
+    fn start(processor: usize, at: &Path) -> Caller {
         let (ended, at): (Arc<AtomicBool>, PathBuf) = (Arc::default(), at.join("dir"));
         let processor = Arc::new(AtomicUsize::new(processor));
         let (stop, place) = (ended.clone(), processor.clone());
@@ -88,7 +88,7 @@ impl Caller {
             while !stop.load(Ordering::Relaxed) {
                 let wanted = place.load(Ordering::Relaxed);
                 if wanted != placed {
-                    sched_setaffinity(None, &only(&[wanted])).unwrap();
+                    sched_setaffinity(None, &cpu_set(&[wanted])).unwrap();
                     placed = wanted;
                 }
                 fs::symlink_metadata(at.join(format!("missing-{number}"))).unwrap_err();
@@ -114,30 +114,30 @@ impl Drop for Caller {
 
 #[test]
 fn workers_follow_their_caller_and_are_free_when_it_ends() {
-    let (env, given) = (env(), given());
+    let (env, allowed) = (env(), allowed());
     let mount = env.mount("one:1", &["-o", "place=follow"]);
     let server = server(&mount);
-    assert!(all_run_on(server, &given), "{:?}", workers(server));
-    let caller = Caller::on(given[1], mount.path());
-    eventually("the workers follow", || some_run_on(server, given[1]));
-    caller.move_to(given[0]);
-    eventually("the workers follow elsewhere", || some_run_on(server, given[0]) && !some_run_on(server, given[1]));
+    assert!(all_run_on(server, &allowed), "{:?}", workers(server));
+    let caller = Caller::start(allowed[1], mount.path());
+    eventually("the workers follow", || some_run_on(server, allowed[1]));
+    caller.move_to(allowed[0]);
+    eventually("the workers follow elsewhere", || some_run_on(server, allowed[0]) && !some_run_on(server, allowed[1]));
     drop(caller);
-    eventually("the workers are free again", || all_run_on(server, &given));
+    eventually("the workers are free again", || all_run_on(server, &allowed));
 }
 
 #[test]
 fn threads_that_a_bound_worker_starts_are_not_bound() {
-    let (env, given) = (env(), given());
+    let (env, allowed) = (env(), allowed());
     let mount = env.mount("one:1", &["--upper", &env.path("upper").display().to_string(), "-o", "place=follow"]);
     fs::write(mount.path().join("file"), "data").unwrap();
-    let (server, caller) = (server(&mount), Caller::on(given[1], mount.path()));
-    eventually("the workers follow", || some_run_on(server, given[1]));
+    let (server, caller) = (server(&mount), Caller::start(allowed[1], mount.path()));
+    eventually("the workers follow", || some_run_on(server, allowed[1]));
     // SEEK_HOLE is answered by a thread of its own.
     let file = fs::File::open(mount.path().join("file")).unwrap();
     eventually("there is such a thread", || {
         rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(0)).unwrap();
-        threads(server, "plyfs-slow").contains(&given)
+        threads(server, "plyfs-slow").contains(&allowed)
     });
     drop((caller, file));
     mount.unmount();
@@ -145,50 +145,50 @@ fn threads_that_a_bound_worker_starts_are_not_bound() {
 
 #[test]
 fn workers_are_released_when_short_lived_callers_end() {
-    let (env, given) = (env(), given());
+    let (env, allowed) = (env(), allowed());
     let mount = env.mount("one:1", &["-o", "place=follow"]);
     let server = server(&mount);
     let mut followed = false;
     for number in 0..300 {
         let at = mount.path().join("dir");
-        let processor = given[number / 50 % 2];
+        let processor = allowed[number / 50 % 2];
         let asks = move || {
-            sched_setaffinity(None, &only(&[processor])).unwrap();
+            sched_setaffinity(None, &cpu_set(&[processor])).unwrap();
             (0..20).for_each(|name| drop(fs::symlink_metadata(at.join(format!("missing-{number}-{name}")))));
         };
         std::thread::spawn(asks).join().unwrap();
-        followed |= !all_run_on(server, &given);
+        followed |= !all_run_on(server, &allowed);
     }
     assert!(followed, "the workers followed nobody");
-    eventually("the workers are free again", || all_run_on(server, &given));
+    eventually("the workers are free again", || all_run_on(server, &allowed));
     assert!(mount.path().join("dir").is_dir());
 }
 
 #[test]
 fn workers_stay_within_the_process_affinity_mask() {
-    let (env, given) = (env(), given());
+    let (env, allowed) = (env(), allowed());
     let mut command = Command::new("taskset");
     let made = env.command(["mount", "-o", "place=follow", "one:1"]);
-    command.arg("-c").arg(given[0].to_string()).arg(made.get_program()).args(made.get_args());
-    let mount = Mount::by(&env, &mut command);
+    command.arg("-c").arg(allowed[0].to_string()).arg(made.get_program()).args(made.get_args());
+    let mount = Mount::start(&env, &mut command);
     let server = server(&mount);
-    let other = Caller::on(given[1], mount.path());
+    let other = Caller::start(allowed[1], mount.path());
     std::thread::sleep(std::time::Duration::from_millis(300));
-    assert!(all_run_on(server, &given[..1]), "{:?}", workers(server));
+    assert!(all_run_on(server, &allowed[..1]), "{:?}", workers(server));
     drop(other);
     // From here on the process may use both processors.
-    let both = format!("{},{}", given[0], given[1]);
+    let both = format!("{},{}", allowed[0], allowed[1]);
     assert_eq!(run(Command::new("taskset").args(["-apc", &both, &server.to_string()])).code, 0);
-    let caller = Caller::on(given[1], mount.path());
-    eventually("the workers follow", || some_run_on(server, given[1]));
+    let caller = Caller::start(allowed[1], mount.path());
+    eventually("the workers follow", || some_run_on(server, allowed[1]));
     // Now the second one is taken away again, while workers run on it.
-    assert_eq!(run(Command::new("taskset").args(["-apc", &given[0].to_string(), &server.to_string()])).code, 0);
-    eventually("the workers have left", || all_run_on(server, &given[..1]));
+    assert_eq!(run(Command::new("taskset").args(["-apc", &allowed[0].to_string(), &server.to_string()])).code, 0);
+    eventually("the workers have left", || all_run_on(server, &allowed[..1]));
     std::thread::sleep(std::time::Duration::from_millis(300));
-    assert!(all_run_on(server, &given[..1]), "{:?}", workers(server));
+    assert!(all_run_on(server, &allowed[..1]), "{:?}", workers(server));
     drop(caller);
     std::thread::sleep(std::time::Duration::from_millis(300));
-    assert!(all_run_on(server, &given[..1]), "{:?}", workers(server));
+    assert!(all_run_on(server, &allowed[..1]), "{:?}", workers(server));
 }
 
 /// A cpuset in the first cgroup hierarchy that this machine has; removed on drop.
@@ -213,7 +213,7 @@ impl Cpuset {
         fs::write(self.0.join("cpuset.cpus"), list.join(",")).unwrap();
     }
 
-    fn take(&self, process: u32) {
+    fn add_process(&self, process: u32) {
         fs::write(self.0.join("cgroup.procs"), process.to_string()).unwrap();
     }
 }
@@ -230,44 +230,44 @@ impl Drop for Cpuset {
 
 #[test]
 fn workers_follow_changes_of_their_cpuset() {
-    let (env, given) = (env(), given());
+    let (env, allowed) = (env(), allowed());
     let mount = env.mount("one:1", &["-o", "place=follow"]);
     let server = server(&mount);
     let cpuset = Cpuset::new(&format!("plyfs-test-{}", std::process::id()));
-    cpuset.allow(&given);
-    cpuset.take(server);
-    let caller = Caller::on(given[1], mount.path());
-    eventually("the workers follow", || some_run_on(server, given[1]));
-    cpuset.allow(&given[..1]);
-    eventually("the workers have left", || all_run_on(server, &given[..1]));
+    cpuset.allow(&allowed);
+    cpuset.add_process(server);
+    let caller = Caller::start(allowed[1], mount.path());
+    eventually("the workers follow", || some_run_on(server, allowed[1]));
+    cpuset.allow(&allowed[..1]);
+    eventually("the workers have left", || all_run_on(server, &allowed[..1]));
     std::thread::sleep(std::time::Duration::from_millis(300));
-    assert!(all_run_on(server, &given[..1]), "{:?}", workers(server));
-    cpuset.allow(&given);
-    eventually("the workers follow again", || some_run_on(server, given[1]));
+    assert!(all_run_on(server, &allowed[..1]), "{:?}", workers(server));
+    cpuset.allow(&allowed);
+    eventually("the workers follow again", || some_run_on(server, allowed[1]));
     drop(caller);
-    eventually("the workers are free again", || all_run_on(server, &given));
+    eventually("the workers are free again", || all_run_on(server, &allowed));
     drop(mount);
 }
 
 /// A busy loop on each processor, at the priority of a compiler on a build host.
-struct Busy(Arc<AtomicBool>);
+struct CpuLoad(Arc<AtomicBool>);
 
-impl Busy {
-    fn start(processors: &[usize]) -> Busy {
+impl CpuLoad {
+    fn start(processors: &[usize]) -> CpuLoad {
         let ended = Arc::new(AtomicBool::new(false));
         for processor in processors {
             let (ended, processor) = (ended.clone(), *processor);
             std::thread::spawn(move || {
                 rustix::process::nice(10).unwrap();
-                sched_setaffinity(None, &only(&[processor])).unwrap();
+                sched_setaffinity(None, &cpu_set(&[processor])).unwrap();
                 while !ended.load(Ordering::Relaxed) {}
             });
         }
-        Busy(ended)
+        CpuLoad(ended)
     }
 }
 
-impl Drop for Busy {
+impl Drop for CpuLoad {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -275,13 +275,13 @@ impl Drop for Busy {
 
 #[test]
 fn on_a_busy_machine_workers_follow_their_caller_unless_disabled() {
-    let (env, given) = (env(), given());
+    let (env, allowed) = (env(), allowed());
     let (auto, off) = (env.mount("one:1", &[]), env.mount("one:1", &["-o", "place=off"]));
     let servers = [&auto, &off].map(server);
-    let busy = Busy::start(&given);
-    let callers = [&auto, &off].map(|mount| Caller::on(given[0], mount.path()));
-    eventually("the workers follow", || some_run_on(servers[0], given[0]));
-    assert!(all_run_on(servers[1], &given), "{:?}", workers(servers[1]));
+    let busy = CpuLoad::start(&allowed);
+    let callers = [&auto, &off].map(|mount| Caller::start(allowed[0], mount.path()));
+    eventually("the workers follow", || some_run_on(servers[0], allowed[0]));
+    assert!(all_run_on(servers[1], &allowed), "{:?}", workers(servers[1]));
     drop((callers, busy));
-    eventually("the workers are free again", || all_run_on(servers[0], &given));
+    eventually("the workers are free again", || all_run_on(servers[0], &allowed));
 }

@@ -6,15 +6,15 @@ use std::fs;
 use serde_json::json;
 
 use super::support::env;
-use super::support::nest::On;
+use super::support::nest::UpperFs;
 use super::support::oci::Image;
-use super::support::podman::{LIST_TREE, Store, Who, assert_same, compare, compare_on, kernels};
+use super::support::podman::{LIST_TREE, PodmanUser, Store, assert_same, compare, compare_on, is_kernel_overlayfs};
 use super::support::registry::DockerRegistry;
 use super::support::small;
 use super::support::tar::{Entry, Tar};
 
 /// Allowed differences where fuse-overlayfs is wrong: the beginning of the line, and why the other is right.
-const WRONG: &[(&str, &str)] = &[
+const ALLOWED_DIFFERENCES: &[(&str, &str)] = &[
     ("-/opt/ann dir 700 1000:1001 new", "a file's content in it was written, and nothing else of it changed"),
     ("+/opt/ann dir 700 1000:1001 1600000000.000", "as above"),
     ("-/opt/deep dir 755 5:6 new", "its owner was changed, which is no change of what is in it"),
@@ -160,7 +160,7 @@ fn shell(script: &str) -> String {
 fn run(store: &Store, options: &[&str], script: &str) {
     let script = shell(script);
     let words = ["sh", "-c", &script];
-    store.says(&[&["run", "--network=none"], options, &["box:1"], &words[..]].concat());
+    store.podman(&[&["run", "--network=none"], options, &["box:1"], &words[..]].concat());
 }
 
 /// Starts a container that waits in the background.
@@ -169,11 +169,11 @@ fn background(store: &Store, name: &str, options: &[&str]) {
     store.ok(&[&fixed[..], options, &["box:1", "sleep", "4741"]].concat());
 }
 
-fn note_tree(store: &Store, kind: &[&str], name: &str) {
+fn record_tree(store: &Store, kind: &[&str], name: &str) {
     let tree = store.tree(kind, name);
     assert!(tree.lines().count() > 80, "{tree}");
     assert!(!tree.contains("FAULT"), "{tree}");
-    store.note(&format!("the tree of {name}"), &tree);
+    store.record(&format!("the tree of {name}"), &tree);
 }
 
 /// Changes contents and attributes of the image's files, and of new ones.
@@ -238,13 +238,13 @@ try rm links/one; try cat links/two /srv/three
 fn images(store: &Store, registry: &DockerRegistry) {
     load(store);
     let name = format!("{}/box:1", registry.host);
-    store.says(&["pull", "-q", "--tls-verify=false", &name]);
-    store.says(&["images", "--format", "{{.Repository}}:{{.Tag}} {{.Size}}"]);
-    note_tree(store, &["image"], "box:1");
+    store.podman(&["pull", "-q", "--tls-verify=false", &name]);
+    store.podman(&["images", "--format", "{{.Repository}}:{{.Tag}} {{.Size}}"]);
+    record_tree(store, &["image"], "box:1");
     assert_same("loaded and pulled", &store.tree(&["image"], "box:1"), &store.tree(&["image"], &name));
-    store.says(&["rmi", "box:1"]);
-    store.says(&["rmi", &name]);
-    store.says(&["images", "-a"]);
+    store.podman(&["rmi", "box:1"]);
+    store.podman(&["rmi", &name]);
+    store.podman(&["images", "-a"]);
 }
 
 /// Compares the output of scripts in containers, and the trees they leave. Kernel overlayfs breaks hard links of a file
@@ -252,50 +252,50 @@ fn images(store: &Store, registry: &DockerRegistry) {
 fn scripts(store: &Store) {
     load(store);
     let all = [("files", FILES), ("names", NAMES), ("links", LINKS)];
-    for (name, script) in all.into_iter().filter(|(name, _)| *name != "links" || !kernels()) {
+    for (name, script) in all.into_iter().filter(|(name, _)| *name != "links" || !is_kernel_overlayfs()) {
         run(store, &["--name", name], script);
-        note_tree(store, &[], name);
-        changed(store, name);
+        record_tree(store, &[], name);
+        record_diff(store, name);
     }
 }
 
 /// Records the output of `podman diff`, sorted by path.
-fn changed(store: &Store, name: &str) {
-    if kernels() {
+fn record_diff(store: &Store, name: &str) {
+    if is_kernel_overlayfs() {
         return;
     }
-    let said = store.ok(&["diff", name]);
-    let mut lines: Vec<&str> = said.lines().collect();
+    let output = store.ok(&["diff", name]);
+    let mut lines: Vec<&str> = output.lines().collect();
     lines.sort_unstable();
-    store.note(&format!("diff {name}"), &lines.join("\n"));
+    store.record(&format!("diff {name}"), &lines.join("\n"));
 }
 
 fn copies(store: &Store) {
     load(store);
     background(store, "box", &[]);
     let make = "mkdir -p in/sub; echo host >in/file; ln -s file in/sub/link; chmod 751 in/sub";
-    store.outside(make, &[]);
+    store.run_on_host(make, &[]);
     for state in ["running", "stopped"] {
         let out = store.env.path(format!("work/{state}"));
-        store.says(&["cp", "in", &format!("box:/opt/{state}")]);
-        store.says(&["cp", "in/file", "box:/opt/data/a"]);
-        store.says(&["cp", "in/.", "box:/opt/refilled"]);
-        store.says(&["cp", "box:/opt", out.to_str().unwrap()]);
-        store.note(&format!("copied out, {state}"), &store.folder(&out));
-        store.says(&["cp", "box:/opt/nowhere", "x"]);
+        store.podman(&["cp", "in", &format!("box:/opt/{state}")]);
+        store.podman(&["cp", "in/file", "box:/opt/data/a"]);
+        store.podman(&["cp", "in/.", "box:/opt/refilled"]);
+        store.podman(&["cp", "box:/opt", out.to_str().unwrap()]);
+        store.record(&format!("copied out, {state}"), &store.list_host_tree(&out));
+        store.podman(&["cp", "box:/opt/nowhere", "x"]);
         if state == "running" {
             let made = "echo kept > kept; mv deep /srv; rm -r data/b; ls data /srv; cat data/a";
-            store.says(&["exec", "box", "sh", "-c", made]);
-            store.says(&["exec", "-u", "ann", "-w", "/tmp", "box", "sh", "-c", "id -u; touch x; touch /opt/x"]);
-            store.says(&["stop", "-t", "0", "box"]);
+            store.podman(&["exec", "box", "sh", "-c", made]);
+            store.podman(&["exec", "-u", "ann", "-w", "/tmp", "box", "sh", "-c", "id -u; touch x; touch /opt/x"]);
+            store.podman(&["stop", "-t", "0", "box"]);
         }
     }
-    changed(store, "box");
-    store.says(&["start", "box"]);
-    store.says(&["exec", "box", "sh", "-c", "cat kept; ls . data /srv refilled; echo twice >> kept"]);
-    store.says(&["restart", "-t", "0", "box"]);
-    store.says(&["exec", "box", "cat", "kept"]);
-    store.says(&["rm", "-f", "-t", "0", "box"]);
+    record_diff(store, "box");
+    store.podman(&["start", "box"]);
+    store.podman(&["exec", "box", "sh", "-c", "cat kept; ls . data /srv refilled; echo twice >> kept"]);
+    store.podman(&["restart", "-t", "0", "box"]);
+    store.podman(&["exec", "box", "cat", "kept"]);
+    store.podman(&["rm", "-f", "-t", "0", "box"]);
 }
 
 /// Without tmpfs over `/tmp` and others, for which runc wants the host's `/tmp` to be writable by all.
@@ -308,32 +308,32 @@ fn side_by_side(store: &Store) {
     background(store, "two", &[]);
     for name in ["one", "two"] {
         let script = format!("echo {name} > data/a; rm data/b; mkdir {name}; mv deep {name}; ls . data {name}");
-        store.says(&["exec", name, "sh", "-c", &script]);
+        store.podman(&["exec", name, "sh", "-c", &script]);
     }
     for name in ["one", "two"] {
-        assert_eq!(store.says(&["exec", name, "cat", "data/a"]).stdout, format!("{name}\n"));
-        store.says(&["exec", name, "sh", "-c", "find . | sort"]);
+        assert_eq!(store.podman(&["exec", name, "cat", "data/a"]).stdout, format!("{name}\n"));
+        store.podman(&["exec", name, "sh", "-c", "find . | sort"]);
     }
     run(store, &["--rm"], "try ls; try cat data/a data/b");
     run(store, &[&["--rm"], READ_ONLY].concat(), "try touch data/x; try rm data/a; try touch /tmp/x; try cat data/a");
     run(store, &[&["--rm", "-v", "/opt/data"], READ_ONLY].concat(), "try touch data/x; try touch x; try ls data");
-    note_tree(store, &["image"], "box:1");
+    record_tree(store, &["image"], "box:1");
 }
 
 /// Containers with ID mappings, which podman passes to the mount program.
-fn mapped(store: &Store) {
+fn id_mapped_containers(store: &Store) {
     load(store);
     let script = "try id -u; try id -g; try stat -c '%u %g %a %n' . data ann setgid sticky setuid; try cat ann/own; \
                   try touch sticky/mine data/mine; try stat -c '%u %g' sticky/mine; try chown 3:4 sticky/mine; \
                   try stat -c '%u %g' sticky/mine; try mv deep sticky; try rm sticky/mine; try chmod 700 data";
-    if kernels() {
+    if is_kernel_overlayfs() {
         return;
     }
     let one_to_one = ["--uidmap=0:100:3000", "--gidmap=0:100:3000"];
     for options in [&["--userns=keep-id"][..], &["--userns=keep-id", "--user=0"], &["--userns=auto"], &one_to_one] {
         run(store, options, script);
         let id = store.ok(&["ps", "-l", "-q"]);
-        store.note(&format!("the tree with {options:?}"), &store.tree(&[], id.trim()));
+        store.record(&format!("the tree with {options:?}"), &store.tree(&[], id.trim()));
     }
 }
 
@@ -344,44 +344,44 @@ fn committed(store: &Store) {
     let script = "at=$(podman mount box); setfattr -n user.two -v 2 $at/opt/attributes; setfattr -x user.one \
                   $at/opt/attributes; setfattr -n user.dir -v x $at/srv; getfattr -d $at/opt/attributes >/dev/null; \
                   setcap cap_net_raw+ep $at/opt/setuid; podman umount box";
-    store.outside(script, &[]);
+    store.run_on_host(script, &[]);
     store.ok(&["commit", "-q", "box", "new:1"]);
     // podman mounts files of its own over these, and commits neither them nor the files they hide.
     let own = |line: &&str| !["/etc", "/run", "/dev"].iter().any(|at| line.starts_with(at)) && !line.starts_with("/ ");
     let (container, image) = (store.tree(&[], "box"), store.tree(&["image"], "new:1"));
     let pick = |tree: &str| tree.lines().filter(own).map(str::to_owned).collect::<Vec<_>>().join("\n");
-    assert_same("the container and the image made of it", &pick(&container), &pick(&image));
-    store.note("the tree committed", &image);
-    store.says(&["run", "--rm", "--network=none", "new:1", "sh", "-c", "find . | sort"]);
+    assert_same("the container and its committed image", &pick(&container), &pick(&image));
+    store.record("the tree committed", &image);
+    store.podman(&["run", "--rm", "--network=none", "new:1", "sh", "-c", "find . | sort"]);
     // One more layer, then one that records deletions.
     store.ok(&["run", "--name=next", "--network=none", "new:1", "sh", "-c", "rm -r deep/x; mkdir deep/x; rm -r new"]);
-    changed(store, "next");
+    record_diff(store, "next");
     store.ok(&["commit", "-q", "next", "new:2"]);
-    note_tree(store, &["image"], "new:2");
-    store.says(&["rmi", "new:1"]);
-    store.says(&["images", "-q"]);
+    record_tree(store, &["image"], "new:2");
+    store.podman(&["rmi", "new:1"]);
+    store.podman(&["images", "-q"]);
 }
 
 /// Checks behaviour that fuse-overlayfs gets wrong, against fixed expectations instead of a comparison.
-fn right(store: &Store) {
+fn known_peer_bugs(store: &Store) {
     if store.is_peer() {
         return;
     }
     load(store);
-    let gives = |script: &str, wanted: &str| {
-        let said = store.ok(&["run", "--rm", "--network=none", "box:1", "sh", "-c", script]);
-        assert_eq!(said, wanted, "{script}");
+    let assert_output = |script: &str, wanted: &str| {
+        let output = store.ok(&["run", "--rm", "--network=none", "box:1", "sh", "-c", script]);
+        assert_eq!(output, wanted, "{script}");
     };
     // fuse-overlayfs changes the owner of a fifo and reports a failure.
-    gives("chown 1:2 fifo && stat -c '%u %g %F' fifo", "1 2 fifo\n");
+    assert_output("chown 1:2 fifo && stat -c '%u %g %F' fifo", "1 2 fifo\n");
     // fuse-overlayfs needs four bytes of each name for itself.
-    gives("cd long; for n in *; do mv $n a; mv a $n; cp $n ${n%l}m; done; ls | wc -l", "2\n");
+    assert_output("cd long; for n in *; do mv $n a; mv a $n; cp $n ${n%l}m; done; ls | wc -l", "2\n");
     // fuse-overlayfs counts the names that were looked up, and lists its root without a name for `..`.
-    gives("stat -c %h links/one links/two links/late /srv/three", "3\n3\n2\n3\n");
-    gives("ls -a / | head -2", ".\n..\n");
+    assert_output("stat -c %h links/one links/two links/late /srv/three", "3\n3\n2\n3\n");
+    assert_output("ls -a / | head -2", ".\n..\n");
     // fuse-overlayfs gives a directory a new time when its owner or a file in it changes.
     let times = "chown 5:6 deep; echo x > ann/own; chmod 600 ann/own; stat -c %Y deep ann";
-    gives(times, "1600000000\n1600000000\n");
+    assert_output(times, "1600000000\n1600000000\n");
     // After a lookup of a deleted name in a directory, fuse-overlayfs shows other deleted names there again; so podman,
     // which compares both trees, commits them again.
     store.ok(&["run", "--name", "reborn", "--network=none", "box:1", "sh", "-c", "rm -r deep data; mkdir deep"]);
@@ -407,16 +407,16 @@ RUN rm -r from/sub; find from deep | sort
 fn built(store: &Store) {
     load(store);
     let from = store.env.path("work");
-    store.outside(
+    store.run_on_host(
         "mkdir -p in/sub; echo host >in/file; echo host >in/a; echo host >in/sub/file; echo \"$1\" >File",
         &[CONTAINERFILE],
     );
     let fixed = ["build", "-q", "--network=none", "-f", "File"];
     for (name, more) in [("one", &["--target=one"][..]), ("all", &["--layers=false"])] {
         store.ok(&[&fixed[..], more, &["-t", name, from.to_str().unwrap()]].concat());
-        note_tree(store, &["image"], name);
+        record_tree(store, &["image"], name);
     }
-    store.says(&["history", "--format", "{{.CreatedBy}}", "one"]);
+    store.podman(&["history", "--format", "{{.CreatedBy}}", "one"]);
     // Nothing has changed: each step is cached.
     let again = store.ok(&["build", "--network=none", "-f", "File", "--target=one", from.to_str().unwrap()]);
     assert_eq!(again.matches("Using cache").count(), 7, "{again}");
@@ -435,15 +435,15 @@ fn buildah(store: &Store) {
     store.buildah(&["copy", "-q", "--from", "localhost/box:1", "work", "/opt/refilled", "/opt/moved"]);
     store.buildah(&["config", "--env", "A=b", "work"]);
     let list = "at=$(buildah mount work) && python3 -c \"$1\" \"$at\" && buildah umount work >/dev/null";
-    store.note("the tree of buildah's container", &store.outside_by("buildah", list, &[LIST_TREE]));
+    store.record("the tree of buildah's container", &store.run_on_host_via("buildah", list, &[LIST_TREE]));
     store.buildah(&["commit", "-q", "work", "made:1"]);
     store.buildah(&["rm", "work"]);
-    note_tree(store, &["image"], "made:1");
-    store.says(&["run", "--rm", "--network=none", "made:1", "sh", "-c", "echo $A; ls /opt /opt/moved"]);
+    record_tree(store, &["image"], "made:1");
+    store.podman(&["run", "--rm", "--network=none", "made:1", "sh", "-c", "echo $A; ls /opt /opt/moved"]);
 }
 
 /// Starts containers that write much, all at once.
-fn at_once(store: &Store) {
+fn concurrent_containers(store: &Store) {
     load(store);
     let names = ["a", "b", "c", "d", "e", "f"];
     let script = shell(NAMES);
@@ -455,105 +455,105 @@ fn at_once(store: &Store) {
     });
     let trees = names.map(|name| store.tree(&[], name));
     for at in 0..names.len() {
-        assert_same("what two containers say", &done[0].stdout, &done[at].stdout);
+        assert_same("the output of two containers", &done[0].stdout, &done[at].stdout);
         assert_same("the trees of two containers", &trees[0], &trees[at]);
     }
-    store.note("all at once", &format!("{}\n{}", done[0].stdout, trees[0]));
+    store.record("all at once", &format!("{}\n{}", done[0].stdout, trees[0]));
 }
 
 /// Compares image commands, with a registry that has the image.
-fn images_of(who: Who) {
+fn images_of(user: PodmanUser) {
     let registry = DockerRegistry::start(None, None);
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("box.tar");
     image().write_docker_archive(&file, &["localhost/box:1"]);
     registry.fill(&format!("docker-archive:{}", file.display()), "box:1", &[]);
-    compare(who, WRONG, |store| images(store, &registry));
+    compare(user, ALLOWED_DIFFERENCES, |store| images(store, &registry));
 }
 
 #[test]
 fn images_are_loaded_pulled_and_removed() {
-    images_of(Who::Root);
+    images_of(PodmanUser::Root);
 }
 
 #[test]
 fn containers_see_their_changes() {
-    compare(Who::Root, WRONG, scripts);
+    compare(PodmanUser::Root, ALLOWED_DIFFERENCES, scripts);
 }
 
 #[test]
 fn files_are_copied_in_and_out() {
-    compare(Who::Root, WRONG, copies);
+    compare(PodmanUser::Root, ALLOWED_DIFFERENCES, copies);
 }
 
 #[test]
 fn a_committed_image_has_the_containers_tree() {
-    compare(Who::Root, WRONG, committed);
+    compare(PodmanUser::Root, ALLOWED_DIFFERENCES, committed);
 }
 
 #[test]
 fn plyfs_is_right_where_fuse_overlayfs_is_wrong() {
-    compare(Who::Root, WRONG, right);
+    compare(PodmanUser::Root, ALLOWED_DIFFERENCES, known_peer_bugs);
 }
 
 /// As in a container whose root is an overlay.
 #[test]
 fn a_store_on_kernel_overlayfs_works_like_any_other() {
-    compare_on(On::Overlayfs, Who::Root, WRONG, scripts);
+    compare_on(UpperFs::Overlayfs, PodmanUser::Root, ALLOWED_DIFFERENCES, scripts);
 }
 
 #[test]
 #[ignore = "long: scripts/soak runs it"]
 fn stores_on_an_overlay_work_like_any_other() {
-    for on in [On::Overlayfs, On::Plyfs("")] {
+    for upper_fs in [UpperFs::Overlayfs, UpperFs::Plyfs("")] {
         for scenario in [scripts, committed, built, buildah] {
-            compare_on(on, Who::Root, WRONG, scenario);
+            compare_on(upper_fs, PodmanUser::Root, ALLOWED_DIFFERENCES, scenario);
         }
     }
 }
 
 #[test]
 fn a_plain_users_containers_have_id_mappings() {
-    compare(Who::User("list", 38), WRONG, mapped);
+    compare(PodmanUser::User("list", 38), ALLOWED_DIFFERENCES, id_mapped_containers);
 }
 
 #[test]
 #[ignore = "long: scripts/soak runs it"]
 fn concurrent_containers_of_an_image_see_only_their_own_changes() {
-    compare(Who::Root, WRONG, side_by_side);
+    compare(PodmanUser::Root, ALLOWED_DIFFERENCES, side_by_side);
 }
 
 #[test]
 #[ignore = "long: scripts/soak runs it"]
 fn containers_can_start_at_the_same_time() {
-    compare(Who::Root, WRONG, at_once);
+    compare(PodmanUser::Root, ALLOWED_DIFFERENCES, concurrent_containers);
 }
 
 #[test]
 #[ignore = "long: scripts/soak runs it"]
 fn images_are_built() {
-    compare(Who::Root, WRONG, built);
+    compare(PodmanUser::Root, ALLOWED_DIFFERENCES, built);
 }
 
 #[test]
 #[ignore = "long: scripts/soak runs it"]
 fn buildah_builds_images() {
-    compare(Who::Root, WRONG, buildah);
+    compare(PodmanUser::Root, ALLOWED_DIFFERENCES, buildah);
 }
 
 /// One test, because each part uses the same subordinate IDs of the same user.
 #[test]
 #[ignore = "long: scripts/soak runs it"]
 fn everything_works_as_a_plain_user() {
-    let user = Who::User("uucp", 10);
+    let user = PodmanUser::User("uucp", 10);
     images_of(user);
-    for scenario in [scripts, copies, committed, side_by_side, at_once, built] {
-        compare(user, WRONG, scenario);
+    for scenario in [scripts, copies, committed, side_by_side, concurrent_containers, built] {
+        compare(user, ALLOWED_DIFFERENCES, scenario);
     }
 }
 
 #[test]
 #[ignore = "long: scripts/soak runs it"]
 fn buildah_builds_images_as_a_plain_user() {
-    compare(Who::User("irc", 39), WRONG, buildah);
+    compare(PodmanUser::User("irc", 39), ALLOWED_DIFFERENCES, buildah);
 }

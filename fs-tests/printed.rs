@@ -12,17 +12,17 @@ use super::support::oci::Image;
 use super::support::tar::Tar;
 
 /// Unmounts the test's mount on drop, also after a panic.
-struct Printed<'a> {
+struct PrintedMount<'a> {
     env: &'a TestEnv,
     at: PathBuf,
 }
 
-impl<'a> Printed<'a> {
+impl<'a> PrintedMount<'a> {
     #[track_caller]
-    fn new(env: &'a TestEnv, options: &[&str]) -> Printed<'a> {
-        let said = env.ok(["mount", "--print"].iter().chain(options).chain(&["app"]));
-        assert_eq!(said.lines().count(), 1, "{said}");
-        Printed { env, at: said.trim_end().into() }
+    fn new(env: &'a TestEnv, options: &[&str]) -> PrintedMount<'a> {
+        let output = env.ok(["mount", "--print"].iter().chain(options).chain(&["app"]));
+        assert_eq!(output.lines().count(), 1, "{output}");
+        PrintedMount { env, at: output.trim_end().into() }
     }
 
     fn read(&self, name: &str) -> Option<String> {
@@ -30,13 +30,13 @@ impl<'a> Printed<'a> {
     }
 
     #[track_caller]
-    fn end(self) {
+    fn unmount(self) {
         self.env.ok(["umount", self.at.to_str().unwrap()]);
         assert!(!self.at.exists() && !self.at.with_file_name("upper").exists());
     }
 }
 
-impl Drop for Printed<'_> {
+impl Drop for PrintedMount<'_> {
     fn drop(&mut self) {
         if self.at.with_file_name("lock").exists() {
             run(&mut self.env.command(["umount", "--lazy", self.at.to_str().unwrap()]));
@@ -44,7 +44,7 @@ impl Drop for Printed<'_> {
     }
 }
 
-fn place() -> TestEnv {
+fn create_store() -> TestEnv {
     let env = TestEnv::new();
     let tar = Tar::new().file("file", "of the image").file("big", vec![7; 1 << 20]).finish();
     Image::new().layer(tar).tag("1").write_layout(&env.path("app"));
@@ -55,39 +55,39 @@ fn place() -> TestEnv {
 
 #[test]
 fn a_temporary_tree_is_removed_when_it_is_unmounted() {
-    let env = place();
-    let (one, two) = (Printed::new(&env, &["--rw"]), Printed::new(&env, &["--rw"]));
+    let env = create_store();
+    let (one, two) = (PrintedMount::new(&env, &["--rw"]), PrintedMount::new(&env, &["--rw"]));
     fs::write(one.at.join("file"), "changed").unwrap();
     fs::write(one.at.join("new"), "new").unwrap();
     assert_eq!((one.read("file"), two.read("file")), (Some("changed".into()), Some("of the image".into())));
     assert!(one.at.starts_with(env.root()) && one.at != two.at);
     assert_eq!(env.ok(["mounts", "--format", "{{.Mode}}"]), "rw\nrw\n");
-    one.end();
-    let again = Printed::new(&env, &["--rw"]);
+    one.unmount();
+    let again = PrintedMount::new(&env, &["--rw"]);
     assert_eq!((again.read("file"), again.read("new")), (Some("of the image".into()), None));
-    again.end();
-    two.end();
-    let plain = Printed::new(&env, &[]);
+    again.unmount();
+    two.unmount();
+    let plain = PrintedMount::new(&env, &[]);
     assert_eq!(plain.read("file"), Some("of the image".into()));
     assert!(fs::write(plain.at.join("file"), "x").is_err());
-    plain.end();
+    plain.unmount();
     // An upper directory given by the user is kept.
     let upper = env.path("changes");
-    let kept = Printed::new(&env, &["--upper", upper.to_str().unwrap()]);
+    let kept = PrintedMount::new(&env, &["--upper", upper.to_str().unwrap()]);
     fs::write(kept.at.join("file"), "changed").unwrap();
-    kept.end();
+    kept.unmount();
     assert_eq!(fs::read_to_string(upper.join("file")).unwrap(), "changed");
     assert_eq!(env.ok(["system", "fsck"]), "");
-    let said = run(&mut env.command(["mount", "--print", "app", "/mnt"]));
-    assert_eq!((said.code, said.stdout.as_str()), (1, ""));
-    assert!(said.stderr.starts_with("\"plyfs mount --print\" requires exactly 1 argument."), "{said:?}");
+    let output = run(&mut env.command(["mount", "--print", "app", "/mnt"]));
+    assert_eq!((output.code, output.stdout.as_str()), (1, ""));
+    assert!(output.stderr.starts_with("\"plyfs mount --print\" requires exactly 1 argument."), "{output:?}");
     assert_eq!(env.fails(["mount", "--print", "nope"]), "Error: No such image: nope:latest");
 }
 
 #[test]
 fn gc_removes_what_a_killed_mount_left() {
-    let env = place();
-    let killed = Printed::new(&env, &["--rw"]);
+    let env = create_store();
+    let killed = PrintedMount::new(&env, &["--rw"]);
     fs::write(killed.at.join("new"), "new").unwrap();
     let pid: i32 = env.ok(["mounts", "--format", "{{.PID}}"]).trim().parse().unwrap();
     kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
@@ -109,8 +109,8 @@ fn mapped(root: &Path, pid: &str) -> BTreeSet<String> {
 
 #[test]
 fn parallel_mounts_share_the_index_and_the_page_cache() {
-    let env = place();
-    let all: Vec<Printed> = (0..3).map(|_| Printed::new(&env, &["--rw"])).collect();
+    let env = create_store();
+    let all: Vec<PrintedMount> = (0..3).map(|_| PrintedMount::new(&env, &["--rw"])).collect();
     for one in &all {
         assert_eq!(fs::read(one.at.join("big")).unwrap(), vec![7; 1 << 20]);
     }
@@ -119,13 +119,13 @@ fn parallel_mounts_share_the_index_and_the_page_cache() {
     assert_eq!(maps.len(), 3);
     assert!(maps[0].len() >= 2, "a tree and a tar: {maps:?}");
     assert!(maps.iter().all(|one| *one == maps[0]), "{maps:?}");
-    all.into_iter().for_each(Printed::end);
+    all.into_iter().for_each(PrintedMount::unmount);
 }
 
 #[test]
 fn rm_unmounts_and_removes_the_mountpoint() {
-    let env = place();
-    let (one, two) = (Printed::new(&env, &["--rw"]), Printed::new(&env, &[]));
+    let env = create_store();
+    let (one, two) = (PrintedMount::new(&env, &["--rw"]), PrintedMount::new(&env, &[]));
     let id = two.at.parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
     let path = one.at.to_str().unwrap();
     assert_eq!(env.ok(["rm", path]), format!("{path}\n"));

@@ -35,14 +35,14 @@ impl Gate {
         self.opened.notify_all();
     }
 
-    fn pass(&self) {
+    fn wait(&self) {
         let _open = self.opened.wait_while(self.open.lock().unwrap(), |open| !*open).unwrap();
     }
 }
 
 /// A registry that breaks the connection within the first layer, after 1 MiB of 4, and serves no other layer and no
 /// more of that one before its gate is opened.
-struct Held {
+struct GatedRegistry {
     env: TestEnv,
     server: Server,
     gate: Arc<Gate>,
@@ -51,7 +51,7 @@ struct Held {
     digest: String,
 }
 
-impl Held {
+impl GatedRegistry {
     /// An image with this many small layers on top of the big one.
     fn new(layers: usize) -> Self {
         let big = Tar::new().file("noise", noise(4 * MIB)).finish();
@@ -65,14 +65,14 @@ impl Held {
         let digests: Vec<String> = layers.iter().map(|l| l["digest"].as_str().unwrap().to_owned()).collect();
         let ids = digests.iter().map(|digest| digest["sha256:".len()..][..12].to_owned()).collect();
         let gate = Arc::new(Gate::default());
-        let held = gate.clone();
-        let server = Server::start(move |seen| {
-            let reply = content.reply(seen);
-            if seen.path == big && seen.before == 0 {
+        let server_gate = gate.clone();
+        let server = Server::start(move |request| {
+            let reply = content.reply(request);
+            if request.path == big && request.before == 0 {
                 return reply.cut(MIB);
             }
-            if digests.iter().any(|digest| seen.path.ends_with(digest)) {
-                held.pass();
+            if digests.iter().any(|digest| request.path.ends_with(digest)) {
+                server_gate.wait();
             }
             reply
         });
@@ -89,10 +89,10 @@ impl Held {
     }
 
     /// A pull on a terminal, at the point where the registry's gate stops it.
-    fn stuck(&self, columns: u16, rows: u16) -> Terminal {
+    fn start_until_gate(&self, columns: u16, rows: u16) -> Terminal {
         let mut terminal = Terminal::run(&self.command(&[]), columns, rows);
-        terminal.until("a download that stands still", |s| {
-            s.is_at_rest() && s.text().contains("Downloading") && s.text().contains("0B/s")
+        terminal.wait_until("a stalled download", |s| {
+            s.is_cursor_at_end() && s.text().contains("Downloading") && s.text().contains("0B/s")
         });
         terminal
     }
@@ -105,21 +105,21 @@ impl Held {
     }
 
     #[track_caller]
-    fn finishes(&self, mut terminal: Terminal) {
+    fn finish(&self, mut terminal: Terminal) {
         self.gate.open();
         let status = terminal.end();
         assert!(status.success(), "{}", terminal.screen.text());
         assert_eq!(terminal.screen.text(), self.transcript());
         assert_eq!(terminal.screen.wrapped, 0, "a line was wider than the terminal");
-        assert!(terminal.screen.is_at_rest());
+        assert!(terminal.screen.is_cursor_at_end());
     }
 }
 
 #[test]
 fn each_layers_line_is_updated_in_place() {
-    let held = Held::new(4);
-    let terminal = held.stuck(80, 24);
-    let id = |n: usize| &held.ids[n];
+    let registry = GatedRegistry::new(4);
+    let terminal = registry.start_until_gate(80, 24);
+    let id = |n: usize| &registry.ids[n];
     let want = [
         "1: Pulling from team/app".to_owned(),
         format!("{}: Downloading [========>                         ]  1.049MB/4.196MB", id(0)),
@@ -132,80 +132,81 @@ fn each_layers_line_is_updated_in_place() {
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines[..6], want);
     assert!(lines.len() == 7 && lines[6].starts_with("Total: 0 of 5 layers  1.049MB/4."), "{text}");
-    held.finishes(terminal);
+    registry.finish(terminal);
     // A second pull, with nothing to fetch.
-    let mut again = Terminal::run(&held.command(&[]), 80, 24);
+    let mut again = Terminal::run(&registry.command(&[]), 80, 24);
     assert!(again.end().success());
-    let want = held.transcript().replace("Pull complete", "Already exists");
+    let want = registry.transcript().replace("Pull complete", "Already exists");
     assert_eq!(again.screen.text(), want.replace("Downloaded newer image", "Image is up to date"));
 }
 
 #[test]
 fn the_drawing_fits_a_small_terminal() {
-    let held = Held::new(30);
+    let registry = GatedRegistry::new(30);
     for (columns, rows, shown) in [(40, 10, 8), (20, 5, 3), (7, 2, 0)] {
-        let mut terminal = Terminal::run(&held.command(&[]), columns, rows);
+        let mut terminal = Terminal::run(&registry.command(&[]), columns, rows);
         // The layers become known one by one: the drawing is complete when the total is on the last usable line.
         let last = rows as usize - 2;
-        terminal.until("a full picture", |s| {
-            s.is_at_rest() && s.visible().get(last).is_some_and(|line| line.starts_with("Total"))
+        terminal.wait_until("a full frame", |s| {
+            s.is_cursor_at_end() && s.visible().get(last).is_some_and(|line| line.starts_with("Total"))
         });
         let visible = terminal.screen.visible();
         assert_eq!(terminal.screen.lines_with("Total").len(), 1, "{visible:#?}");
-        let layers = visible.iter().filter(|line| held.ids.iter().any(|id| id.starts_with(&line[..line.len().min(6)])));
+        let layers =
+            visible.iter().filter(|line| registry.ids.iter().any(|id| id.starts_with(&line[..line.len().min(6)])));
         assert_eq!(layers.filter(|line| line.len() > 5).count(), shown, "{visible:#?}");
         // "1: Pulling from" is not part of the drawing and may wrap.
         assert_eq!(terminal.screen.wrapped, usize::from(columns < 24) * 24 / usize::from(columns), "{visible:#?}");
         terminal.send("\x03");
         assert_eq!(terminal.end().code(), Some(130));
     }
-    held.finishes(Terminal::run(&held.command(&[]), 100, 10));
+    registry.finish(Terminal::run(&registry.command(&[]), 100, 10));
 }
 
 #[test]
 fn the_drawing_follows_the_terminal_size() {
-    let held = Held::new(4);
-    let mut terminal = held.stuck(120, 30);
+    let registry = GatedRegistry::new(4);
+    let mut terminal = registry.start_until_gate(120, 30);
     for (columns, bar) in [(70, 23), (50, 0), (90, 43)] {
         terminal.resize(columns, 20);
         let bar = format!("Downloading [{}", "=".repeat(bar / 4));
         let bar = if columns == 50 { "Downloading  1.049MB/4.196MB" } else { &bar };
-        let is_redrawn = |s: &Screen| s.is_at_rest() && s.text().contains(bar) && s.wrapped == 0;
-        terminal.until(bar, is_redrawn);
-        terminal.until("a picture of its own", |s| {
-            let lines: Vec<_> = held.ids.iter().map(|id| s.lines_with(id).len()).collect();
-            s.is_at_rest() && lines == [1; 5] && s.lines_with("Total").len() == 1
+        let is_redrawn = |s: &Screen| s.is_cursor_at_end() && s.text().contains(bar) && s.wrapped == 0;
+        terminal.wait_until(bar, is_redrawn);
+        terminal.wait_until("a redrawn frame", |s| {
+            let lines: Vec<_> = registry.ids.iter().map(|id| s.lines_with(id).len()).collect();
+            s.is_cursor_at_end() && lines == [1; 5] && s.lines_with("Total").len() == 1
         });
     }
-    held.finishes(terminal);
+    registry.finish(terminal);
 }
 
 #[test]
 fn retries_warnings_and_interrupts_keep_the_drawing_intact() {
-    let held = Held::new(1);
-    let pull = command(&held.env, &["pull", "--retry-pause", "7", &held.name()]);
+    let registry = GatedRegistry::new(1);
+    let pull = command(&registry.env, &["pull", "--retry-pause", "7", &registry.name()]);
     let mut terminal = Terminal::run(&pull, 80, 24);
-    let id = held.ids[0].clone();
+    let id = registry.ids[0].clone();
     for seconds in [7, 6] {
         let line = format!("{id}: Retrying in {seconds} seconds");
-        terminal.until(&line, |s| s.is_at_rest() && s.lines_with(&line).len() == 1);
+        terminal.wait_until(&line, |s| s.is_cursor_at_end() && s.lines_with(&line).len() == 1);
     }
     // The warning is above the drawing, complete and once.
     let text = terminal.screen.text();
     let warning = "the connection broke after 1048576 of 4195840 bytes; trying again in 7.0 seconds";
     assert!(text.replace('\n', "").contains(warning), "{text}");
     assert!(text.find("trying again") < text.find(&format!("{id}: ")), "{text}");
-    terminal.until("two lines for two layers", |s| {
-        s.is_at_rest() && held.ids.iter().all(|id| s.lines_with(&format!("{id}: ")).len() == 1)
+    terminal.wait_until("two lines for two layers", |s| {
+        s.is_cursor_at_end() && registry.ids.iter().all(|id| s.lines_with(&format!("{id}: ")).len() == 1)
     });
     terminal.send("\x03");
     assert_eq!(terminal.end().code(), Some(130));
-    assert!(terminal.screen.is_at_rest() && !terminal.screen.text().contains("^C"), "{}", terminal.screen.text());
+    assert!(terminal.screen.is_cursor_at_end() && !terminal.screen.text().contains("^C"), "{}", terminal.screen.text());
     let lines = terminal.screen.lines_with(&format!("{id}: "));
     assert!(lines.len() == 1 && lines[0].contains("Retrying in "), "{lines:?}");
-    held.gate.open();
-    assert_eq!(run(&mut held.command(&["-q"])).stdout, format!("{}\n", held.name()));
-    assert_eq!(held.env.ok(["system", "fsck"]), "");
+    registry.gate.open();
+    assert_eq!(run(&mut registry.command(&["-q"])).stdout, format!("{}\n", registry.name()));
+    assert_eq!(registry.env.ok(["system", "fsck"]), "");
 }
 
 #[test]
@@ -215,7 +216,7 @@ fn a_failing_pull_reports_its_error_on_a_terminal() {
         .layer(small(2))
         .damage(super::support::oci::Blob::Layer(0), |bytes| *bytes.last_mut().unwrap() ^= 1);
     let (content, _) = Content::of(&image, "team/app", "1");
-    let server = Server::start(move |seen| content.reply(seen));
+    let server = Server::start(move |request| content.reply(request));
     let env = TestEnv::new();
     let mut terminal = Terminal::run(&command(&env, &["pull", &format!("{}/team/app:1", server.host)]), 500, 24);
     assert_eq!(terminal.end().code(), Some(1));
@@ -227,18 +228,18 @@ fn a_failing_pull_reports_its_error_on_a_terminal() {
 
 #[test]
 fn the_progress_option_selects_the_output_form() {
-    let held = Held::new(1);
-    held.gate.open();
-    let name = held.name();
+    let registry = GatedRegistry::new(1);
+    registry.gate.open();
+    let name = registry.name();
     let on_terminal = |more: &[&str], dumb: bool| {
-        let mut command = held.command(more);
+        let mut command = registry.command(more);
         if dumb {
             command.env("TERM", "dumb");
         }
         let mut terminal = Terminal::run(&command, 80, 24);
         assert!(terminal.end().success(), "{}", terminal.screen.text());
         assert!(terminal.screen.text().ends_with(&name), "{}", terminal.screen.text());
-        held.env.ok(["rmi", &name]);
+        registry.env.ok(["rmi", &name]);
         terminal.screen.text()
     };
     let plain = |text: &str| {
@@ -247,20 +248,20 @@ fn the_progress_option_selects_the_output_form() {
         lines[1..3].sort_unstable();
         lines.join("\n")
     };
-    let want = plain(&held.transcript());
+    let want = plain(&registry.transcript());
     assert_eq!(plain(&on_terminal(&["--progress", "plain"], false)), want);
     assert_eq!(plain(&on_terminal(&[], true)), want);
-    assert_eq!(on_terminal(&["--progress=tty"], true), held.transcript());
-    let end = format!("Digest: {}\nStatus: Downloaded newer image for {name}\n{name}", held.digest);
+    assert_eq!(on_terminal(&["--progress=tty"], true), registry.transcript());
+    let end = format!("Digest: {}\nStatus: Downloaded newer image for {name}\n{name}", registry.digest);
     assert_eq!(on_terminal(&["--progress=none"], false), end);
     for more in [&["-q"][..], &["-q", "--progress=tty"], &["-q", "--progress=json"]] {
         assert_eq!(on_terminal(more, false), name);
     }
-    let wrong = pull(&held.env, &name, &["--progress=fancy"]);
+    let wrong = pull(&registry.env, &name, &["--progress=fancy"]);
     assert_eq!(wrong.code, 125, "{wrong:#?}");
     assert!(wrong.stderr.ends_with("See 'plyfs pull --help'.\n"), "{wrong:#?}");
     // Without a terminal the default is plain lines.
-    assert_eq!(plain(pull(&held.env, &name, &[]).stdout.trim_end()), want);
+    assert_eq!(plain(pull(&registry.env, &name, &[]).stdout.trim_end()), want);
 }
 
 /// The JSON objects that a pull printed to standard output, one per line.
@@ -271,22 +272,22 @@ fn objects(out: &Output) -> Vec<Value> {
 
 #[test]
 fn progress_json_reports_every_layers_states() {
-    let held = Held::new(4);
-    held.gate.open();
-    let out = run(&mut held.command(&["--progress=json"]));
+    let registry = GatedRegistry::new(4);
+    registry.gate.open();
+    let out = run(&mut registry.command(&["--progress=json"]));
     assert_eq!((out.code, out.stderr.as_str()), (0, ""), "{out:#?}");
     let all = objects(&out);
     assert_eq!(all[0], json!({"status": "Pulling from team/app", "id": "1"}));
     let planned = |id: &String| json!({"status": "Pulling fs layer", "progressDetail": {}, "id": id});
-    assert_eq!(all[1..6], held.ids.iter().map(planned).collect::<Vec<_>>());
+    assert_eq!(all[1..6], registry.ids.iter().map(planned).collect::<Vec<_>>());
     let mut states: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let mut got: BTreeMap<&str, u64> = BTreeMap::new();
     for object in &all[1..all.len() - 3] {
         let id = object["id"].as_str().unwrap();
-        let seen = states.entry(id).or_default();
+        let statuses = states.entry(id).or_default();
         let status = object["status"].as_str().unwrap();
-        if seen.last() != Some(&status) {
-            seen.push(status);
+        if statuses.last() != Some(&status) {
+            statuses.push(status);
         }
         if let Some(current) = object["progressDetail"]["current"].as_u64() {
             let before = got.insert(id, current).unwrap_or(0);
@@ -294,7 +295,7 @@ fn progress_json_reports_every_layers_states() {
         }
     }
     let ends = ["Downloading", "Verifying Checksum", "Download complete", "Extracting", "Pull complete"];
-    for (n, id) in held.ids.iter().enumerate() {
+    for (n, id) in registry.ids.iter().enumerate() {
         let begins = ["Pulling fs layer", "Waiting", "Pulling fs layer"];
         let states = &states[id.as_str()];
         match n {
@@ -306,17 +307,17 @@ fn progress_json_reports_every_layers_states() {
             _ => assert_eq!(*states, [&begins[..], &ends[..]].concat()),
         }
     }
-    assert_eq!(got[held.ids[0].as_str()], 4_195_840, "the last count is the whole");
-    let id = format!("sha256:{}", held.env.ok(["images", "-q", "--no-trunc"]).trim().trim_start_matches("sha256:"));
-    let name = held.name();
+    assert_eq!(got[registry.ids[0].as_str()], 4_195_840, "the last count is not the full size");
+    let id = format!("sha256:{}", registry.env.ok(["images", "-q", "--no-trunc"]).trim().trim_start_matches("sha256:"));
+    let name = registry.name();
     let end = [
-        json!({"status": format!("Digest: {}", held.digest)}),
+        json!({"status": format!("Digest: {}", registry.digest)}),
         json!({"status": format!("Status: Downloaded newer image for {name}")}),
-        json!({"aux": {"ID": id, "Name": name, "Digest": held.digest}}),
+        json!({"aux": {"ID": id, "Name": name, "Digest": registry.digest}}),
     ];
     assert_eq!(all[all.len() - 3..], end);
     assert!(all.len() < 100, "{} objects for 4 MB", all.len());
-    let again = run(&mut held.command(&["--progress=json"]));
+    let again = run(&mut registry.command(&["--progress=json"]));
     assert_eq!(
         again.stdout.matches(r#"{"status":"Already exists","progressDetail":{},"id":""#).count(),
         5,
@@ -326,16 +327,16 @@ fn progress_json_reports_every_layers_states() {
 
 #[test]
 fn progress_json_reports_a_failure() {
-    let held = Held::new(1);
-    held.gate.open();
-    let missing = held.name().replace(":1", "");
-    let out = pull(&held.env, &missing, &["--progress=json"]);
+    let registry = GatedRegistry::new(1);
+    registry.gate.open();
+    let missing = registry.name().replace(":1", "");
+    let out = pull(&registry.env, &missing, &["--progress=json"]);
     let all = objects(&out);
     assert_eq!((out.code, &all[0]), (1, &json!({"status": "Using default tag: latest"})));
     let error = out.stderr.trim_end().trim_start_matches("Error: ");
     assert!(error.contains("404") && out.stderr.lines().count() == 1, "{out:#?}");
     assert_eq!(all[1..], [json!({"errorDetail": {"message": error}, "error": error})]);
-    let out = pull(&held.env, &missing.replace("team", "TEAM"), &["--progress=json"]);
+    let out = pull(&registry.env, &missing.replace("team", "TEAM"), &["--progress=json"]);
     assert_eq!((out.code, out.stderr.lines().count()), (1, 1));
 }
 
@@ -343,10 +344,10 @@ fn progress_json_reports_a_failure() {
 fn pulling_all_tags_prints_them_in_dockers_order() {
     let (first, one) = Content::of(&Image::new().layer(small(1)), "team/app", "1");
     let (second, two) = Content::of(&Image::new().layer(small(1)).layer(small(2)), "team/app", "2");
-    let server = Server::start(move |seen| match first.reply(seen) {
-        _ if seen.path.ends_with("/tags/list") => Reply::new(200).body(r#"{"tags":["1","2"]}"#),
+    let server = Server::start(move |request| match first.reply(request) {
+        _ if request.path.ends_with("/tags/list") => Reply::new(200).body(r#"{"tags":["1","2"]}"#),
         reply if reply.is_found() => reply,
-        _ => second.reply(seen),
+        _ => second.reply(request),
     });
     let name = format!("{}/team/app", server.host);
     let env = TestEnv::new();

@@ -7,12 +7,12 @@ use std::process::Command;
 use crate::support::chroot::{APT, chroot};
 use crate::support::env::{Mount, run};
 use crate::support::tar::Tar;
-use crate::support::writable::Writable;
+use crate::support::writable::WritableUnion;
 use crate::support::{cache, debs};
 
 /// Runs a script in a chroot of the mount and requires success; returns its output.
 #[track_caller]
-fn inside(mount: &Mount, script: &str) -> String {
+fn run_in_chroot(mount: &Mount, script: &str) -> String {
     let output = run(&mut chroot(mount.path(), &debs(), script));
     assert_eq!(output.code, 0, "{script}\n{}{}", output.stdout, output.stderr);
     output.stdout
@@ -21,12 +21,12 @@ fn inside(mount: &Mount, script: &str) -> String {
 /// One test, since each step uses the result of the one before.
 #[test]
 fn software_is_installed_built_and_committed() {
-    let union = Writable::debian();
+    let union = WritableUnion::debian();
     let mount = union.mount();
     // The image lacks documentation of its packages: files missing before are not new faults.
-    inside(&mount, "dpkg --verify | sort >/root/before || true");
-    inside(&mount, &format!("{APT} update; {APT} install git"));
-    let files: usize = inside(&mount, "dpkg -L git | wc -l").trim().parse().unwrap();
+    run_in_chroot(&mount, "dpkg --verify | sort >/root/before || true");
+    run_in_chroot(&mount, &format!("{APT} update; {APT} install git"));
+    let files: usize = run_in_chroot(&mount, "dpkg -L git | wc -l").trim().parse().unwrap();
     assert!(files > 500, "git has {files} files: no test of many");
     packages_are_intact(&mount);
     build_lua(&mount);
@@ -35,11 +35,11 @@ fn software_is_installed_built_and_committed() {
 
     let mount = union.mount();
     packages_are_intact(&mount);
-    inside(
+    run_in_chroot(
         &mount,
         "cd /srv/lua; git fsck --strict; test -z \"$(git status --porcelain)\"; src/lua -v; make -q linux || make linux",
     );
-    inside(&mount, &format!("{APT} remove git; ! command -v git; {APT} check"));
+    run_in_chroot(&mount, &format!("{APT} remove git; ! command -v git; {APT} check"));
     union.unmount(mount);
     union.assert_lower_unchanged();
 }
@@ -47,24 +47,27 @@ fn software_is_installed_built_and_committed() {
 /// Requires that every file of every package exists and has its hash, except those missing from the image.
 #[track_caller]
 fn packages_are_intact(mount: &Mount) {
-    inside(mount, "dpkg --verify | sort >/root/after || true; test -z \"$(dpkg --audit)\"");
-    let wrong = inside(mount, "comm -13 /root/before /root/after");
+    run_in_chroot(mount, "dpkg --verify | sort >/root/after || true; test -z \"$(dpkg --audit)\"");
+    let wrong = run_in_chroot(mount, "comm -13 /root/before /root/after");
     assert!(wrong.is_empty(), "{wrong}");
 }
 
 fn build_lua(mount: &Mount) {
-    inside(mount, "mkdir /srv/lua; tar -xf /mnt/lua.tar.gz -C /srv/lua --strip-components=1 --no-same-owner");
-    inside(mount, "cd /srv/lua; make -s -j2 linux");
-    let said = inside(mount, "/srv/lua/src/lua -e 'print(_VERSION, 6 * 7, #string.rep(\"x\", 1e6))'");
-    assert_eq!(said.trim(), "Lua 5.4\t42\t1000000");
+    run_in_chroot(mount, "mkdir /srv/lua; tar -xf /mnt/lua.tar.gz -C /srv/lua --strip-components=1 --no-same-owner");
+    run_in_chroot(mount, "cd /srv/lua; make -s -j2 linux");
+    let output = run_in_chroot(mount, "/srv/lua/src/lua -e 'print(_VERSION, 6 * 7, #string.rep(\"x\", 1e6))'");
+    assert_eq!(output.trim(), "Lua 5.4\t42\t1000000");
 }
 
 /// Commits two git repositories: the built tree, and many small files that the image has already.
 fn commit_everything(mount: &Mount) {
     let identity = "export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@example.org GIT_COMMITTER_NAME=a \
                     GIT_COMMITTER_EMAIL=a@example.org";
-    inside(mount, &format!("{identity}; cd /srv/lua; git init -q; git add -A; git commit -qm all; git fsck --strict"));
-    inside(
+    run_in_chroot(
+        mount,
+        &format!("{identity}; cd /srv/lua; git init -q; git add -A; git commit -qm all; git fsck --strict"),
+    );
+    run_in_chroot(
         mount,
         &format!(
             "{identity}; cd /usr/include; git init -q; git add -A; git commit -qm all; git repack -adq; git fsck \
@@ -117,7 +120,7 @@ fn a_database_written_by_several_processes_has_every_row() {
     let scratch = tempfile::tempdir().unwrap();
     database(&scratch.path().join("db"), "make");
     let made = fs::read(scratch.path().join("db")).unwrap();
-    let union = Writable::over(Tar::new().dir("var").file("var/db", made).finish());
+    let union = WritableUnion::with_layer(Tar::new().dir("var").file("var/db", made).finish());
     let mount = union.mount();
     database(&mount.path().join("var/db"), "write");
     union.unmount(mount);
@@ -129,7 +132,7 @@ fn a_database_written_by_several_processes_has_every_row() {
 
 #[test]
 fn a_removed_tree_stays_removed() {
-    let union = Writable::debian();
+    let union = WritableUnion::debian();
     let mount = union.mount();
     assert!(mount.path().join("usr/bin/gcc").exists());
     let output = run(Command::new("rm").arg("-rf").arg(mount.path().join("usr")));

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::support::env::{Output, TestEnv, run};
 use super::support::oci::{Compression, Image, digest};
-use super::support::registry::{Content, Reply, Seen, Server, command, pull};
+use super::support::registry::{Content, Reply, Request, Server, command, pull};
 use super::support::tar::Tar;
 
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -28,7 +28,7 @@ fn app() -> (Content, String) {
 }
 
 /// The server, its content, and the one blob whose replies the tests alter.
-struct Trouble {
+struct PullTest {
     server: Server,
     env: TestEnv,
     manifest: String,
@@ -36,14 +36,14 @@ struct Trouble {
     length: usize,
 }
 
-impl Trouble {
+impl PullTest {
     /// A correct registry, except that `answer` may alter each reply.
-    fn with(answer: impl Fn(&Seen, Reply, bool) -> Reply + Send + Sync + 'static) -> Self {
+    fn with(answer: impl Fn(&Request, Reply, bool) -> Reply + Send + Sync + 'static) -> Self {
         let (content, manifest) = app();
         let (big, length) = content.biggest();
         let path = big.clone();
-        let server = Server::start(move |seen| answer(seen, content.reply(seen), seen.path == path));
-        Trouble { server, env: TestEnv::new(), manifest, big, length }
+        let server = Server::start(move |request| answer(request, content.reply(request), request.path == path));
+        PullTest { server, env: TestEnv::new(), manifest, big, length }
     }
 
     fn pull(&self) -> Output {
@@ -57,7 +57,7 @@ impl Trouble {
         assert_eq!(out.code, 0, "{out:#?}");
         assert!(out.stdout.contains(&format!("Digest: {}\n", self.manifest)), "{out:#?}");
         self.env.ok(["system", "fsck"]);
-        self.server.seen().iter().filter(|s| s.path == self.big).map(Seen::from).collect()
+        self.server.requests().iter().filter(|s| s.path == self.big).map(Request::range_start).collect()
     }
 
     /// Requires that the pull fails with these words in its last line, and leaves nothing.
@@ -81,7 +81,7 @@ impl Trouble {
 
 #[test]
 fn a_pull_prints_dockers_lines_and_a_second_fetches_only_the_manifest() {
-    let t = Trouble::with(|_, honest, _| honest);
+    let t = PullTest::with(|_, reply, _| reply);
     let name = format!("{}/team/app", t.server.host);
     let out = pull(&t.env, &format!("{name}:1"), &[]);
     let lines: Vec<&str> = out.stdout.lines().collect();
@@ -94,29 +94,29 @@ fn a_pull_prints_dockers_lines_and_a_second_fetches_only_the_manifest() {
     ];
     assert_eq!(lines[4..], rest);
     assert_eq!(out.stderr, "");
-    let asked = t.server.seen().len();
+    let asked = t.server.requests().len();
     // A second pull: one request for the manifest, everything else is in the store.
     let again = pull(&t.env, &format!("{name}:1"), &[]);
     assert_eq!(again.stdout.matches(": Already exists").count(), 3);
     assert!(again.stdout.contains(&format!("Status: Image is up to date for {name}:1\n")), "{again:#?}");
-    assert_eq!(t.server.seen().len(), asked + 1);
+    assert_eq!(t.server.requests().len(), asked + 1);
     // By digest, with and without a tag, which is ignored then.
     for text in [format!("{name}@{}", t.manifest), format!("{name}:x@{}", t.manifest)] {
         let out = pull(&t.env, &text, &[]).stdout;
         assert!(out.starts_with(&format!("{name}@{}: Pulling from team/app\n", t.manifest)), "{out}");
         assert!(out.ends_with(&format!("\n{name}@{}\n", t.manifest)), "{out}");
     }
-    assert_eq!(t.server.seen().len(), asked + 1, "what the store has by digest was asked for");
+    assert_eq!(t.server.requests().len(), asked + 1, "a request for content that the store has by digest");
     assert_eq!(pull(&t.env, &format!("{name}:1"), &["-q"]).stdout, format!("{name}:1\n"));
     let missing = pull(&t.env, &name, &[]);
     assert_eq!(missing.stdout, "Using default tag: latest\n");
     let host = &t.server.host;
-    let want = format!(
-        "Error: {host}: manifest latest of team/app: 404 Whatever: manifest unknown (asked without credentials)\n"
-    );
+    let want =
+        format!("Error: {host}: manifest latest of team/app: 404 Whatever: manifest unknown (without credentials)\n");
     assert_eq!(missing.stderr.replace("404 Not Found", "404 Whatever"), want);
     assert_eq!(pull(&t.env, &format!("{name}:1"), &["-a"]).stderr, "Error: tag can't be used with --all-tags/-a\n");
-    let accept = t.server.seen().iter().find(|s| s.path.contains("/manifests/")).unwrap().header("accept").to_owned();
+    let accept =
+        t.server.requests().iter().find(|s| s.path.contains("/manifests/")).unwrap().header("accept").to_owned();
     for kind in ["image.index.v1+json", "image.manifest.v1+json", "list.v2+json", "manifest.v2+json"] {
         assert!(accept.contains(kind), "{accept}");
     }
@@ -124,93 +124,93 @@ fn a_pull_prints_dockers_lines_and_a_second_fetches_only_the_manifest() {
 
 #[test]
 fn broken_downloads_resume_with_a_range_request() {
-    let cut = Trouble::with(|seen, honest, big| match seen.before {
-        0 if big => honest.cut(100_000),
-        1 | 2 if big => honest.cut(50_000),
-        _ => honest,
+    let cut = PullTest::with(|request, reply, big| match request.before {
+        0 if big => reply.cut(100_000),
+        1 | 2 if big => reply.cut(50_000),
+        _ => reply,
     });
     assert_eq!(cut.succeeds(), [None, Some(100_000), Some(150_000), Some(200_000)]);
     // A complete answer (200) to a range request.
-    let whole = Trouble::with(|seen, honest, big| match seen.before {
-        0 if big => honest.cut(100_000),
-        _ => honest,
+    let whole = PullTest::with(|request, reply, big| match request.before {
+        0 if big => reply.cut(100_000),
+        _ => reply,
     });
     assert_eq!(whole.succeeds(), [None, Some(100_000)]);
     let (content, _) = app();
-    let ignores = Trouble::with(move |seen, honest, big| match seen.before {
-        0 if big => honest.cut(100_000),
-        _ if big => content.reply(&Seen { headers: Default::default(), ..seen.clone() }),
-        _ => honest,
+    let ignores = PullTest::with(move |request, reply, big| match request.before {
+        0 if big => reply.cut(100_000),
+        _ if big => content.reply(&Request { headers: Default::default(), ..request.clone() }),
+        _ => reply,
     });
     assert_eq!(ignores.succeeds(), [None, Some(100_000)]);
-    let stalls = Trouble::with(|seen, honest, big| match seen.before {
-        0 if big => honest.stall(70_000),
-        _ => honest,
+    let stalls = PullTest::with(|request, reply, big| match request.before {
+        0 if big => reply.stall(70_000),
+        _ => reply,
     });
     assert_eq!(stalls.succeeds(), [None, Some(70_000)]);
     // A wrong range, and an unsatisfiable one: the whole blob is fetched again.
     for range in ["bytes 0-9/307200", "bytes 100000-307199/5", "lines 1-2/3"] {
-        let wrong = Trouble::with(move |seen, honest, big| match (seen.before, seen.from()) {
-            (0, _) if big => honest.cut(100_000),
-            (_, Some(_)) if big => honest.header("Content-Range", range),
-            _ => honest,
+        let wrong = PullTest::with(move |request, reply, big| match (request.before, request.range_start()) {
+            (0, _) if big => reply.cut(100_000),
+            (_, Some(_)) if big => reply.header("Content-Range", range),
+            _ => reply,
         });
         assert_eq!(wrong.succeeds(), [None, Some(100_000), None], "{range}");
     }
-    let refuses = Trouble::with(|seen, honest, big| match (seen.before, seen.from()) {
-        (0, _) if big => honest.cut(100_000),
+    let refuses = PullTest::with(|request, reply, big| match (request.before, request.range_start()) {
+        (0, _) if big => reply.cut(100_000),
         (_, Some(_)) if big => Reply::new(416),
-        _ => honest,
+        _ => reply,
     });
     assert_eq!(refuses.succeeds(), [None, Some(100_000), None]);
-    let never = Trouble::with(|_, honest, big| if big { honest.cut(10) } else { honest });
+    let never = PullTest::with(|_, reply, big| if big { reply.cut(10) } else { reply });
     never.fails(&["layer 2 of 3 (", "blob sha256:", "the connection broke", "(5 tries)"]);
 }
 
 #[test]
 fn blobs_with_wrong_bytes_are_refused() {
-    let flipped = Trouble::with(|_, honest, big| if big { honest.edit(|b| b[1000] ^= 1) } else { honest });
+    let flipped = PullTest::with(|_, reply, big| if big { reply.edit(|b| b[1000] ^= 1) } else { reply });
     flipped.fails(&["layer 2 of 3 (", "has digest sha256:"]);
     // Damage in the resumed part is found too: the hash covers both parts.
-    let later = Trouble::with(|seen, honest, big| match seen.before {
-        0 if big => honest.cut(1000),
-        _ if big => honest.edit(|b| b[5] ^= 1),
-        _ => honest,
+    let later = PullTest::with(|request, reply, big| match request.before {
+        0 if big => reply.cut(1000),
+        _ if big => reply.edit(|b| b[5] ^= 1),
+        _ => reply,
     });
     later.fails(&["layer 2 of 3 (", "has digest sha256:"]);
-    let long = Trouble::with(|_, honest, big| if big { honest.edit(|b| b.push(0)) } else { honest });
+    let long = PullTest::with(|_, reply, big| if big { reply.edit(|b| b.push(0)) } else { reply });
     let error = format!("it has {} bytes, longer than the {}", long.length + 1, long.length);
     long.fails(&["layer 2 of 3 (", &error]);
-    let endless = Trouble::with(|_, honest, big| if big { honest.endless() } else { honest });
-    endless.fails(&["layer 2 of 3 (", "is longer than the"]);
-    let short = Trouble::with(|_, honest, big| if big { honest.edit(|b| b.truncate(9)) } else { honest });
+    let endless = PullTest::with(|_, reply, big| if big { reply.endless() } else { reply });
+    endless.fails(&["layer 2 of 3 (", "is longer than"]);
+    let short = PullTest::with(|_, reply, big| if big { reply.edit(|b| b.truncate(9)) } else { reply });
     short.fails(&["layer 2 of 3 (", "it has 9 bytes, shorter than the"]);
 }
 
 #[test]
 fn busy_registries_are_retried() {
-    let busy = Trouble::with(|seen, honest, _| match seen.before {
+    let busy = PullTest::with(|request, reply, _| match request.before {
         0 => Reply::new(503),
         1 => Reply::new(429).header("Retry-After", 0),
         2 => Reply::new(500),
-        _ => honest,
+        _ => reply,
     });
     busy.succeeds();
-    let patient = Trouble::with(|seen, honest, big| match seen.before {
+    let patient = PullTest::with(|request, reply, big| match request.before {
         0 if big => Reply::new(429).header("Retry-After", 1),
-        _ => honest,
+        _ => reply,
     });
     let begun = Instant::now();
     patient.succeeds();
-    assert!(begun.elapsed() >= Duration::from_secs(1), "Retry-After was not kept to");
-    let storm = Trouble::with(|_, honest, big| if big { Reply::new(429) } else { honest });
+    assert!(begun.elapsed() >= Duration::from_secs(1), "Retry-After was ignored");
+    let storm = PullTest::with(|_, reply, big| if big { Reply::new(429) } else { reply });
     storm.fails(&["layer 2 of 3 (", "429 Too Many Requests", "(5 tries)"]);
     assert_eq!(storm.server.count(&storm.big), 5);
-    let silent = Trouble::with(|seen, _, _| {
-        if seen.path.contains("/manifests/") { Reply::new(200).stall(0).body("x") } else { Reply::new(404) }
+    let silent = PullTest::with(|request, _, _| {
+        if request.path.contains("/manifests/") { Reply::new(200).stall(0).body("x") } else { Reply::new(404) }
     });
-    silent.fails(&["manifest 1 of team/app", "no answer for too long", "(5 tries)"]);
-    let gone = Trouble::with(|_, honest, big| if big { Reply::new(404) } else { honest });
+    silent.fails(&["manifest 1 of team/app", "timed out waiting for data", "(5 tries)"]);
+    let gone = PullTest::with(|_, reply, big| if big { Reply::new(404) } else { reply });
     gone.fails(&["layer 2 of 3 (", "404 Not Found"]);
 }
 
@@ -219,34 +219,35 @@ fn redirects_carry_no_credentials() {
     let (content, _) = app();
     let (big, _) = content.biggest();
     let store = content.clone();
-    let other = Server::start(move |seen| match seen.before {
-        0 => store.reply(seen).cut(1000),
-        _ => store.reply(seen),
+    let other = Server::start(move |request| match request.before {
+        0 => store.reply(request).cut(1000),
+        _ => store.reply(request),
     });
     let place = format!("http://{}{big}", other.host);
-    let server = Server::start(move |seen| match seen.header("authorization") {
+    let server = Server::start(move |request| match request.header("authorization") {
         "" => Reply::new(401).header("WWW-Authenticate", "Basic realm=\"x\""),
-        _ if seen.path == big => Reply::new(307).header("Location", &place),
-        _ => content.reply(seen),
+        _ if request.path == big => Reply::new(307).header("Location", &place),
+        _ => content.reply(request),
     });
     let env = TestEnv::new();
     let out = pull(&env, &format!("{}/team/app:1", server.host), &["--creds", "me:secret"]);
     assert_eq!(out.code, 0, "{out:#?}");
     assert!(!out.stderr.contains("secret"), "{out:#?}");
-    let seen = other.seen();
-    assert_eq!(seen.len(), 2);
-    assert!(seen.iter().all(|s| s.header("authorization").is_empty()), "{seen:#?}");
-    assert_eq!(seen[1].from(), Some(1000));
-    assert!(server.seen().iter().any(|s| s.header("authorization") == "Basic bWU6c2VjcmV0"));
-    let loops =
-        Trouble::with(|seen, honest, big| if big { Reply::new(302).header("Location", &seen.path) } else { honest });
+    let requests = other.requests();
+    assert_eq!(requests.len(), 2);
+    assert!(requests.iter().all(|s| s.header("authorization").is_empty()), "{requests:#?}");
+    assert_eq!(requests[1].range_start(), Some(1000));
+    assert!(server.requests().iter().any(|s| s.header("authorization") == "Basic bWU6c2VjcmV0"));
+    let loops = PullTest::with(
+        |request, reply, big| if big { Reply::new(302).header("Location", &request.path) } else { reply },
+    );
     loops.fails(&["layer 2 of 3 (", "more than 10 redirects"]);
-    let away = Trouble::with(
-        |_, honest, big| {
-            if big { Reply::new(302).header("Location", "http://storage.invalid/x") } else { honest }
+    let away = PullTest::with(
+        |_, reply, big| {
+            if big { Reply::new(302).header("Location", "http://storage.invalid/x") } else { reply }
         },
     );
-    away.fails(&["layer 2 of 3 (", "it redirects to storage.invalid, unencrypted"]);
+    away.fails(&["layer 2 of 3 (", "it redirects to storage.invalid without https"]);
 }
 
 /// RFC 3986, 5.2.4; a signed query must arrive unchanged.
@@ -255,17 +256,18 @@ fn a_redirect_with_dot_segments_is_followed_and_its_query_stays_byte_for_byte() 
     const QUERY: &str = "sig=a%2Fb+c%2f%7E==&x=~!$()*,;:@/?&e=%e2%98%83&../..";
     for reference in ["../../../../s3/", "./.././../%2e%2e/.%2E/s3/x/../", "/a/b/../../s3/"] {
         let (content, _) = app();
-        let server = Server::start(move |seen| match seen.path.strip_prefix("/s3/").and_then(|p| p.split_once('?')) {
-            Some((name, QUERY)) => {
-                let kind = if name == "1" { "manifests" } else { "blobs" };
-                content.reply(&Seen { path: format!("/v2/team/app/{kind}/{name}"), ..seen.clone() })
-            }
-            Some(_) => Reply::new(403),
-            None => {
-                let (_, name) = seen.path.rsplit_once('/').unwrap();
-                Reply::new(307).header("Location", format!("{reference}{name}?{QUERY}"))
-            }
-        });
+        let server =
+            Server::start(move |request| match request.path.strip_prefix("/s3/").and_then(|p| p.split_once('?')) {
+                Some((name, QUERY)) => {
+                    let kind = if name == "1" { "manifests" } else { "blobs" };
+                    content.reply(&Request { path: format!("/v2/team/app/{kind}/{name}"), ..request.clone() })
+                }
+                Some(_) => Reply::new(403),
+                None => {
+                    let (_, name) = request.path.rsplit_once('/').unwrap();
+                    Reply::new(307).header("Location", format!("{reference}{name}?{QUERY}"))
+                }
+            });
         let out = pull(&TestEnv::new(), &format!("{}/team/app:1", server.host), &[]);
         assert_eq!(out.code, 0, "{reference}: {out:#?}");
     }
@@ -274,19 +276,21 @@ fn a_redirect_with_dot_segments_is_followed_and_its_query_stays_byte_for_byte() 
 #[test]
 fn manifests_and_configs_with_false_claims_are_refused() {
     let manifest = |answer: fn(Reply) -> Reply| {
-        Trouble::with(move |seen, honest, _| if seen.path.contains("/manifests/") { answer(honest) } else { honest })
+        PullTest::with(
+            move |request, reply, _| if request.path.contains("/manifests/") { answer(reply) } else { reply },
+        )
     };
-    manifest(|honest| honest.edit(|b| b.resize(5 << 20, b' ')))
+    manifest(|reply| reply.edit(|b| b.resize(5 << 20, b' ')))
         .fails(&["manifest 1 of team/app", "longer than 4194304 bytes"]);
-    manifest(|honest| honest.endless()).fails(&["longer than 4194304 bytes"]);
-    let other = |honest: Reply| honest.header("Docker-Content-Digest", digest(b"other"));
+    manifest(|reply| reply.endless()).fails(&["longer than 4194304 bytes"]);
+    let other = |reply: Reply| reply.header("Docker-Content-Digest", digest(b"other"));
     manifest(other).fails(&["instead of", &digest(b"other")]);
-    manifest(|honest| honest.header("Docker-Content-Digest", "sha256:../../x")).succeeds();
+    manifest(|reply| reply.header("Docker-Content-Digest", "sha256:../../x")).succeeds();
     let docker = "application/vnd.docker.distribution.manifest.v2+json";
     let confused =
-        manifest(move |honest| honest.header("Content-Type", "application/vnd.docker.distribution.manifest.v2+json"));
-    confused.fails(&["says mediaType", docker]);
-    manifest(|honest| honest.header("Content-Type", "application/json; charset=utf-8")).succeeds();
+        manifest(move |reply| reply.header("Content-Type", "application/vnd.docker.distribution.manifest.v2+json"));
+    confused.fails(&["has mediaType", docker]);
+    manifest(|reply| reply.header("Content-Type", "application/json; charset=utf-8")).succeeds();
     manifest(|_| Reply::new(200).body("<html>")).fails(&["not valid JSON"]);
     let schema_1 = json!({"schemaVersion": 1, "fsLayers": []}).to_string();
     let old = Server::start(move |_| {
@@ -297,29 +301,29 @@ fn manifests_and_configs_with_false_claims_are_refused() {
     assert!(out.stderr.contains("schema 1 manifest, which is obsolete"), "{out:#?}");
     let both = image().edit_manifest(|m| m["manifests"] = json!([]));
     let (content, _) = Content::of(&both, "a", "latest");
-    let server = Server::start(move |seen| content.reply(seen));
+    let server = Server::start(move |request| content.reply(request));
     let out = pull(&TestEnv::new(), &format!("{}/a", server.host), &[]);
     assert!(out.stderr.contains("both `manifests` and `layers`"), "{out:#?}");
     // By digest, other bytes are refused whatever the headers say.
-    let t = manifest(|honest| honest.edit(|b| b.push(b' ')).header("Docker-Content-Digest", ""));
+    let t = manifest(|reply| reply.edit(|b| b.push(b' ')).header("Docker-Content-Digest", ""));
     let out = pull(&t.env, &format!("{}/team/app@{}", t.server.host, t.manifest), &[]);
     assert!(out.code == 1 && out.stderr.contains("instead of"), "{out:#?}");
 }
 
 /// A registry that requires bearer tokens and issues them itself. `answer` may answer first.
-fn with_tokens(answer: impl Fn(&Seen) -> Option<Reply> + Send + Sync + 'static) -> Server {
+fn with_tokens(answer: impl Fn(&Request) -> Option<Reply> + Send + Sync + 'static) -> Server {
     let (content, _) = app();
     let own = std::sync::Arc::new(OnceLock::<String>::new());
     let host = own.clone();
-    let server = Server::start(move |seen| {
-        if let Some(reply) = answer(seen) {
+    let server = Server::start(move |request| {
+        if let Some(reply) = answer(request) {
             return reply;
         }
-        if seen.path.starts_with("/token") {
+        if request.path.starts_with("/token") {
             return Reply::new(200).body(r#"{"access_token":"good"}"#);
         }
-        if seen.header("authorization") == "Bearer good" {
-            return content.reply(seen);
+        if request.header("authorization") == "Bearer good" {
+            return content.reply(request);
         }
         let realm = format!("http://{}/token", host.get().map_or("", String::as_str));
         let challenge = format!("Bearer realm=\"{realm}\",service=\"reg\",scope=\"repository:team/app:pull\"");
@@ -337,15 +341,19 @@ fn bearer_tokens_are_requested_and_used() {
     let out = pull(&env, &name, &[]);
     assert_eq!(out.code, 0, "{out:#?}");
     assert_eq!(server.count("/token"), 1, "one token serves them all");
-    let asked = server.seen().into_iter().find(|s| s.path.starts_with("/token")).unwrap();
+    let asked = server.requests().into_iter().find(|s| s.path.starts_with("/token")).unwrap();
     assert_eq!((asked.method.as_str(), asked.header("authorization")), ("GET", ""));
     assert_eq!(asked.path, "/token?service=reg&scope=repository%3Ateam%2Fapp%3Apull");
     // A password is sent to the token server only.
     let server = with_tokens(|_| None);
     let name = format!("{}/team/app:1", server.host);
     assert_eq!(pull(&TestEnv::new(), &name, &["--creds", "me:secret"]).code, 0);
-    for seen in server.seen() {
-        assert_eq!(seen.header("authorization").starts_with("Basic"), seen.path.starts_with("/token"), "{seen:?}");
+    for request in server.requests() {
+        assert_eq!(
+            request.header("authorization").starts_with("Basic"),
+            request.path.starts_with("/token"),
+            "{request:?}"
+        );
     }
     // An identity token requires the OAuth2 endpoint.
     let server = with_tokens(|_| None);
@@ -355,31 +363,31 @@ fn bearer_tokens_are_requested_and_used() {
     let name = format!("{host}/team/app:1");
     let out = pull(&env, &name, &["--authfile", file.to_str().unwrap()]);
     assert_eq!(out.code, 0, "{out:#?}");
-    let post = server.seen().into_iter().find(|s| s.method == "POST").unwrap();
+    let post = server.requests().into_iter().find(|s| s.method == "POST").unwrap();
     assert_eq!(
         post.body,
         "grant_type=refresh_token&refresh_token=r%2Ft&service=reg&client_id=plyfs&scope=repository%3Ateam%2Fapp%3Apull"
     );
     // A token server with the OAuth2 endpoint only.
-    let server = with_tokens(|seen| (seen.path.contains("/token?")).then(|| Reply::new(405)));
+    let server = with_tokens(|request| (request.path.contains("/token?")).then(|| Reply::new(405)));
     let name = format!("{}/team/app:1", server.host);
     assert_eq!(pull(&TestEnv::new(), &name, &["--creds", "me:se cret"]).code, 0);
-    let post = server.seen().into_iter().find(|s| s.method == "POST").unwrap();
+    let post = server.requests().into_iter().find(|s| s.method == "POST").unwrap();
     assert!(post.body.starts_with("grant_type=password&username=me&password=se%20cret&"), "{}", post.body);
 }
 
 #[test]
 fn an_expired_token_is_renewed_during_a_pull() {
-    let t = with_tokens(|seen| {
-        if seen.path.starts_with("/token") && seen.before > 0 {
+    let t = with_tokens(|request| {
+        if request.path.starts_with("/token") && request.before > 0 {
             return Some(Reply::new(200).body(r#"{"token":"good"}"#));
         }
-        if seen.path.starts_with("/token") {
+        if request.path.starts_with("/token") {
             return Some(Reply::new(200).body(r#"{"token":"old","expires_in":600}"#));
         }
         // The first token is valid for the manifest only.
-        let old = seen.header("authorization") == "Bearer old" && seen.path.contains("/manifests/");
-        old.then(|| app().0.reply(seen))
+        let old = request.header("authorization") == "Bearer old" && request.path.contains("/manifests/");
+        old.then(|| app().0.reply(request))
     });
     let env = TestEnv::new();
     let out = pull(&env, &format!("{}/team/app:1", t.host), &[]);
@@ -399,18 +407,18 @@ fn authentication_failures_say_which_credentials_were_used() {
         assert!(!out.stderr.contains("secret"), "{out:#?}");
     };
     let basic = Server::start(|_| Reply::new(401).header("WWW-Authenticate", "Basic realm=\"x\""));
-    refused(&basic, &[], &["401 Unauthorized: it is missing or private (asked without credentials)"]);
-    refused(&basic, &["--creds", "me:secret"], &["wrong user name or password (asked as me by --creds)"]);
-    let private = with_tokens(|seen| {
-        (!seen.path.starts_with("/token") && !seen.header("authorization").is_empty()).then(|| Reply::new(403))
+    refused(&basic, &[], &["401 Unauthorized: it is missing or private (without credentials)"]);
+    refused(&basic, &["--creds", "me:secret"], &["wrong user name or password (user me from --creds)"]);
+    let private = with_tokens(|request| {
+        (!request.path.starts_with("/token") && !request.header("authorization").is_empty()).then(|| Reply::new(403))
     });
-    refused(&private, &[], &["403 Forbidden: it is missing or private (asked without credentials)"]);
-    refused(&private, &["--creds", "me:secret"], &["missing or private (asked as me by --creds)"]);
-    let strict = with_tokens(|seen| seen.path.starts_with("/token").then(|| Reply::new(401)));
-    refused(&strict, &[], &["it is missing or private (asked without credentials)"]);
-    refused(&strict, &["--creds", "me:secret"], &["wrong credentials: its token server", "(asked as me by --creds)"]);
+    refused(&private, &[], &["403 Forbidden: it is missing or private (without credentials)"]);
+    refused(&private, &["--creds", "me:secret"], &["missing or private (user me from --creds)"]);
+    let strict = with_tokens(|request| request.path.starts_with("/token").then(|| Reply::new(401)));
+    refused(&strict, &[], &["it is missing or private (without credentials)"]);
+    refused(&strict, &["--creds", "me:secret"], &["wrong credentials: its token server", "(user me from --creds)"]);
     let odd = Server::start(|_| Reply::new(401).header("WWW-Authenticate", "Negotiate"));
-    refused(&odd, &[], &["authentication that plyfs does not know (negotiate)"]);
+    refused(&odd, &[], &["an unsupported authentication scheme (negotiate)"]);
     refused(&Server::start(|_| Reply::new(401)), &[], &["401"]);
     refused(&basic, &["--authfile", "/nowhere/auth.json"], &["cannot read credentials from /nowhere/auth.json"]);
 }
@@ -429,7 +437,7 @@ fn token_servers_in_private_networks_are_not_asked() {
         });
         let out = pull(&TestEnv::new(), &format!("{}/a:1", server.host), &["--creds", "me:secret"]);
         assert_eq!(out.code, 1);
-        let why = ["is in a private network", "is not encrypted", "is no URL"];
+        let why = ["is in a private network", "does not use https", "is not a URL"];
         assert!(why.iter().any(|why| out.stderr.contains(why)), "{realm}: {out:#?}");
     }
     // A token server that this machine could reach is not asked, since its host name is not the registry's.
@@ -440,12 +448,12 @@ fn token_servers_in_private_networks_are_not_asked() {
     });
     let out = pull(&TestEnv::new(), &format!("{}/a:1", server.host), &["--tls-verify=false"]);
     assert!(out.code == 1 && out.stderr.contains("is in a private network"), "{out:#?}");
-    assert_eq!(spy.seen().len(), 0);
+    assert_eq!(spy.requests().len(), 0);
 }
 
 #[test]
 fn credentials_are_read_from_files_and_helpers_in_order() {
-    let server = Server::start(|seen| match seen.header("authorization") {
+    let server = Server::start(|request| match request.header("authorization") {
         "" => Reply::new(401).header("WWW-Authenticate", "Basic realm=\"x\""),
         _ => Reply::new(404),
     });
@@ -462,13 +470,13 @@ fn credentials_are_read_from_files_and_helpers_in_order() {
     fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
     let user = |set: &dyn Fn(&mut std::process::Command)| {
-        let before = server.seen().len();
+        let before = server.requests().len();
         let mut command = command(&env, &["pull", &format!("{host}/team/app:1")]);
         command.env("PATH", &path);
         set(&mut command);
         let out = run(&mut command);
-        let seen = server.seen().split_off(before);
-        let header = seen.last().map_or("", |s| s.header("authorization")).trim_start_matches("Basic ").to_owned();
+        let requests = server.requests().split_off(before);
+        let header = requests.last().map_or("", |s| s.header("authorization")).trim_start_matches("Basic ").to_owned();
         let decoded = run(std::process::Command::new("sh").args(["-c", &format!("echo {header} | base64 -d")]));
         (decoded.stdout, out.stderr)
     };
@@ -480,14 +488,14 @@ fn credentials_are_read_from_files_and_helpers_in_order() {
     put("home/.docker/config.json", json!({"credHelpers": {host: "test"}}));
     let (who, error) = user(&none);
     assert_eq!(who, format!("helped:{host}"));
-    assert!(error.contains("asked as helped by docker-credential-test, named in /"), "{error}");
+    assert!(error.contains("user helped from docker-credential-test, named in /"), "{error}");
     put("home/.config/containers/auth.json", json!({"auths": {host: {"auth": "eGRnOnB3"}}}));
     assert_eq!(user(&none).0, "xdg:pw");
     let team = format!("{host}/team");
     put("run/containers/auth.json", json!({"auths": {host: {"auth": "YTpi"}, team: {"auth": "dGVhbTpwdw=="}}}));
     let (who, error) = user(&none);
     assert_eq!(who, "team:pw");
-    assert!(error.contains("asked as team by /") && error.contains("run/containers/auth.json"), "{error}");
+    assert!(error.contains("user team from /") && error.contains("run/containers/auth.json"), "{error}");
     put("named.json", json!({"auths": {host: {"auth": "ZW52OnB3"}}}));
     let by_name = |c: &mut std::process::Command| {
         c.env("REGISTRY_AUTH_FILE", env.path("named.json"));
@@ -506,7 +514,7 @@ fn credentials_are_read_from_files_and_helpers_in_order() {
 fn all_tags_are_read_from_a_paginated_list() {
     let (content, _) = app();
     let (second, _) = Content::of(&Image::new().layer(Tar::new().file("x", "y").finish()), "team/app", "2");
-    let server = Server::start(move |seen| match seen.path.as_str() {
+    let server = Server::start(move |request| match request.path.as_str() {
         "/v2/team/app/tags/list" => {
             Reply::new(200).header("Link", "</v2/team/app/tags/list?last=1>; rel=\"next\"").body(r#"{"tags":["1"]}"#)
         }
@@ -514,10 +522,10 @@ fn all_tags_are_read_from_a_paginated_list() {
         "/v2/evil/tags/list" => Reply::new(200).header("Link", "<http://localhost:1/>; rel=next").body("{}"),
         "/v2/odd/tags/list" => Reply::new(200).body(r#"{"tags":["../x"]}"#),
         "/v2/none/tags/list" => Reply::new(200).body(r#"{"tags":null}"#),
-        path if path.ends_with("/1") => content.reply(seen),
-        path if path.ends_with("/2") => second.reply(seen),
-        _ if content.reply(seen).is_found() => content.reply(seen),
-        _ => second.reply(seen),
+        path if path.ends_with("/1") => content.reply(request),
+        path if path.ends_with("/2") => second.reply(request),
+        _ if content.reply(request).is_found() => content.reply(request),
+        _ => second.reply(request),
     });
     let (host, env) = (&server.host, TestEnv::new());
     let out = pull(&env, &format!("{host}/team/app"), &["-a"]);
@@ -528,7 +536,7 @@ fn all_tags_are_read_from_a_paginated_list() {
     assert!(out.stdout.ends_with(&format!("Status: Downloaded newer image for {host}/team/app\n{host}/team/app\n")));
     assert!(pull(&env, &format!("{host}/team/app"), &["-a"]).stdout.contains("Status: Image is up to date for"));
     assert_eq!(env.ok(["images", "-q"]).lines().count(), 2);
-    for (repo, words) in [("evil", "goes on at another place"), ("odd", "which is no tag"), ("none", "has no tags")] {
+    for (repo, words) in [("evil", "is on another host"), ("odd", "has the invalid tag"), ("none", "has no tags")] {
         let out = pull(&env, &format!("{host}/{repo}"), &["-a"]);
         assert!(out.code == 1 && out.stderr.contains(words), "{out:#?}");
     }
@@ -543,9 +551,9 @@ fn an_image_index_gives_the_image_of_the_requested_platform() {
     let kind = "application/vnd.oci.image.index.v1+json";
     let index = json!({"schemaVersion": 2, "mediaType": kind, "manifests": list}).to_string();
     let root = digest(index.as_bytes());
-    let server = Server::start(move |seen| match seen.path.as_str() {
+    let server = Server::start(move |request| match request.path.as_str() {
         "/v2/team/app/manifests/multi" => Reply::new(200).header("Content-Type", kind).body(index.clone()),
-        _ => content.reply(seen),
+        _ => content.reply(request),
     });
     let env = TestEnv::new();
     let name = format!("{}/team/app:multi", server.host);
@@ -558,8 +566,8 @@ fn an_image_index_gives_the_image_of_the_requested_platform() {
     assert!(out.code == 1 && out.stderr.contains(&digest(b"no")), "{out:#?}");
 }
 
-pub fn get(path: &str) -> Seen {
-    Seen {
+pub fn get(path: &str) -> Request {
+    Request {
         method: "GET".into(),
         path: path.into(),
         headers: Default::default(),

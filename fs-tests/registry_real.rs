@@ -79,9 +79,9 @@ fn pulls_authenticate_with_a_password() {
     let name = format!("{}/app:1", registry.host);
     assert_eq!(pull(&env, &name, &["--creds", "me:secret"]).code, 0);
     let anonymous = pull(&env, &name, &[]).stderr;
-    assert!(anonymous.contains("missing or private (asked without credentials)"), "{anonymous}");
+    assert!(anonymous.contains("missing or private (without credentials)"), "{anonymous}");
     let wrong = pull(&env, &name, &["--creds", "me:wrong"]).stderr;
-    assert!(wrong.contains("wrong user name or password (asked as me by --creds)"), "{wrong}");
+    assert!(wrong.contains("wrong user name or password (user me from --creds)"), "{wrong}");
 }
 
 #[test]

@@ -18,10 +18,10 @@ use super::support::tar::{Tar, noise};
 
 const MIB: usize = 1 << 20;
 /// The proxy's pause after each piece: slow enough that a kill can hit any point of a pull.
-const REST: Duration = Duration::from_millis(1);
+const CHUNK_PAUSE: Duration = Duration::from_millis(1);
 
 /// Reads a number from the environment.
-fn given(name: &str) -> Option<u64> {
+fn env_number(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
     Some(value.parse().unwrap_or_else(|_| panic!("{name} is no number: {value}")))
 }
@@ -33,7 +33,7 @@ fn fill(env: &TestEnv, registry: &DockerRegistry, name: &str, image: &Image) {
 }
 
 /// An image that is pulled through a proxy by processes that are killed.
-struct Victim {
+struct KilledPull {
     env: TestEnv,
     proxy: Proxy,
     /// The image's name, as given to plyfs.
@@ -41,11 +41,11 @@ struct Victim {
     /// The digest that its name resolves to.
     digest: String,
     /// How much of each blob has been fetched since the store was empty.
-    came: BTreeMap<String, usize>,
+    received: BTreeMap<String, usize>,
     registry: DockerRegistry,
 }
 
-impl Victim {
+impl KilledPull {
     fn new(big: bool) -> Self {
         let (env, registry) = (TestEnv::new(), DockerRegistry::start(None, None));
         if big {
@@ -60,20 +60,20 @@ impl Victim {
                 .layer(Tar::new().file("small", "x").finish());
             fill(&env, &registry, "app:1", &image);
         }
-        let proxy = Proxy::start(&registry.host, if big { Duration::ZERO } else { REST });
+        let proxy = Proxy::start(&registry.host, if big { Duration::ZERO } else { CHUNK_PAUSE });
         let (name, digest) = (format!("{}/app:1", proxy.host), registry.digest("app:1", &[]));
-        Victim { env, proxy, name, digest, came: BTreeMap::new(), registry }
+        KilledPull { env, proxy, name, digest, received: BTreeMap::new(), registry }
     }
 
     /// Compares the fetches since the first `before` with the bytes received until then.
     #[track_caller]
     fn check_fetches(&mut self, before: usize) {
-        for fetch in self.proxy.settled(before) {
+        for fetch in self.proxy.wait_for_fetches(before) {
             assert!(!fetch.overlaps, "fetched twice at once: {fetch:?}");
-            let came = self.came.entry(fetch.blob.clone()).or_default();
-            let again = came.saturating_sub(fetch.from);
-            assert!(again <= MIB, "{again} bytes again, {came} had come: {fetch:?}");
-            *came = (fetch.from + fetch.sent).max(*came);
+            let received = self.received.entry(fetch.blob.clone()).or_default();
+            let again = received.saturating_sub(fetch.from);
+            assert!(again <= MIB, "{again} bytes fetched again, {received} already received: {fetch:?}");
+            *received = (fetch.from + fetch.sent).max(*received);
         }
     }
 
@@ -100,7 +100,7 @@ impl Victim {
         assert_eq!(self.env.ok(["system", "fsck"]), "");
         assert_eq!(fs::read_dir(self.env.root().join("tmp")).unwrap().count(), 0);
         self.env.ok(["rmi", "-f", &self.name]);
-        self.came.clear();
+        self.received.clear();
         taken
     }
 }
@@ -109,28 +109,28 @@ impl Victim {
 /// image.
 #[test]
 fn a_pull_killed_at_any_point_refetches_little() {
-    let seed = given("PLYFS_KILL_SEED").unwrap_or_else(|| u64::from(std::process::id()));
-    let points = given("PLYFS_KILL_POINTS").unwrap_or(100);
+    let seed = env_number("PLYFS_KILL_SEED").unwrap_or_else(|| u64::from(std::process::id()));
+    let points = env_number("PLYFS_KILL_POINTS").unwrap_or(100);
     println!("PLYFS_KILL_SEED={seed} PLYFS_KILL_POINTS={points}");
     let mut random = Random::new(seed);
-    let mut victim = Victim::new(given("PLYFS_KILL_BIG").is_some_and(|n| n > 0));
-    let whole = victim.finish();
+    let mut pull_test = KilledPull::new(env_number("PLYFS_KILL_BIG").is_some_and(|n| n > 0));
+    let pull_time = pull_test.finish();
     let mut met = 0;
     for _ in 0..points {
-        let killed = victim.kill_after(whole.mul_f64(random.below(1000) as f64 / 1000.0));
+        let killed = pull_test.kill_after(pull_time.mul_f64(random.below(1000) as f64 / 1000.0));
         met += u64::from(killed);
         // The next pull continues from there, and may be killed again.
         if !killed || random.percent(50) {
-            victim.finish();
+            pull_test.finish();
         }
     }
-    victim.finish();
-    assert!(met >= points / 2, "only {met} of {points} pulls were met");
-    assert_eq!(victim.registry.digest("app:1", &[]), victim.digest);
+    pull_test.finish();
+    assert!(met >= points / 2, "only {met} of {points} pulls were killed while they ran");
+    assert_eq!(pull_test.registry.digest("app:1", &[]), pull_test.digest);
 }
 
 /// Runs one random command of those that run concurrently.
-fn one_of_many(env: &TestEnv, host: &str, random: &mut Random) {
+fn run_random_pull(env: &TestEnv, host: &str, random: &mut Random) {
     let image = format!("{host}/{}:1", random.pick(&["a", "b", "c", "d"]));
     let new = format!("tag-{}", random.below(3));
     let absent = "No such image";
@@ -149,7 +149,7 @@ fn one_of_many(env: &TestEnv, host: &str, random: &mut Random) {
     let excused = excuse.is_some_and(|words| output.stderr.contains(words));
     assert!(output.code == 0 || excused, "{args:?}: {output:#?}");
     if args[1] == "fsck" {
-        assert_eq!(output.stdout, "", "a check found fault with a working store");
+        assert_eq!(output.stdout, "", "fsck reported a problem in a consistent store");
     }
 }
 
@@ -157,8 +157,8 @@ fn one_of_many(env: &TestEnv, host: &str, random: &mut Random) {
 #[test]
 fn many_processes_pull_tag_remove_and_prune_the_same_images() {
     const PROCESSES: u64 = 16;
-    let time = Duration::from_secs(given("PLYFS_SOAK_SECONDS").unwrap_or(20));
-    let seed = given("PLYFS_SOAK_SEED").unwrap_or_else(|| u64::from(std::process::id()));
+    let time = Duration::from_secs(env_number("PLYFS_SOAK_SECONDS").unwrap_or(20));
+    let seed = env_number("PLYFS_SOAK_SEED").unwrap_or_else(|| u64::from(std::process::id()));
     println!("PLYFS_SOAK_SEED={seed}");
     let (env, registry) = (TestEnv::new(), DockerRegistry::start(None, None));
     // Some layers are kept while they are fetched, some are too small for that.
@@ -166,7 +166,7 @@ fn many_processes_pull_tag_remove_and_prune_the_same_images() {
     for (name, layers) in [("a:1", &[1, 2][..]), ("b:1", &[1, 3]), ("c:1", &[1, 2, 3, 4]), ("d:1", &[5])] {
         fill(&env, &registry, name, &layers.iter().fold(Image::new(), |image, n| image.layer(layer(*n))));
     }
-    let proxy = Proxy::start(&registry.host, REST);
+    let proxy = Proxy::start(&registry.host, CHUNK_PAUSE);
     let begun = Instant::now();
     std::thread::scope(|scope| {
         for process in 0..PROCESSES {
@@ -174,12 +174,12 @@ fn many_processes_pull_tag_remove_and_prune_the_same_images() {
             scope.spawn(move || {
                 let mut random = Random::new(seed * PROCESSES + process);
                 while begun.elapsed() < time {
-                    one_of_many(env, host, &mut random);
+                    run_random_pull(env, host, &mut random);
                 }
             });
         }
     });
-    let fetched = proxy.settled(0);
+    let fetched = proxy.wait_for_fetches(0);
     println!("{} fetches of blobs", fetched.len());
     assert_eq!(env.ok(["system", "fsck"]), "");
     // Configs are not shared: each pull fetches them itself.

@@ -9,10 +9,10 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::support::env::{Output, TestEnv, run, run_fed};
+use super::support::env::{Output, TestEnv, run, run_with_input};
 use super::support::eventually;
 use super::support::small::{
-    NEWS, NOBODY, Numbers, Running, Tmux, environment, for_user, layer, processes, pull, sleeps,
+    NEWS, NOBODY, Running, SubordinateIds, Tmux, environment, for_user, is_sleep_running, layer, processes, pull,
 };
 
 fn plyfs_run(env: &TestEnv, options: &[&str], command: &[&str]) -> Output {
@@ -40,7 +40,7 @@ fn state(env: &TestEnv, name: &str) -> Value {
 
 /// Requires that no container runs, that those which ran left nothing, and that no mount was ever visible to others.
 #[track_caller]
-fn nothing_is_left(env: &TestEnv) {
+fn assert_nothing_left(env: &TestEnv) {
     assert_eq!(env.ok(["ps", "-q"]), "");
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!table.contains(env.path("").to_str().unwrap()), "{table}");
@@ -76,7 +76,7 @@ fn a_container_has_the_images_files_and_dockers_environment() {
     assert!(kept.stderr.contains("Read-only file system"), "{kept:?}");
     let modes = script(&env, &["--tmpfs", "/t", "--tmpfs", "/u:mode=0700"], "stat -c %a /t /u");
     assert_eq!(modes, "1777\n700\n");
-    nothing_is_left(&env);
+    assert_nothing_left(&env);
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn options_override_the_images_command_environment_and_user() {
         (unknown.code, unknown.stderr.as_str()),
         (125, "Error: unable to find user bob: no matching entries in passwd file\n")
     );
-    nothing_is_left(&env);
+    assert_nothing_left(&env);
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn run_exits_with_the_commands_exit_code() {
     assert_eq!(state(&env, "bad")["ExitCode"], 127);
     let nothing = run(&mut env.command(["run"]));
     assert!(nothing.stderr.contains("\"plyfs run\" requires at least 1 argument"), "{nothing:?}");
-    nothing_is_left(&env);
+    assert_nothing_left(&env);
 }
 
 #[test]
@@ -126,15 +126,15 @@ fn stdin_stdout_and_stderr_are_passed_through() {
     let env = environment();
     let mut command = env.command(["run", "--rm", "-i", "box:1", "sh", "-c", "cat; echo bad >&2"]);
     let big = "0123456789abcdef".repeat(1 << 16);
-    let said = run_fed(&mut command, &big);
-    assert_eq!((said.code, said.stdout == big, said.stderr.as_str()), (0, true, "bad\n"));
-    let deaf = run_fed(&mut env.command(["run", "--rm", "box:1", "cat"]), "unheard");
+    let output = run_with_input(&mut command, &big);
+    assert_eq!((output.code, output.stdout == big, output.stderr.as_str()), (0, true, "bad\n"));
+    let deaf = run_with_input(&mut env.command(["run", "--rm", "box:1", "cat"]), "unheard");
     assert_eq!((deaf.code, deaf.stdout.as_str()), (0, ""));
-    let no_terminal = run_fed(&mut env.command(["run", "--rm", "-it", "box:1", "sh"]), "");
+    let no_terminal = run_with_input(&mut env.command(["run", "--rm", "-it", "box:1", "sh"]), "");
     assert_eq!((no_terminal.code, no_terminal.stderr.as_str()), (125, "Error: the input device is not a TTY\n"));
     // `-t` works without a terminal on standard input.
-    let told = plyfs_run(&env, &["--rm", "-t"], &["sh", "-c", "tty; echo two >&2"]);
-    assert_eq!(told.stdout, "/dev/pts/0\r\ntwo\r\n");
+    let terminal_output = plyfs_run(&env, &["--rm", "-t"], &["sh", "-c", "tty; echo two >&2"]);
+    assert_eq!(terminal_output.stdout, "/dev/pts/0\r\ntwo\r\n");
     // A file of the host that a container writes to keeps its owner.
     let out = env.path("out");
     let file = fs::File::create(&out).unwrap();
@@ -149,7 +149,7 @@ fn stdin_stdout_and_stderr_are_passed_through() {
         .unwrap();
     drop(child.stdout.take());
     child.wait().unwrap();
-    nothing_is_left(&env);
+    assert_nothing_left(&env);
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn background_containers_can_be_entered_stopped_and_removed() {
         "echo $X $FROM; pwd; id -u; ls /proc | grep -c '^1$'; exit 5",
     ]);
     assert_eq!((seen.code, seen.stdout.as_str()), (5, "1 image\n/mnt\n1000\n1\n"));
-    assert_eq!(run_fed(&mut env.command(["exec", "-i", "back", "cat"]), "typed").stdout, "typed");
+    assert_eq!(run_with_input(&mut env.command(["exec", "-i", "back", "cat"]), "typed").stdout, "typed");
     assert_eq!((more(&["back", "nosuch"]).code, more(&["back", "/etc/passwd"]).code), (127, 126));
     assert_eq!(more(&["-d", "back", "touch", "/made"]).code, 0);
     eventually("it is made", || more(&["back", "ls", "/made"]).code == 0);
@@ -201,7 +201,7 @@ fn background_containers_can_be_entered_stopped_and_removed() {
     assert_eq!(more(&["back", "true"]).stderr, format!("Error: container {id} is not running\n"));
     assert!(env.fails(["kill", "back"]).contains("is not running"));
     assert!(env.fails(["rmi", "box:1"]).contains("is using its referenced image"));
-    nothing_is_left(&env);
+    assert_nothing_left(&env);
     // It starts again with its changes.
     assert_eq!(env.ok(["start", "back"]), "back\n");
     eventually("it is up again", || env.ok(["logs", "back"]).ends_with("told\nup\n"));
@@ -227,7 +227,7 @@ fn logs_follow_until_the_container_ends() {
     background(&env, &["--name", "tty", "-t"], "tty; echo bad >&2");
     env.ok(["wait", "tty"]);
     assert_eq!(env.ok(["logs", "tty"]), "/dev/pts/0\r\nbad\r\n");
-    nothing_is_left(&env);
+    assert_nothing_left(&env);
 }
 
 #[test]
@@ -236,8 +236,8 @@ fn container_names_are_unique() {
     let id = env.ok(["create", "--name", "mine", "box:1"]);
     let taken = plyfs_run(&env, &["--name", "mine"], &["true"]);
     assert_eq!(taken.code, 125);
-    let said = format!("Conflict. The container name \"/mine\" is already in use by container \"{}\"", id.trim());
-    assert!(taken.stderr.contains(&said), "{taken:?}");
+    let conflict = format!("Conflict. The container name \"/mine\" is already in use by container \"{}\"", id.trim());
+    assert!(taken.stderr.contains(&conflict), "{taken:?}");
     assert_eq!(env.ok(["start", "-a", "mine"]), "usual\n");
     let bad = plyfs_run(&env, &["--name", "-x"], &["true"]);
     assert_eq!(bad.code, 125, "{bad:?}");
@@ -261,7 +261,7 @@ fn signals_are_forwarded_to_the_command() {
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(deaf.end(Signal::INT), 130);
     eventually("it is gone", || processes("4731").is_empty() && env.ok(["ps", "-aq"]).is_empty());
-    nothing_is_left(&env);
+    assert_nothing_left(&env);
 }
 
 #[test]
@@ -275,13 +275,13 @@ fn a_container_killed_at_any_moment_leaves_only_its_changes() {
         child.wait().unwrap();
         eventually("all processes are gone", || processes("4732").is_empty() && env.ok(["ps", "-q"]).is_empty());
         eventually("nobody has it", || locked_containers(&env).is_empty());
-        nothing_is_left(&env);
+        assert_nothing_left(&env);
     }
     // Also with the monitor (keeper) or the init (runner) killed: the kernel ends the rest.
     let killed = |which: &str| {
         let name = format!("dies-{which}");
         background(&env, &["--name", &name], "echo kept > /kept; sync /kept; sleep 4733 & sleep 4733");
-        eventually("it sleeps", || sleeps("4733"));
+        eventually("sleep runs", || is_sleep_running("4733"));
         let container: Value = serde_json::from_slice(&fs::read(state_file(&env, &name)).unwrap()).unwrap();
         let pid = container[which].as_u64().unwrap().to_string();
         assert_eq!(run(Command::new("kill").args(["-9", &pid])).code, 0);
@@ -310,15 +310,15 @@ fn a_container_killed_at_any_moment_leaves_only_its_changes() {
     fs::write(&path, before).unwrap();
     assert_eq!(state(&env, "stale")["ExitCode"], 137);
     let checked = run(&mut env.command(["system", "fsck"]));
-    assert!(checked.code == 1 && checked.stdout.contains("(stale) was killed with what kept it"), "{checked:?}");
-    assert!(env.ok(["system", "fsck", "--repair"]).contains("(mended)"));
+    assert!(checked.code == 1 && checked.stdout.contains("(stale) and its monitor were killed"), "{checked:?}");
+    assert!(env.ok(["system", "fsck", "--repair"]).contains("(repaired)"));
     assert_eq!(env.ok(["system", "fsck"]), "");
     let written: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     assert_eq!(written["status"], "exited");
     let names = env.ok(["ps", "-aq"]);
     env.ok([&["rm"], &names.split_whitespace().collect::<Vec<_>>()[..]].concat());
     env.ok(["rmi", "box:1"]);
-    nothing_is_left(&env);
+    assert_nothing_left(&env);
 }
 
 fn state_file(env: &TestEnv, name: &str) -> std::path::PathBuf {
@@ -350,7 +350,7 @@ fn many_containers_of_one_image_run_at_once() {
         assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{n}\n"));
     }
     assert_eq!(env.ok(["ps", "-aq"]), "");
-    nothing_is_left(&env);
+    assert_nothing_left(&env);
 }
 
 #[test]
@@ -386,7 +386,7 @@ fn symlinks_in_the_image_do_not_lead_outside() {
         (fooled.code, fooled.stderr.as_str()),
         (125, "Error: unable to find user mallory: no matching entries in passwd file\n")
     );
-    nothing_is_left(&env);
+    assert_nothing_left(&env);
 }
 
 #[test]
@@ -405,7 +405,7 @@ fn volumes_of_the_image_keep_their_content_and_are_not_in_the_diff() {
     env.ok(["commit", "vol", "box:2"]);
     assert_eq!(env.ok(["run", "--rm", "box:2", "ls", "/data"]), "one\n");
     env.ok(["rm", "vol", "other"]);
-    nothing_is_left(&env);
+    assert_nothing_left(&env);
 }
 
 #[test]
@@ -437,7 +437,7 @@ fn without_a_runtime_the_error_names_the_package_to_install() {
     let named = plyfs_run(&env, &["--rm", "--runtime", "nosuch"], &["true"]);
     assert_eq!(
         (named.code, named.stderr.as_str()),
-        (125, "Error: the runtime nosuch is not installed: it is nowhere on PATH\n")
+        (125, "Error: the runtime nosuch is not installed: it is not in PATH\n")
     );
     assert_eq!(env.ok(["ps", "-aq"]), "");
 }
@@ -445,7 +445,7 @@ fn without_a_runtime_the_error_names_the_package_to_install() {
 #[test]
 fn a_plain_users_containers_work_like_roots() {
     let (env, home) = for_user(NEWS);
-    let _numbers = Numbers::give("news", 1_700_100_000);
+    let _subordinate_ids = SubordinateIds::add("news", 1_700_100_000);
     let user = |words: &[&str]| run(&mut env.as_user(NEWS, words));
     let volume = format!("{}:/mnt", home.join("shared").display());
     let seen = user(&[
@@ -486,7 +486,7 @@ fn a_plain_users_containers_work_like_roots() {
     let links = "ln -s a /l; chown -h 0:0 /l && chown -h ann /l && stat -c %u /l";
     assert_eq!(user(&["run", "--rm", "box:1", "sh", "-c", links]).stdout, "1000\n");
     let far = user(&["run", "--rm", "-u", "2000000", "box:1", "true"]);
-    assert_eq!(far.stderr, "Error: cannot run as user 2000000:0: the number is not among yours in /etc/subuid\n");
+    assert_eq!(far.stderr, "Error: cannot run as user 2000000:0: the ID exceeds your range in /etc/subuid\n");
 }
 
 #[test]
@@ -499,7 +499,7 @@ fn without_subordinate_ids_a_container_has_only_root() {
     assert_eq!((link.code, link.stderr.as_str()), (0, ""));
     let ann = user(&["run", "--rm", "-u", "ann", "box:1", "true"]);
     assert_eq!(ann.code, 125);
-    assert!(ann.stderr.contains("there is nobody but root: /etc/subuid has no numbers for user 65534"), "{ann:?}");
+    assert!(ann.stderr.contains("only root is mapped: /etc/subuid has no IDs for user 65534"), "{ann:?}");
 }
 
 #[test]
@@ -507,34 +507,34 @@ fn an_interactive_shell_runs_on_a_terminal() {
     let env = environment();
     let plyfs = format!("{:?}", env.command(["run"])).replace("env -u PLYFS_ROOT ", "");
     let tmux = Tmux::start(&env);
-    tmux.line(&format!("clear; {plyfs} -it --name shell -e 'PS1=inside> ' box:1 sh"));
-    tmux.until("inside>");
-    tmux.line("stty size; tty");
-    tmux.until("50 100");
-    tmux.until("/dev/pts/0");
-    tmux.line("sleep 4735");
-    eventually("it sleeps", || sleeps("4735"));
+    tmux.type_line(&format!("clear; {plyfs} -it --name shell -e 'PS1=inside> ' box:1 sh"));
+    tmux.wait_for_line("inside>");
+    tmux.type_line("stty size; tty");
+    tmux.wait_for_line("50 100");
+    tmux.wait_for_line("/dev/pts/0");
+    tmux.type_line("sleep 4735");
+    eventually("sleep runs", || is_sleep_running("4735"));
     tmux.run(&["send-keys", "C-c"]);
-    tmux.line("echo code $?");
-    tmux.until("code 130");
+    tmux.type_line("echo code $?");
+    tmux.wait_for_line("code 130");
     tmux.run(&["resize-window", "-x", "90", "-y", "40"]);
     eventually("the size is passed on", || {
-        tmux.line("stty size");
+        tmux.type_line("stty size");
         tmux.run(&["capture-pane", "-p"]).contains("40 90")
     });
-    tmux.line("touch /made; exit 6");
-    tmux.until_back();
-    tmux.line("echo back $?; stty -a | grep -o ' echo '");
-    tmux.until("back 6");
-    tmux.until(" echo");
-    tmux.line(&format!("clear; {} -ai shell", plyfs.replace("\"run\"", "\"start\"")));
-    tmux.until("inside>");
-    tmux.line("ls /made && exit 8");
-    tmux.until("/made");
-    tmux.until_back();
-    tmux.line("echo again $?");
-    tmux.until("again 8");
-    nothing_is_left(&env);
+    tmux.type_line("touch /made; exit 6");
+    tmux.wait_for_prompt();
+    tmux.type_line("echo back $?; stty -a | grep -o ' echo '");
+    tmux.wait_for_line("back 6");
+    tmux.wait_for_line(" echo");
+    tmux.type_line(&format!("clear; {} -ai shell", plyfs.replace("\"run\"", "\"start\"")));
+    tmux.wait_for_line("inside>");
+    tmux.type_line("ls /made && exit 8");
+    tmux.wait_for_line("/made");
+    tmux.wait_for_prompt();
+    tmux.type_line("echo again $?");
+    tmux.wait_for_line("again 8");
+    assert_nothing_left(&env);
 }
 
 /// A container that is stopped with much unwritten data loses none of it.
@@ -546,7 +546,7 @@ fn stopping_a_container_loses_no_unwritten_data() {
         &["--name", "writes"],
         "cat /bin/busybox /bin/busybox /bin/busybox > /big; cp /big /big2; rm /big; sleep 4736",
     );
-    eventually("it sleeps", || sleeps("4736"));
+    eventually("sleep runs", || is_sleep_running("4736"));
     env.ok(["stop", "-t", "0", "writes"]);
     let three = fs::read("/bin/busybox").unwrap().repeat(3);
     let container = env.root().join("containers").join(env.ok(["ps", "-aq", "--no-trunc"]).trim()).join("upper");
@@ -643,7 +643,7 @@ fn cp_works_on_running_and_stopped_containers() {
         "what is mounted when it runs is seen while it does not"
     );
     assert!(!env.ok(["diff", "web"]).contains("/vol"));
-    nothing_is_left(&env);
+    assert_nothing_left(&env);
     env.ok(["start", "web"]);
     eventually("it is up", || run(&mut env.command(["exec", "web", "true"])).code == 0);
     assert_eq!(run(&mut env.command(["exec", "web", "cat", "/tmp/stopped", "/mnt/local"])).stdout, "texttext");
@@ -657,11 +657,11 @@ fn cp_works_on_running_and_stopped_containers() {
 #[test]
 fn cp_works_for_a_plain_user() {
     let (env, home) = for_user(NEWS);
-    let _numbers = Numbers::give("news", 1_700_200_000);
+    let _subordinate_ids = SubordinateIds::add("news", 1_700_200_000);
     let user = |words: &[&str]| run(&mut env.as_user(NEWS, words));
     let made = "mkdir /d; echo text > /d/f; chown -R ann /d; chmod 700 /d; chmod 600 /d/f; echo up; sleep 4737";
     assert_eq!(user(&["run", "-d", "--name", "web", "box:1", "sh", "-c", made]).code, 0);
-    eventually("it sleeps", || sleeps("4737"));
+    eventually("sleep runs", || is_sleep_running("4737"));
     let out = home.join("out").display().to_string();
     for round in ["running", "stopped"] {
         let copied = user(&["cp", "web:/d/f", &format!("{out}.{round}")]);

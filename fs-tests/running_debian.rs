@@ -31,10 +31,10 @@ fn packages_are_installed_and_committed() {
     let volume = format!("{}:/mnt:ro", debs().display());
     let install = format!("{APT} update && {APT} install -y git && git --version");
     let given = ["--name", "work", "-v", &volume, "--network", "none", "-e", "DEBIAN_FRONTEND=noninteractive"];
-    let said = ok(&env, &[&["run"], &given[..], &["debian:12", "sh", "-c", &install]].concat());
-    assert!(said.contains("git version"), "{said}");
-    let told = ok(&env, &["diff", "work"]);
-    assert!(told.lines().any(|line| line == "C /var/lib/dpkg/status"), "{told}");
+    let output = ok(&env, &[&["run"], &given[..], &["debian:12", "sh", "-c", &install]].concat());
+    assert!(output.contains("git version"), "{output}");
+    let diff_output = ok(&env, &["diff", "work"]);
+    assert!(diff_output.lines().any(|line| line == "C /var/lib/dpkg/status"), "{diff_output}");
     ok(&env, &["commit", "-m", "with packages", "work", "work:1"]);
     assert!(ok(&env, &["run", "--rm", "work:1", "git", "--version"]).contains("git version"));
     ok(&env, &["run", "--name", "again", "work:1", "true"]);

@@ -151,7 +151,7 @@ fn an_oci_layout_is_saved_into_a_directory() {
     let dir = env.path("out/layout");
     let text = dir.to_str().unwrap();
     let no_folder = env.fails(["save", "--format", "oci-dir", "app:1"]);
-    assert_eq!(no_folder, "Error: the format oci-dir needs a folder: name it by -o");
+    assert_eq!(no_folder, "Error: the format oci-dir needs a directory: name it with -o");
     assert!(env.fails(["save", "--format", "oci-dir", "-o", text, "app"]).contains("invalid output path: "));
     std::fs::create_dir_all(&dir).unwrap();
     env.ok(["save", "--format", "oci-dir", "-o", text, "app"]);
@@ -167,7 +167,7 @@ fn an_oci_layout_is_saved_into_a_directory() {
     let error = env.fails(["save", "--format", "oci-dir", "-o", text, "app:1"]);
     assert_eq!(
         error,
-        format!("Error: failed to save image: invalid output path: {text} is there and is no empty directory")
+        format!("Error: failed to save image: invalid output path: {text} exists and is not an empty directory")
     );
     let hex = digest(&tar(2)).replace("sha256:", "");
     let layer = env.root().join("layers/sha256").join(hex).join("layer.tar");
@@ -243,6 +243,6 @@ fn a_save_that_fails_leaves_nothing() {
         .stderr(Stdio::piped())
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&full.stderr).into_owned();
-    assert_eq!((full.status.code(), said.contains("No space left on device")), (Some(1), true), "{said}");
+    let output = String::from_utf8_lossy(&full.stderr).into_owned();
+    assert_eq!((full.status.code(), output.contains("No space left on device")), (Some(1), true), "{output}");
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::support::env::{Output, TestEnv, run};
 use super::support::oci::digest;
-use super::support::registry::{DockerRegistry, Reply, Seen, Server, command};
+use super::support::registry::{DockerRegistry, Reply, Request, Server, command};
 
 fn plyfs(args: &[&str]) -> Output {
     run(&mut command(&TestEnv::new(), args))
@@ -35,7 +35,7 @@ fn hub() -> Server {
         json!({"name": "none/python", "description": null, "star_count": 0}),
     ];
     let answer = json!({"num_results": 4, "query": "python", "results": results}).to_string();
-    Server::start(move |seen| match seen.path.as_str() {
+    Server::start(move |request| match request.path.as_str() {
         path if path.starts_with("/v1/search?q=") => Reply::new(200).body(answer.clone()),
         "/v2/" => Reply::new(200),
         _ => Reply::new(404),
@@ -57,7 +57,7 @@ fn search_prints_dockers_table() {
         format!("{:wide$}                                                0         \n", format!("{host}/none/python")),
     ];
     assert_eq!(out.stdout, want.concat());
-    let asked: Vec<String> = server.seen().into_iter().map(|s| s.path).filter(|p| p.starts_with("/v1/")).collect();
+    let asked: Vec<String> = server.requests().into_iter().map(|s| s.path).filter(|p| p.starts_with("/v1/")).collect();
     assert_eq!(asked, ["/v1/search?q=pyth%20on&n=25"]);
     let shown = |more: &[&str]| {
         let out = search(&format!("{host}/python"), more);
@@ -68,14 +68,14 @@ fn search_prints_dockers_table() {
     assert_eq!(shown(&[&names[..], &["-f", "is-official=true"]].concat()), "python\npypy\n");
     assert_eq!(shown(&[&names[..], &["--filter", "stars=46", "-f", "is-official=0"]].concat()), "team/python\n");
     assert_eq!(shown(&[&names[..], &["--limit", "1"]].concat()), "team/python\n", "the server gave more than it may");
-    assert!(server.seen().last().unwrap().path.ends_with("&n=1"));
+    assert!(server.requests().last().unwrap().path.ends_with("&n=1"));
     assert_eq!(shown(&[&names[..], &["--limit", "0"]].concat()).lines().count(), 4);
     assert_eq!(
         shown(&["--format", "{{.StarCount}}{{.IsOfficial}}|{{.IsAutomated}}", "-f", "stars=9000"]),
         "9235[OK]|\n"
     );
-    let whole = shown(&["--no-trunc", "--format", "{{.Description}}", "-f", "stars=9000"]);
-    assert!(whole.ends_with("programming language.\n"), "{whole}");
+    let full_text = shown(&["--no-trunc", "--format", "{{.Description}}", "-f", "stars=9000"]);
+    assert!(full_text.ends_with("programming language.\n"), "{full_text}");
     let line = shown(&["--format", "json", "-f", "stars=9000"]);
     let parsed: Value = serde_json::from_str(&line).unwrap();
     let want = json!({"Description": "Python is an interpreted, interactive, objec…", "IsAutomated": "false",
@@ -83,11 +83,11 @@ fn search_prints_dockers_table() {
     assert_eq!(parsed, want);
     let table = shown(&["--format", "table {{.StarCount}}\\t{{.IsOfficial}}", "-f", "stars=9000"]);
     assert_eq!(table, "STARS     OFFICIAL\n9235      [OK]\n");
-    let before = server.seen().len();
+    let before = server.requests().len();
     let out = search(&format!("{host}/python"), &["--filter", "is-automated=true"]);
     assert_eq!((out.code, out.stdout.as_str()), (0, "NAME      DESCRIPTION   STARS     OFFICIAL\n"));
     assert!(out.stderr.starts_with("WARNING: the \"is-automated\" filter is deprecated"), "{out:#?}");
-    assert_eq!(server.seen().len(), before);
+    assert_eq!(server.requests().len(), before);
 }
 
 #[test]
@@ -121,12 +121,12 @@ fn invalid_search_arguments_are_refused() {
 fn catalog(last: &'static str) -> Server {
     let own = std::sync::Arc::new(OnceLock::<String>::new());
     let host = own.clone();
-    let server = Server::start(move |seen| {
+    let server = Server::start(move |request| {
         let page = |names: &[&str], next: &str| {
             let reply = Reply::new(200).body(json!({"repositories": names}).to_string());
             if next.is_empty() { reply } else { reply.header("Link", format!("<{next}>; rel=\"next\"")) }
         };
-        match (seen.path.as_str(), seen.header("authorization")) {
+        match (request.path.as_str(), request.header("authorization")) {
             ("/token?service=reg&scope=registry%3Acatalog%3A%2A", _) => Reply::new(200).body(r#"{"token":"good"}"#),
             ("/v2/_catalog", "Bearer good") => {
                 page(&["a/app", "b/other", "b/app-2"], "/v2/_catalog?last=b%2Fapp-2&n=3")
@@ -161,13 +161,13 @@ fn search_lists_the_catalog_of_a_registry_without_search_api() {
     assert_eq!(server.count("/v2/_catalog"), pages + 2, "more pages were read than were needed");
     let away = catalog("http://localhost:1/v2/_catalog");
     let out = search(&format!("{}/app", away.host), &[]);
-    assert!(out.code == 1 && out.stderr.contains("the list goes on at another place"), "{out:#?}");
+    assert!(out.code == 1 && out.stderr.contains("the next page of the list is on another host"), "{out:#?}");
     let circle = catalog("/v2/_catalog");
     let out = search(&format!("{}/zzz", circle.host), &[]);
     assert!(out.code == 1 && out.stderr.contains("the list has more than 1000 pages"), "{out:#?}");
     let nothing = Server::start(|_| Reply::new(404));
     let out = search(&format!("{}/app", nothing.host), &[]);
-    let why = format!("Error: {}: catalog of repositories: 404 Not Found (asked without credentials)\n", nothing.host);
+    let why = format!("Error: {}: catalog of repositories: 404 Not Found (without credentials)\n", nothing.host);
     assert_eq!((out.code, out.stderr), (1, why));
     let endless = Server::start(|_| Reply::new(200).body("[".repeat(10_000)).endless());
     let out = search(&format!("{}/app", endless.host), &[]);
@@ -190,13 +190,13 @@ fn search_lists_the_catalog_of_docker_registry() {
     let out = search(&format!("{host}/app"), &["--creds", "me:secret", "--format", "{{.Name}}"]);
     assert_eq!(out.stdout, format!("{host}/one/app\n{host}/two/app\n"), "{out:#?}");
     let out = search(&format!("{host}/app"), &["--creds", "me:wrong"]);
-    assert!(out.stderr.contains("wrong user name or password (asked as me by --creds)"), "{out:#?}");
+    assert!(out.stderr.contains("wrong user name or password (user me from --creds)"), "{out:#?}");
     let out = search(&format!("{host}/app"), &[]);
-    assert!(out.stderr.contains("missing or private (asked without credentials)"), "{out:#?}");
+    assert!(out.stderr.contains("missing or private (without credentials)"), "{out:#?}");
 }
 
 /// One image of each media type and an index of both, with unusual JSON formatting.
-struct Shelf {
+struct ManifestRegistry {
     server: Server,
     docker: (String, String),
     oci: (String, String),
@@ -207,7 +207,7 @@ const DOCKER: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const OCI: &str = "application/vnd.oci.image.manifest.v1+json";
 const LIST: &str = "application/vnd.oci.image.index.v1+json";
 
-fn shelf() -> Shelf {
+fn manifest_registry() -> ManifestRegistry {
     let config = r#"{"architecture":"arm64","os":"linux","variant":"v8","rootfs":{}}"#;
     let at = |text: &str| (digest(text.as_bytes()), text.to_owned());
     let (config_digest, size) = (digest(config.as_bytes()), config.len());
@@ -237,24 +237,24 @@ fn shelf() -> Shelf {
         files.push((format!("/v2/a/manifests/{digest}"), kind.to_owned(), text.clone()));
     }
     files.push((format!("/v2/a/blobs/{config_digest}"), "x".into(), config.to_owned()));
-    let server = Server::start(move |seen: &Seen| match files.iter().find(|(path, ..)| *path == seen.path) {
+    let server = Server::start(move |request: &Request| match files.iter().find(|(path, ..)| *path == request.path) {
         Some((_, kind, text)) => Reply::new(200).header("Content-Type", kind).body(text.clone()),
-        None if seen.path == "/v2/" => Reply::new(200),
+        None if request.path == "/v2/" => Reply::new(200),
         None => Reply::new(404).body(r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#),
     });
-    Shelf { server, docker, oci, config: config_digest }
+    ManifestRegistry { server, docker, oci, config: config_digest }
 }
 
 #[test]
 fn manifest_inspect_prints_what_docker_prints() {
-    let shelf = shelf();
-    let host = &shelf.server.host;
+    let registry = manifest_registry();
+    let host = &registry.server.host;
     let shown = |args: &[&str], tag: &str| {
         let out = plyfs(&[&["manifest", "inspect"], args, &[&format!("{host}/a:{tag}")]].concat());
         assert_eq!((out.code, out.stderr.as_str()), (0, ""), "{out:#?}");
         out.stdout
     };
-    let config = &shelf.config;
+    let config = &registry.config;
     let tabs = |depth: usize| "\t".repeat(depth);
     let manifest = |kind: &str, more: &str, depth: usize| {
         let t = tabs(depth);
@@ -291,29 +291,29 @@ fn manifest_inspect_prints_what_docker_prints() {
     };
     let arm = "\t\t\t\"architecture\": \"arm64\",\n\t\t\t\"os\": \"linux\",\n\t\t\t\"variant\": \"v8\"";
     let parsed = format!("\"SchemaV2Manifest\": {}", manifest(DOCKER, "", 1));
-    let want = image(&format!("{host}/a:docker"), DOCKER, &shelf.docker, arm, &parsed, 0);
+    let want = image(&format!("{host}/a:docker"), DOCKER, &registry.docker, arm, &parsed, 0);
     assert_eq!(shown(&["-v"], "docker"), want + "\n");
     // An index: its images, with the platforms that it names.
     let amd = "\t\t\t\t\"architecture\": \"amd64\",\n\t\t\t\t\"os\": \"linux\"";
     let parsed = format!("\"SchemaV2Manifest\": {}", manifest(DOCKER, "", 2));
-    let first = image(&format!("{host}/a:list@{}", shelf.docker.0), DOCKER, &shelf.docker, amd, &parsed, 1);
+    let first = image(&format!("{host}/a:list@{}", registry.docker.0), DOCKER, &registry.docker, amd, &parsed, 1);
     let none = "\t\t\t\t\"architecture\": \"\",\n\t\t\t\t\"os\": \"\"";
     let safe =
         ",\n\t\t\t\"annotations\": {\n\t\t\t\t\"a\": \"\\u003cb\\u003e\\u0026\\u00e9\"\n\t\t\t},\n\t\t\t\"n\": 1.50";
     let parsed = format!("\"OCIManifest\": {}", manifest(OCI, safe, 2));
-    let second = image(&format!("{host}/a:list@{}", shelf.oci.0), OCI, &shelf.oci, none, &parsed, 1);
+    let second = image(&format!("{host}/a:list@{}", registry.oci.0), OCI, &registry.oci, none, &parsed, 1);
     assert_eq!(shown(&["--verbose", "--insecure"], "list"), format!("[\n\t{first},\n\t{second}\n]\n"));
-    let by_digest = plyfs(&["manifest", "inspect", &format!("{host}/a@{}", shelf.docker.0)]);
+    let by_digest = plyfs(&["manifest", "inspect", &format!("{host}/a@{}", registry.docker.0)]);
     assert_eq!(by_digest.stdout, manifest(DOCKER, "", 0) + "\n");
 }
 
 #[test]
 fn manifest_inspect_refuses_invalid_manifests() {
-    let (shelf, env) = (shelf(), TestEnv::new());
-    let host = &shelf.server.host;
+    let (registry, env) = (manifest_registry(), TestEnv::new());
+    let host = &registry.server.host;
     let inspect = |args: &[&str]| run(&mut command(&env, &[&["manifest", "inspect"], args].concat()));
     let missing = inspect(&[&format!("{host}/a")]);
-    let why = "404 Not Found: manifest unknown (asked without credentials)";
+    let why = "404 Not Found: manifest unknown (without credentials)";
     assert_eq!((missing.code, missing.stderr), (1, format!("no such manifest: {host}/a:latest: {why}\n")));
     for (tag, words) in [
         ("both", "has both `manifests` and `layers`"),

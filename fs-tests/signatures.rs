@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::support::env::{Output, TestEnv, run};
 use super::support::oci::{Image, descriptor, digest};
-use super::support::registry::{Content, Reply, Seen, Server, pull};
+use super::support::registry::{Content, Reply, Request, Server, pull};
 use super::support::tar::Tar;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -120,8 +120,8 @@ impl Signatures {
         self
     }
 
-    fn reply(&self, seen: &Seen) -> Option<Reply> {
-        let path = seen.path.split('?').next().unwrap();
+    fn reply(&self, request: &Request) -> Option<Reply> {
+        let path = request.path.split('?').next().unwrap();
         let (kind, bytes) = self.files.get(path)?;
         Some(Reply::new(200).header("Content-Type", kind).body(bytes.clone()))
     }
@@ -173,7 +173,7 @@ fn bundle(keys: &Keys, key: &str, kind: &str, payload: &[u8]) -> Value {
 /// Pulls `NAME` from a registry that has these signatures.
 fn verify(keys: &Keys, key: &str, signatures: &Signatures, name: &str) -> (Output, Server, TestEnv) {
     let ((content, _), signatures) = (app(), signatures.clone());
-    let server = Server::start(move |seen| signatures.reply(seen).unwrap_or_else(|| content.reply(seen)));
+    let server = Server::start(move |request| signatures.reply(request).unwrap_or_else(|| content.reply(request)));
     let env = TestEnv::new();
     let name = format!("{}/team/app{name}", server.host);
     let out = pull(&env, &name, &["--verify", keys.public(key).to_str().unwrap()]);
@@ -181,7 +181,7 @@ fn verify(keys: &Keys, key: &str, signatures: &Signatures, name: &str) -> (Outpu
 }
 
 #[track_caller]
-fn good(keys: &Keys, key: &str, signatures: &Signatures) {
+fn assert_verified(keys: &Keys, key: &str, signatures: &Signatures) {
     let (_, of) = app();
     for name in [":1".to_owned(), format!("@{of}")] {
         let (out, _, env) = verify(keys, key, signatures, &name);
@@ -192,7 +192,7 @@ fn good(keys: &Keys, key: &str, signatures: &Signatures) {
 
 /// Requires that nothing is pulled, that no part of the image is requested, and that one line gives the reason.
 #[track_caller]
-fn refused(keys: &Keys, signatures: &Signatures, words: &[&str]) {
+fn assert_rejected(keys: &Keys, signatures: &Signatures, words: &[&str]) {
     let (content, of) = app();
     let (layer, _) = content.biggest();
     for name in [":1".to_owned(), format!("@{of}")] {
@@ -214,12 +214,12 @@ fn signatures_under_a_tag_are_verified() {
     let (keys, (_, of)) = (Keys::new(), app());
     let by = |key: &str| Signatures::default().simple(&of, &cosign(&of), &keys.sign(key, &cosign(&of)));
     for key in ["p256", "p384", "ed25519", "rsa"] {
-        good(&keys, key, &by(key));
+        assert_verified(&keys, key, &by(key));
     }
     // One valid signature among several suffices.
     let other = digest(b"other");
     let second = by("other").simple(&of, &cosign(&other), &keys.sign("p256", &cosign(&other)));
-    good(&keys, "p256", &second.simple(&of, &cosign(&of), &keys.sign("p256", &cosign(&of))));
+    assert_verified(&keys, "p256", &second.simple(&of, &cosign(&of), &keys.sign("p256", &cosign(&of))));
 }
 
 #[test]
@@ -228,13 +228,13 @@ fn sigstore_bundles_are_verified() {
     let kind = "application/vnd.in-toto+json";
     for key in ["p256", "ed25519"] {
         let signed = Signatures::default().bundle(&of, &bundle(&keys, key, kind, &statement(SIGN, &of)));
-        good(&keys, key, &signed.clone().listed(&of));
-        good(&keys, key, &signed.tagged(&of));
+        assert_verified(&keys, key, &signed.clone().listed(&of));
+        assert_verified(&keys, key, &signed.tagged(&of));
     }
     let attested = bundle(&keys, "p256", kind, &statement("https://slsa.dev/provenance/v1", &of));
     let both = Signatures::default().bundle(&of, &attested);
-    refused(&keys, &both.clone().listed(&of), &["it is not signed by", "which has signed an attestation"]);
-    good(&keys, "p256", &both.bundle(&of, &bundle(&keys, "p256", kind, &statement(SIGN, &of))).listed(&of));
+    assert_rejected(&keys, &both.clone().listed(&of), &["it is not signed by", "which has signed an attestation"]);
+    assert_verified(&keys, "p256", &both.bundle(&of, &bundle(&keys, "p256", kind, &statement(SIGN, &of))).listed(&of));
 }
 
 #[test]
@@ -243,34 +243,38 @@ fn missing_and_wrong_signatures_are_refused() {
     let other = digest(b"other");
     let none = Signatures::default();
     let name = keys.public("p256").display().to_string();
-    refused(&keys, &none, &[&format!("it is not signed: there is no signature of {of}; nothing was pulled")]);
+    assert_rejected(&keys, &none, &[&format!("it is not signed: there is no signature of {of}; nothing was pulled")]);
     let simple = |payload: &[u8], signature: &str| Signatures::default().simple(&of, payload, signature);
     let by = |key: &str, payload: &[u8]| simple(payload, &keys.sign(key, payload));
-    refused(&keys, &by("other", &cosign(&of)), &[&name, "1 signatures, none by that key"]);
-    refused(&keys, &by("p256", &cosign(&other)), &[&name, &format!("which has signed {other}, not {of}")]);
-    refused(&keys, &by("p256", &payload("atomic container signature", &of)), &["something that is no image"]);
-    refused(&keys, &by("p256", b"no JSON"), &["something that is no image"]);
+    assert_rejected(&keys, &by("other", &cosign(&of)), &[&name, "1 signatures, none by that key"]);
+    assert_rejected(&keys, &by("p256", &cosign(&other)), &[&name, &format!("which has signed {other}, not {of}")]);
+    assert_rejected(
+        &keys,
+        &by("p256", &payload("atomic container signature", &of)),
+        &["an object that is not an image"],
+    );
+    assert_rejected(&keys, &by("p256", b"no JSON"), &["an object that is not an image"]);
     // The signature is of other bytes, empty, or not base64.
     let signature = keys.sign("p256", &cosign(&other));
     for odd in [signature.as_str(), "", "????"] {
-        refused(&keys, &simple(&cosign(&of), odd), &["none by that key"]);
+        assert_rejected(&keys, &simple(&cosign(&of), odd), &["none by that key"]);
     }
     // Bundles: another key, another digest, another payload type, no list, no bundle.
     let kind = "application/vnd.in-toto+json";
     let listed = |bundle: &Value| Signatures::default().bundle(&of, bundle).listed(&of);
-    refused(&keys, &listed(&bundle(&keys, "other", kind, &statement(SIGN, &of))), &["none by that key"]);
+    assert_rejected(&keys, &listed(&bundle(&keys, "other", kind, &statement(SIGN, &of))), &["none by that key"]);
     let (hers, his) = (bundle(&keys, "p256", kind, &statement(SIGN, &other)), statement(SIGN, &of));
-    refused(&keys, &listed(&hers), &[&format!("which has signed {other}, not {of}")]);
-    refused(&keys, &listed(&bundle(&keys, "p256", "text/plain", &his)), &["something that is no image"]);
+    assert_rejected(&keys, &listed(&hers), &[&format!("which has signed {other}, not {of}")]);
+    assert_rejected(&keys, &listed(&bundle(&keys, "p256", "text/plain", &his)), &["an object that is not an image"]);
     let mut edited = bundle(&keys, "p256", kind, &his);
     edited["dsseEnvelope"]["payload"] = json!(base64(&statement(SIGN, &other)));
-    refused(&keys, &listed(&edited), &["none by that key"]);
+    assert_rejected(&keys, &listed(&edited), &["none by that key"]);
     let mut twice = bundle(&keys, "p256", kind, &his);
     let one = twice["dsseEnvelope"]["signatures"][0].clone();
     twice["dsseEnvelope"]["signatures"] = json!([one, one]);
-    refused(&keys, &listed(&twice), &["none by that key"]);
+    assert_rejected(&keys, &listed(&twice), &["none by that key"]);
     for odd in [json!({}), json!([]), json!({"mediaType": BUNDLE, "dsseEnvelope": 1})] {
-        refused(&keys, &listed(&odd), &["none by that key"]);
+        assert_rejected(&keys, &listed(&odd), &["none by that key"]);
     }
 }
 
@@ -284,46 +288,46 @@ fn oversized_and_malformed_signatures_are_refused() {
     }
     // Also with a valid signature at the end.
     let many = many.simple(&of, &payload, &keys.sign("p256", &payload));
-    refused(&keys, &many, &["more than 100 signatures"]);
+    assert_rejected(&keys, &many, &["more than 100 signatures"]);
     let long = [payload.clone(), vec![b' '; 1 << 20]].concat();
     let big = Signatures::default().simple(&of, &long, &keys.sign("p256", &long));
-    refused(&keys, &big, &["bytes, more than 1048576"]);
+    assert_rejected(&keys, &big, &["bytes, more than 1048576"]);
     let mut swapped = Signatures::default().simple(&of, &payload, &keys.sign("p256", &payload));
     let path = format!("/v2/team/app/blobs/{}", digest(&payload));
     swapped.files.get_mut(&path).unwrap().1[3] ^= 1;
-    refused(&keys, &swapped, &["it has digest"]);
+    assert_rejected(&keys, &swapped, &["it has digest"]);
     swapped.files.remove(&path);
-    refused(&keys, &swapped, &["404"]);
+    assert_rejected(&keys, &swapped, &["404"]);
     let mut html = Signatures::default();
     html.put(format!("manifests/{}.sig", of.replace(':', "-")), "text/html", "<html>".into());
-    refused(&keys, &html, &["is no manifest of signatures"]);
+    assert_rejected(&keys, &html, &["is not a manifest of signatures"]);
     // A signature that cannot be fetched does not matter if another one is valid.
     swapped = swapped.simple(&of, &cosign(&of), &keys.sign("p256", &cosign(&of)));
     swapped.files.insert(path, (SIMPLE.into(), cosign(&of)));
-    good(&keys, "p256", &swapped);
+    assert_verified(&keys, "p256", &swapped);
 }
 
 #[test]
 fn unusable_keys_and_sources_that_are_no_registry_are_refused() {
     let (keys, (content, _)) = (Keys::new(), app());
-    let server = Server::start(move |seen| content.reply(seen));
+    let server = Server::start(move |request| content.reply(request));
     let fails = |key: &str, image: &str, words: &str| {
         let out = pull(&TestEnv::new(), image, &["--verify", keys.env.path(key).to_str().unwrap()]);
         assert_eq!((out.code, out.stdout.as_str(), out.stderr.lines().count()), (1, "", 1), "{out:#?}");
         assert!(out.stderr.contains(words), "`{words}`: {out:#?}");
     };
     let name = format!("{}/team/app:1", server.host);
-    fails("p521.pub", &name, "p521.pub holds a kind of key that plyfs does not know");
-    fails("p256.pem", &name, "p256.pem holds no PEM public key");
+    fails("p521.pub", &name, "p521.pub has a key of an unsupported type");
+    fails("p256.pem", &name, "p256.pem contains no PEM public key");
     fails("nowhere.pub", &name, "cannot read /");
-    fails("p256.pub", "oci:/nowhere", "--verify is for images of registries");
-    assert_eq!(server.seen().len(), 0);
+    fails("p256.pub", "oci:/nowhere", "--verify needs an image in a registry");
+    assert_eq!(server.requests().len(), 0);
 }
 
 #[test]
 fn an_index_is_signed_as_a_whole() {
     let (keys, (content, manifest)) = (Keys::new(), app());
-    let bytes = content.reply(&seen(&format!("/v2/team/app/manifests/{manifest}"))).into_body();
+    let bytes = content.reply(&get_request(&format!("/v2/team/app/manifests/{manifest}"))).into_body();
     let mut entry = descriptor(&bytes, MANIFEST);
     entry["platform"] = json!({"os": "linux", "architecture": "amd64"});
     let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]}).to_string().into_bytes();
@@ -332,7 +336,7 @@ fn an_index_is_signed_as_a_whole() {
         let mut signed = Signatures::default().simple(of, &cosign(of), &keys.sign("p256", &cosign(of)));
         signed.put("manifests/multi".into(), INDEX, index.clone());
         let content = content.clone();
-        let server = Server::start(move |seen| signed.reply(seen).unwrap_or_else(|| content.reply(seen)));
+        let server = Server::start(move |request| signed.reply(request).unwrap_or_else(|| content.reply(request)));
         let key = keys.public("p256");
         let more = ["--platform", "linux/amd64", "--verify", key.to_str().unwrap()];
         pull(&TestEnv::new(), &format!("{}/team/app:multi", server.host), &more)
@@ -350,7 +354,7 @@ fn pulling_all_tags_skips_signature_tags() {
     let mut signed = Signatures::default().simple(&of, &cosign(&of), &keys.sign("p256", &cosign(&of)));
     let tags = json!({"tags": [format!("{tag}.sig"), tag, format!("{tag}.att"), "1"]}).to_string();
     signed.put("tags/list".into(), "application/json", tags.into());
-    let server = Server::start(move |seen| signed.reply(seen).unwrap_or_else(|| content.reply(seen)));
+    let server = Server::start(move |request| signed.reply(request).unwrap_or_else(|| content.reply(request)));
     let (env, key) = (TestEnv::new(), keys.public("p256"));
     let name = format!("{}/team/app", server.host);
     for more in [["-a", "--quiet"].as_slice(), &["-a", "--verify", key.to_str().unwrap()]] {
@@ -360,7 +364,7 @@ fn pulling_all_tags_skips_signature_tags() {
     assert_eq!(env.ok(["images", "-q"]).lines().count(), 1);
 }
 
-fn seen(path: &str) -> Seen {
+fn get_request(path: &str) -> Request {
     let (method, path) = ("GET".into(), path.into());
-    Seen { method, path, headers: Default::default(), body: String::new(), bytes: vec![], before: 0 }
+    Request { method, path, headers: Default::default(), body: String::new(), bytes: vec![], before: 0 }
 }

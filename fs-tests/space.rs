@@ -47,7 +47,7 @@ impl Drop for Disk {
 /// A registry with one image, `app:1`.
 fn registry(image: &Image) -> Server {
     let (content, _) = Content::of(image, "app", "1");
-    Server::start(move |seen| content.reply(seen))
+    Server::start(move |request| content.reply(request))
 }
 
 fn pull(env: &TestEnv, name: &str) -> Output {
@@ -64,14 +64,14 @@ fn a_pull_that_cannot_fit_is_refused_before_any_layer_is_fetched() {
     let out = pull(&disk.env, &name);
     assert_eq!((out.code, out.stdout.as_str()), (1, ""), "{out:#?}");
     // Both tars, less what compression may have added, and the smaller blob, which is kept until its layer is complete.
-    let said = format!(
-        "Error: {name}: no space for it: at least 14MB more are needed on the file system of {}, {}MB are free; make room \
+    let expected = format!(
+        "Error: {name}: not enough space: at least 14MB more are needed on the file system of {}, {}MB are free; make room \
          (`plyfs image prune`) or use another store (--root)\n",
         disk.env.root().display(),
         disk.free() / 1_000_000,
     );
-    assert_eq!(out.stderr, said);
-    assert_eq!(server.count("/blobs/"), 1, "more than the config was asked for: {:#?}", server.seen());
+    assert_eq!(out.stderr, expected);
+    assert_eq!(server.count("/blobs/"), 1, "more than the config was asked for: {:#?}", server.requests());
     assert_eq!(disk.env.ok(["system", "fsck"]), "");
     // Layers in the store need no space again.
     let one = registry(&Image::new().layer(first));
@@ -95,10 +95,10 @@ fn an_image_that_barely_fits_is_pulled() {
     disk.env.ok(["pull", &format!("oci:{}", disk.env.path("app").display())]);
     let disk = Disk::new(3);
     let out = pull(&disk.env, &name);
-    assert!(out.code == 1 && out.stderr.contains("no space for it"), "{out:#?}");
+    assert!(out.code == 1 && out.stderr.contains("not enough space"), "{out:#?}");
     Image::new().layer(noise(3, 4 * MIB)).write_docker_archive(&disk.env.path("app.tar"), &["app:1"]);
     let error = disk.env.fails(["pull", &format!("docker-archive:{}", disk.env.path("app.tar").display())]);
-    assert!(error.contains("no space for it"), "{error}");
+    assert!(error.contains("not enough space"), "{error}");
 }
 
 #[test]
@@ -108,10 +108,10 @@ fn partial_downloads_count_as_present() {
     let disk = Disk::new(9);
     let (content, _) = Content::of(&Image::new().compressed(noise(4, 4 * MIB), Compression::None), "app", "1");
     let (big, _) = content.biggest();
-    let dying = Server::start(move |seen| match seen.before {
-        0 if seen.path == big => content.reply(seen).cut(3 * MIB),
-        _ if seen.path == big => Reply::new(404),
-        _ => content.reply(seen),
+    let dying = Server::start(move |request| match request.before {
+        0 if request.path == big => content.reply(request).cut(3 * MIB),
+        _ if request.path == big => Reply::new(404),
+        _ => content.reply(request),
     });
     let out = run(&mut command(&disk.env, &["pull", "--retry-pause", "0.02", &format!("{}/app:1", dying.host)]));
     assert_eq!(out.code, 1, "{out:#?}");

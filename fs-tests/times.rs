@@ -67,7 +67,7 @@ fn mount_directories(env: &TestEnv) -> Mount {
     }
     let path = |name: &str| env.path(name).display().to_string();
     let dirs = format!("lowerdir={},upperdir={},workdir={},relatime", path("lower"), path("over"), path("work"));
-    Mount::by(env, &mut env.command(["overlay", "-o", &dirs]))
+    Mount::start(env, &mut env.command(["overlay", "-o", &dirs]))
 }
 
 /// The times of the files that `fill` creates in a directory, before and after a remount: over an image, and over

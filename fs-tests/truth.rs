@@ -58,10 +58,19 @@ struct Allowed {
 
 #[test]
 fn a_mounted_image_equals_the_tree_that_umoci_unpacks() {
+    compare_with_umoci("--engine=fuse");
+}
+
+#[test]
+fn an_image_that_the_kernel_engine_mounts_equals_the_tree_that_umoci_unpacks() {
+    compare_with_umoci("--engine=kernel");
+}
+
+fn compare_with_umoci(engine: &str) {
     let image = big_image();
     let env = TestEnv::new();
     env.ok(["pull", &format!("oci:{}:latest", image.join("oci").display())]);
-    let mount = env.mount("oci:latest", &[]);
+    let mount = env.mount("oci:latest", &[engine]);
     let (expected, actual) = scan_both(&image.join("unpacked/rootfs"), mount.path(), Contents::Hash);
     assert!(expected.faults.is_empty(), "the unpacked tree itself: {:?}", expected.faults);
     assert!(expected.records.len() > 50_000, "only {} entries: not the whole image", expected.records.len());

@@ -112,15 +112,15 @@ fn invalid_writable_mounts_are_refused_in_one_line() {
     let upper = env.path("upper").display().to_string();
     let refused = |arguments: &[&str], says: &[&str]| {
         let all: Vec<&str> = ["mount"].iter().chain(arguments).chain(&[at.to_str().unwrap()]).copied().collect();
-        let said = env.fails(all);
+        let output = env.fails(all);
         for word in says {
-            assert!(said.contains(word), "`{word}` is not in: {said}");
+            assert!(output.contains(word), "`{word}` is not in: {output}");
         }
     };
     refused(&["-o", "ro", "--upper", &upper, "one:1"], &["ro", "exclude"]);
     refused(&["-o", "volatile", "one:1"], &["volatile"]);
     let inside = format!("{upper}/work");
-    refused(&["--upper", &upper, "--work", &inside, "one:1"], &["must not lie in one another"]);
+    refused(&["--upper", &upper, "--work", &inside, "one:1"], &["must not contain each other"]);
     refused(&["--upper", &upper, "--work", "/dev/shm/plyfs-test-work", "one:1"], &["one file system"]);
     let _leftover = fs::remove_dir_all("/dev/shm/plyfs-test-work");
     let file = env.path("file");
@@ -161,8 +161,8 @@ fn a_volatile_upper_directory_is_refused_after_a_reboot() {
             Some(other) => fs::write(&noted, other).unwrap(),
             None => fs::remove_file(&noted).unwrap(),
         }
-        let said = env.fails(["mount", "--upper", &upper, "one:1", at.to_str().unwrap()]);
-        assert!(said.contains("volatile") && said.contains(mark.to_str().unwrap()), "{said}");
+        let output = env.fails(["mount", "--upper", &upper, "one:1", at.to_str().unwrap()]);
+        assert!(output.contains("volatile") && output.contains(mark.to_str().unwrap()), "{output}");
     }
     fs::write(&noted, boot).unwrap();
     let synced = self::mount(&env, &[]);
@@ -199,13 +199,13 @@ fn files_opened_before_a_copy_up_see_later_writes() {
     let mount = mount(&env, &[]);
     let path = mount.path().join("d/file");
     let mut before = File::open(&path).unwrap();
-    let mut whole = String::new();
-    before.read_to_string(&mut whole).unwrap();
+    let mut content = String::new();
+    before.read_to_string(&mut content).unwrap();
     fs::write(&path, "above!").unwrap();
     before.seek(SeekFrom::Start(0)).unwrap();
-    whole.clear();
-    before.read_to_string(&mut whole).unwrap();
-    assert_eq!(whole, "above!");
+    content.clear();
+    before.read_to_string(&mut content).unwrap();
+    assert_eq!(content, "above!");
     fs::remove_file(&path).unwrap();
     assert_eq!(before.metadata().unwrap().nlink(), 0);
     let mut four = [0; 4];

@@ -168,7 +168,7 @@ fn hex(bytes: &[u8]) -> Box<str> {
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
     /// Fewer bytes than the descriptor's size.
-    #[error("is {got} bytes long, its descriptor says {want}")]
+    #[error("has {got} bytes, its descriptor has {want}")]
     Short {
         /// The descriptor's size.
         want: u64,
@@ -176,13 +176,13 @@ pub enum VerifyError {
         got: u64,
     },
     /// More bytes than the descriptor's size.
-    #[error("is longer than the {want} bytes that its descriptor says")]
+    #[error("is longer than {want} bytes, the size in its descriptor")]
     Long {
         /// The descriptor's size.
         want: u64,
     },
     /// The digest differs.
-    #[error("has digest {got}, its descriptor says {want}")]
+    #[error("has digest {got}, its descriptor has {want}")]
     Digest {
         /// The descriptor's digest.
         want: Digest,

@@ -11,6 +11,7 @@
 //!                                       └────► tree (merge) ──►
 //!   mount: store ─► image (open) ─► fs ─► fuse ─► kernel
 //!                          upper ────┘
+//!   mount --engine=kernel: store ─► image (EROFS) ─► kernel (EROFS, and overlayfs on the upper)
 //!   overlay: directories ─► layer, tree (one by one) ─► fs ─► fuse ─► kernel
 //!   run: a mount for one container, and a runtime on it ─► container
 //!   commit: store, upper ─► fs (changes) ─► image ─► layer ─► store
@@ -34,11 +35,13 @@
 //! | [`backing`] | system calls on lower and upper directories behind a trait, so that tests can make each fail; owner and mode in an attribute |
 //! | [`layer`] | one immutable layer: reads its tar once, makes its index, reads it where it is mapped; or a plain directory; writes tars |
 //! | [`tree`] | the one merge rule: finished indexes in, one merged index out; for plain directories a directory at a time; no I/O |
+//! | [`erofs`] | the merged index as an EROFS image of metadata, whose file data lies in the layers' tars; a pure writer |
 //! | [`store`] | what is on disk and how it changes: publishing, locks, sessions, mounts, collection; documents the format |
 //! | [`image`] | images: sources, pull, import, commit, signatures, push, save, open, remove, check |
 //! | [`upper`] | the writable directory: its form, its work directory, single objects made whole and put in place by one call; views of it |
 //! | [`fs`] | inodes and operations, without a kernel: tests call it directly; lower layers (an image, or plain directories) as they are, or their union with an upper; what differs between them |
 //! | [`fuse`] | the FUSE server: converts requests, calls `fs`, replies; the governor (cheap wake-ups, worker placement); set-ID bits; the only module that names fuser |
+//! | [`kernel`] | the kernel engine: mounts an image by EROFS and overlayfs, without a daemon |
 //! | [`container`] | containers: the sandbox process (PID 1 of a PID namespace) and its root file system, users and paths in it, runtime spec, monitor, exec, copy; chroot |
 //! | [`cli`] | the command line: arguments, Docker's messages and exit codes, the mount helper, the daemon that serves a mount |
 //!
@@ -77,9 +80,11 @@ pub mod backing;
 pub mod cli;
 pub mod container;
 pub mod digest;
+pub mod erofs;
 pub mod fs;
 pub mod fuse;
 pub mod image;
+pub mod kernel;
 pub mod layer;
 pub mod meta;
 pub mod name;

@@ -9,16 +9,16 @@ pub const PATH_MAX: usize = 4095;
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// A component is longer than [`NAME_MAX`].
-    #[error("has a name of {0} bytes, 255 is the most a file system takes")]
+    #[error("has a name of {0} bytes; the limit is 255")]
     NameTooLong(usize),
     /// The path is longer than [`PATH_MAX`].
-    #[error("has a path of {0} bytes, 4095 is the most a file system takes")]
+    #[error("has a path of {0} bytes; the limit is 4095")]
     PathTooLong(usize),
     /// The path contains a NUL byte.
     #[error("has a NUL byte in its path")]
     Nul,
     /// `..` leads out of the root.
-    #[error("leads out of the layer by `..`")]
+    #[error("has a path that leaves the layer through `..`")]
     Escapes,
 }
 

@@ -63,7 +63,7 @@ pub fn whiteout_name(name: &[u8]) -> Vec<u8> {
 
 /// A name that cannot be in a layer, though any file system can have it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a name that begins with `.wh.` means a deletion there")]
+#[error("names that begin with `.wh.` are whiteouts")]
 pub struct NoName;
 
 /// Checks that an entry of a layer can have a name.
@@ -220,6 +220,12 @@ pub fn shown_in_layer(stored: &[u8]) -> Option<Vec<u8>> {
     let own = namespaces.into_iter().find(|namespace| stored.starts_with(namespace.prefix()));
     let namespace = own.unwrap_or(Namespace::Trusted);
     Dialect { namespace, shared: true, plain: false }.shown(stored)
+}
+
+/// Whether kernel overlayfs takes an attribute of that name on a lower layer for its own mark (mounted without
+/// `userxattr`).
+pub fn is_kernel_mark(name: &[u8]) -> bool {
+    name.starts_with(Namespace::Trusted.prefix())
 }
 
 /// Returns the attribute names of a mark in directories that any tool wrote: in root's and in the users' namespace.

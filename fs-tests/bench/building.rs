@@ -30,13 +30,13 @@ RUN rm -rf /work/moved /work/share.tar && ln -s work /w
 const LIMITS: [&str; 4] = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"];
 
 /// The stores of all engines. Dropping it removes everything except its directory.
-pub struct Building {
+pub struct BuildStores {
     dir: PathBuf,
     /// A short path for podman's runtime data: podman refuses long ones.
     running: TempDir,
 }
 
-impl Building {
+impl BuildStores {
     /// Creates a store for each engine, with an image of one directory. The result names the engines for which that
     /// failed.
     pub fn make(dir: PathBuf, plyfs: &Path, base: &Path, engines: &[String]) -> Outcome<(Self, Vec<(String, String)>)> {
@@ -49,19 +49,19 @@ impl Building {
         let running = tempfile::Builder::new().prefix("bench-").tempdir().map_err(failed)?;
         let tar = dir.join("base.tar").display().to_string();
         run(&["tar", "-cf", &tar, "-C", &base.display().to_string(), "."].map(str::to_owned))?;
-        let building = Self { dir, running };
+        let stores = Self { dir, running };
         let imported = |engine: &String| {
-            let error = run(&building.podman(engine, &["import", "-q", &tar, "localhost/base:1"])).err()?;
+            let error = run(&stores.podman(engine, &["import", "-q", &tar, "localhost/base:1"])).err()?;
             Some((engine.clone(), error))
         };
         let failures = engines.iter().filter_map(imported).collect();
-        Ok((building, failures))
+        Ok((stores, failures))
     }
 
     fn podman(&self, engine: &str, words: &[&str]) -> Vec<String> {
-        let place = |name: &str| self.dir.join(engine).join(name).display().to_string();
+        let path = |name: &str| self.dir.join(engine).join(name).display().to_string();
         let run_root = self.running.path().join(engine).display().to_string();
-        let (root, tmp) = (place("root"), place("tmp"));
+        let (root, tmp) = (path("root"), path("tmp"));
         let base = ["podman", "--root", &root, "--runroot", &run_root, "--tmpdir", &tmp, "--storage-driver", "overlay"];
         let program = match engine {
             "overlayfs" => None,
@@ -86,7 +86,7 @@ impl Building {
     }
 }
 
-impl Drop for Building {
+impl Drop for BuildStores {
     fn drop(&mut self) {
         unmount_below(&self.dir);
         unmount_below(self.running.path());

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::below::unmount_below;
 use crate::engine::run;
-use crate::whole::whole_layers;
+use crate::whole::copy_data_layers;
 
 type Outcome<T> = Result<T, String>;
 
@@ -47,10 +47,10 @@ impl Setting {
         };
         let debian = cache.join("debian");
         eprintln!("pulling");
-        let whole = setting.place("whole");
-        whole_layers(&debian.join("oci"), Path::new(&whole)).map_err(|e| format!("{whole}: {e}"))?;
-        setting.image = run(&setting.plyfs(&["pull", "-q", &format!("oci:{whole}:latest")]))?;
-        setting.fill_podman(&whole)?;
+        let layout = setting.path("whole");
+        copy_data_layers(&debian.join("oci"), Path::new(&layout)).map_err(|e| format!("{layout}: {e}"))?;
+        setting.image = run(&setting.plyfs(&["pull", "-q", &format!("oci:{layout}:latest")]))?;
+        setting.fill_podman(&layout)?;
         setting.make_bundle(&debian)?;
         eprintln!("changing files");
         setting.make_changed(&debian)?;
@@ -61,26 +61,26 @@ impl Setting {
     }
 
     /// The path of an entry in the benchmark's directory.
-    pub fn place(&self, name: &str) -> String {
+    pub fn path(&self, name: &str) -> String {
         self.scratch.path().join(name).display().to_string()
     }
 
     /// A plyfs command.
     pub fn plyfs(&self, words: &[&str]) -> Vec<String> {
-        let (plyfs, root) = (self.plyfs.display().to_string(), self.place("root"));
+        let (plyfs, root) = (self.plyfs.display().to_string(), self.path("root"));
         [&[plyfs.as_str(), "--root", &root], words].concat().iter().map(|word| (*word).to_owned()).collect()
     }
 
     fn podman(&self, words: &[&str]) -> Vec<String> {
-        let place = |name: &str| self.place(&format!("podman/{name}"));
-        let (root, run_root, tmp) = (place("root"), place("run"), place("tmp"));
+        let path = |name: &str| self.path(&format!("podman/{name}"));
+        let (root, run_root, tmp) = (path("root"), path("run"), path("tmp"));
         let base = ["podman", "--root", &root, "--runroot", &run_root, "--tmpdir", &tmp];
         [&base[..], words].concat().iter().map(|word| (*word).to_owned()).collect()
     }
 
     /// Copies the image into podman's store. podman derives a name from a layout's path, which not every path allows.
     fn fill_podman(&self, layout: &str) -> Outcome<()> {
-        let (root, run_root) = (self.place("podman/root"), self.place("podman/run"));
+        let (root, run_root) = (self.path("podman/root"), self.path("podman/run"));
         let (from, to) =
             (format!("oci:{layout}:latest"), format!("containers-storage:[{root}+{run_root}]{PODMAN_IMAGE}"));
         run(&["skopeo", "--insecure-policy", "copy", "-q", &from, &to].map(str::to_owned)).map(drop)
@@ -99,7 +99,7 @@ impl Setting {
 
     /// A runc command.
     pub fn runc(&self, words: &[&str]) -> Vec<String> {
-        let root = self.place("runc");
+        let root = self.path("runc");
         [&["runc", "--root", root.as_str()], words].concat().iter().map(|word| (*word).to_owned()).collect()
     }
 
@@ -126,29 +126,29 @@ impl Setting {
         let failed = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
         let mut document: Value =
             serde_json::from_slice(&fs::read(&path).map_err(|e| failed(&e))?).map_err(|e| failed(&e))?;
-        document["root"]["path"] = json!(self.place("mnt"));
+        document["root"]["path"] = json!(self.path("mnt"));
         document["process"]["args"] = json!(["true"]);
         document["linux"]["cgroupsPath"] = json!(format!("/plyfs-bench-{}", std::process::id()));
         for name in ["bundle", "mnt", "upper", "work"] {
-            fs::create_dir(self.place(name)).map_err(|e| failed(&e))?;
+            fs::create_dir(self.path(name)).map_err(|e| failed(&e))?;
         }
         fs::write(self.scratch.path().join("bundle/config.json"), document.to_string()).map_err(|e| failed(&e))?;
-        let (lower, upper, work) = (debian.join("unpacked/rootfs"), self.place("upper"), self.place("work"));
+        let (lower, upper, work) = (debian.join("unpacked/rootfs"), self.path("upper"), self.path("work"));
         let options = format!("lowerdir={},upperdir={upper},workdir={work}", lower.display());
-        let mount = ["mount", "-t", "overlay", "overlay", "-o", &options, &self.place("mnt")];
+        let mount = ["mount", "-t", "overlay", "overlay", "-o", &options, &self.path("mnt")];
         run(&mount.map(str::to_owned)).map(drop)
     }
 
     /// Creates a container of an image of [`ENTRIES`] entries: Debian's lowest layer, filled up with small files.
     fn make_changed(&mut self, debian: &Path) -> Outcome<()> {
-        let (base, more, tar) = (debian.join("layers/0"), self.place("more"), self.place("base.tar"));
+        let (base, more, tar) = (debian.join("layers/0"), self.path("more"), self.path("base.tar"));
         let words = ["find", &base.display().to_string(), "-mindepth", "1", "-printf", "x"].map(str::to_owned);
         let there = run(&words)?.len();
-        let place = Path::new(&more).join("more");
-        fs::create_dir_all(&place).map_err(|e| format!("{more}: {e}"))?;
+        let dir = Path::new(&more).join("more");
+        fs::create_dir_all(&dir).map_err(|e| format!("{more}: {e}"))?;
         // The directory counts as an entry.
         for n in there + 1..ENTRIES {
-            fs::write(place.join(n.to_string()), n.to_string()).map_err(|e| format!("{more}: {e}"))?;
+            fs::write(dir.join(n.to_string()), n.to_string()).map_err(|e| format!("{more}: {e}"))?;
         }
         self.entries = ENTRIES.max(there + 1);
         run(&["tar", "-cf", &tar, "-C", &base.display().to_string(), ".", "-C", &more, "./more"].map(str::to_owned))?;

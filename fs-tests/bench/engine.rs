@@ -70,7 +70,7 @@ impl Setting {
     }
 
     /// Whether an engine can be mounted here; prints the reason if not.
-    pub fn works(&self, engine: &Engine) -> bool {
+    pub fn can_mount(&self, engine: &Engine) -> bool {
         self.mount(engine).map_err(|error| eprintln!("bench: left out {}: {error}", engine.name)).is_ok()
     }
 
@@ -152,8 +152,8 @@ pub fn run(words: &[String]) -> Result<String, String> {
     let mut command = Command::new(program);
     command.args(arguments).stdout(handle()?).stderr(handle()?).stdin(std::process::Stdio::null());
     let status = command.status().map_err(|e| failed(e.to_string()))?;
-    let said = fs::read_to_string(out.path()).unwrap_or_default().trim().to_owned();
-    if status.success() { Ok(said) } else { Err(failed(format!("{status}: {said}"))) }
+    let output = fs::read_to_string(out.path()).unwrap_or_default().trim().to_owned();
+    if status.success() { Ok(output) } else { Err(failed(format!("{status}: {output}"))) }
 }
 
 fn is_mounted(at: &Path) -> bool {

@@ -24,7 +24,7 @@ pub fn inflate_and_hash(blobs: &[PathBuf]) -> io::Result<()> {
     let next = || queue.lock().ok()?.pop();
     let work = || -> io::Result<()> {
         while let Some(blob) = next() {
-            one(&blob)?;
+            process_blob(&blob)?;
         }
         Ok(())
     };
@@ -34,12 +34,12 @@ pub fn inflate_and_hash(blobs: &[PathBuf]) -> io::Result<()> {
     })
 }
 
-struct Hashed {
+struct HashingReader {
     inner: File,
     hasher: Hasher,
 }
 
-impl Read for Hashed {
+impl Read for HashingReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buf)?;
         self.hasher.update(&buf[..n]);
@@ -47,8 +47,8 @@ impl Read for Hashed {
     }
 }
 
-fn one(blob: &PathBuf) -> io::Result<()> {
-    let inner = Hashed { inner: File::open(blob)?, hasher: Hasher::new(Algorithm::Sha256) };
+fn process_blob(blob: &PathBuf) -> io::Result<()> {
+    let inner = HashingReader { inner: File::open(blob)?, hasher: Hasher::new(Algorithm::Sha256) };
     let (full_in, full_out) = sync_channel(BUFFERS);
     let (empty_in, empty_out) = sync_channel(BUFFERS);
     (0..BUFFERS).try_for_each(|_| empty_in.send(Vec::new())).map_err(io::Error::other)?;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::engine::run;
 
 /// The directory of the layer's files in the mount.
-pub const PLACE: &str = "srv/bench";
+pub const LAYER_DIR: &str = "srv/bench";
 /// Size of each big file.
 pub const BIG: u64 = 256 << 20;
 /// Number of big files, named `big-0` and so on.
@@ -29,9 +29,9 @@ pub struct Lower {
 }
 
 /// An endless reader of bytes without holes that compress well: compressing the layout's layer must not take minutes.
-struct Noise(u64);
+struct PatternReader(u64);
 
-impl Read for Noise {
+impl Read for PatternReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         for byte in &mut *buffer {
             *byte = (self.0 % 8191 % 251) as u8 + 1;
@@ -49,7 +49,7 @@ pub fn make(scratch: &Path) -> Result<Lower, String> {
     write_tar(&lower.tar, layer_entries).map_err(|e| format!("{}: {e}", lower.tar.display()))?;
     write_tar(&lower.small, small_entries).map_err(|e| format!("{}: {e}", lower.small.display()))?;
     fs::create_dir(&lower.dir).map_err(|e| e.to_string())?;
-    words(&["tar", "-xf", &text(&lower.tar), "-C", &text(&lower.dir)])?;
+    run_command(&["tar", "-xf", &text(&lower.tar), "-C", &text(&lower.dir)])?;
     Ok(lower)
 }
 
@@ -60,10 +60,10 @@ impl Lower {
         let oci = scratch.join("oci");
         // The copy shares the layout's blobs, which are never written to; its index is written, and must be a file of
         // its own.
-        words(&["cp", "-a", "--link", &text(&debian.join("oci")), &text(&oci)])?;
-        words(&["cp", "-a", "--remove-destination", &text(&debian.join("oci/index.json")), &text(&oci)])?;
+        run_command(&["cp", "-a", "--link", &text(&debian.join("oci")), &text(&oci)])?;
+        run_command(&["cp", "-a", "--remove-destination", &text(&debian.join("oci/index.json")), &text(&oci)])?;
         let image = format!("{}:latest", text(&oci));
-        words(&["umoci", "raw", "add-layer", "--image", &image, &text(&self.tar)])?;
+        run_command(&["umoci", "raw", "add-layer", "--image", &image, &text(&self.tar)])?;
         fs::remove_file(&self.tar).map_err(|e| e.to_string())?;
         Ok(oci)
     }
@@ -73,7 +73,7 @@ fn text(path: &Path) -> String {
     path.display().to_string()
 }
 
-fn words(words: &[&str]) -> Result<(), String> {
+fn run_command(words: &[&str]) -> Result<(), String> {
     run(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>()).map(drop)
 }
 
@@ -85,12 +85,12 @@ fn write_tar(at: &Path, entries: fn(&mut Builder) -> io::Result<()>) -> io::Resu
 
 fn layer_entries(tar: &mut Builder) -> io::Result<()> {
     for dir in ["", "/many", "/into"] {
-        append(tar, &format!("{PLACE}{dir}/"), 0, 0)?;
+        append(tar, &format!("{LAYER_DIR}{dir}/"), 0, 0)?;
     }
     for number in 0..BIGS {
-        append(tar, &format!("{PLACE}/big-{number}"), BIG, number as u64)?;
+        append(tar, &format!("{LAYER_DIR}/big-{number}"), BIG, number as u64)?;
     }
-    (0..MANY).try_for_each(|number| append(tar, &format!("{PLACE}/many/file-{number}"), 100, number as u64))
+    (0..MANY).try_for_each(|number| append(tar, &format!("{LAYER_DIR}/many/file-{number}"), 100, number as u64))
 }
 
 /// Files of up to 8 KiB, a hundred in each directory.
@@ -113,5 +113,5 @@ fn append(tar: &mut Builder, name: &str, size: u64, seed: u64) -> io::Result<()>
     header.set_mode(if is_dir { 0o755 } else { 0o644 });
     header.set_mtime(1_600_000_000);
     header.set_size(size);
-    tar.append_data(&mut header, name, Noise(seed).take(size))
+    tar.append_data(&mut header, name, PatternReader(seed).take(size))
 }

@@ -22,10 +22,10 @@ pub struct Options {
     workload: Option<String>,
 }
 
-/// Runs a benchmark and returns its exit code; the benchmark returns whether every engine could be measured. `variant`
+/// Runs a benchmark and returns its exit code; the benchmark returns whether every engine could be measured. `variants`
 /// is passed to [`Options::read`].
-pub fn run(variant: &str, bench: impl FnOnce(&Options) -> Result<bool, String>) -> ExitCode {
-    match Options::read(variant).and_then(|options| bench(&options)) {
+pub fn run(variants: &[&str], bench: impl FnOnce(&Options) -> Result<bool, String>) -> ExitCode {
+    match Options::read(variants).and_then(|options| bench(&options)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(message) => {
@@ -36,8 +36,8 @@ pub fn run(variant: &str, bench: impl FnOnce(&Options) -> Result<bool, String>) 
 }
 
 impl Options {
-    /// Reads the command line. `variant` is the default if none is given; no variant if it is empty.
-    pub fn read(variant: &str) -> Result<Self, String> {
+    /// Reads the command line. `variants` is the default if none is given.
+    pub fn read(variants: &[&str]) -> Result<Self, String> {
         let plyfs = PathBuf::from(env!("CARGO_BIN_EXE_plyfs"));
         let mut options =
             Self { rounds: 5, variants: Vec::new(), plyfs, loads: vec![Load::Quiet], only: None, workload: None };
@@ -56,19 +56,19 @@ impl Options {
                 other => return Err(format!("unknown argument '{other}'")),
             }
         }
-        if options.variants.is_empty() && !variant.is_empty() {
-            options.variants.push(variant.to_owned());
+        if options.variants.is_empty() {
+            options.variants = variants.iter().map(|variant| (*variant).to_owned()).collect();
         }
         Ok(options)
     }
 
     /// Whether a workload is selected.
-    pub fn wants(&self, workload: &str) -> bool {
+    pub fn is_selected(&self, workload: &str) -> bool {
         self.workload.as_ref().is_none_or(|part| workload.contains(part.as_str()))
     }
 
     /// The engines to measure: those given, plyfs by this mount command, and plyfs with each variant.
-    pub fn chosen(&self, others: &[(&str, &[&str])], plyfs: &[&str]) -> Vec<Engine> {
+    pub fn selected_engines(&self, others: &[(&str, &[&str])], plyfs: &[&str]) -> Vec<Engine> {
         let engine = |name: &str, words: &[&str]| Engine {
             name: name.to_owned(),
             mount: words.iter().map(|word| (*word).to_owned()).collect(),

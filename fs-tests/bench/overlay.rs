@@ -27,14 +27,14 @@ mod writing;
 use std::fs;
 use std::path::Path;
 
-use building::Building;
+use building::BuildStores;
 use engine::{Engine, Setting, lower as lower_dirs};
 use options::{Options, cache};
 use paths::Paths;
 use report::{Goal, Samples, Unit};
 use upper::{Failures, fresh_upper};
 use workload::WORKLOADS;
-use writing::{Figure, Scene, WRITINGS, Writing, append_to, timed};
+use writing::{Measurement, WRITE_WORKLOADS, WorkloadInput, WriteWorkload, append_to, timed};
 
 /// The engines besides plyfs.
 const ENGINES: &[(&str, &[&str])] = &[
@@ -51,9 +51,9 @@ const READ: &[&str] = &["walk", "stat", "missing names", "open+close", "small re
 /// The writing workloads, a selection of those for writable images.
 const WRITTEN: &[&str] = &["untar 20,000", "write 512 MiB", "append", "cheap changes"];
 /// Workloads for directories only.
-const MORE: &[Writing] = &[
-    Writing { name: "rm -r", daemon: false, run: remove_tree },
-    Writing { name: "copy-up", daemon: false, run: copy_up_many },
+const MORE: &[WriteWorkload] = &[
+    WriteWorkload { name: "rm -r", daemon: false, run: remove_tree },
+    WriteWorkload { name: "copy-up", daemon: false, run: copy_up_many },
 ];
 /// Number of small files that are copied up.
 const COPIED: usize = 5_000;
@@ -93,7 +93,7 @@ const GOALS: &[(&str, Goal)] = &[
 type Outcome<T> = Result<T, String>;
 
 fn main() -> std::process::ExitCode {
-    options::run("", bench)
+    options::run(&[], bench)
 }
 
 /// Returns whether every engine could be mounted.
@@ -116,14 +116,15 @@ fn bench(options: &Options) -> Outcome<bool> {
     };
     setting.lower.insert(0, made.dir.clone());
     fs::create_dir(&setting.at).map_err(|e| e.to_string())?;
-    let mut all = options.chosen(ENGINES, PLYFS);
+    let mut all = options.selected_engines(ENGINES, PLYFS);
     let wanted = all.len();
-    all.retain(|engine| fresh_upper(&setting).is_ok() && setting.works(engine));
-    let paths = Paths::of(&setting.cache.join("unpacked/rootfs")).map_err(|e| format!("unpacked/rootfs: {e}"))?;
-    let scene = Scene { at: &setting.at, small: &made.small, debs: &cache.join("debs"), paths: &paths };
+    all.retain(|engine| fresh_upper(&setting).is_ok() && setting.can_mount(engine));
+    let paths = Paths::scan(&setting.cache.join("unpacked/rootfs")).map_err(|e| format!("unpacked/rootfs: {e}"))?;
+    let input = WorkloadInput { at: &setting.at, small: &made.small, debs: &cache.join("debs"), paths: &paths };
     let mut figures = Figures { samples: Samples::default(), failures: Failures::new() };
-    let building = options.wants(BUILD).then(|| stores(scratch.path(), options, &all, &mut figures)).transpose()?;
-    if READ.iter().any(|name| options.wants(name)) {
+    let stores =
+        options.is_selected(BUILD).then(|| create_stores(scratch.path(), options, &all, &mut figures)).transpose()?;
+    if READ.iter().any(|name| options.is_selected(name)) {
         reading::warm_up(&setting, &all, &paths)?;
     }
     // The first round warms the disk caches and is discarded.
@@ -133,11 +134,11 @@ fn bench(options: &Options) -> Outcome<bool> {
             figures.samples = Samples::default();
         }
         for load in &options.loads {
-            let _running = figures.samples.under(*load);
+            let _running = figures.samples.start_load(*load);
             read(&setting, options, &all, &paths, &mut figures)?;
-            write(&setting, options, &all, &scene, &mut figures)?;
-            if let Some(building) = &building {
-                build(building, &all, &mut figures);
+            write(&setting, options, &all, &input, &mut figures)?;
+            if let Some(stores) = &stores {
+                build(stores, &all, &mut figures);
             }
         }
     }
@@ -153,7 +154,9 @@ struct Figures {
 
 fn read(setting: &Setting, options: &Options, all: &[Engine], paths: &Paths, figures: &mut Figures) -> Outcome<()> {
     fresh_upper(setting)?;
-    for workload in WORKLOADS.iter().filter(|workload| READ.contains(&workload.name) && options.wants(workload.name)) {
+    for workload in
+        WORKLOADS.iter().filter(|workload| READ.contains(&workload.name) && options.is_selected(workload.name))
+    {
         for engine in all {
             reading::measure(setting, engine, workload, paths, &mut figures.samples)
                 .map_err(|error| format!("{}, {}: {error}", engine.name, workload.name))?;
@@ -166,13 +169,13 @@ fn write(
     setting: &Setting,
     options: &Options,
     all: &[Engine],
-    scene: &Scene<'_>,
+    input: &WorkloadInput<'_>,
     figures: &mut Figures,
 ) -> Outcome<()> {
-    let known = WRITINGS.iter().filter(|workload| WRITTEN.contains(&workload.name));
-    for workload in known.chain(MORE).filter(|workload| options.wants(workload.name)) {
+    let known = WRITE_WORKLOADS.iter().filter(|workload| WRITTEN.contains(&workload.name));
+    for workload in known.chain(MORE).filter(|workload| options.is_selected(workload.name)) {
         for engine in all {
-            upper::measure(setting, engine, workload, scene, (&mut figures.samples, &mut figures.failures))
+            upper::measure(setting, engine, workload, input, (&mut figures.samples, &mut figures.failures))
                 .map_err(|error| format!("{}, {}: {error}", engine.name, workload.name))?;
         }
     }
@@ -180,26 +183,26 @@ fn write(
 }
 
 /// Creates a store for each engine that podman can use: not for variants, whose options podman would have to pass.
-fn stores(scratch: &Path, options: &Options, all: &[Engine], figures: &mut Figures) -> Outcome<Building> {
+fn create_stores(scratch: &Path, options: &Options, all: &[Engine], figures: &mut Figures) -> Outcome<BuildStores> {
     eprintln!("making podman's stores");
     let names: Vec<_> = all.iter().map(|engine| engine.name.clone()).filter(|name| !name.contains(' ')).collect();
     let base = cache()?.join("debian/layers/0");
-    let (building, failed) = Building::make(scratch.join("podman"), &options.plyfs, &base, &names)?;
+    let (stores, failed) = BuildStores::make(scratch.join("podman"), &options.plyfs, &base, &names)?;
     for (engine, error) in failed {
         figures.failures.insert((BUILD.to_owned(), engine), error);
     }
-    Ok(building)
+    Ok(stores)
 }
 
 /// Builds once with each engine; one that failed is not tried again.
-fn build(building: &Building, all: &[Engine], figures: &mut Figures) {
+fn build(stores: &BuildStores, all: &[Engine], figures: &mut Figures) {
     figures.samples.row(BUILD, Unit::Milliseconds);
     for engine in all.iter().filter(|engine| !engine.name.contains(' ')) {
         let key = (BUILD.to_owned(), engine.name.clone());
         if figures.failures.contains_key(&key) {
             continue;
         }
-        match building.build(&engine.name) {
+        match stores.build(&engine.name) {
             Ok(took) => figures.samples.add(BUILD, Unit::Milliseconds, &engine.name, took),
             Err(error) => drop(figures.failures.insert(key, error)),
         }
@@ -207,16 +210,16 @@ fn build(building: &Building, all: &[Engine], figures: &mut Figures) {
 }
 
 /// Removes a third of the image's files.
-fn remove_tree(scene: &Scene<'_>) -> Vec<Figure> {
-    let tree = scene.at.join("usr/share");
+fn remove_tree(input: &WorkloadInput<'_>) -> Vec<Measurement> {
+    let tree = input.at.join("usr/share");
     let took = timed(|| fs::remove_dir_all(&tree));
     let gone = fs::symlink_metadata(&tree).is_err();
     vec![("rm -r of a tree", Unit::Milliseconds, if gone { took } else { Err("it is still there".to_owned()) })]
 }
 
 /// Appends a byte to each of many files of a hundred bytes.
-fn copy_up_many(scene: &Scene<'_>) -> Vec<Figure> {
-    let file = |number: usize| scene.place(&format!("many/file-{number}"));
+fn copy_up_many(input: &WorkloadInput<'_>) -> Vec<Measurement> {
+    let file = |number: usize| input.path(&format!("many/file-{number}"));
     let took = timed(|| (0..COPIED).try_for_each(|number| append_to(&file(number))));
     let size = fs::metadata(file(COPIED - 1)).map(|found| found.len()).map_err(|e| e.to_string());
     let took = match size {

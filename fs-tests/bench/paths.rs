@@ -30,7 +30,7 @@ pub const BIG: u64 = 1 << 20;
 
 impl Paths {
     /// Lists a tree that has the image's files.
-    pub fn of(root: &Path) -> Result<Self, Errno> {
+    pub fn scan(root: &Path) -> Result<Self, Errno> {
         let fd = open_root(root)?;
         let (mut every, mut dirs, mut small, mut big) = (Vec::new(), vec![Vec::new()], Vec::new(), Vec::new());
         let (mut small_bytes, mut big_bytes) = (0, 0);

@@ -42,8 +42,8 @@ use options::{Options, cache};
 use registry::DockerRegistry;
 use report::{Goal, Samples, Unit};
 use serde_json::Value;
-use watched::Watched;
-use whole::{put, read_json, text, whole_layers};
+use watched::ResourceUsage;
+use whole::{copy_data_layers, put, read_json, text};
 
 type Outcome<T> = Result<T, String>;
 
@@ -66,7 +66,7 @@ const GOALS: &[(&str, Goal)] = &[
 ];
 
 fn main() -> std::process::ExitCode {
-    options::run("", |options| bench(options).map(|()| true))
+    options::run(&[], |options| bench(options).map(|()| true))
 }
 
 /// The stores and the registry of the benchmark, all on one disk.
@@ -84,9 +84,10 @@ fn bench(options: &Options) -> Outcome<()> {
     let scratch = tempfile::Builder::new().prefix("bench-").tempdir_in(&cache).map_err(|e| e.to_string())?;
     eprintln!("filling the registry");
     let registry = DockerRegistry::start(None, None);
-    let whole = scratch.path().join("whole");
-    let blobs = whole_layers(&cache.join("debian/oci"), &whole).map_err(|e| format!("{}: {e}", whole.display()))?;
-    registry.fill(&format!("oci:{}", whole.display()), "debian:12", &["--preserve-digests"]);
+    let layout = scratch.path().join("whole");
+    let blobs =
+        copy_data_layers(&cache.join("debian/oci"), &layout).map_err(|e| format!("{}: {e}", layout.display()))?;
+    registry.fill(&format!("oci:{}", layout.display()), "debian:12", &["--preserve-digests"]);
     let huge = scratch.path().join("huge");
     huge_image(&huge).map_err(|e| format!("{}: {e}", huge.display()))?;
     registry.fill(&format!("oci:{}:latest", huge.display()), "huge:1", &[]);
@@ -104,7 +105,7 @@ fn bench(options: &Options) -> Outcome<()> {
             samples = Samples::default();
         }
         for load in &options.loads {
-            let _running = samples.under(*load);
+            let _running = samples.start_load(*load);
             setting.plyfs(&mut samples)?;
             setting.podman(&mut samples)?;
             setting.skopeo_and_umoci(&mut samples)?;
@@ -132,45 +133,45 @@ fn finish(samples: &Samples, driver: &str) -> Outcome<()> {
 
 impl Setting {
     /// Runs one command after syncing earlier writes. Returns its duration and memory.
-    fn timed(&self, words: &[&str]) -> Outcome<Watched> {
+    fn timed(&self, words: &[&str]) -> Outcome<ResourceUsage> {
         rustix::fs::sync();
         watched::run(words)
     }
 
-    fn place(&self, name: &str) -> String {
+    fn path(&self, name: &str) -> String {
         self.scratch.join(name).display().to_string()
     }
 
     /// Removes a directory, so that no run is measured with the leftovers of another.
     fn clear(&self, name: &str) -> Outcome<()> {
-        let place = self.place(name);
-        if Path::new(&place).exists() {
-            fs::remove_dir_all(&place).map_err(|e| format!("{place}: {e}"))?;
+        let dir = self.path(name);
+        if Path::new(&dir).exists() {
+            fs::remove_dir_all(&dir).map_err(|e| format!("{dir}: {e}"))?;
         }
         Ok(())
     }
 
     fn plyfs(&self, samples: &mut Samples) -> Outcome<()> {
-        let (plyfs, root) = (self.plyfs.display().to_string(), self.place("root"));
+        let (plyfs, root) = (self.plyfs.display().to_string(), self.path("root"));
         self.clear("root")?;
-        let do_it = |words: &[&str]| self.timed(&[&[plyfs.as_str(), "--root", &root], words].concat());
+        let measure = |words: &[&str]| self.timed(&[&[plyfs.as_str(), "--root", &root], words].concat());
         let image = format!("{}/debian:12", self.host);
-        let mut keep = |row: &str, unit, value| samples.add(row, unit, PLYFS, value);
-        let pull = do_it(&["pull", "-q", &image])?;
-        keep("pull", Unit::Milliseconds, milliseconds(pull.took));
-        keep("pull again", Unit::Milliseconds, milliseconds(do_it(&["pull", "-q", &image])?.took));
-        keep("rmi", Unit::Milliseconds, milliseconds(do_it(&["rmi", &image])?.took));
-        keep("pull, peak", Unit::Mebibytes, pull.peak);
-        keep("pull, anon", Unit::Mebibytes, pull.anonymous);
-        let huge = do_it(&["pull", "-q", &format!("{}/huge:1", self.host)])?;
-        keep("3 GiB layer", Unit::Milliseconds, milliseconds(huge.took));
-        keep("3 GiB layer, peak", Unit::Mebibytes, huge.peak);
-        keep("3 GiB layer, anon", Unit::Mebibytes, huge.anonymous);
+        let mut record = |row: &str, unit, value| samples.add(row, unit, PLYFS, value);
+        let pull = measure(&["pull", "-q", &image])?;
+        record("pull", Unit::Milliseconds, milliseconds(pull.took));
+        record("pull again", Unit::Milliseconds, milliseconds(measure(&["pull", "-q", &image])?.took));
+        record("rmi", Unit::Milliseconds, milliseconds(measure(&["rmi", &image])?.took));
+        record("pull, peak", Unit::Mebibytes, pull.peak);
+        record("pull, anon", Unit::Mebibytes, pull.anonymous);
+        let huge = measure(&["pull", "-q", &format!("{}/huge:1", self.host)])?;
+        record("3 GiB layer", Unit::Milliseconds, milliseconds(huge.took));
+        record("3 GiB layer, peak", Unit::Mebibytes, huge.peak);
+        record("3 GiB layer, anon", Unit::Mebibytes, huge.anonymous);
         self.clear("root")
     }
 
     fn podman(&self, samples: &mut Samples) -> Outcome<()> {
-        let (root, run_root) = (self.place("podman/root"), self.place("podman/run"));
+        let (root, run_root) = (self.path("podman/root"), self.path("podman/run"));
         let image = format!("{}/debian:12", self.host);
         let base = ["podman", "--root", &root, "--runroot", &run_root];
         let pull = self.timed(&[&base[..], &["pull", "-q", "--tls-verify=false", &image]].concat())?;
@@ -181,16 +182,16 @@ impl Setting {
     }
 
     fn podman_driver(&self) -> Outcome<String> {
-        let (root, run_root) = (self.place("podman/root"), self.place("podman/run"));
+        let (root, run_root) = (self.path("podman/root"), self.path("podman/run"));
         let words = ["podman", "--root", &root, "--runroot", &run_root, "info", "-f", "{{.Store.GraphDriverName}}"];
         run(&words.map(str::to_owned))
     }
 
     fn skopeo_and_umoci(&self, samples: &mut Samples) -> Outcome<()> {
-        let (image, to) = (format!("docker://{}/debian:12", self.host), format!("oci:{}:12", self.place("copied")));
+        let (image, to) = (format!("docker://{}/debian:12", self.host), format!("oci:{}:12", self.path("copied")));
         let copy = ["skopeo", "--insecure-policy", "copy", "-q", "--src-tls-verify=false", &image, &to];
         let copied = self.timed(&copy)?;
-        let (from, to) = (format!("{}:12", self.place("copied")), self.place("unpacked"));
+        let (from, to) = (format!("{}:12", self.path("copied")), self.path("unpacked"));
         let unpacked = watched::run(&["umoci", "unpack", "--image", &from, &to])?;
         samples.add("pull", Unit::Milliseconds, "skopeo+umoci", milliseconds(copied.took + unpacked.took));
         self.clear("copied")?;
@@ -199,18 +200,18 @@ impl Setting {
 }
 
 /// A writer that hashes the bytes it passes on.
-struct Hashed<W> {
+struct HashingWriter<W> {
     inner: W,
     hasher: plyfs::digest::Hasher,
 }
 
-impl<W: Write> Hashed<W> {
+impl<W: Write> HashingWriter<W> {
     fn new(inner: W) -> Self {
         Self { inner, hasher: plyfs::digest::Hasher::new(plyfs::digest::Algorithm::Sha256) }
     }
 }
 
-impl<W: Write> Write for Hashed<W> {
+impl<W: Write> Write for HashingWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let n = self.inner.write(bytes)?;
         self.hasher.update(&bytes[..n]);
@@ -230,8 +231,8 @@ fn huge_image(to: &Path) -> io::Result<()> {
     let mut manifest = read_json(to, text(&index["manifests"][0]["digest"])?)?;
     let mut config = read_json(to, text(&manifest["config"]["digest"])?)?;
     let raw = to.join("layer");
-    let zipped = Hashed::new(io::BufWriter::new(fs::File::create(&raw)?));
-    let mut plain = Hashed::new(GzEncoder::new(zipped, Compression::fast()));
+    let zipped = HashingWriter::new(io::BufWriter::new(fs::File::create(&raw)?));
+    let mut plain = HashingWriter::new(GzEncoder::new(zipped, Compression::fast()));
     let mut header = ::tar::Header::new_gnu();
     header.set_path("huge")?;
     header.set_size(HUGE);

@@ -32,7 +32,7 @@ const PLYFS: &[&str] = &["{plyfs}", "--root", "{root}", "mount", "{image}", "{at
 type Outcome<T> = Result<T, String>;
 
 fn main() -> std::process::ExitCode {
-    options::run("wake=off", bench)
+    options::run(&["wake=off", "engine=kernel"], bench)
 }
 
 /// Returns whether every engine could be measured.
@@ -50,15 +50,15 @@ fn bench(options: &Options) -> Outcome<bool> {
         cache,
     };
     std::fs::create_dir(&setting.at).map_err(|e| e.to_string())?;
-    let mut all = options.chosen(ENGINES, PLYFS);
+    let mut all = options.selected_engines(ENGINES, PLYFS);
     let wanted = all.len();
     let mut samples = Samples::default();
     let source = format!("oci:{}:latest", setting.cache.join("oci").display());
     if let Some(took) = setting.pull(&source, &mut all) {
         samples.add("pull", Unit::Milliseconds, "plyfs", milliseconds(took));
     }
-    all.retain(|engine| setting.works(engine));
-    let paths = Paths::of(&setting.cache.join("unpacked/rootfs")).map_err(|e| format!("unpacked/rootfs: {e}"))?;
+    all.retain(|engine| setting.can_mount(engine));
+    let paths = Paths::scan(&setting.cache.join("unpacked/rootfs")).map_err(|e| format!("unpacked/rootfs: {e}"))?;
     println!(
         "{} entries, {} small files ({} MiB), {} big files ({} MiB), {} missing names, {} rounds",
         paths.every.len(),
@@ -73,8 +73,8 @@ fn bench(options: &Options) -> Outcome<bool> {
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
         for load in &options.loads {
-            let _running = samples.under(*load);
-            for workload in WORKLOADS.iter().filter(|workload| options.wants(workload.name)) {
+            let _running = samples.start_load(*load);
+            for workload in WORKLOADS.iter().filter(|workload| options.is_selected(workload.name)) {
                 for engine in &all {
                     measure(&setting, engine, workload, &paths, &mut samples)
                         .map_err(|error| format!("{}, {}: {error}", engine.name, workload.name))?;

@@ -64,7 +64,7 @@ const CELL: usize = 15;
 
 impl Samples {
     /// Starts a load: samples added from here on belong to it, until another is started.
-    pub fn under(&mut self, load: Load) -> Running {
+    pub fn start_load(&mut self, load: Load) -> Running {
         self.load = Some(load);
         load.start()
     }
@@ -153,7 +153,7 @@ impl Table {
     fn print_goal(&self, engine: &str, row: &str, goal: Goal) {
         let Some((name, unit, samples)) = self.rows.iter().find(|(name, ..)| name == row) else { return };
         let of = |engine: &str| samples.get(engine).and_then(|values| median(values));
-        let (figure, limit, said) = match goal {
+        let (figure, limit, output) = match goal {
             Goal::Ratio(base, limit) => (of(engine).zip(of(base)).map(|(a, b)| a / b), limit, format!(" of {base}")),
             Goal::More(base, limit) => {
                 let more = of(engine).zip(of(base)).map(|(a, b)| a - b);
@@ -163,20 +163,20 @@ impl Table {
         };
         let Some(figure) = figure else { return };
         let verdict = if figure <= limit { "met" } else { "MISSED" };
-        println!("goal {verdict}: {engine}, {name}: {}{said}, at most {limit}", short(figure));
+        println!("goal {verdict}: {engine}, {name}: {}{output}, at most {limit}", format_value(figure));
     }
 }
 
 fn cell((value, base): (Option<f64>, Option<f64>)) -> String {
     match (value, base.filter(|base| *base > 0.0)) {
-        (Some(value), Some(base)) => format!("{} ({:.2})", short(value), value / base),
-        (Some(value), None) => short(value),
+        (Some(value), Some(base)) => format!("{} ({:.2})", format_value(value), value / base),
+        (Some(value), None) => format_value(value),
         (None, _) => "-".to_owned(),
     }
 }
 
 /// Formats about three significant digits.
-fn short(value: f64) -> String {
+fn format_value(value: f64) -> String {
     match value {
         v if v >= 100.0 => format!("{v:.0}"),
         v if v >= 10.0 => format!("{v:.1}"),

@@ -37,7 +37,8 @@ type Outcome<T> = Result<T, String>;
 
 const PLYFS: &str = "plyfs";
 const TAR: &str = "tar+gzip";
-const ENGINES: [&str; 4] = [PLYFS, "podman", "runc", TAR];
+const KERNEL: &str = "plyfs engine=kernel";
+const ENGINES: [&str; 5] = [PLYFS, KERNEL, "podman", "runc", TAR];
 /// Runs per round of each short command.
 const TIMES: usize = 10;
 /// The changed files that `diff` has to list.
@@ -52,8 +53,11 @@ const GOALS: &[(&str, Goal)] = &[
     ("commit", Goal::Ratio(TAR, 1.2)),
 ];
 
+/// Goals of the kernel engine.
+const KERNEL_GOALS: &[(&str, Goal)] = &[("run true", Goal::More("runc", 25.0))];
+
 fn main() -> std::process::ExitCode {
-    options::run("", |options| bench(options).map(|()| true))
+    options::run(&[], |options| bench(options).map(|()| true))
 }
 
 fn bench(options: &Options) -> Outcome<()> {
@@ -67,8 +71,8 @@ fn bench(options: &Options) -> Outcome<()> {
             samples = Samples::default();
         }
         for load in &options.loads {
-            let _running = samples.under(*load);
-            nothing(&setting, &mut samples)?;
+            let _running = samples.start_load(*load);
+            measure_noop(&setting, &mut samples)?;
             diff(&setting, &mut samples)?;
             commit(&setting, &mut samples)?;
         }
@@ -79,31 +83,34 @@ fn bench(options: &Options) -> Outcome<()> {
 /// Records the duration of a command; returns its output.
 fn timed(samples: &mut Samples, row: &str, engine: &str, words: &[String]) -> Outcome<String> {
     let start = Instant::now();
-    let said = run(words)?;
+    let output = run(words)?;
     samples.add(row, Unit::Milliseconds, engine, milliseconds(start.elapsed()));
-    Ok(said)
+    Ok(output)
 }
 
 /// Runs no-op containers and a no-op chroot, in turn.
-fn nothing(setting: &Setting, samples: &mut Samples) -> Outcome<()> {
+fn measure_noop(setting: &Setting, samples: &mut Samples) -> Outcome<()> {
     let image = setting.image.as_str();
     rustix::fs::sync();
     for _ in 0..TIMES {
         let ours = setting.plyfs(&["run", "--rm", "--network", "none", image, "true"]);
         timed(samples, "run true", PLYFS, &ours)?;
+        let kernels = setting.plyfs(&["run", "--engine=kernel", "--rm", "--network", "none", image, "true"]);
+        timed(samples, "run true", KERNEL, &kernels)?;
         timed(samples, "run true", "podman", &setting.podman_run("true"))?;
-        timed(samples, "run true", "runc", &setting.runc(&["run", "-b", &setting.place("bundle"), "true"]))?;
+        timed(samples, "run true", "runc", &setting.runc(&["run", "-b", &setting.path("bundle"), "true"]))?;
         timed(samples, "chroot true", PLYFS, &setting.plyfs(&["chroot", image, "true"]))?;
+        timed(samples, "chroot true", KERNEL, &setting.plyfs(&["chroot", "--engine=kernel", image, "true"]))?;
     }
     Ok(())
 }
 
 fn diff(setting: &Setting, samples: &mut Samples) -> Outcome<()> {
     for _ in 0..TIMES {
-        let said = timed(samples, "diff", PLYFS, &setting.plyfs(&["diff", &setting.changed]))?;
+        let output = timed(samples, "diff", PLYFS, &setting.plyfs(&["diff", &setting.changed]))?;
         // Their directories have changed too.
-        if said.lines().count() <= CHANGED {
-            return Err(format!("diff does not tell of {CHANGED} files:\n{said}"));
+        if output.lines().count() <= CHANGED {
+            return Err(format!("diff does not tell of {CHANGED} files:\n{output}"));
         }
     }
     Ok(())
@@ -114,7 +121,7 @@ fn commit(setting: &Setting, samples: &mut Samples) -> Outcome<()> {
     timed(samples, "commit", PLYFS, &setting.plyfs(&["commit", &setting.big, "committed:1"]))?;
     run(&setting.plyfs(&["rmi", "committed:1"]))?;
     rustix::fs::sync();
-    let packed = setting.place("packed.tar.gz");
+    let packed = setting.path("packed.tar.gz");
     let line = "set -o pipefail; tar -C \"$0\" -cf - . | gzip >\"$1\"".to_owned();
     let words = ["bash".to_owned(), "-c".to_owned(), line, setting.upper()?.display().to_string(), packed.clone()];
     timed(samples, "commit", TAR, &words)?;
@@ -133,6 +140,7 @@ fn finish(samples: &Samples, setting: &Setting) -> Outcome<()> {
         setting.entries
     );
     samples.print_goals(PLYFS, GOALS);
+    samples.print_goals(KERNEL, KERNEL_GOALS);
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench-run.json");
     let result = serde_json::json!({ "rows": samples.json(), "committed MiB": size, "entries": setting.entries });
     fs::write(&target, format!("{result:#}\n")).map_err(|e| format!("{}: {e}", target.display()))?;

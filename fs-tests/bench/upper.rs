@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::engine::{Engine, Setting, milliseconds};
 use crate::lower;
 use crate::report::{Samples, Unit};
-use crate::writing::{Scene, Writing};
+use crate::writing::{WorkloadInput, WriteWorkload};
 
 type Outcome<T> = Result<T, String>;
 /// The errors of engines that have no figure in a row.
@@ -31,17 +31,17 @@ pub fn json(failures: &Failures) -> Value {
 pub fn measure(
     setting: &Setting,
     engine: &Engine,
-    workload: &Writing,
-    scene: &Scene<'_>,
+    workload: &WriteWorkload,
+    input: &WorkloadInput<'_>,
     (samples, failures): (&mut Samples, &mut Failures),
 ) -> Outcome<()> {
     fresh_upper(setting)?;
     let mounted = setting.mount(engine)?;
     samples.add("mount", Unit::Milliseconds, &engine.name, milliseconds(mounted.took));
     // Accesses the fresh mount once, so that the first access is not measured.
-    let _ = fs::read_dir(setting.at.join(lower::PLACE)).map(Iterator::count);
+    let _ = fs::read_dir(setting.at.join(lower::LAYER_DIR)).map(Iterator::count);
     let before = mounted.processor_time();
-    for (row, unit, value) in (workload.run)(scene) {
+    for (row, unit, value) in (workload.run)(input) {
         match value {
             Ok(value) => samples.add(row, unit, &engine.name, value),
             Err(error) => {

@@ -5,10 +5,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Interval between two samples of the memory.
-const LOOK: Duration = Duration::from_millis(5);
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Duration and memory of a command.
-pub struct Watched {
+pub struct ResourceUsage {
     /// From start to end.
     pub took: Duration,
     /// Peak resident memory, in mebibytes.
@@ -18,10 +18,10 @@ pub struct Watched {
 }
 
 /// Runs a command; its output is the error. A very short command has no memory samples.
-pub fn run(words: &[&str]) -> Result<Watched, String> {
+pub fn run(words: &[&str]) -> Result<ResourceUsage, String> {
     let failed = |what: String| format!("{}: {what}", words.join(" "));
-    let said = tempfile::NamedTempFile::new().map_err(|e| failed(e.to_string()))?;
-    let handle = || said.reopen().map_err(|e| failed(e.to_string()));
+    let output = tempfile::NamedTempFile::new().map_err(|e| failed(e.to_string()))?;
+    let handle = || output.reopen().map_err(|e| failed(e.to_string()));
     let [program, arguments @ ..] = words else { return Err("no command".to_owned()) };
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(handle()?).stderr(handle()?);
@@ -29,22 +29,22 @@ pub fn run(words: &[&str]) -> Result<Watched, String> {
     let mut child = command.spawn().map_err(|e| failed(e.to_string()))?;
     let status = format!("/proc/{}/status", child.id());
     let done = std::thread::scope(|scope| {
-        let watcher = scope.spawn(|| watch(&status));
+        let watcher = scope.spawn(|| sample_memory(&status));
         let code = child.wait().map_err(|e| e.to_string());
         let took = start.elapsed();
         let (peak, anonymous) = watcher.join().map_err(|_| "the watcher panicked".to_owned())?;
-        Ok((code?, Watched { took, peak, anonymous }))
+        Ok((code?, ResourceUsage { took, peak, anonymous }))
     });
-    let (code, watched) = done.map_err(failed)?;
+    let (code, usage) = done.map_err(failed)?;
     if code.success() {
-        return Ok(watched);
+        return Ok(usage);
     }
-    let text = fs::read_to_string(said.path()).unwrap_or_default();
+    let text = fs::read_to_string(output.path()).unwrap_or_default();
     Err(failed(format!("{code}: {}", text.trim())))
 }
 
 /// Samples a process until it ends. A dead one has no memory in its status, or no status.
-fn watch(status: &str) -> (f64, f64) {
+fn sample_memory(status: &str) -> (f64, f64) {
     let (mut peak, mut anonymous) = (0.0, 0.0_f64);
     loop {
         let text = fs::read_to_string(status).unwrap_or_default();
@@ -54,6 +54,6 @@ fn watch(status: &str) -> (f64, f64) {
         };
         let (Some(most), Some(now)) = (field("VmHWM"), field("RssAnon")) else { return (peak, anonymous) };
         (peak, anonymous) = (most, anonymous.max(now));
-        std::thread::sleep(LOOK);
+        std::thread::sleep(SAMPLE_INTERVAL);
     }
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::oci;
 
 /// Layers below this size are left out: they hold entries that the other engines cannot unpack, and hardly any data.
-const WHOLE: u64 = 1 << 20;
+const MIN_LAYER_SIZE: u64 = 1 << 20;
 
 /// Reads a JSON document of a layout.
 pub fn read_json(layout: &Path, digest: &str) -> io::Result<Value> {
@@ -30,12 +30,12 @@ pub fn put(layout: &Path, descriptor: &mut Value, document: &Value) -> io::Resul
 }
 
 /// Creates an image of the layers that hold data. Returns their blobs.
-pub fn whole_layers(from: &Path, to: &Path) -> io::Result<Vec<PathBuf>> {
+pub fn copy_data_layers(from: &Path, to: &Path) -> io::Result<Vec<PathBuf>> {
     let mut index: Value = serde_json::from_slice(&fs::read(from.join("index.json"))?)?;
     let mut manifest = read_json(from, text(&index["manifests"][0]["digest"])?)?;
     let mut config = read_json(from, text(&manifest["config"]["digest"])?)?;
     let all = manifest["layers"].as_array().cloned().unwrap_or_default();
-    let wanted: Vec<usize> = (0..all.len()).filter(|n| all[*n]["size"].as_u64() >= Some(WHOLE)).collect();
+    let wanted: Vec<usize> = (0..all.len()).filter(|n| all[*n]["size"].as_u64() >= Some(MIN_LAYER_SIZE)).collect();
     manifest["layers"] = wanted.iter().map(|n| all[*n].clone()).collect();
     config["rootfs"]["diff_ids"] = wanted.iter().map(|n| config["rootfs"]["diff_ids"][*n].clone()).collect();
     config["history"] = Value::Array(Vec::new());

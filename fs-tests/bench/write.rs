@@ -25,7 +25,7 @@ use options::{Options, cache};
 use paths::Paths;
 use report::{Goal, Samples};
 use upper::{Failures, fresh_upper, measure};
-use writing::{Scene, WRITINGS};
+use writing::{WRITE_WORKLOADS, WorkloadInput};
 
 /// The engines besides plyfs.
 const ENGINES: &[(&str, &[&str])] = &[
@@ -56,7 +56,7 @@ const GOALS: &[(&str, Goal)] = &[
 type Outcome<T> = Result<T, String>;
 
 fn main() -> std::process::ExitCode {
-    options::run("volatile", bench)
+    options::run(&["volatile", "engine=kernel", "engine=kernel,volatile"], bench)
 }
 
 /// Returns whether every engine could be mounted.
@@ -83,12 +83,12 @@ fn bench(options: &Options) -> Outcome<bool> {
     };
     setting.lower.insert(0, made.dir.clone());
     fs::create_dir(&setting.at).map_err(|e| e.to_string())?;
-    let mut all = options.chosen(ENGINES, PLYFS);
+    let mut all = options.selected_engines(ENGINES, PLYFS);
     let wanted = all.len();
     setting.pull(&format!("oci:{}:latest", oci.display()), &mut all);
-    all.retain(|engine| fresh_upper(&setting).is_ok() && setting.works(engine));
-    let paths = Paths::of(&setting.cache.join("unpacked/rootfs")).map_err(|e| format!("unpacked/rootfs: {e}"))?;
-    let scene = Scene { at: &setting.at, small: &made.small, debs: &debs, paths: &paths };
+    all.retain(|engine| fresh_upper(&setting).is_ok() && setting.can_mount(engine));
+    let paths = Paths::scan(&setting.cache.join("unpacked/rootfs")).map_err(|e| format!("unpacked/rootfs: {e}"))?;
+    let input = WorkloadInput { at: &setting.at, small: &made.small, debs: &debs, paths: &paths };
     let (mut samples, mut failures) = (Samples::default(), Failures::new());
     // The first round warms the disk caches and is discarded.
     for round in 0..=options.rounds {
@@ -97,10 +97,10 @@ fn bench(options: &Options) -> Outcome<bool> {
             samples = Samples::default();
         }
         for load in &options.loads {
-            let _running = samples.under(*load);
-            for workload in WRITINGS.iter().filter(|workload| options.wants(workload.name)) {
+            let _running = samples.start_load(*load);
+            for workload in WRITE_WORKLOADS.iter().filter(|workload| options.is_selected(workload.name)) {
                 for engine in &all {
-                    measure(&setting, engine, workload, &scene, (&mut samples, &mut failures))
+                    measure(&setting, engine, workload, &input, (&mut samples, &mut failures))
                         .map_err(|error| format!("{}, {}: {error}", engine.name, workload.name))?;
                 }
             }

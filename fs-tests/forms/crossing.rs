@@ -3,42 +3,42 @@
 
 use std::path::Path;
 
-use super::driver::{Driver, Mounted, Space, Stack};
-use super::language::{Words, build, differences, expected};
-use super::writes::{GAPS, WRITES, Write};
-use super::{Faults, look};
+use super::driver::{Driver, MountUser, Mounted, Stack};
+use super::language::{Placeholders, build, differences, expected};
+use super::writes::{GAPS, WRITES, WriteCase};
+use super::{Failures, list_mounted_tree};
 use crate::support::env::{TestEnv, run};
 
 /// The place of the upper directory in a reader's mount.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Place {
+enum UpperRole {
     Lower,
     Upper,
 }
 
 /// One script, run by one writer and then checked by its readers.
-struct Crossing<'a> {
-    row: &'a Write,
+struct WriteTest<'a> {
+    row: &'a WriteCase,
     writer: Driver,
-    space: Space,
-    words: Words,
+    user: MountUser,
+    placeholders: Placeholders,
     env: TestEnv,
 }
 
-impl Crossing<'_> {
-    fn new(row: &Write, writer: Driver, space: Space) -> Crossing<'_> {
-        let (words, env) = (space.words("user.containers.override_stat"), TestEnv::new());
-        for (number, text) in row.below.iter().enumerate() {
-            build(&env.path(number.to_string()), text, words);
+impl WriteTest<'_> {
+    fn new(row: &WriteCase, writer: Driver, user: MountUser) -> WriteTest<'_> {
+        let (placeholders, env) = (user.placeholders("user.containers.override_stat"), TestEnv::new());
+        for (number, text) in row.lower.iter().enumerate() {
+            build(&env.path(number.to_string()), text, placeholders);
         }
         std::fs::create_dir(env.path("upper")).unwrap();
-        Crossing { row, writer, space, words, env }
+        WriteTest { row, writer, user, placeholders, env }
     }
 
-    fn stack(&self, driver: Driver, place: Place) -> Stack {
-        let mut lower: Vec<_> = (0..self.row.below.len()).map(|number| self.env.path(number.to_string())).collect();
+    fn stack(&self, driver: Driver, role: UpperRole) -> Stack {
+        let mut lower: Vec<_> = (0..self.row.lower.len()).map(|number| self.env.path(number.to_string())).collect();
         let (upper, work) = (self.env.path("upper"), self.env.path(format!("work-{driver:?}")));
-        if place == Place::Lower {
+        if role == UpperRole::Lower {
             lower.push(upper);
             return Stack { lower, upper: None };
         }
@@ -47,30 +47,30 @@ impl Crossing<'_> {
     }
 
     fn write(&self) -> Result<(), String> {
-        let mounted = self.writer.mount(self.space, &self.stack(self.writer, Place::Upper), &self.env.path(""))?;
-        let script = self.row.script.replace('@', self.words.marks);
+        let mounted = self.writer.mount(self.user, &self.stack(self.writer, UpperRole::Upper), &self.env.path(""))?;
+        let script = self.row.script.replace('@', self.placeholders.marks);
         let done = shell(&mounted, &script).and_then(|()| self.compare(&mounted, self.writer));
         mounted.unmount()?;
         done
     }
 
-    fn read(&self, reader: Driver, place: Place) -> Result<(), String> {
-        let mounted = reader.mount(self.space, &self.stack(reader, place), &self.env.path(""))?;
+    fn read(&self, reader: Driver, role: UpperRole) -> Result<(), String> {
+        let mounted = reader.mount(self.user, &self.stack(reader, role), &self.env.path(""))?;
         let same = self.compare(&mounted, reader);
         mounted.unmount()?;
-        same.map_err(|said| format!("{said}\nthe upper directory:\n{}", listing(&self.env.path("upper"))))
+        same.map_err(|output| format!("{output}\nthe upper directory:\n{}", listing(&self.env.path("upper"))))
     }
 
     fn compare(&self, mounted: &Mounted, driver: Driver) -> Result<(), String> {
-        let seen = look(mounted, driver == Driver::Plyfs)?;
-        let wrong = differences(&expected(self.row.shows, self.words), &seen);
+        let seen = list_mounted_tree(mounted, driver == Driver::Plyfs)?;
+        let wrong = differences(&expected(self.row.shows, self.placeholders), &seen);
         if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
     }
 
     fn is_gap(&self, reader: Driver) -> bool {
         GAPS.iter().any(|gap| {
             (gap.writer, gap.reader) == (self.writer, reader)
-                && gap.space.is_none_or(|space| space == self.space)
+                && gap.user.is_none_or(|user| user == self.user)
                 && (gap.rows.is_empty() || gap.rows.contains(&self.row.name))
         })
     }
@@ -92,48 +92,48 @@ fn listing(dir: &Path) -> String {
 }
 
 /// Runs all scripts with these writers, and checks the results with these readers.
-fn cross(writers: &[Driver], readers: &[Driver]) {
-    let mut faults = Faults::default();
+fn check_interop(writers: &[Driver], readers: &[Driver]) {
+    let mut failures = Failures::default();
     for row in WRITES {
-        for (writer, space) in row.writers.iter().flat_map(|writer| row.spaces.iter().map(|space| (*writer, *space))) {
+        for (writer, user) in row.writers.iter().flat_map(|writer| row.users.iter().map(|user| (*writer, *user))) {
             if !writers.contains(&writer) {
                 continue;
             }
-            let crossing = Crossing::new(row, writer, space);
-            let name = format!("{}: written by {writer:?}, {space:?}", row.name);
-            let written = crossing.write();
+            let test = WriteTest::new(row, writer, user);
+            let name = format!("{}: written by {writer:?}, {user:?}", row.name);
+            let written = test.write();
             let failed = written.is_err();
-            faults.case(&name, written);
-            let able = readers.iter().filter(|reader| row.writers.contains(*reader) && !crossing.is_gap(**reader));
+            failures.add(&name, written);
+            let able = readers.iter().filter(|reader| row.writers.contains(*reader) && !test.is_gap(**reader));
             for reader in able.filter(|_| !failed) {
-                for place in [Place::Lower, Place::Upper] {
-                    let name = format!("{name}, read by {reader:?} as {place:?}");
-                    faults.case(&name, crossing.read(*reader, place));
+                for role in [UpperRole::Lower, UpperRole::Upper] {
+                    let name = format!("{name}, read by {reader:?} as {role:?}");
+                    failures.add(&name, test.read(*reader, role));
                 }
             }
         }
     }
-    faults.none();
+    failures.assert_none();
 }
 
 const PEERS: [Driver; 2] = [Driver::Kernel, Driver::FuseOverlayfs];
 
 #[test]
 fn overlayfs_implementations_read_each_others_upper_directories() {
-    cross(&PEERS, &PEERS);
+    check_interop(&PEERS, &PEERS);
 }
 
 #[test]
 fn plyfs_reads_upper_directories_of_other_overlayfs_implementations() {
-    cross(&PEERS, &[Driver::Plyfs]);
+    check_interop(&PEERS, &[Driver::Plyfs]);
 }
 
 #[test]
 fn plyfs_reads_its_own_upper_directories() {
-    cross(&[Driver::Plyfs], &[Driver::Plyfs]);
+    check_interop(&[Driver::Plyfs], &[Driver::Plyfs]);
 }
 
 #[test]
 fn other_overlayfs_implementations_read_upper_directories_of_plyfs() {
-    cross(&[Driver::Plyfs], &PEERS);
+    check_interop(&[Driver::Plyfs], &PEERS);
 }

@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 
 use crate::support::eventually;
 
-use super::language::Words;
+use super::language::Placeholders;
 
 /// The overlay implementations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub enum Driver {
 
 /// The mounting user: root uses the attributes `trusted.overlay.`, a user namespace uses `user.overlay.`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Space {
+pub enum MountUser {
     Root,
     User,
 }
@@ -42,34 +42,34 @@ pub struct Mounted {
     input: Option<ChildStdin>,
 }
 
-impl Space {
+impl MountUser {
     /// Both.
-    pub const ALL: [Space; 2] = [Space::Root, Space::User];
+    pub const ALL: [MountUser; 2] = [MountUser::Root, MountUser::User];
 
     /// The meaning of `@` in a test's text, and one of the names for `%`.
-    pub fn words(self, stat: &'static str) -> Words {
-        Words { marks: if self == Space::Root { "trusted.overlay" } else { "user.overlay" }, stat }
+    pub fn placeholders(self, stat: &'static str) -> Placeholders {
+        Placeholders { marks: if self == MountUser::Root { "trusted.overlay" } else { "user.overlay" }, stat }
     }
 }
 
 impl Driver {
     /// The mount command of each driver, without the mountpoint at its end. Root calls plyfs by its own name, a user
     /// namespace by the name of fuse-overlayfs, which it replaces.
-    fn command(self, space: Space, options: &str, scratch: &Path) -> Command {
-        let mut command = match (self, space) {
+    fn command(self, user: MountUser, options: &str, scratch: &Path) -> Command {
+        let mut command = match (self, user) {
             (Driver::Kernel, _) => Command::new("mount"),
             (Driver::FuseOverlayfs, _) => Command::new("/usr/bin/fuse-overlayfs"),
-            (Driver::Plyfs, Space::Root) => Command::new(plyfs()),
-            (Driver::Plyfs, Space::User) => Command::new(stand_in(scratch)),
+            (Driver::Plyfs, MountUser::Root) => Command::new(plyfs()),
+            (Driver::Plyfs, MountUser::User) => Command::new(fuse_overlayfs_link(scratch)),
         };
-        match (self, space) {
-            (Driver::Kernel, Space::Root) => {
+        match (self, user) {
+            (Driver::Kernel, MountUser::Root) => {
                 command.args(["-t", "overlay", "overlay", "-o", &format!("redirect_dir=on,metacopy=on,{options}")])
             }
-            (Driver::Kernel, Space::User) => {
+            (Driver::Kernel, MountUser::User) => {
                 command.args(["-t", "overlay", "overlay", "-o", &format!("userxattr,{options}")])
             }
-            (Driver::Plyfs, Space::Root) => command.args(["overlay", "-o", options]),
+            (Driver::Plyfs, MountUser::Root) => command.args(["overlay", "-o", options]),
             (Driver::FuseOverlayfs | Driver::Plyfs, _) => command.args(["-o", options]),
         };
         command.env_remove("PLYFS_ROOT").env("HOME", scratch);
@@ -77,7 +77,7 @@ impl Driver {
     }
 
     /// Mounts a stack; the error is the program's output. `scratch` is a directory for temporary files.
-    pub fn mount(self, space: Space, stack: &Stack, scratch: &Path) -> Result<Mounted, String> {
+    pub fn mount(self, user: MountUser, stack: &Stack, scratch: &Path) -> Result<Mounted, String> {
         let mut lower: Vec<_> = stack.lower.iter().rev().map(|dir| dir.display().to_string()).collect();
         if self == Driver::Kernel && stack.upper.is_none() {
             // Kernel overlayfs refuses a single lower directory.
@@ -89,9 +89,9 @@ impl Driver {
             options += &format!(",upperdir={},workdir={}", upper.display(), work.display());
         }
         let at = tempfile::Builder::new().prefix("mnt-").tempdir_in(scratch).unwrap().keep();
-        let mut command = self.command(space, &options, scratch);
+        let mut command = self.command(user, &options, scratch);
         command.arg(&at);
-        Mounted::by(space, at, &command)
+        Mounted::start(user, at, &command)
     }
 }
 
@@ -101,7 +101,7 @@ fn plyfs() -> PathBuf {
 }
 
 /// A link to plyfs under the name of fuse-overlayfs.
-fn stand_in(scratch: &Path) -> PathBuf {
+fn fuse_overlayfs_link(scratch: &Path) -> PathBuf {
     let link = scratch.join("fuse-overlayfs");
     if !link.exists() {
         std::os::unix::fs::symlink(plyfs(), &link).unwrap();
@@ -122,11 +122,11 @@ echo "the daemon goes on after the unmount" >&2
 exit 1"#;
 
 impl Mounted {
-    fn by(space: Space, at: PathBuf, mount: &Command) -> Result<Mounted, String> {
-        let namespace = (space == Space::User).then(Namespace::new);
+    fn start(user: MountUser, at: PathBuf, mount: &Command) -> Result<Mounted, String> {
+        let namespace = (user == MountUser::User).then(Namespace::new);
         let mut enter = Command::new(if namespace.is_some() { "nsenter" } else { "unshare" });
-        if let Some(Namespace(keeper)) = &namespace {
-            enter.args(["--user", "--target", &keeper.id().to_string(), "unshare"]);
+        if let Some(Namespace(process)) = &namespace {
+            enter.args(["--user", "--target", &process.id().to_string(), "unshare"]);
         }
         enter.args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-c", HOLDER, "sh"]);
         enter.arg(mount.get_program()).args(mount.get_args());
@@ -135,11 +135,11 @@ impl Mounted {
         let mut holder = enter.stderr(errors.reopen().unwrap()).spawn().unwrap();
         let (input, output) = (holder.stdin.take(), holder.stdout.take().unwrap());
         let mounted = Mounted { at, holder, input };
-        let mut said = String::new();
-        BufReader::new(output).read_line(&mut said).unwrap();
-        if said != "mounted\n" {
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line).unwrap();
+        if line != "mounted\n" {
             let why = std::fs::read_to_string(errors.path()).unwrap_or_default();
-            return Err(format!("{enter:?}: {said}{why}"));
+            return Err(format!("{enter:?}: {line}{why}"));
         }
         if mounted.is_live() { Ok(mounted) } else { Err(format!("{enter:?} mounted nothing")) }
     }

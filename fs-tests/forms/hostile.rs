@@ -1,8 +1,8 @@
 //! Malicious lower and upper directories: a union never reads or writes anything outside its layers.
 
-use super::driver::{Driver, Space, Stack};
-use super::language::{Shown, build, shown};
-use super::{Faults, look};
+use super::driver::{Driver, MountUser, Stack};
+use super::language::{Listing, build, list_tree};
+use super::{Failures, list_mounted_tree};
 use crate::support::env::{TestEnv, run};
 
 /// Layers, the bottom one first. `OUT` is a directory outside of all of them, `UP` enough of `..` to reach the host's
@@ -54,46 +54,46 @@ for d in d n a f; do
     mv $d $d.moved; rm -rf $d; mkdir $d; echo x >$d/secret
 done; true"#;
 
-fn attack(driver: Driver, space: Space, layers: &[&str], with_upper: bool) -> Result<(), String> {
-    let (env, words) = (TestEnv::new(), space.words("user.containers.override_stat"));
+fn attack(driver: Driver, user: MountUser, layers: &[&str], with_upper: bool) -> Result<(), String> {
+    let (env, placeholders) = (TestEnv::new(), user.placeholders("user.containers.override_stat"));
     let out = env.path("out");
-    build(&out, OUTSIDE, words);
+    build(&out, OUTSIDE, placeholders);
     let (outside, mut lower) = (out.display().to_string(), Vec::new());
     for (number, text) in layers.iter().enumerate() {
         lower.push(env.path(number.to_string()));
-        build(&lower[number], &text.replace("UP", &"../".repeat(12)).replace("OUT", &outside), words);
+        build(&lower[number], &text.replace("UP", &"../".repeat(12)).replace("OUT", &outside), placeholders);
     }
-    let before: Vec<Shown> = lower.iter().chain([&out]).map(|dir| shown(dir, true)).collect();
+    let before: Vec<Listing> = lower.iter().chain([&out]).map(|dir| list_tree(dir, true)).collect();
     let dirs: Vec<_> = lower.iter().chain([&out]).cloned().collect();
     let upper = with_upper.then(|| (lower.pop().unwrap(), env.path("work")));
     std::fs::create_dir(env.path("work")).unwrap();
-    let mounted = driver.mount(space, &Stack { lower, upper: upper.clone() }, &env.path(""))?;
-    let seen = look(&mounted, false)?;
+    let mounted = driver.mount(user, &Stack { lower, upper: upper.clone() }, &env.path(""))?;
+    let seen = list_mounted_tree(&mounted, false)?;
     let leaks = seen.iter().filter(|(path, line)| path.contains("secret") || line.contains("\"outside\""));
     let mut wrong: Vec<String> = leaks.map(|(path, line)| format!("seen: {path}: {line}")).collect();
     if upper.is_some() {
         run(mounted.program("sh").args(["-c", SCRIPT, "sh"]).arg(mounted.path()));
     }
     mounted.unmount()?;
-    let changed = |(dir, before): (&std::path::PathBuf, &Shown)| {
+    let changed = |(dir, before): (&std::path::PathBuf, &Listing)| {
         let own = upper.as_ref().is_some_and(|(upper, _)| upper == dir);
-        (!own && shown(dir, true) != *before).then(|| format!("changed: {}", dir.display()))
+        (!own && list_tree(dir, true) != *before).then(|| format!("changed: {}", dir.display()))
     };
     wrong.extend(dirs.iter().zip(&before).filter_map(changed));
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
 }
 
 fn attack_all(driver: Driver) {
-    let mut faults = Faults::default();
+    let mut failures = Failures::default();
     for layers in PLANTED {
-        for space in Space::ALL {
+        for user in MountUser::ALL {
             for with_upper in [false, true] {
-                let name = format!("{layers:?}: {driver:?}, {space:?}, upper {with_upper}");
-                faults.case(&name, attack(driver, space, layers, with_upper));
+                let name = format!("{layers:?}: {driver:?}, {user:?}, upper {with_upper}");
+                failures.add(&name, attack(driver, user, layers, with_upper));
             }
         }
     }
-    faults.none();
+    failures.assert_none();
 }
 
 /// Kernel overlayfs passes the same test, so the test does not depend on plyfs.

@@ -27,21 +27,21 @@ use crate::support::tree::{Contents, Record, scan};
 
 /// The type of an entry, with its content or target.
 #[derive(Debug, Clone, PartialEq)]
-enum What {
+enum EntryKind {
     Dir,
     File(Vec<u8>),
-    Link(Vec<u8>),
-    Hard(Vec<u8>),
+    Symlink(Vec<u8>),
+    HardLink(Vec<u8>),
     /// A node that mknod makes.
     Node(FileType, u32, u32),
-    Broken,
+    Unreadable,
 }
 
 /// One entry of a tree.
 #[derive(Debug, Clone, PartialEq)]
 struct Entry {
     path: Vec<u8>,
-    what: What,
+    kind: EntryKind,
     mode: Option<u32>,
     owner: Option<(u32, u32)>,
     size: Option<u64>,
@@ -50,7 +50,7 @@ struct Entry {
 
 /// The attribute names that `@` and `%` stand for.
 #[derive(Debug, Clone, Copy)]
-pub struct Words {
+pub struct Placeholders {
     /// `trusted.overlay` or `user.overlay`.
     pub marks: &'static str,
     /// The attribute that overrides owner and mode.
@@ -58,40 +58,40 @@ pub struct Words {
 }
 
 /// A tree as found: every path, with a line that describes it.
-pub type Shown = BTreeMap<String, String>;
+pub type Listing = BTreeMap<String, String>;
 
-impl Words {
+impl Placeholders {
     fn fill(self, text: &str) -> String {
         let text = text.replace(",@.", &format!(",{}.", self.marks));
         text.replace(",%=", &format!(",{}=", self.stat))
     }
 }
 
-fn entries(text: &str, words: Words) -> Vec<Entry> {
-    words.fill(text).split_whitespace().map(entry).collect()
+fn entries(text: &str, placeholders: Placeholders) -> Vec<Entry> {
+    placeholders.fill(text).split_whitespace().map(entry).collect()
 }
 
 fn entry(text: &str) -> Entry {
     let mut parts = text.split(',');
     let head = parts.next().unwrap();
     let split = |by: &str| head.split_once(by).map(|(path, rest)| (bytes(path), bytes(rest)));
-    let (path, what) = if let Some((path, other)) = split("==") {
-        (path, What::Hard(other))
+    let (path, kind) = if let Some((path, other)) = split("==") {
+        (path, EntryKind::HardLink(other))
     } else if let Some((path, target)) = split("->") {
-        (path, What::Link(target))
+        (path, EntryKind::Symlink(target))
     } else if let Some((path, content)) = split("=") {
-        (path, What::File(content))
+        (path, EntryKind::File(content))
     } else if let Some(path) = head.strip_suffix('!') {
-        (bytes(path), What::Broken)
+        (bytes(path), EntryKind::Unreadable)
     } else {
-        (bytes(head.trim_end_matches('/')), What::Dir)
+        (bytes(head.trim_end_matches('/')), EntryKind::Dir)
     };
-    let mut entry = Entry { path, what, mode: None, owner: None, size: None, xattrs: BTreeMap::new() };
+    let mut entry = Entry { path, kind, mode: None, owner: None, size: None, xattrs: BTreeMap::new() };
     for part in parts {
         attribute(&mut entry, part);
     }
-    let is_dir = entry.what == What::Dir;
-    assert!(!is_dir || head.ends_with('/'), "{text}: of no kind");
+    let is_dir = entry.kind == EntryKind::Dir;
+    assert!(!is_dir || head.ends_with('/'), "{text}: no entry type");
     entry
 }
 
@@ -113,10 +113,10 @@ fn attribute(entry: &mut Entry, part: &str) {
             ("socket", _) => (FileType::Socket, (0, 0)),
             ("char", numbers) => (FileType::CharacterDevice, device(numbers)),
             ("block", numbers) => (FileType::BlockDevice, device(numbers)),
-            _ => panic!("{part}: says nothing"),
+            _ => panic!("{part}: unknown attribute"),
         };
         // The path alone parsed as a directory.
-        entry.what = What::Node(kind, major, minor);
+        entry.kind = EntryKind::Node(kind, major, minor);
     }
 }
 
@@ -145,9 +145,9 @@ fn join(root: &Path, path: &[u8]) -> PathBuf {
 }
 
 /// Creates a tree in a new directory.
-pub fn build(root: &Path, text: &str, words: Words) {
+pub fn build(root: &Path, text: &str, placeholders: Placeholders) {
     fs::create_dir_all(root).unwrap();
-    let entries = entries(text, words);
+    let entries = entries(text, placeholders);
     for entry in &entries {
         let at = join(root, &entry.path);
         let made = fs::create_dir_all(at.parent().unwrap()).and_then(|()| make(root, &at, entry));
@@ -155,29 +155,29 @@ pub fn build(root: &Path, text: &str, words: Words) {
     }
     for entry in &entries {
         let at = join(root, &entry.path);
-        dress(&at, entry).unwrap_or_else(|e| panic!("{text}: {}: {e}", at.display()));
+        set_metadata(&at, entry).unwrap_or_else(|e| panic!("{text}: {}: {e}", at.display()));
     }
 }
 
 fn make(root: &Path, at: &Path, entry: &Entry) -> std::io::Result<()> {
-    match &entry.what {
-        What::Dir => fs::create_dir_all(at),
-        What::File(content) => {
+    match &entry.kind {
+        EntryKind::Dir => fs::create_dir_all(at),
+        EntryKind::File(content) => {
             fs::write(at, content)?;
             entry.size.map_or(Ok(()), |size| fs::File::options().write(true).open(at)?.set_len(size))
         }
-        What::Link(target) => symlink(OsStr::from_bytes(target), at),
-        What::Hard(other) => fs::hard_link(join(root, other), at),
-        What::Node(kind, major, minor) => {
+        EntryKind::Symlink(target) => symlink(OsStr::from_bytes(target), at),
+        EntryKind::HardLink(other) => fs::hard_link(join(root, other), at),
+        EntryKind::Node(kind, major, minor) => {
             let device = rustix::fs::makedev(*major, *minor);
             Ok(rustix::fs::mknodat(CWD, at, *kind, Mode::from_raw_mode(0o644), device)?)
         }
-        What::Broken => panic!("nothing can be made so that it cannot be read"),
+        EntryKind::Unreadable => panic!("an unreadable entry cannot be created"),
     }
 }
 
 /// Sets extended attributes, owner and mode in an order in which none undoes another.
-fn dress(at: &Path, entry: &Entry) -> std::io::Result<()> {
+fn set_metadata(at: &Path, entry: &Entry) -> std::io::Result<()> {
     for (name, value) in &entry.xattrs {
         rustix::fs::lsetxattr(at, name.as_slice(), value, XattrFlags::empty())?;
     }
@@ -185,44 +185,44 @@ fn dress(at: &Path, entry: &Entry) -> std::io::Result<()> {
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         rustix::fs::chownat(CWD, at, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
     }
-    match (&entry.what, entry.mode) {
-        (What::Link(_) | What::Hard(_), _) => Ok(()),
-        (what, mode) => {
-            let usual = if *what == What::Dir { 0o755 } else { 0o644 };
+    match (&entry.kind, entry.mode) {
+        (EntryKind::Symlink(_) | EntryKind::HardLink(_), _) => Ok(()),
+        (kind, mode) => {
+            let usual = if *kind == EntryKind::Dir { 0o755 } else { 0o644 };
             Ok(rustix::fs::chmodat(CWD, at, Mode::from_raw_mode(mode.unwrap_or(usual)), AtFlags::empty())?)
         }
     }
 }
 
 /// The tree that a text describes.
-pub fn expected(text: &str, words: Words) -> Shown {
-    let entries = entries(text, words);
-    let mut shown = Shown::from([(String::new(), "dir 0755 0:0".to_owned())]);
+pub fn expected(text: &str, placeholders: Placeholders) -> Listing {
+    let entries = entries(text, placeholders);
+    let mut listing = Listing::from([(String::new(), "dir 0755 0:0".to_owned())]);
     for entry in &entries {
         let above = entry.path.iter().enumerate().filter(|(at, byte)| **byte == b'/' && *at > 0);
         for (at, _) in above {
-            shown.entry(entry.path[..at].escape_ascii().to_string()).or_insert("dir 0755 0:0".to_owned());
+            listing.entry(entry.path[..at].escape_ascii().to_string()).or_insert("dir 0755 0:0".to_owned());
         }
-        shown.insert(entry.path.escape_ascii().to_string(), line(entry, &entries));
+        listing.insert(entry.path.escape_ascii().to_string(), format_entry(entry, &entries));
     }
-    shown
+    listing
 }
 
-fn line(entry: &Entry, all: &[Entry]) -> String {
-    let (what, usual) = match &entry.what {
-        What::Dir => ("dir".to_owned(), 0o755),
-        What::File(content) => (file(content), 0o644),
-        What::Link(target) => (format!("-> {}", target.escape_ascii()), 0o777),
-        What::Hard(other) => return line(all.iter().find(|entry| entry.path == *other).unwrap(), all),
-        What::Node(kind, major, minor) => (node(*kind, (*major, *minor)), 0o644),
-        What::Broken => return "cannot be read".to_owned(),
+fn format_entry(entry: &Entry, all: &[Entry]) -> String {
+    let (text, usual) = match &entry.kind {
+        EntryKind::Dir => ("dir".to_owned(), 0o755),
+        EntryKind::File(content) => (format_file(content), 0o644),
+        EntryKind::Symlink(target) => (format!("-> {}", target.escape_ascii()), 0o777),
+        EntryKind::HardLink(other) => return format_entry(all.iter().find(|entry| entry.path == *other).unwrap(), all),
+        EntryKind::Node(kind, major, minor) => (format_node(*kind, (*major, *minor)), 0o644),
+        EntryKind::Unreadable => return "cannot be read".to_owned(),
     };
     let (uid, gid) = entry.owner.unwrap_or((0, 0));
-    rest(what, entry.mode.unwrap_or(usual), uid, gid, &entry.xattrs)
+    format_metadata(text, entry.mode.unwrap_or(usual), uid, gid, &entry.xattrs)
 }
 
 /// A file's content: in full if short, else as a checksum.
-fn file(content: &[u8]) -> String {
+fn format_file(content: &[u8]) -> String {
     if content.len() > 60 {
         let sum = content.iter().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
         return format!("file of {} with sum {sum:x}", content.len());
@@ -230,31 +230,31 @@ fn file(content: &[u8]) -> String {
     format!("file of {} \"{}\"", content.len(), content.escape_ascii())
 }
 
-fn node(kind: FileType, (major, minor): (u32, u32)) -> String {
+fn format_node(kind: FileType, (major, minor): (u32, u32)) -> String {
     format!("{kind:?} {major}:{minor}")
 }
 
-fn rest(what: String, mode: u32, uid: u32, gid: u32, xattrs: &BTreeMap<Vec<u8>, Vec<u8>>) -> String {
+fn format_metadata(text: String, mode: u32, uid: u32, gid: u32, xattrs: &BTreeMap<Vec<u8>, Vec<u8>>) -> String {
     let one = |(name, value): (&Vec<u8>, &Vec<u8>)| format!(" {}={}", name.escape_ascii(), value.escape_ascii());
-    format!("{what} {mode:04o} {uid}:{gid}{}", xattrs.iter().map(one).collect::<String>())
+    format!("{text} {mode:04o} {uid}:{gid}{}", xattrs.iter().map(one).collect::<String>())
 }
 
 /// Scans a tree. A path is unreadable if a call fails; contradictions get a line of their own, those in the inode
 /// numbers of listings only if `inodes` is set.
-pub fn shown(root: &Path, inodes: bool) -> Shown {
+pub fn list_tree(root: &Path, inodes: bool) -> Listing {
     let tree = scan(root, Contents::Skip);
-    let mut shown: Shown =
+    let mut listing: Listing =
         tree.records.iter().map(|(path, record)| (key(path), record_line(root, path, record))).collect();
     for fault in tree.faults {
         match fault.field.as_str() {
             "d_ino" if !inodes => {}
             "d_ino" | "d_type" => {
-                drop(shown.insert(format!("{} {}", key(&fault.path), fault.field), fault.to_string()))
+                drop(listing.insert(format!("{} {}", key(&fault.path), fault.field), fault.to_string()))
             }
-            _ => drop(shown.insert(key(&fault.path), "cannot be read".to_owned())),
+            _ => drop(listing.insert(key(&fault.path), "cannot be read".to_owned())),
         }
     }
-    shown
+    listing
 }
 
 fn key(path: &[u8]) -> String {
@@ -263,29 +263,29 @@ fn key(path: &[u8]) -> String {
 
 fn record_line(root: &Path, path: &[u8], record: &Record) -> String {
     let kind = FileType::from_raw_mode(record.mode);
-    let what = match kind {
+    let text = match kind {
         FileType::Directory => "dir".to_owned(),
         FileType::RegularFile => match fs::read(join(root, path)) {
-            Ok(content) if content.len() as u64 == record.size => file(&content),
-            Ok(content) => format!("{} but its size is {}", file(&content), record.size),
+            Ok(content) if content.len() as u64 == record.size => format_file(&content),
+            Ok(content) => format!("{} but its size is {}", format_file(&content), record.size),
             Err(_) => return "cannot be read".to_owned(),
         },
         FileType::Symlink => format!("-> {}", record.target.clone().unwrap_or_default().escape_ascii()),
-        kind => node(kind, record.rdev),
+        kind => format_node(kind, record.rdev),
     };
-    rest(what, record.mode & 0o7777, record.uid, record.gid, &record.xattrs)
+    format_metadata(text, record.mode & 0o7777, record.uid, record.gid, &record.xattrs)
 }
 
 /// The differences, a line each.
-pub fn differences(expected: &Shown, shown: &Shown) -> Vec<String> {
+pub fn differences(expected: &Listing, listing: &Listing) -> Vec<String> {
     let none = "nothing".to_owned();
-    let paths = expected.keys().chain(shown.keys().filter(|path| !expected.contains_key(*path)));
-    let of = |shown: &Shown, path: &String| shown.get(path).unwrap_or(&none).clone();
+    let paths = expected.keys().chain(listing.keys().filter(|path| !expected.contains_key(*path)));
+    let of = |listing: &Listing, path: &String| listing.get(path).unwrap_or(&none).clone();
     paths
-        .filter(|path| expected.get(*path) != shown.get(*path))
+        .filter(|path| expected.get(*path) != listing.get(*path))
         .map(|path| {
             let name: String = path.chars().take(60).collect();
-            format!("/{name}: expected {}, is {}", of(expected, path), of(shown, path))
+            format!("/{name}: expected {}, is {}", of(expected, path), of(listing, path))
         })
         .collect()
 }

@@ -10,11 +10,11 @@
 
 use std::collections::BTreeMap;
 
-use super::driver::{Driver, Space};
+use super::driver::{Driver, MountUser};
 use super::language::expected;
-use super::{Faults, Way, check};
+use super::{Failures, MountKind, check};
 use crate::model::random::Random;
-use crate::support::nest::On;
+use crate::support::nest::UpperFs;
 
 /// The form of a whiteout.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -62,7 +62,7 @@ struct Dir {
 
 /// The on-disk forms to generate.
 #[derive(Debug, Clone, Copy)]
-struct Dialect {
+struct FormSet {
     named: bool,
     attributes: bool,
     /// Redirects of renamed directories, and metacopy files.
@@ -102,20 +102,20 @@ fn resolve<'a>(layers: &'a [Dir], path: &[&str]) -> Found<'a> {
     let mut found = Found::Dir(roots(layers));
     for name in path {
         let Found::Dir(sources) = found else { return Found::Nothing };
-        found = step(layers, &sources, name);
+        found = lookup(layers, &sources, name);
     }
     found
 }
 
 /// Looks a name up in a merged directory.
-fn step<'a>(layers: &'a [Dir], sources: &[(usize, &'a Dir)], name: &str) -> Found<'a> {
+fn lookup<'a>(layers: &'a [Dir], sources: &[(usize, &'a Dir)], name: &str) -> Found<'a> {
     let mut merged = Sources::new();
     for (at, (layer, dir)) in sources.iter().enumerate() {
         let Some(slot) = dir.entries.get(name) else { continue };
         let below = |redirect: &Option<Vec<&'static str>>, relative: bool| match redirect {
-            Some(path) if relative => step(layers, &sources[at + 1..], path.last().unwrap()),
+            Some(path) if relative => lookup(layers, &sources[at + 1..], path.last().unwrap()),
             Some(path) => resolve(&layers[..*layer], path),
-            None => step(layers, &sources[at + 1..], name),
+            None => lookup(layers, &sources[at + 1..], name),
         };
         match &slot.node {
             Some(Node::Dir(dir)) => {
@@ -145,26 +145,26 @@ fn step<'a>(layers: &'a [Dir], sources: &[(usize, &'a Dir)], name: &str) -> Foun
 }
 
 /// Writes the union as text.
-fn show(layers: &[Dir], sources: &[(usize, &Dir)], path: &str, text: &mut String) {
+fn format_union(layers: &[Dir], sources: &[(usize, &Dir)], path: &str, text: &mut String) {
     let mut names: Vec<_> = sources.iter().flat_map(|(_, dir)| dir.entries.keys()).collect();
     names.sort();
     names.dedup();
     for name in names {
-        match step(layers, sources, name) {
+        match lookup(layers, sources, name) {
             Found::Nothing => {}
             Found::Link(target) => *text += &format!(" {path}{name}->{target}"),
             Found::File(Some(content)) => *text += &format!(" {path}{name}={content}"),
             Found::File(None) => *text += &format!(" {path}{name}!"),
             Found::Dir(below) => {
                 *text += &format!(" {path}{name}/,0{:o}", below[0].1.mode);
-                show(layers, &below, &format!("{path}{name}/"), text);
+                format_union(layers, &below, &format!("{path}{name}/"), text);
             }
         }
     }
 }
 
 /// Writes a layer as text.
-fn print(dir: &Dir, path: &str, text: &mut String) {
+fn format_layer(dir: &Dir, path: &str, text: &mut String) {
     let redirected = |redirect: &Option<Vec<&str>>, relative: bool| match redirect {
         Some(path) if relative => format!(",@.redirect={}", path.last().unwrap()),
         Some(path) => format!(",@.redirect=/{}", path.join("/")),
@@ -188,7 +188,7 @@ fn print(dir: &Dir, path: &str, text: &mut String) {
             None => {}
         }
         match &slot.node {
-            Some(Node::Dir(dir)) => print(dir, &format!("{path}{name}/"), text),
+            Some(Node::Dir(dir)) => format_layer(dir, &format!("{path}{name}/"), text),
             Some(Node::Link(target)) => *text += &format!(" {path}{name}->{target}"),
             Some(Node::File(file)) if file.metacopy => {
                 let redirect = redirected(&file.redirect, file.relative);
@@ -201,20 +201,20 @@ fn print(dir: &Dir, path: &str, text: &mut String) {
 }
 
 /// A generator of layers from a seed.
-struct Maker {
+struct StackGenerator {
     random: Random,
-    dialect: Dialect,
+    forms: FormSet,
     files: u32,
 }
 
-impl Maker {
+impl StackGenerator {
     fn stack(&mut self) -> Vec<Dir> {
         let mut layers = Vec::new();
         for _ in 0..2 + self.random.below(5) {
             let below = roots(&layers);
             let mut layer = self.dir(&layers, &below, 3);
             (layer.opaque, layer.mode) = (None, 0o755);
-            if self.dialect.moved && self.random.percent(60) {
+            if self.forms.moved && self.random.percent(60) {
                 self.rename(&layers, &mut layer);
             }
             layers.push(layer);
@@ -225,8 +225,8 @@ impl Maker {
     /// Generates a directory above the merged `below`.
     fn dir(&mut self, layers: &[Dir], below: &[(usize, &Dir)], depth: u64) -> Dir {
         let mut dir = Dir { mode: self.random.pick(&[0o700, 0o711, 0o755, 0o1777]), ..Dir::default() };
-        if self.random.percent(15) && !self.dialect.opaque.is_empty() {
-            dir.opaque = Some(self.random.pick(self.dialect.opaque));
+        if self.random.percent(15) && !self.forms.opaque.is_empty() {
+            dir.opaque = Some(self.random.pick(self.forms.opaque));
         }
         // The root is never opaque; the caller ensures that.
         let below = if dir.opaque.is_some() && depth < 3 { &[] } else { below };
@@ -244,25 +244,25 @@ impl Maker {
     }
 
     fn slot(&mut self, layers: &[Dir], below: &[(usize, &Dir)], name: &'static str, depth: u64) -> Option<Slot> {
-        let found = step(layers, below, name);
+        let found = lookup(layers, below, name);
         match self.random.below(100) {
             0..25 => {
                 let something = !matches!(found, Found::Nothing);
                 let hidden = Some(self.hidden());
-                (something || self.dialect.needless).then_some(Slot { hidden, node: None })
+                (something || self.forms.needless).then_some(Slot { hidden, node: None })
             }
             25..60 if depth > 1 => {
                 let below = if let Found::Dir(below) = found { below } else { Sources::new() };
-                let hidden = self.beside();
+                let hidden = self.shadowing_whiteout();
                 let below = if hidden.is_some() { Sources::new() } else { below };
                 Some(Slot { hidden, node: Some(Node::Dir(self.dir(layers, &below, depth - 1))) })
             }
-            60..67 => Some(Slot { hidden: None, node: Some(Node::Link(self.dialect.target)) }),
-            67..77 if self.dialect.moved && matches!(found, Found::File(Some(_))) => {
+            60..67 => Some(Slot { hidden: None, node: Some(Node::Link(self.forms.target)) }),
+            67..77 if self.forms.moved && matches!(found, Found::File(Some(_))) => {
                 let file = File { content: String::new(), metacopy: true, redirect: None, relative: false };
                 Some(Slot { hidden: None, node: Some(Node::File(file)) })
             }
-            _ => Some(Slot { hidden: self.beside(), node: Some(Node::File(self.file())) }),
+            _ => Some(Slot { hidden: self.shadowing_whiteout(), node: Some(Node::File(self.file())) }),
         }
     }
 
@@ -273,14 +273,14 @@ impl Maker {
 
     fn hidden(&mut self) -> Hidden {
         match self.random.below(3) {
-            0 if self.dialect.named => Hidden::Named,
-            1 if self.dialect.attributes => Hidden::Attribute,
+            0 if self.forms.named => Hidden::Named,
+            1 if self.forms.attributes => Hidden::Attribute,
             _ => Hidden::Device,
         }
     }
 
-    fn beside(&mut self) -> Option<Hidden> {
-        (self.dialect.beside && self.random.percent(10)).then_some(Hidden::Named)
+    fn shadowing_whiteout(&mut self) -> Option<Hidden> {
+        (self.forms.beside && self.random.percent(10)).then_some(Hidden::Named)
     }
 
     /// Renames a path of the lower layers to a new name, as a union does: with a whiteout at the old name.
@@ -288,7 +288,7 @@ impl Maker {
         let from: Vec<&'static str> = (0..=self.random.below(2)).map(|_| self.random.pick(&NAMES)).collect();
         let found = resolve(layers, &from);
         let (name, above) = from.split_last().unwrap();
-        let Some(old) = plain(layer, above) else { return };
+        let Some(old) = own_dir_mut(layer, above) else { return };
         if matches!(found, Found::Nothing | Found::Link(_) | Found::File(None)) {
             return;
         }
@@ -319,7 +319,7 @@ impl Maker {
 }
 
 /// A directory of a layer that merges with the same path below; created if missing.
-fn plain<'a>(layer: &'a mut Dir, path: &[&'static str]) -> Option<&'a mut Dir> {
+fn own_dir_mut<'a>(layer: &'a mut Dir, path: &[&'static str]) -> Option<&'a mut Dir> {
     let mut dir = layer;
     for name in path {
         let new = || Slot { hidden: None, node: Some(Node::Dir(Dir { mode: 0o755, ..Dir::default() })) };
@@ -334,38 +334,39 @@ fn plain<'a>(layer: &'a mut Dir, path: &[&'static str]) -> Option<&'a mut Dir> {
     Some(dir)
 }
 
-fn number(name: &str) -> Option<u64> {
+fn env_number(name: &str) -> Option<u64> {
     Some(std::env::var(name).ok()?.parse().unwrap_or_else(|_| panic!("{name}: no number")))
 }
 
-fn judge(driver: Driver, space: Space, ways: &[Way], dialect: Dialect, runs: u64) {
-    let seed = number("PLYFS_FORMS_SEED");
-    let runs = number("PLYFS_FORMS_RUNS").unwrap_or(runs);
-    let mut faults = Faults::default();
+fn check_random_stacks(driver: Driver, user: MountUser, kinds: &[MountKind], forms: FormSet, runs: u64) {
+    let seed = env_number("PLYFS_FORMS_SEED");
+    let runs = env_number("PLYFS_FORMS_RUNS").unwrap_or(runs);
+    let mut failures = Failures::default();
     for seed in seed.map_or(0..runs, |seed| seed..seed + 1) {
-        let mut maker = Maker { random: Random::new(seed), dialect, files: 0 };
-        let layers = maker.stack();
+        let mut generator = StackGenerator { random: Random::new(seed), forms, files: 0 };
+        let layers = generator.stack();
         let text = |layer: &Dir| {
             let mut text = String::new();
-            print(layer, "", &mut text);
+            format_layer(layer, "", &mut text);
             text
         };
         let texts: Vec<String> = layers.iter().map(text).collect();
         let mut shows = String::new();
-        show(&layers, &roots(&layers), "", &mut shows);
-        let words = space.words("user.containers.override_stat");
-        let way = ways[seed as usize % ways.len()];
-        let name = format!("seed {seed}, {driver:?}, {space:?}, {way:?}: layers {texts:#?}, which are{shows}");
-        if number("PLYFS_FORMS_SEED").is_some() {
+        format_union(&layers, &roots(&layers), "", &mut shows);
+        let placeholders = user.placeholders("user.containers.override_stat");
+        let kind = kinds[seed as usize % kinds.len()];
+        let name = format!("seed {seed}, {driver:?}, {user:?}, {kind:?}: layers {texts:#?}, which are{shows}");
+        if env_number("PLYFS_FORMS_SEED").is_some() {
             println!("{name}");
         }
-        faults.case(&name, check(On::Disk, driver, space, way, &texts, expected(&shows, words), words));
+        let wanted = expected(&shows, placeholders);
+        failures.add(&name, check(UpperFs::Disk, driver, user, kind, &texts, wanted, placeholders));
     }
-    faults.none();
+    failures.assert_none();
 }
 
-const WAYS: [Way; 3] = [Way::Lower, Way::Below, Way::Upper];
-const KERNEL: Dialect = Dialect {
+const MOUNT_KINDS: [MountKind; 3] = [MountKind::Lower, MountKind::Below, MountKind::Upper];
+const KERNEL: FormSet = FormSet {
     named: false,
     attributes: false,
     moved: true,
@@ -377,26 +378,26 @@ const KERNEL: Dialect = Dialect {
 
 #[test]
 fn the_model_agrees_with_kernel_overlayfs() {
-    judge(Driver::Kernel, Space::Root, &WAYS, KERNEL, 60);
-    judge(Driver::Kernel, Space::User, &WAYS, Dialect { moved: false, ..KERNEL }, 20);
+    check_random_stacks(Driver::Kernel, MountUser::Root, &MOUNT_KINDS, KERNEL, 60);
+    check_random_stacks(Driver::Kernel, MountUser::User, &MOUNT_KINDS, FormSet { moved: false, ..KERNEL }, 20);
     // Kernel overlayfs does not expect attribute whiteouts in an upper directory.
-    judge(Driver::Kernel, Space::Root, &WAYS[..2], Dialect { attributes: true, ..KERNEL }, 40);
+    check_random_stacks(Driver::Kernel, MountUser::Root, &MOUNT_KINDS[..2], FormSet { attributes: true, ..KERNEL }, 40);
 }
 
 #[test]
 fn the_model_agrees_with_fuse_overlayfs() {
     let opaque = &["@.opaque", "user.fuseoverlayfs.opaque", OPAQUE_FILE];
     // fuse-overlayfs follows symbolic links of lower layers, and fails at a link to itself.
-    let dialect = Dialect { named: true, moved: false, needless: true, opaque, target: "nowhere", ..KERNEL };
-    judge(Driver::FuseOverlayfs, Space::Root, &WAYS, dialect, 40);
-    judge(Driver::FuseOverlayfs, Space::User, &WAYS, dialect, 20);
+    let forms = FormSet { named: true, moved: false, needless: true, opaque, target: "nowhere", ..KERNEL };
+    check_random_stacks(Driver::FuseOverlayfs, MountUser::Root, &MOUNT_KINDS, forms, 40);
+    check_random_stacks(Driver::FuseOverlayfs, MountUser::User, &MOUNT_KINDS, forms, 20);
 }
 
 #[test]
 fn plyfs_agrees_with_the_model() {
     let opaque = &["@.opaque", "user.overlay.opaque", "user.fuseoverlayfs.opaque", OPAQUE_FILE];
-    let dialect =
-        Dialect { named: true, attributes: true, moved: true, needless: true, beside: true, opaque, target: "a" };
-    judge(Driver::Plyfs, Space::Root, &WAYS, dialect, 120);
-    judge(Driver::Plyfs, Space::User, &WAYS, dialect, 60);
+    let forms =
+        FormSet { named: true, attributes: true, moved: true, needless: true, beside: true, opaque, target: "a" };
+    check_random_stacks(Driver::Plyfs, MountUser::Root, &MOUNT_KINDS, forms, 120);
+    check_random_stacks(Driver::Plyfs, MountUser::User, &MOUNT_KINDS, forms, 60);
 }

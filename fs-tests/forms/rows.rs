@@ -1,7 +1,7 @@
 //! Tables of on-disk forms: the contents of lower directories, and the tree that their union shows.
 
-use super::Way;
-use super::driver::{Driver, Space};
+use super::MountKind;
+use super::driver::{Driver, MountUser};
 
 /// One test case: a stack of directories and the expected tree.
 pub struct Row {
@@ -15,12 +15,12 @@ pub struct Row {
     pub peers: Peers,
 }
 
-pub type Peers = &'static [(Driver, Space)];
+pub type Peers = &'static [(Driver, MountUser)];
 
-const K: (Driver, Space) = (Driver::Kernel, Space::Root);
-const KU: (Driver, Space) = (Driver::Kernel, Space::User);
-const F: (Driver, Space) = (Driver::FuseOverlayfs, Space::Root);
-const FU: (Driver, Space) = (Driver::FuseOverlayfs, Space::User);
+const K: (Driver, MountUser) = (Driver::Kernel, MountUser::Root);
+const KU: (Driver, MountUser) = (Driver::Kernel, MountUser::User);
+const F: (Driver, MountUser) = (Driver::FuseOverlayfs, MountUser::Root);
+const FU: (Driver, MountUser) = (Driver::FuseOverlayfs, MountUser::User);
 const ALL: Peers = &[K, KU, F, FU];
 const KERNEL: Peers = &[K, KU];
 /// Kernel overlayfs as root: the form needs root to write, or the kernel follows it for root only.
@@ -36,23 +36,23 @@ const fn row(name: &'static str, layers: &'static [&'static str], shows: &'stati
 pub struct Limit {
     pub row: &'static str,
     pub driver: Driver,
-    pub way: Way,
+    pub kind: MountKind,
     #[expect(dead_code, reason = "for the reader")]
     reason: &'static str,
 }
 
 /// A limit of kernel overlayfs, which never writes this form.
-const fn only_below(row: &'static str) -> Limit {
+const fn lower_only(row: &'static str) -> Limit {
     let reason = "a listing of the upper directory shows what a lookup then hides: the form is meant for lower ones";
-    Limit { row, driver: Driver::Kernel, way: Way::Upper, reason }
+    Limit { row, driver: Driver::Kernel, kind: MountKind::Upper, reason }
 }
 
 /// All known limits.
 pub const LIMITS: &[Limit] = &[
-    only_below("an attribute hides a file"),
-    only_below("an attribute without a value"),
-    only_below("an attribute hides a directory"),
-    only_below("an attribute hides at the root"),
+    lower_only("an attribute hides a file"),
+    lower_only("an attribute without a value"),
+    lower_only("an attribute hides a directory"),
+    lower_only("an attribute hides at the root"),
 ];
 
 /// Whiteouts.

@@ -1,15 +1,15 @@
 //! Shell scripts to run on a mount, and the tree that every reader of the upper directory must see afterwards.
 
-use super::driver::{Driver, Space};
+use super::driver::{Driver, MountUser};
 
 use Driver::{FuseOverlayfs as F, Kernel as K, Plyfs as P};
 
 /// One script with its expected tree.
-pub struct Write {
+pub struct WriteCase {
     /// The name of the case.
     pub name: &'static str,
     /// Lower directories, the bottom one first, in the language of [`super::language`].
-    pub below: &'static [&'static str],
+    pub lower: &'static [&'static str],
     /// The script, run by sh in the mount. `put FILE TEXT` writes, `long X` is a name of 255 times that letter, `@` is
     /// the namespace of the overlay attributes.
     pub script: &'static str,
@@ -18,7 +18,7 @@ pub struct Write {
     /// The drivers that can run the script. Each must be able to read what it wrote.
     pub writers: &'static [Driver],
     /// The users to mount as.
-    pub spaces: &'static [Space],
+    pub users: &'static [MountUser],
 }
 
 /// A form that one driver writes and another does not know.
@@ -27,32 +27,32 @@ pub struct Gap {
     pub rows: &'static [&'static str],
     pub writer: Driver,
     pub reader: Driver,
-    pub space: Option<Space>,
+    pub user: Option<MountUser>,
     #[expect(dead_code, reason = "for the reader")]
     pub reason: &'static str,
 }
 
 const ALL: &[Driver] = &[K, F, P];
 const KP: &[Driver] = &[K, P];
-const ROOT: &[Space] = &[Space::Root];
+const ROOT: &[MountUser] = &[MountUser::Root];
 
 const fn write(
     name: &'static str,
-    below: &'static [&'static str],
+    lower: &'static [&'static str],
     script: &'static str,
     shows: &'static str,
     writers: &'static [Driver],
-) -> Write {
-    Write { name, below, script, shows, writers, spaces: &Space::ALL }
+) -> WriteCase {
+    WriteCase { name, lower, script, shows, writers, users: &MountUser::ALL }
 }
 
 /// Limits a script to root: only root can run it, or the form is followed for root only.
-const fn by_root(row: Write) -> Write {
-    Write { spaces: ROOT, ..row }
+const fn root_only(row: WriteCase) -> WriteCase {
+    WriteCase { users: ROOT, ..row }
 }
 
 /// All scripts.
-pub const WRITES: &[Write] = &[
+pub const WRITES: &[WriteCase] = &[
     write("nothing", &["a=1 d/x=2"], ":", "a=1 d/x=2", ALL),
     write("unlink", &["a=1 b=2 d/x=1"], "rm a d/x", "b=2 d/", ALL),
     write("remove a directory", &["d/x=1 d/s/y=2 k=1"], "rm -r d", "k=1", ALL),
@@ -77,7 +77,7 @@ pub const WRITES: &[Write] = &[
         "a=1 n/f=1 n/l->f n/p,fifo n/g==n/f",
         ALL,
     ),
-    by_root(write("devices", &["a=1"], "mknod c c 1 3; mknod b b 7 1", "a=1 c,char-1-3 b,block-7-1", ALL)),
+    root_only(write("devices", &["a=1"], "mknod c c 1 3; mknod b b 7 1", "a=1 c,char-1-3 b,block-7-1", ALL)),
     write("append", &["f=low,0640,5:6"], "printf up >>f", "f=lowup,0640,5:6", ALL),
     write("truncate", &["f=lower d/g=lower"], ": >f; put d/g new", "f= d/g=new", ALL),
     write(
@@ -151,22 +151,22 @@ pub const WRITES: &[Write] = &[
     write("an opaque directory renamed", &["d/a=1", "d/,@.opaque=y d/b=2"], "mv d e; put e/c 3", "e/b=2 e/c=3", ALL),
     write("a merged directory removed", &["d/a=1 k=1", "d/b=2"], "rm -r d; mkdir d", "d/ k=1", ALL),
     write("a merged directory renamed", &["d/a=1", "d/b=2"], "mv d e", "e/a=1 e/b=2", ALL),
-    by_root(write(
+    root_only(write(
         "over a redirect",
         &["a/x=1", "a,wh b/,@.redirect=/a b/y=2"],
         "mv b c; put c/z 3; rm c/x",
         "c/y=2 c/z=3",
         KP,
     )),
-    by_root(write("below a redirect", &["a/s/x=1", "a,wh b/,@.redirect=/a"], "mv b/s b/t; mv b/t c", "b/ c/x=1", KP)),
-    by_root(write(
+    root_only(write("below a redirect", &["a/s/x=1", "a,wh b/,@.redirect=/a"], "mv b/s b/t; mv b/t c", "b/ c/x=1", KP)),
+    root_only(write(
         "over a file without data",
         &["f=data", "f=,size-4,0600,@.metacopy="],
         "chmod 0640 f",
         "f=data,0640",
         KP,
     )),
-    by_root(write(
+    root_only(write(
         "data for a file without",
         &["f=data", "f=,size-4,0600,@.metacopy="],
         "printf x >>f",
@@ -256,14 +256,14 @@ pub const GAPS: &[Gap] = &[
         rows: &[],
         writer: F,
         reader: K,
-        space: None,
+        user: None,
         reason: "it marks every directory that it makes by `.wh..wh..opq`, and in a user namespace by nothing else that the \
                  kernel reads; and every copy by `user.fuseoverlayfs.origin`",
     },
-    Gap { rows: MOVED_OR_WITHOUT_DATA, writer: K, reader: F, space: Some(Space::Root), reason: UNKNOWN },
-    Gap { rows: MOVED_OR_WITHOUT_DATA, writer: P, reader: F, space: None, reason: UNKNOWN },
-    Gap { rows: MOVED_OR_WITHOUT_DATA, writer: P, reader: K, space: Some(Space::User), reason: NOT_FOLLOWED },
-    Gap { rows: ALSO_MOVED, writer: P, reader: K, space: Some(Space::User), reason: NOT_FOLLOWED },
+    Gap { rows: MOVED_OR_WITHOUT_DATA, writer: K, reader: F, user: Some(MountUser::Root), reason: UNKNOWN },
+    Gap { rows: MOVED_OR_WITHOUT_DATA, writer: P, reader: F, user: None, reason: UNKNOWN },
+    Gap { rows: MOVED_OR_WITHOUT_DATA, writer: P, reader: K, user: Some(MountUser::User), reason: NOT_FOLLOWED },
+    Gap { rows: ALSO_MOVED, writer: P, reader: K, user: Some(MountUser::User), reason: NOT_FOLLOWED },
 ];
 
 /// The same after scripts that fuse-overlayfs reads or cannot carry out.

@@ -15,11 +15,11 @@ use super::state::ROOT;
 use crate::support::tree::{Record, Tree};
 use sha2::{Digest, Sha256};
 
-type Did<T = Outcome> = Result<T, i32>;
+type OpResult<T = Outcome> = Result<T, i32>;
 /// The entries of a listing so far, and the offset of the next one.
 type Listing = (Vec<(Vec<u8>, u32)>, u64);
 
-const DONE: Did = Ok(Outcome::Done);
+const DONE: OpResult = Ok(Outcome::Done);
 
 struct Held {
     ino: u64,
@@ -28,7 +28,7 @@ struct Held {
 }
 
 /// A harness that works on inodes.
-pub struct ByInode<I> {
+pub struct InodeHarness<I> {
     inodes: I,
     slots: [Option<Held>; SLOTS],
     /// References taken in this step.
@@ -38,12 +38,12 @@ pub struct ByInode<I> {
 }
 
 /// A resolved path: the directories from the root to the last one, and the last name.
-struct Spot {
+struct Location {
     dirs: Vec<u64>,
     name: Vec<u8>,
 }
 
-impl Spot {
+impl Location {
     fn dir(&self) -> u64 {
         self.dirs[self.dirs.len() - 1]
     }
@@ -61,7 +61,7 @@ fn is_dir(record: &Record) -> bool {
     kind(record) == libc::S_IFDIR
 }
 
-fn missing<T>(found: Did<T>) -> Did<Option<T>> {
+fn none_if_absent<T>(found: OpResult<T>) -> OpResult<Option<T>> {
     match found {
         Ok(found) => Ok(Some(found)),
         Err(libc::ENOENT) => Ok(None),
@@ -69,11 +69,11 @@ fn missing<T>(found: Did<T>) -> Did<Option<T>> {
     }
 }
 
-impl<I: Inodes> Harness for ByInode<I> {
-    fn apply(&mut self, op: &Op) -> Did {
-        let did = self.on_names(op);
+impl<I: Inodes> Harness for InodeHarness<I> {
+    fn apply(&mut self, op: &Op) -> OpResult {
+        let result = self.apply_to_names(op);
         self.taken.take().into_iter().for_each(|ino| self.inodes.forget(ino, 1));
-        did
+        result
     }
 
     fn tree(&mut self) -> Tree {
@@ -101,7 +101,7 @@ impl<I: Inodes> Harness for ByInode<I> {
     }
 }
 
-impl<I: Inodes> ByInode<I> {
+impl<I: Inodes> InodeHarness<I> {
     pub fn new(inodes: I, umask: u32, checks: Checks) -> Self {
         Self { inodes, slots: [const { None }; SLOTS], taken: RefCell::default(), umask, checks }
     }
@@ -111,17 +111,17 @@ impl<I: Inodes> ByInode<I> {
         &self.inodes
     }
 
-    fn take(&self, record: Record) -> Record {
+    fn hold_reference(&self, record: Record) -> Record {
         self.taken.borrow_mut().push(record.ino);
         record
     }
 
-    fn lookup(&self, dir: u64, name: &[u8]) -> Did<Record> {
-        self.inodes.lookup(dir, name).map(|record| self.take(record))
+    fn lookup(&self, dir: u64, name: &[u8]) -> OpResult<Record> {
+        self.inodes.lookup(dir, name).map(|record| self.hold_reference(record))
     }
 
     /// Resolves a path, starting from a chain of directories; the last element is the inode at the path.
-    fn follow(&self, mut dirs: Vec<u64>, path: &[u8], last_too: bool, links: &mut u32) -> Did<Vec<u64>> {
+    fn follow(&self, mut dirs: Vec<u64>, path: &[u8], last_too: bool, links: &mut u32) -> OpResult<Vec<u64>> {
         if path.starts_with(b"/nonexistent/") {
             return Err(libc::ENOENT);
         }
@@ -151,42 +151,42 @@ impl<I: Inodes> ByInode<I> {
         Ok(dirs)
     }
 
-    fn walk(&self, at: At, follow: bool) -> Did<Record> {
+    fn walk(&self, at: At, follow: bool) -> OpResult<Record> {
         let dirs = self.follow(vec![ROOT], expand(at).as_bytes(), follow, &mut 0)?;
         self.inodes.getattr(dirs[dirs.len() - 1])
     }
 
-    fn parent_from(&self, dirs: Vec<u64>, path: &[u8], links: &mut u32) -> Did<Spot> {
+    fn parent_from(&self, dirs: Vec<u64>, path: &[u8], links: &mut u32) -> OpResult<Location> {
         let cut = path.iter().rposition(|byte| *byte == b'/');
         let (above, name) = cut.map_or((&b""[..], path), |cut| (&path[..cut], &path[cut + 1..]));
         // The way to `/nonexistent/x` ends above its last name.
         let above = if above == b"/nonexistent" { b"/nonexistent/" } else { above };
         let dirs = self.follow(dirs, above, true, links)?;
-        let spot = Spot { dirs, name: name.to_vec() };
-        if is_dir(&self.inodes.getattr(spot.dir())?) { Ok(spot) } else { Err(libc::ENOTDIR) }
+        let location = Location { dirs, name: name.to_vec() };
+        if is_dir(&self.inodes.getattr(location.dir())?) { Ok(location) } else { Err(libc::ENOTDIR) }
     }
 
-    fn parent(&self, at: At) -> Did<Spot> {
+    fn parent(&self, at: At) -> OpResult<Location> {
         self.parent_from(vec![ROOT], expand(at).as_bytes(), &mut 0)
     }
 
-    fn child(&self, spot: &Spot) -> Did<Option<Record>> {
-        missing(self.lookup(spot.dir(), &spot.name))
+    fn child(&self, location: &Location) -> OpResult<Option<Record>> {
+        none_if_absent(self.lookup(location.dir(), &location.name))
     }
 
-    fn vacant(&self, at: At) -> Did<Spot> {
-        let spot = self.parent(at)?;
-        if spot.is_dots() || self.child(&spot)?.is_some() { Err(libc::EEXIST) } else { Ok(spot) }
+    fn vacant(&self, at: At) -> OpResult<Location> {
+        let location = self.parent(at)?;
+        if location.is_dots() || self.child(&location)?.is_some() { Err(libc::EEXIST) } else { Ok(location) }
     }
 
-    fn make(&self, spot: &Spot, mode: u32, rdev: (u32, u32), target: Option<Vec<u8>>) -> Did {
+    fn make(&self, location: &Location, mode: u32, rdev: (u32, u32), target: Option<Vec<u8>>) -> OpResult {
         let masked = if target.is_some() { mode } else { mode & !self.umask };
         let new = New { mode: masked, umask: self.umask, rdev, target };
-        self.take(self.inodes.make(spot.dir(), &spot.name, &new)?);
+        self.hold_reference(self.inodes.make(location.dir(), &location.name, &new)?);
         DONE
     }
 
-    fn on_names(&mut self, op: &Op) -> Did {
+    fn apply_to_names(&mut self, op: &Op) -> OpResult {
         match *op {
             Op::Create { at, mode, excl } => self.create(at, mode, excl),
             Op::Mkdir { at, mode } => self.make(&self.vacant(at)?, libc::S_IFDIR | mode & 0o1777, (0, 0), None),
@@ -210,36 +210,36 @@ impl<I: Inodes> ByInode<I> {
             Op::RemoveAll { at } => self.remove_all(&self.parent(at)?),
             Op::Rename { from, to, how } => self.rename(&self.parent(from)?, &self.parent(to)?, how),
             Op::HeldMkdir { slot, name } => {
-                let spot = Spot { dirs: vec![self.held(slot).ino], name: expand(name).into_bytes() };
-                let dir = self.inodes.getattr(spot.dir())?;
+                let location = Location { dirs: vec![self.held(slot).ino], name: expand(name).into_bytes() };
+                let dir = self.inodes.getattr(location.dir())?;
                 if !is_dir(&dir) {
                     return Err(libc::ENOTDIR);
                 }
                 if dir.nlink == 0 {
                     return Err(libc::ENOENT);
                 }
-                if self.child(&spot)?.is_some() {
+                if self.child(&location)?.is_some() {
                     return Err(libc::EEXIST);
                 }
-                self.make(&spot, libc::S_IFDIR | 0o755, (0, 0), None)
+                self.make(&location, libc::S_IFDIR | 0o755, (0, 0), None)
             }
             Op::Remount | Op::Kill => {
                 (0..SLOTS).for_each(|slot| self.release(slot));
                 self.inodes.reopen(*op == Op::Kill);
                 DONE
             }
-            _ => self.on_contents(op),
+            _ => self.apply_to_contents(op),
         }
     }
 
-    fn create(&self, at: At, mode: u32, excl: bool) -> Did {
-        let (mut spot, mut links) = (self.parent(at)?, 0);
+    fn create(&self, at: At, mode: u32, excl: bool) -> OpResult {
+        let (mut location, mut links) = (self.parent(at)?, 0);
         loop {
-            if spot.is_dots() {
+            if location.is_dots() {
                 return Err(if excl { libc::EEXIST } else { libc::EISDIR });
             }
-            let Some(found) = self.child(&spot)? else {
-                return self.make(&spot, libc::S_IFREG | mode & 0o7777, (0, 0), None);
+            let Some(found) = self.child(&location)? else {
+                return self.make(&location, libc::S_IFREG | mode & 0o7777, (0, 0), None);
             };
             match kind(&found) {
                 _ if excl => return Err(libc::EEXIST),
@@ -247,56 +247,56 @@ impl<I: Inodes> ByInode<I> {
                 libc::S_IFLNK if links == 40 => return Err(libc::ELOOP),
                 libc::S_IFLNK => {
                     links += 1;
-                    spot = self.parent_from(spot.dirs, &self.inodes.readlink(found.ino)?, &mut links)?;
+                    location = self.parent_from(location.dirs, &self.inodes.readlink(found.ino)?, &mut links)?;
                 }
                 _ => return DONE,
             }
         }
     }
 
-    fn link(&self, ino: u64, to: At) -> Did {
-        let spot = self.vacant(to)?;
+    fn link(&self, ino: u64, to: At) -> OpResult {
+        let location = self.vacant(to)?;
         match self.inodes.getattr(ino)? {
             record if is_dir(&record) => Err(libc::EPERM),
             record if record.nlink == 0 => Err(libc::ENOENT),
             _ => {
-                self.take(self.inodes.link(ino, spot.dir(), &spot.name)?);
+                self.hold_reference(self.inodes.link(ino, location.dir(), &location.name)?);
                 DONE
             }
         }
     }
 
-    fn unlink(&self, spot: &Spot) -> Did {
-        if spot.is_dots() || is_dir(&self.child(spot)?.ok_or(libc::ENOENT)?) {
+    fn unlink(&self, location: &Location) -> OpResult {
+        if location.is_dots() || is_dir(&self.child(location)?.ok_or(libc::ENOENT)?) {
             return Err(libc::EISDIR);
         }
-        self.inodes.unlink(spot.dir(), &spot.name).and(DONE)
+        self.inodes.unlink(location.dir(), &location.name).and(DONE)
     }
 
-    fn rmdir(&self, spot: &Spot) -> Did {
-        match spot.name.as_slice() {
+    fn rmdir(&self, location: &Location) -> OpResult {
+        match location.name.as_slice() {
             b"." => return Err(libc::EINVAL),
             b".." => return Err(libc::ENOTEMPTY),
             _ => {}
         }
-        if !is_dir(&self.child(spot)?.ok_or(libc::ENOENT)?) {
+        if !is_dir(&self.child(location)?.ok_or(libc::ENOENT)?) {
             return Err(libc::ENOTDIR);
         }
-        self.inodes.rmdir(spot.dir(), &spot.name).and(DONE)
+        self.inodes.rmdir(location.dir(), &location.name).and(DONE)
     }
 
-    fn remove_all(&self, spot: &Spot) -> Did {
-        let found = self.child(spot)?.ok_or(libc::ENOENT)?;
+    fn remove_all(&self, location: &Location) -> OpResult {
+        let found = self.child(location)?.ok_or(libc::ENOENT)?;
         if !is_dir(&found) {
-            return self.unlink(spot);
+            return self.unlink(location);
         }
         for (name, _) in self.entries(found.ino)? {
-            self.remove_all(&Spot { dirs: vec![found.ino], name })?;
+            self.remove_all(&Location { dirs: vec![found.ino], name })?;
         }
-        self.rmdir(spot)
+        self.rmdir(location)
     }
 
-    fn rename(&self, from: &Spot, to: &Spot, how: Replace) -> Did {
+    fn rename(&self, from: &Location, to: &Location, how: Replace) -> OpResult {
         if from.is_dots() {
             return Err(libc::EBUSY);
         }
@@ -321,13 +321,13 @@ impl<I: Inodes> ByInode<I> {
     }
 
     /// A regular file that is opened for reading or writing.
-    fn file(&self, at: At) -> Did<Record> {
+    fn file(&self, at: At) -> OpResult<Record> {
         let record = self.walk(at, true)?;
         if is_dir(&record) { Err(libc::EISDIR) } else { Ok(record) }
     }
 
     /// The kernel's part before a file's content changes: it removes the file's capabilities.
-    fn before_change(&self, ino: u64) -> Did<()> {
+    fn before_change(&self, ino: u64) -> OpResult<()> {
         match self.inodes.getxattr(ino, CAPABILITY_NAME.as_bytes()) {
             Ok(_) => self.inodes.removexattr(ino, CAPABILITY_NAME.as_bytes()),
             Err(libc::ENODATA) => Ok(()),
@@ -335,7 +335,7 @@ impl<I: Inodes> ByInode<I> {
         }
     }
 
-    fn write(&self, ino: u64, offset: u64, bytes: &[u8]) -> Did {
+    fn write(&self, ino: u64, offset: u64, bytes: &[u8]) -> OpResult {
         if !bytes.is_empty() {
             self.before_change(ino)?;
             self.inodes.write(ino, offset, bytes)?;
@@ -343,24 +343,24 @@ impl<I: Inodes> ByInode<I> {
         Ok(Outcome::Count(bytes.len() as u64))
     }
 
-    fn resize(&self, ino: u64, size: u64, mtime: Option<Stamp>) -> Did {
+    fn resize(&self, ino: u64, size: u64, mtime: Option<Stamp>) -> OpResult {
         self.before_change(ino)?;
         let changed = self.inodes.setattr(ino, &Change { size: Some(size), mtime, ..Change::default() })?;
         assert_eq!(changed.size, size, "setattr's answer");
         DONE
     }
 
-    fn read(&self, ino: u64, offset: u64, len: usize) -> Did<Vec<u8>> {
+    fn read(&self, ino: u64, offset: u64, len: usize) -> OpResult<Vec<u8>> {
         let size = self.inodes.getattr(ino)?.size;
         let len = (len as u64).min(size.saturating_sub(offset)) as usize;
         if len == 0 { Ok(Vec::new()) } else { self.inodes.read(ino, offset, len) }
     }
 
-    fn all(&self, ino: u64) -> Did<Vec<u8>> {
+    fn all(&self, ino: u64) -> OpResult<Vec<u8>> {
         self.read(ino, 0, usize::MAX)
     }
 
-    fn on_contents(&mut self, op: &Op) -> Did {
+    fn apply_to_contents(&mut self, op: &Op) -> OpResult {
         match *op {
             Op::Open { at, write, truncate } => {
                 let found = if write || truncate { self.file(at)? } else { self.walk(at, true)? };
@@ -415,11 +415,11 @@ impl<I: Inodes> ByInode<I> {
                 _ => Err(libc::EINVAL),
             },
             Op::List { at } => self.list(self.walk(at, true)?.ino),
-            _ => self.on_attributes(op),
+            _ => self.apply_to_attributes(op),
         }
     }
 
-    fn copy(&self, from: (u64, u64), to: (u64, u64), len: u64) -> Did {
+    fn copy(&self, from: (u64, u64), to: (u64, u64), len: u64) -> OpResult {
         let mut copied = 0;
         while copied < len {
             self.before_change(to.0)?;
@@ -431,14 +431,14 @@ impl<I: Inodes> ByInode<I> {
         Ok(Outcome::Count(copied))
     }
 
-    fn entries(&self, ino: u64) -> Did<Vec<(Vec<u8>, u32)>> {
+    fn entries(&self, ino: u64) -> OpResult<Vec<(Vec<u8>, u32)>> {
         let mut listing: Listing = (Vec::new(), 0);
         while self.list_more(ino, &mut listing)? {}
         Ok(listing.0)
     }
 
     /// Whether there was more.
-    fn list_more(&self, ino: u64, listing: &mut Listing) -> Did<bool> {
+    fn list_more(&self, ino: u64, listing: &mut Listing) -> OpResult<bool> {
         let found = self.inodes.readdir(ino, listing.1)?;
         listing.1 = found.last().map_or(listing.1, |entry| entry.next);
         let more = !found.is_empty();
@@ -446,14 +446,14 @@ impl<I: Inodes> ByInode<I> {
         Ok(more)
     }
 
-    fn list(&self, ino: u64) -> Did {
+    fn list(&self, ino: u64) -> OpResult {
         self.listable(ino)?;
         let mut entries = self.entries(ino)?;
         entries.sort();
         Ok(Outcome::Entries(entries))
     }
 
-    fn listable(&self, ino: u64) -> Did<()> {
+    fn listable(&self, ino: u64) -> OpResult<()> {
         match self.inodes.getattr(ino)? {
             record if !is_dir(&record) => Err(libc::ENOTDIR),
             record if record.nlink == 0 => Err(libc::ENOENT),
@@ -461,7 +461,7 @@ impl<I: Inodes> ByInode<I> {
         }
     }
 
-    fn on_attributes(&mut self, op: &Op) -> Did {
+    fn apply_to_attributes(&mut self, op: &Op) -> OpResult {
         let (ino, change) = match *op {
             Op::Chmod { at, mode } => {
                 (self.walk(at, true)?.ino, Change { mode: Some(mode & 0o7777), ..Change::default() })
@@ -481,23 +481,23 @@ impl<I: Inodes> ByInode<I> {
                 let atime = Some(Stamp::Time(1_234_567_890, 0));
                 (self.walk(at, follow)?.ino, Change { mtime, atime, ..Change::default() })
             }
-            _ => return self.on_xattrs(op),
+            _ => return self.apply_to_xattrs(op),
         };
         self.inodes.setattr(ino, &change)?;
         DONE
     }
 
     /// The inode, if it may have such an attribute; else `otherwise`.
-    fn bearer(&self, at: At, name: &str, follow: bool, otherwise: i32) -> Did<u64> {
+    fn xattr_inode(&self, at: At, name: &str, follow: bool, otherwise: i32) -> OpResult<u64> {
         let found = self.walk(at, follow)?;
-        let suits = matches!(kind(&found), libc::S_IFREG | libc::S_IFDIR);
-        if name.starts_with("user.") && !suits { Err(otherwise) } else { Ok(found.ino) }
+        let is_supported = matches!(kind(&found), libc::S_IFREG | libc::S_IFDIR);
+        if name.starts_with("user.") && !is_supported { Err(otherwise) } else { Ok(found.ino) }
     }
 
-    fn on_xattrs(&mut self, op: &Op) -> Did {
+    fn apply_to_xattrs(&mut self, op: &Op) -> OpResult {
         match *op {
             Op::SetXattr { at, name, len, fill, flag, follow } => {
-                let ino = self.bearer(at, name, follow, libc::EPERM)?;
+                let ino = self.xattr_inode(at, name, follow, libc::EPERM)?;
                 let flags = match flag {
                     XattrFlag::Either => 0,
                     XattrFlag::MustCreate => libc::XATTR_CREATE,
@@ -506,7 +506,7 @@ impl<I: Inodes> ByInode<I> {
                 self.inodes.setxattr(ino, name.as_bytes(), &xattr_value(name, fill, len), flags).and(DONE)
             }
             Op::GetXattr { at, name, room, follow } => {
-                let ino = self.bearer(at, name, follow, libc::ENODATA)?;
+                let ino = self.xattr_inode(at, name, follow, libc::ENODATA)?;
                 match self.inodes.getxattr(ino, name.as_bytes())? {
                     value if room == 0 => Ok(Outcome::Count(value.len() as u64)),
                     value if value.len() > room => Err(libc::ERANGE),
@@ -519,10 +519,10 @@ impl<I: Inodes> ByInode<I> {
                 Ok(Outcome::Names(names))
             }
             Op::RemoveXattr { at, name, follow } => {
-                let ino = self.bearer(at, name, follow, libc::EPERM)?;
+                let ino = self.xattr_inode(at, name, follow, libc::EPERM)?;
                 self.inodes.removexattr(ino, name.as_bytes()).and(DONE)
             }
-            _ => self.on_held(op),
+            _ => self.apply_to_held(op),
         }
     }
 
@@ -536,7 +536,7 @@ impl<I: Inodes> ByInode<I> {
         }
     }
 
-    fn on_held(&mut self, op: &Op) -> Did {
+    fn apply_to_held(&mut self, op: &Op) -> OpResult {
         match *op {
             Op::Hold { slot, at, write } | Op::HoldMap { slot, at, write } => {
                 self.release(slot);
@@ -593,7 +593,7 @@ impl<I: Inodes> ByInode<I> {
         DONE
     }
 
-    fn full_record(&self, ino: u64) -> Did<Record> {
+    fn full_record(&self, ino: u64) -> OpResult<Record> {
         let mut record = self.inodes.getattr(ino)?;
         for name in self.inodes.listxattr(ino)? {
             record.xattrs.insert(name.clone(), self.inodes.getxattr(ino, &name)?);

@@ -20,7 +20,7 @@ use super::check::Checks;
 use super::harness::Harness;
 use super::image::file_type;
 use super::op::{Alloc, At, Op, Outcome, Replace, SLOTS, Stamp, XattrFlag, expand, pattern, xattr_value};
-use super::place::{Place, View};
+use super::place::{TestFs, View};
 use crate::support::tree::{Contents, Record, Tree, scan};
 
 /// The length of a mapping; loads and stores stay below the file's size.
@@ -32,19 +32,19 @@ enum Slot {
     Map(MmapRaw),
 }
 
-/// A harness that works on the directory of a [`Place`].
-pub struct ByPath {
-    place: Box<dyn Place>,
-    /// Opened when it is needed, and closed before the place changes under it.
+/// A harness that works on the directory of a [`TestFs`].
+pub struct SyscallHarness {
+    test_fs: Box<dyn TestFs>,
+    /// Opened when it is needed, and closed before the file system is remounted.
     root: Option<OwnedFd>,
     slots: [Option<Slot>; SLOTS],
 }
 
-type Did = Result<Outcome, Errno>;
+type OpResult = Result<Outcome, Errno>;
 
-const DONE: Did = Ok(Outcome::Done);
+const DONE: OpResult = Ok(Outcome::Done);
 
-fn count(count: impl TryInto<u64>) -> Did {
+fn count(count: impl TryInto<u64>) -> OpResult {
     Ok(Outcome::Count(count.try_into().unwrap_or(u64::MAX)))
 }
 
@@ -56,37 +56,37 @@ fn at_flags(follow: bool) -> AtFlags {
     if follow { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW }
 }
 
-impl Harness for ByPath {
+impl Harness for SyscallHarness {
     fn apply(&mut self, op: &Op) -> Result<Outcome, i32> {
-        self.on_names(op).map_err(Errno::raw_os_error)
+        self.apply_to_names(op).map_err(Errno::raw_os_error)
     }
 
     fn tree(&mut self) -> Tree {
-        scan(self.place.root(), Contents::Hash)
+        scan(self.test_fs.root(), Contents::Hash)
     }
 
     fn content(&mut self, path: &[u8]) -> Vec<u8> {
-        let path = self.place.root().join(std::ffi::OsStr::from_bytes(&path[1..]));
+        let path = self.test_fs.root().join(std::ffi::OsStr::from_bytes(&path[1..]));
         std::fs::read(path).unwrap_or_default()
     }
 
     fn may_refuse(&self, op: &Op) -> Option<i32> {
-        self.place.may_refuse(op)
+        self.test_fs.may_refuse(op)
     }
 
     fn checks(&self) -> Checks {
-        self.place.checks()
+        self.test_fs.checks()
     }
 
     fn finish(&mut self) -> Result<Vec<View>, String> {
         self.close();
-        self.place.finish()
+        self.test_fs.finish()
     }
 }
 
-impl ByPath {
-    pub fn new(place: Box<dyn Place>) -> Self {
-        Self { place, root: None, slots: [const { None }; SLOTS] }
+impl SyscallHarness {
+    pub fn new(test_fs: Box<dyn TestFs>) -> Self {
+        Self { test_fs, root: None, slots: [const { None }; SLOTS] }
     }
 
     fn close(&mut self) {
@@ -95,7 +95,7 @@ impl ByPath {
     }
 
     fn root(&mut self) -> &OwnedFd {
-        let path = self.place.root();
+        let path = self.test_fs.root();
         let open = || rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         self.root.get_or_insert_with(|| open().unwrap_or_else(|e| panic!("{}: {e}", path.display())))
     }
@@ -115,7 +115,7 @@ impl ByPath {
         PathBuf::from(format!("/proc/self/fd/{}/{}", self.root().as_raw_fd(), expand(at)))
     }
 
-    fn on_names(&mut self, op: &Op) -> Did {
+    fn apply_to_names(&mut self, op: &Op) -> OpResult {
         use rustix::fs::{linkat, mkdirat, mknodat, renameat_with, symlinkat, unlinkat};
         match *op {
             Op::Create { at, mode, excl } => {
@@ -154,20 +154,20 @@ impl ByPath {
             }
             Op::Remount => {
                 self.close();
-                self.place.remount();
+                self.test_fs.remount();
             }
             Op::Kill => {
                 self.close();
                 sync_all(self.root())?;
                 self.close();
-                self.place.kill();
+                self.test_fs.kill();
             }
-            _ => return self.on_contents(op),
+            _ => return self.apply_to_contents(op),
         }
         DONE
     }
 
-    fn on_contents(&mut self, op: &Op) -> Did {
+    fn apply_to_contents(&mut self, op: &Op) -> OpResult {
         match *op {
             Op::Open { at, write, truncate } => {
                 let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
@@ -216,11 +216,11 @@ impl ByPath {
                 Ok(Outcome::Bytes(rustix::fs::readlinkat(self.root(), expand(at), Vec::new())?.into_bytes()))
             }
             Op::List { at } => list(&self.open(at, OFlags::RDONLY | OFlags::DIRECTORY)?),
-            _ => self.on_attributes(op),
+            _ => self.apply_to_attributes(op),
         }
     }
 
-    fn on_attributes(&mut self, op: &Op) -> Did {
+    fn apply_to_attributes(&mut self, op: &Op) -> OpResult {
         match *op {
             Op::Chmod { at, mode } => {
                 rustix::fs::chmodat(self.root(), expand(at), Mode::from_raw_mode(mode), AtFlags::empty())?;
@@ -282,12 +282,12 @@ impl ByPath {
                 let remove = if follow { rustix::fs::removexattr } else { rustix::fs::lremovexattr };
                 remove(self.full(at), name)?;
             }
-            _ => return self.on_held(op),
+            _ => return self.apply_to_held(op),
         }
         DONE
     }
 
-    fn on_held(&mut self, op: &Op) -> Did {
+    fn apply_to_held(&mut self, op: &Op) -> OpResult {
         match *op {
             Op::Hold { slot, at, write } => {
                 self.slots[slot] = None;
@@ -329,7 +329,7 @@ impl ByPath {
                 let Some(Slot::Open(file, listed)) = &mut self.slots[slot] else { unreachable!() };
                 let mut found = std::mem::take(listed);
                 read_entries(file, &mut found)?;
-                told(found)
+                entries_outcome(found)
             }
             Op::HeldMkdir { slot, name } => {
                 rustix::fs::mkdirat(self.file(slot), expand(name), Mode::from_raw_mode(0o755))?;
@@ -363,7 +363,7 @@ impl ByPath {
     }
 }
 
-fn read(file: &File, offset: u64, len: usize) -> Did {
+fn read(file: &File, offset: u64, len: usize) -> OpResult {
     let mut bytes = vec![0; len];
     let mut got = 0;
     loop {
@@ -377,7 +377,7 @@ fn read(file: &File, offset: u64, len: usize) -> Did {
 }
 
 /// At an offset, or at the end.
-fn write(mut file: &File, offset: Option<u64>, bytes: &[u8]) -> Did {
+fn write(mut file: &File, offset: Option<u64>, bytes: &[u8]) -> OpResult {
     let written = match offset {
         Some(offset) => file.write_at(bytes, offset),
         None => file.write(bytes),
@@ -385,7 +385,7 @@ fn write(mut file: &File, offset: Option<u64>, bytes: &[u8]) -> Did {
     count(written.map_err(errno)?)
 }
 
-fn sync(file: &File, data_only: bool) -> Did {
+fn sync(file: &File, data_only: bool) -> OpResult {
     let done = if data_only { file.sync_data() } else { file.sync_all() };
     done.map(|()| Outcome::Done).map_err(errno)
 }
@@ -403,7 +403,7 @@ fn allocate_flags(how: Alloc) -> FallocateFlags {
 }
 
 /// What one call would copy if it copied all it may: within one file, the copy must not be copied on.
-fn copy_range(source: &File, mut from: u64, target: &File, mut to: u64, len: u64) -> Did {
+fn copy_range(source: &File, mut from: u64, target: &File, mut to: u64, len: u64) -> OpResult {
     let goal = len.min(source.metadata().map_err(errno)?.len().saturating_sub(from));
     let (mut copied, mut ask) = (0, len);
     loop {
@@ -418,7 +418,7 @@ fn copy_range(source: &File, mut from: u64, target: &File, mut to: u64, len: u64
     }
 }
 
-fn mapped(file: &File, offset: u64, bytes: &[u8], shared: bool) -> Did {
+fn mapped(file: &File, offset: u64, bytes: &[u8], shared: bool) -> OpResult {
     let mut options = MmapOptions::new();
     options.len(MAP_LEN);
     if shared {
@@ -463,7 +463,7 @@ fn store(map: &MmapRaw, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
     Ok(())
 }
 
-fn stat(stat: &rustix::fs::Stat) -> Did {
+fn stat(stat: &rustix::fs::Stat) -> OpResult {
     let kind = FileType::from_raw_mode(stat.st_mode);
     let device = matches!(kind, FileType::CharacterDevice | FileType::BlockDevice);
     let rdev = if device { (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) } else { (0, 0) };
@@ -522,14 +522,14 @@ fn entries(dir: &impl AsFd) -> Result<Listed, Errno> {
     Ok(found)
 }
 
-fn told(found: Listed) -> Did {
+fn entries_outcome(found: Listed) -> OpResult {
     let mut found: Vec<_> = found.into_iter().map(|(name, kind)| (name.into_bytes(), kind.as_raw_mode())).collect();
     found.sort();
     Ok(Outcome::Entries(found))
 }
 
-fn list(dir: &File) -> Did {
-    told(entries(dir)?)
+fn list(dir: &File) -> OpResult {
+    entries_outcome(entries(dir)?)
 }
 
 fn open_dir(dir: &impl AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {

@@ -40,14 +40,14 @@ impl Checks {
 
 /// The inode numbers of the model's inodes.
 #[derive(Default)]
-pub struct Numbers {
+pub struct InodeNumbers {
     by_id: BTreeMap<Id, u64>,
     by_number: BTreeMap<u64, Id>,
 }
 
-impl Numbers {
+impl InodeNumbers {
     /// Records a pair; returns what is wrong with it.
-    fn note(&mut self, id: Id, number: u64, returns: bool) -> Option<String> {
+    fn record(&mut self, id: Id, number: u64, returns: bool) -> Option<String> {
         let known = *self.by_id.entry(id).or_insert(number);
         if known != number {
             return Some(format!("inode number: was {known}, is {number}"));
@@ -63,7 +63,7 @@ impl Numbers {
 /// Compares trees with a model, and remembers what must stay the same during a run.
 pub struct Checker {
     checks: Checks,
-    numbers: Numbers,
+    numbers: InodeNumbers,
     /// When the run began, less the coarseness of the kernel's clock.
     since: i64,
 }
@@ -71,12 +71,12 @@ pub struct Checker {
 impl Checker {
     pub fn new(checks: Checks) -> Self {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-        Self { checks, numbers: Numbers::default(), since: now.as_secs() as i64 - 1 }
+        Self { checks, numbers: InodeNumbers::default(), since: now.as_secs() as i64 - 1 }
     }
 
     /// The same moment, another tree.
     pub fn like(other: &Checker, checks: Checks) -> Self {
-        Self { checks, numbers: Numbers::default(), since: other.since }
+        Self { checks, numbers: InodeNumbers::default(), since: other.since }
     }
 
     /// Checks the result of stat(2) on an inode.
@@ -84,7 +84,7 @@ impl Checker {
         let expected = model.record(id);
         let mut wrong = self.attributes(model, id, &expected, actual);
         if self.checks.numbers {
-            wrong.extend(self.numbers.note(id, actual.ino, self.checks.numbers_return));
+            wrong.extend(self.numbers.record(id, actual.ino, self.checks.numbers_return));
         }
         wrong
     }
@@ -137,7 +137,7 @@ impl Checker {
             }
             faults.extend(self.xattrs(&expected, actual));
             if self.checks.numbers {
-                faults.extend(self.numbers.note(*id, actual.ino, self.checks.numbers_return));
+                faults.extend(self.numbers.record(*id, actual.ino, self.checks.numbers_return));
             }
             wrong.extend(faults.into_iter().map(|fault| format!("{}: {fault}", show(path))));
         }
@@ -166,11 +166,11 @@ impl Checker {
 
 /// Paths that share an inode number and should not, or should and do not.
 fn link_groups(paths: &BTreeMap<Vec<u8>, Id>, tree: &Tree) -> Vec<String> {
-    let mut numbers = Numbers::default();
+    let mut numbers = InodeNumbers::default();
     let pairs = paths.iter().filter_map(|(path, id)| Some((path, *id, tree.records.get(path)?.ino)));
     pairs
         .filter_map(|(path, id, number)| {
-            numbers.note(id, number, false).map(|wrong| format!("{}: among its names: {wrong}", show(path)))
+            numbers.record(id, number, false).map(|wrong| format!("{}: among its names: {wrong}", show(path)))
         })
         .collect()
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::names::{DONE, Expected};
 use super::op::{Alloc, At, CAPABILITY_NAME, Op, Outcome, Stamp, XattrFlag, pattern, xattr_value};
-use super::state::{Body, Content, Held, Id, Listing, Model, Mtime, Step, Stop, refuse};
+use super::state::{Body, Content, Held, Id, Listing, Model, Mtime, Step, StepError, refuse};
 
 fn count(count: usize) -> Step<Expected> {
     Ok(Expected::Outcome(Outcome::Count(count as u64)))
@@ -75,15 +75,15 @@ impl Model {
                 held => self.truncate(held.id, size),
             },
             Op::HeldStat { slot } => match self.held(slot)? {
-                held if held.map => Err(Stop::Skip),
+                held if held.map => Err(StepError::Skip),
                 held => Ok(Expected::Stat(held.id)),
             },
             Op::HeldSync { slot } => match self.held(slot)? {
-                held if held.map => Err(Stop::Skip),
+                held if held.map => Err(StepError::Skip),
                 _ => DONE,
             },
             Op::HeldList { slot } => match self.held(slot)? {
-                held if held.map => Err(Stop::Skip),
+                held if held.map => Err(StepError::Skip),
                 held => {
                     // It begins anew.
                     self.listings[slot] = None;
@@ -91,7 +91,7 @@ impl Model {
                 }
             },
             Op::HeldListBegin { slot } => match self.held(slot)? {
-                held if held.map => Err(Stop::Skip),
+                held if held.map => Err(StepError::Skip),
                 held => {
                     self.listings[slot] = None;
                     self.list(held.id)?;
@@ -104,15 +104,15 @@ impl Model {
                 let held = self.held_map(slot)?;
                 match self.content(held.id).range(offset, len) {
                     // Behind the end there is nothing but a signal.
-                    [] => Err(Stop::Skip),
-                    range if range.len() < len => Err(Stop::Skip),
+                    [] => Err(StepError::Skip),
+                    range if range.len() < len => Err(StepError::Skip),
                     range => bytes(range),
                 }
             }
             Op::HeldMapStore { slot, offset, len, fill } => {
                 let held = self.held_map(slot)?;
                 if !held.write || self.content(held.id).range(offset, len).len() < len {
-                    return Err(Stop::Skip);
+                    return Err(StepError::Skip);
                 }
                 self.store(held.id, offset, len, fill);
                 DONE
@@ -123,8 +123,8 @@ impl Model {
 
     fn end_listing(&mut self, slot: usize) -> Step<Expected> {
         let held = self.held(slot)?;
-        let Listing { touched } = self.listings[slot].take().ok_or(Stop::Skip)?;
-        let Expected::Outcome(Outcome::Entries(mut sure)) = self.list(held.id)? else { return Err(Stop::Skip) };
+        let Listing { touched } = self.listings[slot].take().ok_or(StepError::Skip)?;
+        let Expected::Outcome(Outcome::Entries(mut sure)) = self.list(held.id)? else { return Err(StepError::Skip) };
         let maybe: BTreeSet<_> = touched.into_iter().map(String::into_bytes).collect();
         sure.retain(|(name, _)| !maybe.contains(name));
         Ok(Expected::Listing { sure, maybe })
@@ -133,11 +133,11 @@ impl Model {
     fn held_file(&self, slot: usize) -> Step<Held> {
         let held = self.held(slot)?;
         let is_file = matches!(self.node(held.id).body, Body::File(_));
-        if is_file && !held.map { Ok(held) } else { Err(Stop::Skip) }
+        if is_file && !held.map { Ok(held) } else { Err(StepError::Skip) }
     }
 
     fn held_map(&self, slot: usize) -> Step<Held> {
-        self.held(slot).and_then(|held| if held.map { Ok(held) } else { Err(Stop::Skip) })
+        self.held(slot).and_then(|held| if held.map { Ok(held) } else { Err(StepError::Skip) })
     }
 
     pub fn content(&self, id: Id) -> &Content {
@@ -157,7 +157,7 @@ impl Model {
     /// A file or directory that can be opened for reading.
     fn opened(&self, at: At) -> Step<Id> {
         let id = self.walk(at, true)?;
-        if matches!(self.node(id).body, Body::Special(..)) { Err(Stop::Skip) } else { Ok(id) }
+        if matches!(self.node(id).body, Body::Special(..)) { Err(StepError::Skip) } else { Ok(id) }
     }
 
     /// A regular file, to be read or written: a directory refuses both with the same words.
@@ -260,7 +260,7 @@ impl Model {
     fn seek(&mut self, at: At, offset: u64, hole: bool) -> Step<Expected> {
         let id = self.opened(at)?;
         if self.node(id).is_dir() {
-            return Err(Stop::Skip);
+            return Err(StepError::Skip);
         }
         let bytes = self.content(id).bytes().to_vec();
         if offset >= bytes.len() as u64 { refuse(libc::ENXIO) } else { Ok(Expected::Seek { bytes, offset, hole }) }
@@ -269,7 +269,7 @@ impl Model {
     fn mapped(&mut self, at: At, offset: u64, len: usize, fill: u8, shared: bool) -> Step<Expected> {
         let id = self.file(at)?;
         if len == 0 || self.content(id).range(offset, len).len() < len {
-            return Err(Stop::Skip);
+            return Err(StepError::Skip);
         }
         if shared {
             self.store(id, offset, len, fill);
@@ -319,19 +319,19 @@ impl Model {
     }
 
     /// The inode, if it may have such an attribute; else `otherwise`.
-    fn bearer(&self, at: At, name: &str, follow: bool, otherwise: i32) -> Step<Id> {
+    fn xattr_inode(&self, at: At, name: &str, follow: bool, otherwise: i32) -> Step<Id> {
         let id = self.walk(at, follow)?;
-        let suits = matches!(self.node(id).body, Body::File(_) | Body::Dir { .. });
+        let is_supported = matches!(self.node(id).body, Body::File(_) | Body::Dir { .. });
         if name == CAPABILITY_NAME && !matches!(self.node(id).body, Body::File(_)) {
-            return Err(Stop::Skip);
+            return Err(StepError::Skip);
         }
-        if name.starts_with("user.") && !suits { refuse(otherwise) } else { Ok(id) }
+        if name.starts_with("user.") && !is_supported { refuse(otherwise) } else { Ok(id) }
     }
 
     fn apply_to_xattrs(&mut self, op: &Op) -> Step<Expected> {
         match *op {
             Op::SetXattr { at, name, len, fill, flag, follow } => {
-                let id = self.bearer(at, name, follow, libc::EPERM)?;
+                let id = self.xattr_inode(at, name, follow, libc::EPERM)?;
                 let xattrs = &mut self.node_mut(id).xattrs;
                 match (flag, xattrs.contains_key(name.as_bytes())) {
                     (XattrFlag::MustCreate, true) => return refuse(libc::EEXIST),
@@ -342,7 +342,7 @@ impl Model {
                 DONE
             }
             Op::GetXattr { at, name, room, follow } => {
-                let id = self.bearer(at, name, follow, libc::ENODATA)?;
+                let id = self.xattr_inode(at, name, follow, libc::ENODATA)?;
                 match self.node(id).xattrs.get(name.as_bytes()) {
                     None => refuse(libc::ENODATA),
                     Some(value) if room == 0 => count(value.len()),
@@ -356,7 +356,7 @@ impl Model {
                 Ok(Expected::Outcome(Outcome::Names(names)))
             }
             Op::RemoveXattr { at, name, follow } => {
-                let id = self.bearer(at, name, follow, libc::EPERM)?;
+                let id = self.xattr_inode(at, name, follow, libc::EPERM)?;
                 match self.node_mut(id).xattrs.remove(name.as_bytes()) {
                     Some(_) => DONE,
                     None => refuse(libc::ENODATA),

@@ -12,18 +12,18 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::by_inode::ByInode;
+use super::by_inode::InodeHarness;
 use super::check::Checks;
 use super::generate::Menu;
 use super::harness::Harness;
 use super::image::{Initial, Start, image, unpack};
-use super::mounted::{PlyfsPlace, overlay};
-use super::place::{Place, View, kernel_view, make_dir};
+use super::mounted::{PlyfsFs, overlay};
+use super::place::{TestFs, View, kernel_view, make_dir};
 use super::state::umask;
 use super::union::Union;
 use crate::support::env::{Mount, TestEnv, unmount, wait_until_unused};
-use crate::support::faulty::{Limited, Refuses};
-use crate::support::nest::{Nest, On};
+use crate::support::faulty::{LimitedBacking, RefusedCalls};
+use crate::support::nest::{NestedFs, UpperFs};
 use crate::support::tree::{Contents, Tree, diff, scan};
 use plyfs::fs::{Forms, Fs, LowerDirs, LowerDirsOptions};
 use plyfs::upper::{Below, Owners, Settings, Upper, User};
@@ -126,12 +126,12 @@ fn set(path: &Path, name: &str, value: &[u8]) {
 }
 
 /// A harness without a kernel, on the union of `count` lower directories and an upper one.
-pub fn without_a_kernel(count: usize, user: User) -> Box<dyn Harness> {
-    over(count, user, Refuses::Nothing)
+pub fn in_process(count: usize, user: User) -> Box<dyn Harness> {
+    in_process_with_refused(count, user, RefusedCalls::Nothing)
 }
 
-/// Like [`without_a_kernel`], with the upper directory on a file system that refuses some calls.
-pub fn over(count: usize, user: User, refuses: Refuses) -> Box<dyn Harness> {
+/// Like [`in_process`], with the upper directory on a file system that refuses some calls.
+pub fn in_process_with_refused(count: usize, user: User, refused: RefusedCalls) -> Box<dyn Harness> {
     let dir = scratch();
     let layers = lowers(dir.path(), count);
     ["upper", "work"].into_iter().for_each(|name| make_dir(&dir.path().join(name)));
@@ -145,10 +145,10 @@ pub fn over(count: usize, user: User, refuses: Refuses) -> Box<dyn Harness> {
             user,
             descriptors: 4,
         };
-        let upper = Upper::open(&settings, Box::new(Limited(refuses))).unwrap();
+        let upper = Upper::open(&settings, Box::new(LimitedBacking(refused))).unwrap();
         Fs::of_dirs(LowerDirs::open(&options).map_err(|(_, e)| e).unwrap(), Some(upper), Forms::default()).unwrap()
     };
-    Box::new(ByInode::new(Union::by(open), umask(), CHECKS))
+    Box::new(InodeHarness::new(Union::with_open(open), umask(), CHECKS))
 }
 
 fn scratch() -> TempDir {
@@ -156,10 +156,10 @@ fn scratch() -> TempDir {
 }
 
 /// A mounted union of lower directories and an upper one.
-pub struct DoorPlace {
+pub struct LowerDirsFs {
     /// Unmounted before the environment goes.
     mount: Option<Mount>,
-    nest: Nest,
+    nest: NestedFs,
     env: TestEnv,
     layers: Vec<PathBuf>,
     /// The layers before the run, which must not change.
@@ -188,39 +188,39 @@ fn stamps(at: &Path, into: &mut Stamps) {
     }
 }
 
-fn look(layer: &Path) -> (Tree, Stamps) {
-    // Looking at them has changed some: what counts is from then on.
+fn scan_layer(layer: &Path) -> (Tree, Stamps) {
+    // The scan itself changes access times: the comparison starts after it.
     let (tree, mut all) = (scan(layer, Contents::Hash), Stamps::new());
     stamps(layer, &mut all);
     (tree, all)
 }
 
-impl DoorPlace {
-    pub const MENU: Menu = PlyfsPlace::MENU;
+impl LowerDirsFs {
+    pub const MENU: Menu = PlyfsFs::MENU;
 
     /// A union over `count` lower directories.
     pub fn new(count: usize) -> Self {
-        Self::with(On::Disk, count, "", CHECKS)
+        Self::with(UpperFs::Disk, count, "", CHECKS)
     }
 
     /// Over so many directories, with the upper directory there.
-    pub fn on(on: On, count: usize) -> Self {
-        Self::with(on, count, "", CHECKS)
+    pub fn with_upper_on(upper_fs: UpperFs, count: usize) -> Self {
+        Self::with(upper_fs, count, "", CHECKS)
     }
 
     /// In no form that fuse-overlayfs does not know.
     pub fn in_common_forms() -> Self {
-        Self::with(On::Disk, 2, ",redirect_dir=off,metacopy=off", Checks { dir_times: false, ..CHECKS })
+        Self::with(UpperFs::Disk, 2, ",redirect_dir=off,metacopy=off", Checks { dir_times: false, ..CHECKS })
     }
 
-    fn with(on: On, count: usize, options: &'static str, checks: Checks) -> Self {
+    fn with(upper_fs: UpperFs, count: usize, options: &'static str, checks: Checks) -> Self {
         let env = TestEnv::new();
         let layers = lowers(&env.path(""), count);
-        let nest = Nest::with_upper(&env, on);
-        let before = layers.iter().map(|layer| look(layer)).collect();
-        let mut place = Self { mount: None, nest, env, layers, before, options, checks };
-        place.mount();
-        place
+        let nest = NestedFs::with_upper(&env, upper_fs);
+        let before = layers.iter().map(|layer| scan_layer(layer)).collect();
+        let mut test_fs = Self { mount: None, nest, env, layers, before, options, checks };
+        test_fs.mount();
+        test_fs
     }
 
     fn mount(&mut self) {
@@ -228,7 +228,7 @@ impl DoorPlace {
         let (upper, work) = (self.nest.path("upper"), self.nest.path("work"));
         let dirs = format!("lowerdir={},upperdir={},workdir={}", layers.join(":"), upper.display(), work.display());
         let mut command = self.env.command(["overlay", "-o", &format!("{dirs}{}", self.options)]);
-        self.mount = Some(Mount::by(&self.env, &mut command));
+        self.mount = Some(Mount::start(&self.env, &mut command));
     }
 
     fn unmount(&mut self) {
@@ -239,9 +239,9 @@ impl DoorPlace {
     }
 }
 
-impl Place for DoorPlace {
+impl TestFs for LowerDirsFs {
     fn root(&self) -> &Path {
-        self.mount.as_ref().expect("the place is mounted").path()
+        self.mount.as_ref().expect("the file system is mounted").path()
     }
 
     fn remount(&mut self) {
@@ -263,7 +263,7 @@ impl Place for DoorPlace {
         let daemon = processes.find(served).expect("somebody serves the mount");
         let pid = daemon.file_name().unwrap().to_str().unwrap().parse().unwrap();
         kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
-        let dead = self.mount.take().expect("the place is mounted");
+        let dead = self.mount.take().expect("the file system is mounted");
         assert!(Command::new("umount").arg("-l").arg(dead.path()).status().unwrap().success());
         wait_until_unused(&upper);
         self.mount();

@@ -53,7 +53,7 @@ pub fn generate(seed: u64, count: usize, image: &[Initial], menu: Menu) -> Vec<O
     while ops.len() < count {
         let op = if source.random.below(every) == 0 { source.pause() } else { source.op() };
         // What it gives is no matter here, and what makes no sense is left out.
-        if !matches!(source.model.apply(&op), Err(super::state::Stop::Skip)) {
+        if !matches!(source.model.apply(&op), Err(super::state::StepError::Skip)) {
             ops.push(op);
         }
     }
@@ -84,7 +84,7 @@ impl Source {
             34..=45 => self.rename(),
             46..=63 => self.content(),
             64..=77 => self.attributes(),
-            78..=81 => self.ask(),
+            78..=81 => self.query(),
             _ => self.held(),
         }
     }
@@ -92,22 +92,22 @@ impl Source {
     fn make(&mut self) -> Op {
         let mode = self.random.pick(MODES);
         match self.random.below(11) {
-            0..=2 => Op::Create { at: self.place(), mode, excl: self.random.percent(50) },
-            3..=5 => Op::Mkdir { at: self.place(), mode },
+            0..=2 => Op::Create { at: self.new_path(), mode, excl: self.random.percent(50) },
+            3..=5 => Op::Mkdir { at: self.new_path(), mode },
             6 => {
                 let kinds = [Special::Regular, Special::Fifo, Special::Char, Special::Block, Special::Socket];
                 let kind = self.random.pick(&kinds);
                 let device = matches!(kind, Special::Char | Special::Block);
                 let rdev = if device { self.random.pick(&[(1, 3), (7, 0), (0, 1), (259, 70_000)]) } else { (0, 0) };
-                Op::Mknod { at: self.place(), kind, mode, rdev }
+                Op::Mknod { at: self.new_path(), kind, mode, rdev }
             }
-            7 => Op::Symlink { at: self.place(), target: self.random.pick(TARGETS) },
-            _ => Op::Link { from: self.existing(), to: self.place(), follow: self.random.percent(20) },
+            7 => Op::Symlink { at: self.new_path(), target: self.random.pick(TARGETS) },
+            _ => Op::Link { from: self.existing(), to: self.new_path(), follow: self.random.percent(20) },
         }
     }
 
     fn remove(&mut self) -> Op {
-        let at = if self.random.percent(80) { self.existing() } else { self.place() };
+        let at = if self.random.percent(80) { self.existing() } else { self.new_path() };
         match self.random.below(20) {
             0 => Op::RemoveAll { at },
             1..=9 => match self.model.walk(at, false) {
@@ -126,7 +126,7 @@ impl Source {
             1..=2 => Replace::Exchange,
             _ => Replace::Allow,
         };
-        let to = if how == Replace::Exchange || self.random.percent(40) { self.existing() } else { self.place() };
+        let to = if how == Replace::Exchange || self.random.percent(40) { self.existing() } else { self.new_path() };
         Op::Rename { from: self.existing(), to, how }
     }
 
@@ -207,8 +207,8 @@ impl Source {
         if self.random.percent(30) { None } else { Some(self.random.pick(IDS)) }
     }
 
-    fn ask(&mut self) -> Op {
-        let at = if self.random.percent(70) { self.existing() } else { self.place() };
+    fn query(&mut self) -> Op {
+        let at = if self.random.percent(70) { self.existing() } else { self.new_path() };
         let follow = self.random.percent(50);
         match self.random.below(5) {
             0..=1 => Op::Stat { at, follow },
@@ -220,10 +220,10 @@ impl Source {
 
     fn held(&mut self) -> Op {
         let slot = self.random.below(SLOTS as u64) as usize;
-        let Ok(held) = self.model.held(slot) else { return self.take(slot) };
+        let Ok(held) = self.model.held(slot) else { return self.open_slot(slot) };
         let (offset, len, fill) = (self.offset(), self.length(), self.random.next() as u8);
         if self.random.percent(8) {
-            return if self.random.percent(50) { Op::Release { slot } } else { self.take(slot) };
+            return if self.random.percent(50) { Op::Release { slot } } else { self.open_slot(slot) };
         }
         let node = self.model.node(held.id);
         match &node.body {
@@ -251,13 +251,13 @@ impl Source {
                 4..=6 => Op::HeldWrite { slot, offset, len, fill },
                 7 => Op::HeldTruncate { slot, size: self.offset() },
                 8..=9 => Op::HeldStat { slot },
-                10 => Op::HeldLink { slot, to: self.place() },
+                10 => Op::HeldLink { slot, to: self.new_path() },
                 _ => Op::HeldSync { slot },
             },
         }
     }
 
-    fn take(&mut self, slot: usize) -> Op {
+    fn open_slot(&mut self, slot: usize) -> Op {
         let write = !self.menu.held_readers || self.random.percent(50);
         match self.random.below(10) {
             0..=5 => Op::Hold { slot, at: self.file(), write },
@@ -288,7 +288,7 @@ impl Source {
 
     /// A path that exists, or nearly.
     fn existing(&mut self) -> At {
-        let path = self.wander(|_| true);
+        let path = self.random_path(|_| true);
         if self.random.percent(1) {
             return intern(path + self.random.pick(&["/.", "/.."]));
         }
@@ -298,7 +298,7 @@ impl Source {
     /// A regular file's path most of the time.
     fn file(&mut self) -> At {
         for _ in 0..6 {
-            let path = self.wander(|_| true);
+            let path = self.random_path(|_| true);
             if self.model.walk(&path, true).is_ok_and(|id| matches!(self.model.node(id).body, Body::File(_))) {
                 return intern(path);
             }
@@ -308,13 +308,13 @@ impl Source {
 
     /// A directory's path most of the time.
     fn directory(&mut self) -> At {
-        intern(self.wander(is_dir))
+        intern(self.random_path(is_dir))
     }
 
     /// A path for a new entry, which often exists already.
-    fn place(&mut self) -> At {
+    fn new_path(&mut self) -> At {
         let name = if self.random.percent(92) { self.random.pick(NAMES) } else { self.random.pick(ODD_NAMES) };
-        let dir = if self.random.percent(30) { String::new() } else { self.wander(is_dir) };
+        let dir = if self.random.percent(30) { String::new() } else { self.random_path(is_dir) };
         match dir.as_str() {
             "" => intern(name.to_owned()),
             _ if dir.matches('/').count() > DEPTH_MAX => intern(name.to_owned()),
@@ -324,11 +324,11 @@ impl Source {
     }
 
     /// Walks down from the root and stops at a suitable inode. Follows symlinks to directories too.
-    fn wander(&mut self, suits: fn(&Body) -> bool) -> String {
+    fn random_path(&mut self, is_suitable: fn(&Body) -> bool) -> String {
         let (mut path, mut dir) = (String::new(), ROOT);
         loop {
             let names: Vec<(String, Id)> = self.model.entries(dir).iter().map(|(n, id)| (n.clone(), *id)).collect();
-            let fits: Vec<_> = names.into_iter().filter(|(_, id)| suits(&self.model.node(*id).body)).collect();
+            let fits: Vec<_> = names.into_iter().filter(|(_, id)| is_suitable(&self.model.node(*id).body)).collect();
             if fits.is_empty() {
                 return if path.is_empty() { "a".into() } else { path };
             }

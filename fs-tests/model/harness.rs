@@ -6,9 +6,9 @@ use crate::support::tree::Tree;
 
 /// Carries out steps on a file system.
 ///
-/// By system calls it is [`super::by_path::ByPath`]. One that calls inodes' operations without a kernel does the
-/// kernel's part itself: it walks paths by `lookup` and `readlink`, refuses what fs/namei.c refuses before it asks a
-/// file system, keeps inode numbers in slots (with a reference each, given back by `forget`), turns `O_TRUNC` and
+/// [`super::by_path::SyscallHarness`] makes system calls. A harness that calls inode operations without a kernel does
+/// the kernel's part itself: it walks paths by `lookup` and `readlink`, refuses what fs/namei.c refuses before it asks
+/// a file system, keeps inode numbers in slots (with a reference each, given back by `forget`), turns `O_TRUNC` and
 /// truncate(2) into `setattr`, `O_APPEND` into a write at the size, and mappings into reads and writes.
 pub trait Harness {
     /// Carries out a step; returns the errno if it is refused. Never called with [`Op::Check`].

@@ -33,13 +33,13 @@ impl InMemory {
         self.child(dir, name)?;
         let mut model = self.model.borrow_mut();
         model.changed(dir);
-        Ok(model.leave(dir, std::str::from_utf8(name).unwrap()))
+        Ok(model.remove_name(dir, std::str::from_utf8(name).unwrap()))
     }
 
-    fn enter(&self, dir: u64, name: &[u8], id: Id) {
+    fn add_name(&self, dir: u64, name: &[u8], id: Id) {
         let mut model = self.model.borrow_mut();
         model.changed(dir);
-        model.enter(dir, String::from_utf8(name.to_vec()).unwrap(), id);
+        model.add_name(dir, String::from_utf8(name.to_vec()).unwrap(), id);
     }
 
     /// Changes a file's bytes.
@@ -118,7 +118,7 @@ impl Inodes for InMemory {
     }
 
     fn link(&self, ino: u64, parent: u64, name: &[u8]) -> Result<Record, i32> {
-        self.enter(parent, name, ino);
+        self.add_name(parent, name, ino);
         self.getattr(ino)
     }
 
@@ -142,10 +142,10 @@ impl Inodes for InMemory {
         if let Some(new) = new {
             self.remove(to.0, to.1)?;
             if how == Replace::Exchange {
-                self.enter(from.0, from.1, new);
+                self.add_name(from.0, from.1, new);
             }
         }
-        self.enter(to.0, to.1, old);
+        self.add_name(to.0, to.1, old);
         Ok(())
     }
 

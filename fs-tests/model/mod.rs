@@ -14,7 +14,8 @@
 //! | [`harness`], [`by_path`] | the interface that carries steps out; by system calls on a directory |
 //! | [`by_inode`], [`inodes`] | without a kernel, on a file system's own operations |
 //! | [`in_memory`] | the model as such a file system, which shows that `by_inode` is right |
-//! | [`place`], [`mounted`] | the directory: a plain one, kernel overlayfs, plyfs |
+//! | [`place`], [`mounted`] | the file systems under test: a plain directory, kernel overlayfs, plyfs |
+//! | [`engines`] | an upper directory that both engines use in turn |
 //! | [`directories`] | the image as plain directories, merged by plyfs: without a kernel, and mounted |
 //! | [`check`] | what makes a tree equal to the model |
 //! | [`run`] | runs, shrinking, reports |
@@ -24,6 +25,7 @@ pub mod by_path;
 pub mod check;
 pub mod data;
 pub mod directories;
+pub mod engines;
 pub mod generate;
 pub mod harness;
 pub mod image;

@@ -11,48 +11,48 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::check::Checks;
 use super::generate::Menu;
 use super::image::{image, layers, unpack};
-use super::place::{Overlay, OverlayPlace, Place, View, kernel_view, make_dir};
+use super::place::{Overlay, OverlayFs, TestFs, View, kernel_view, make_dir};
 use crate::support::env::{Mount, TestEnv, run};
-use crate::support::nest::{Nest, On};
+use crate::support::nest::{NestedFs, UpperFs};
 use crate::support::oci::{Image, digest};
 use crate::support::tree::{Contents, diff, scan};
 
 /// The image in three layers, mounted by plyfs with an upper directory.
-pub struct PlyfsPlace {
+pub struct PlyfsFs {
     /// Unmounted before the environment goes.
     mount: Option<Mount>,
-    nest: Nest,
+    nest: NestedFs,
     env: TestEnv,
     /// The digest of every layer's tar, which no run may change.
     layers: BTreeMap<String, String>,
     options: Vec<&'static str>,
 }
 
-impl PlyfsPlace {
+impl PlyfsFs {
     pub const MENU: Menu = Menu { held_readers: true, optional: true, remounts: true };
 
     /// With further options of `plyfs mount`.
     pub fn new(options: &[&'static str]) -> Self {
-        Self::on(On::Disk, options)
+        Self::with_upper_on(UpperFs::Disk, options)
     }
 
     /// With the upper directory there.
-    pub fn on(on: On, options: &[&'static str]) -> Self {
+    pub fn with_upper_on(upper_fs: UpperFs, options: &[&'static str]) -> Self {
         let env = TestEnv::new();
         pull_image(&env);
-        let nest = Nest::with_upper(&env, on);
+        let nest = NestedFs::with_upper(&env, upper_fs);
         let layers = digests(&env);
         assert_eq!(layers.len(), 3, "{layers:?}");
-        let mut place = Self { mount: None, nest, env, layers, options: options.to_vec() };
-        place.mount();
-        place
+        let mut test_fs = Self { mount: None, nest, env, layers, options: options.to_vec() };
+        test_fs.mount();
+        test_fs
     }
 
     fn mount(&mut self) {
         let (upper, work) = (self.nest.path("upper"), self.nest.path("work"));
         let mut command = self.env.command(["mount"]);
         command.args(&self.options).arg("--upper").arg(upper).arg("--work").arg(work).arg("model:1");
-        self.mount = Some(Mount::by(&self.env, &mut command));
+        self.mount = Some(Mount::start(&self.env, &mut command));
     }
 
     /// Unmounts through plyfs, which waits for its daemon.
@@ -84,9 +84,9 @@ fn mtimes(root: &Path, at: &Path, into: &mut Times) {
 /// The attributes that plyfs keeps for itself in the upper directory.
 const OWN_XATTRS: &[&str] = &["trusted.overlay."];
 
-impl Place for PlyfsPlace {
+impl TestFs for PlyfsFs {
     fn root(&self) -> &Path {
-        self.mount.as_ref().expect("the place is mounted").path()
+        self.mount.as_ref().expect("the file system is mounted").path()
     }
 
     fn remount(&mut self) {
@@ -109,7 +109,7 @@ impl Place for PlyfsPlace {
             assert!(Instant::now() < deadline, "the daemon outlives SIGKILL");
             std::thread::sleep(Duration::from_millis(1));
         }
-        let dead = self.mount.take().expect("the place is mounted");
+        let dead = self.mount.take().expect("the file system is mounted");
         assert_eq!(run(Command::new("umount").arg("-l").arg(dead.path())).code, 0);
         self.mount();
     }
@@ -131,10 +131,10 @@ impl Place for PlyfsPlace {
     }
 }
 
-/// A place where kernel overlayfs writes the upper directory, and plyfs reads it at the end.
-pub struct KernelsUpper(pub OverlayPlace);
+/// A union where kernel overlayfs writes the upper directory, and plyfs reads it at the end.
+pub struct KernelUpperFs(pub OverlayFs);
 
-impl Place for KernelsUpper {
+impl TestFs for KernelUpperFs {
     fn root(&self) -> &Path {
         self.0.root()
     }
@@ -152,16 +152,16 @@ impl Place for KernelsUpper {
     }
 
     fn finish(&mut self) -> Result<Vec<View>, String> {
-        let (kernels, upper) = self.0.let_go();
+        let (kernel_tree, upper) = self.0.scan_and_unmount();
         let env = TestEnv::new();
         pull_image(&env);
         let work = upper.with_file_name("plyfs-work");
         let mut command = env.command(["mount", "--upper"]);
-        let mount = Mount::by(&env, command.arg(&upper).arg("--work").arg(work).arg("model:1"));
-        let ours = scan(mount.path(), Contents::Hash);
+        let mount = Mount::start(&env, command.arg(&upper).arg("--work").arg(work).arg("model:1"));
+        let plyfs_tree = scan(mount.path(), Contents::Hash);
         // What is one inode in a layer and what is in the upper directory are told apart by number only here.
         let counted = ["nlink", "links"];
-        let wrong: Vec<String> = diff(&kernels, &ours)
+        let wrong: Vec<String> = diff(&kernel_tree, &plyfs_tree)
             .into_iter()
             .filter(|difference| !counted.contains(&&*difference.field))
             .map(|difference| difference.to_string())
@@ -173,7 +173,7 @@ impl Place for KernelsUpper {
 /// The image unpacked, and the upper directory that plyfs wrote there. The kernel does not take one on its own
 /// overlayfs, and knows whiteouts in the form of attributes in lower directories alone: one that is nested is a lower
 /// directory.
-pub fn overlay(env: &TestEnv, nest: &Nest) -> Overlay {
+pub fn overlay(env: &TestEnv, nest: &NestedFs) -> Overlay {
     let [lower, work, at] = ["lower", "kernel-work", "kernel"].map(|name| env.path(name));
     [&lower, &work, &at].into_iter().for_each(|path| make_dir(path));
     unpack(&lower, &image());

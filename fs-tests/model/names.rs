@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::op::{At, Op, Outcome, Replace, Special, expand};
-use super::state::{Body, Content, Held, Id, Model, Mtime, Node, Step, Stop, count_link, refuse};
+use super::state::{Body, Content, Held, Id, Model, Mtime, Node, Step, StepError, count_link, refuse};
 
 /// The expected result of a step.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl Model {
             Op::Hold { slot, at, write } => self.hold(slot, at, write, false),
             Op::HoldMap { slot, at, write } => self.hold(slot, at, write, true),
             Op::HeldLink { slot, to } => match self.held(slot)? {
-                held if held.map => Err(Stop::Skip),
+                held if held.map => Err(StepError::Skip),
                 held => self.link(held.id, to),
             },
             Op::HeldMkdir { slot, name } => self.held_mkdir(slot, name),
@@ -81,7 +81,7 @@ impl Model {
             match &self.node(id).body {
                 _ if excl => return refuse(libc::EEXIST),
                 Body::Dir { .. } => return refuse(libc::EISDIR),
-                Body::Special(..) => return Err(Stop::Skip),
+                Body::Special(..) => return Err(StepError::Skip),
                 Body::File(_) => return DONE,
                 // The target of a dangling symlink is created.
                 Body::Symlink(target) => {
@@ -99,7 +99,7 @@ impl Model {
     fn held_mkdir(&mut self, slot: usize, name: At) -> Step<Expected> {
         let held = self.held(slot)?;
         if held.map || name.contains('/') {
-            return Err(Stop::Skip);
+            return Err(StepError::Skip);
         }
         let (dir, name) = (held.id, expand(name));
         if !self.node(dir).is_dir() {
@@ -138,7 +138,7 @@ impl Model {
         let inherited = if set_gid && matches!(body, Body::Dir { .. }) { 0o2000 } else { 0 };
         let (mode, mtime) = (mode | inherited, Mtime::Recent);
         let id = self.add(Node { body, mode, uid: 0, gid, mtime, xattrs: BTreeMap::new(), names: 0 });
-        self.enter(dir, name, id);
+        self.add_name(dir, name, id);
         self.changed(dir);
     }
 
@@ -155,7 +155,7 @@ impl Model {
         if self.node(id).names == 0 {
             return refuse(libc::ENOENT);
         }
-        self.enter(dir, name, id);
+        self.add_name(dir, name, id);
         self.changed(dir);
         DONE
     }
@@ -165,7 +165,7 @@ impl Model {
         if is_dots(&name) {
             return refuse(libc::EISDIR);
         }
-        let id = self.child(dir, &name)?.ok_or(Stop::Errno(libc::ENOENT))?;
+        let id = self.child(dir, &name)?.ok_or(StepError::Errno(libc::ENOENT))?;
         if self.node(id).is_dir() {
             return refuse(libc::EISDIR);
         }
@@ -180,7 +180,7 @@ impl Model {
             ".." => return refuse(libc::ENOTEMPTY),
             _ => {}
         }
-        let id = self.child(dir, &name)?.ok_or(Stop::Errno(libc::ENOENT))?;
+        let id = self.child(dir, &name)?.ok_or(StepError::Errno(libc::ENOENT))?;
         if !self.node(id).is_dir() {
             return refuse(libc::ENOTDIR);
         }
@@ -192,17 +192,17 @@ impl Model {
     }
 
     fn remove(&mut self, dir: Id, name: &str) {
-        let id = self.leave(dir, name);
+        let id = self.remove_name(dir, name);
         self.changed(dir);
-        self.reap(id);
+        self.drop_unused(id);
     }
 
     fn remove_all(&mut self, at: At) -> Step<Expected> {
         let (dir, name) = self.parent(at)?;
         if is_dots(&name) {
-            return Err(Stop::Skip);
+            return Err(StepError::Skip);
         }
-        let id = self.child(dir, &name)?.ok_or(Stop::Errno(libc::ENOENT))?;
+        let id = self.child(dir, &name)?.ok_or(StepError::Errno(libc::ENOENT))?;
         self.empty(id);
         self.remove(dir, &name);
         DONE
@@ -227,7 +227,7 @@ impl Model {
         if is_dots(&new_name) {
             return refuse(if how == Replace::Forbid { libc::EEXIST } else { libc::EBUSY });
         }
-        let old = self.child(old_dir, &old_name)?.ok_or(Stop::Errno(libc::ENOENT))?;
+        let old = self.child(old_dir, &old_name)?.ok_or(StepError::Errno(libc::ENOENT))?;
         let new = self.child(new_dir, &new_name)?;
         match (how, new) {
             (Replace::Exchange, None) => return refuse(libc::ENOENT),
@@ -238,15 +238,15 @@ impl Model {
         if new == Some(old) {
             return DONE;
         }
-        self.leave(old_dir, &old_name);
+        self.remove_name(old_dir, &old_name);
         if let Some(new) = new {
-            self.leave(new_dir, &new_name);
+            self.remove_name(new_dir, &new_name);
             match how {
-                Replace::Exchange => self.enter(old_dir, old_name, new),
-                _ => self.reap(new),
+                Replace::Exchange => self.add_name(old_dir, old_name, new),
+                _ => self.drop_unused(new),
             }
         }
-        self.enter(new_dir, new_name, old);
+        self.add_name(new_dir, new_name, old);
         self.changed(old_dir);
         self.changed(new_dir);
         DONE
@@ -275,13 +275,13 @@ impl Model {
     fn hold(&mut self, slot: usize, at: At, write: bool, map: bool) -> Step<Expected> {
         let id = self.walk(at, true);
         // Closed before the new one is opened, and also when that fails.
-        let gone = !matches!(id, Err(Stop::Skip)) && !self.is_special(id);
+        let gone = !matches!(id, Err(StepError::Skip)) && !self.is_special(id);
         if gone {
             self.release(slot);
         }
         let id = id?;
         match &self.node(id).body {
-            Body::Special(..) => return Err(Stop::Skip),
+            Body::Special(..) => return Err(StepError::Skip),
             Body::Dir { .. } if write => return refuse(libc::EISDIR),
             Body::Dir { .. } if map => return refuse(libc::ENODEV),
             _ => {}
@@ -297,7 +297,7 @@ impl Model {
     fn release(&mut self, slot: usize) {
         self.listings[slot] = None;
         if let Some(held) = self.slots[slot].take() {
-            self.reap(held.id);
+            self.drop_unused(held.id);
         }
     }
 }

@@ -10,11 +10,11 @@ use super::check::Checks;
 use super::generate::Menu;
 use super::image::{image, unpack};
 use super::op::Op;
-use crate::support::env::{patiently, unmount};
+use crate::support::env::{retry_while_busy, unmount};
 use crate::support::tree::{Contents, Tree, scan};
 
-/// A directory that holds the image when a run begins, and what can happen to it from outside.
-pub trait Place {
+/// A file system under test, which holds the image when a run begins and can be remounted.
+pub trait TestFs {
     /// The tree's root.
     fn root(&self) -> &Path;
 
@@ -24,7 +24,7 @@ pub trait Place {
     /// Kills the process that serves the tree and mounts again. Nothing is open, and all is synced.
     fn kill(&mut self);
 
-    /// The optional comparisons that the place supports.
+    /// The optional comparisons that the file system supports.
     fn checks(&self) -> Checks;
 
     /// The errno with which a step may be refused here that POSIX allows.
@@ -38,19 +38,19 @@ pub trait Place {
     }
 }
 
-/// A tree seen in another way.
+/// Another view of the same tree.
 pub struct View {
     pub name: &'static str,
     pub tree: Tree,
     pub checks: Checks,
 }
 
-/// A directory of the file system that the tests' scratch space is on: the model's judge.
-pub struct PlainPlace {
+/// A plain directory on the scratch file system, which validates the model.
+pub struct PlainFs {
     dir: TempDir,
 }
 
-impl PlainPlace {
+impl PlainFs {
     pub const MENU: Menu = Menu { held_readers: true, optional: true, remounts: false };
 
     pub fn new() -> Self {
@@ -65,7 +65,7 @@ fn scratch() -> TempDir {
     tempfile::Builder::new().prefix("plyfs-model-").tempdir().unwrap()
 }
 
-impl Place for PlainPlace {
+impl TestFs for PlainFs {
     fn root(&self) -> &Path {
         self.dir.path()
     }
@@ -81,14 +81,14 @@ impl Place for PlainPlace {
 }
 
 /// Kernel overlayfs over the image: an independent union, checked by the same model.
-pub struct OverlayPlace {
+pub struct OverlayFs {
     overlay: Overlay,
     metacopy: bool,
     /// The directory of everything, removed last.
     _dir: TempDir,
 }
 
-impl OverlayPlace {
+impl OverlayFs {
     pub const MENU: Menu = Menu { held_readers: false, optional: true, remounts: true };
 
     /// With `metacopy`, a change of attributes alone copies no content.
@@ -107,22 +107,22 @@ impl OverlayPlace {
         let [lower, upper, work, at] = ["lower", "upper", "work", "at"].map(|name| dir.path().join(name));
         [&lower, &upper, &work, &at].into_iter().for_each(|path| make_dir(path));
         unpack(&lower, &image());
-        let place = Self { overlay: Overlay { lower, upper, work, at, options }, metacopy, _dir: dir };
-        place.overlay.mount();
-        place
+        let test_fs = Self { overlay: Overlay { lower, upper, work, at, options }, metacopy, _dir: dir };
+        test_fs.overlay.mount();
+        test_fs
     }
 }
 
-impl OverlayPlace {
-    /// The tree as the kernel sees it; then the kernel lets go of the upper directory, which is given too.
-    pub fn let_go(&mut self) -> (Tree, PathBuf) {
+impl OverlayFs {
+    /// Scans the tree and unmounts it. Returns the tree and the upper directory.
+    pub fn scan_and_unmount(&mut self) -> (Tree, PathBuf) {
         let tree = scan(&self.overlay.at, Contents::Hash);
         unmount(&self.overlay.at);
         (tree, self.overlay.upper.clone())
     }
 }
 
-impl Place for OverlayPlace {
+impl TestFs for OverlayFs {
     fn root(&self) -> &Path {
         &self.overlay.at
     }
@@ -157,7 +157,7 @@ impl Place for OverlayPlace {
     }
 }
 
-impl Drop for OverlayPlace {
+impl Drop for OverlayFs {
     fn drop(&mut self) {
         let _ = rustix::mount::unmount(&self.overlay.at, UnmountFlags::DETACH);
     }
@@ -207,6 +207,6 @@ impl Overlay {
         let options = format!("lowerdir={lower},upperdir={upper},workdir={work},redirect_dir=on,{}", self.options);
         let options = std::ffi::CString::new(options).unwrap();
         let flags = MountFlags::empty();
-        patiently(|| rustix::mount::mount("overlay", &self.at, "overlay", flags, options.as_c_str()));
+        retry_while_busy(|| rustix::mount::mount("overlay", &self.at, "overlay", flags, options.as_c_str()));
     }
 }

@@ -3,18 +3,18 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use super::by_path::ByPath;
+use super::by_path::SyscallHarness;
 use super::check::{self, Checker, first_difference};
 use super::generate::{Menu, generate};
 use super::harness::Harness;
 use super::image::image;
 use super::names::Expected;
 use super::op::{Op, Outcome};
-use super::place::Place;
-use super::state::{Model, Step, Stop};
+use super::place::TestFs;
+use super::state::{Model, Step, StepError};
 
-/// Makes a harness on a fresh place.
-pub type Fresh<'a> = &'a dyn Fn() -> Box<dyn Harness>;
+/// Creates a harness on a new file system.
+pub type NewHarness<'a> = &'a dyn Fn() -> Box<dyn Harness>;
 /// The result of a step; `None` for a skipped one.
 pub type Answer = Option<Result<Outcome, i32>>;
 
@@ -36,23 +36,23 @@ impl Failure {
 /// The time limit for shrinking a failing run.
 const SHRINK_FOR: Duration = Duration::from_secs(240);
 
-/// A harness by system calls on a place.
-pub fn by_path(place: impl Place + 'static) -> Box<dyn Harness> {
-    Box::new(ByPath::new(Box::new(place)))
+/// A harness that makes system calls on a file system.
+pub fn by_path(test_fs: impl TestFs + 'static) -> Box<dyn Harness> {
+    Box::new(SyscallHarness::new(Box::new(test_fs)))
 }
 
 /// Carries out every step on the model and on a fresh harness. Returns the results.
-pub fn execute(ops: &[Op], fresh: Fresh) -> Result<Vec<Answer>, Failure> {
+pub fn execute(ops: &[Op], new_harness: NewHarness) -> Result<Vec<Answer>, Failure> {
     let mut at = 0;
     // A panic is a failure like others: of a mount, say.
     let run = catch_unwind(AssertUnwindSafe(|| {
-        let mut world = World::new(fresh());
+        let mut model_run = ModelRun::new(new_harness());
         let mut answers = Vec::with_capacity(ops.len());
         for op in ops {
-            answers.push(world.step(op)?);
+            answers.push(model_run.step(op)?);
             at += 1;
         }
-        world.finish().map(|()| answers)
+        model_run.finish().map(|()| answers)
     }));
     let what = match run {
         Ok(Ok(answers)) => return Ok(answers),
@@ -62,13 +62,13 @@ pub fn execute(ops: &[Op], fresh: Fresh) -> Result<Vec<Answer>, Failure> {
     Err(Failure { at, what })
 }
 
-struct World {
+struct ModelRun {
     model: Model,
     harness: Box<dyn Harness>,
     checker: Checker,
 }
 
-impl World {
+impl ModelRun {
     fn new(harness: Box<dyn Harness>) -> Self {
         let checker = Checker::new(harness.checks());
         Self { model: Model::new(&image()), harness, checker }
@@ -81,21 +81,21 @@ impl World {
         let refusal = self.harness.may_refuse(op);
         let before = refusal.map(|_| self.model.clone());
         let expected = self.model.apply(op);
-        if matches!(expected, Err(Stop::Skip)) {
+        if matches!(expected, Err(StepError::Skip)) {
             return Ok(None);
         }
         let answer = self.harness.apply(op);
         match (before, &answer) {
             (Some(before), Err(errno)) if refusal == Some(*errno) => self.model = before,
-            _ => self.judge(expected, &answer).map_err(|wrong| format!("{op:?}: {wrong}"))?,
+            _ => self.check_answer(expected, &answer).map_err(|wrong| format!("{op:?}: {wrong}"))?,
         }
         Ok(Some(answer))
     }
 
-    fn judge(&mut self, expected: Step<Expected>, answer: &Result<Outcome, i32>) -> Result<(), String> {
+    fn check_answer(&mut self, expected: Step<Expected>, answer: &Result<Outcome, i32>) -> Result<(), String> {
         match (expected, answer) {
-            (Err(Stop::Errno(want)), Err(have)) if want == *have => Ok(()),
-            (Err(stop), answer) => Err(format!("expected {stop:?}, gave {}", brief(answer))),
+            (Err(StepError::Errno(want)), Err(have)) if want == *have => Ok(()),
+            (Err(stop), answer) => Err(format!("expected {stop:?}, gave {}", describe(answer))),
             (Ok(Expected::Seek { bytes, offset, hole }), answer) => {
                 let answer = match answer {
                     Ok(Outcome::Count(at)) => Ok(*at),
@@ -115,27 +115,27 @@ impl World {
                 Err(first_difference(&want, have))
             }
             (Ok(Expected::Outcome(want)), Ok(have)) if want == *have => Ok(()),
-            (Ok(Expected::Outcome(want)), answer) => Err(format!("expected {want:?}, gave {}", brief(answer))),
-            (Ok(want), answer) => Err(format!("expected {want:?}, gave {}", brief(answer))),
+            (Ok(Expected::Outcome(want)), answer) => Err(format!("expected {want:?}, gave {}", describe(answer))),
+            (Ok(want), answer) => Err(format!("expected {want:?}, gave {}", describe(answer))),
         }
     }
 
     fn compare(&mut self) -> Result<(), String> {
         let tree = self.harness.tree();
-        told(self.checker.tree(&self.model, &tree, &mut |path| self.harness.content(path)), "the tree")
+        fail_if_any(self.checker.tree(&self.model, &tree, &mut |path| self.harness.content(path)), "the tree")
     }
 
     fn finish(&mut self) -> Result<(), String> {
         self.compare()?;
         for view in self.harness.finish()? {
             let mut checker = Checker::like(&self.checker, view.checks);
-            told(checker.tree(&self.model, &view.tree, &mut |_| Vec::new()), view.name)?;
+            fail_if_any(checker.tree(&self.model, &view.tree, &mut |_| Vec::new()), view.name)?;
         }
         Ok(())
     }
 }
 
-fn told(wrong: Vec<String>, what: &str) -> Result<(), String> {
+fn fail_if_any(wrong: Vec<String>, what: &str) -> Result<(), String> {
     if wrong.is_empty() {
         return Ok(());
     }
@@ -144,7 +144,7 @@ fn told(wrong: Vec<String>, what: &str) -> Result<(), String> {
     Err(format!("{what}:\n  {}{more}", wrong[..wrong.len().min(12)].join("\n  ")))
 }
 
-fn brief(answer: &Result<Outcome, i32>) -> String {
+fn describe(answer: &Result<Outcome, i32>) -> String {
     match answer {
         Err(errno) => format!("errno {errno} ({})", std::io::Error::from_raw_os_error(*errno)),
         Ok(Outcome::Bytes(bytes)) => format!("{} bytes", bytes.len()),
@@ -152,7 +152,7 @@ fn brief(answer: &Result<Outcome, i32>) -> String {
     }
 }
 
-/// How many runs of how many steps; `PLYFS_MODEL_RUNS` and `PLYFS_MODEL_OPS` say otherwise.
+/// How many runs of how many steps; `PLYFS_MODEL_RUNS` and `PLYFS_MODEL_OPS` override them.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
     pub runs: u64,
@@ -161,16 +161,16 @@ pub struct Effort {
 
 /// Runs from several seeds, each on a fresh harness. `PLYFS_MODEL_SEED` is the first seed, and the only one unless
 /// `PLYFS_MODEL_RUNS` is set too.
-pub fn soak(name: &str, effort: Effort, menu: Menu, fresh: Fresh) {
+pub fn soak(name: &str, effort: Effort, menu: Menu, new_harness: NewHarness) {
     for_seeds(effort, |seed, count| {
         let ops = generate(seed, count, &image(), menu);
-        if let Err(failure) = execute(&ops, fresh) {
-            report(name, seed, ops, failure, &mut |ops| execute(ops, fresh).err());
+        if let Err(failure) = execute(&ops, new_harness) {
+            report(name, seed, ops, failure, &mut |ops| execute(ops, new_harness).err());
         }
     });
 }
 
-/// Judges lists of steps from several seeds in another way; a failing one is made short like others.
+/// Runs a custom check on lists of steps from several seeds, and shrinks a failing list.
 pub fn search(
     name: &str,
     effort: Effort,
@@ -186,7 +186,7 @@ pub fn search(
 }
 
 /// Carries out the same lists of steps on two harnesses, which must also return the same results.
-pub fn compare(name: &str, effort: Effort, menu: Menu, left: Fresh, right: Fresh) {
+pub fn compare(name: &str, effort: Effort, menu: Menu, left: NewHarness, right: NewHarness) {
     let mut both = |ops: &[Op]| -> Option<Failure> {
         let answers = execute(ops, left).and_then(|left| execute(ops, right).map(|right| (left, right)));
         let (left, right) = match answers {
@@ -196,7 +196,7 @@ pub fn compare(name: &str, effort: Effort, menu: Menu, left: Fresh, right: Fresh
         // What one may refuse and the other does makes the trees differ from there on.
         let refused = |answer: &Answer| matches!(answer, Some(Err(libc::EXDEV | libc::EOPNOTSUPP)));
         let end = (0..ops.len()).find(|at| refused(&left[*at]) != refused(&right[*at])).unwrap_or(ops.len());
-        let at = (0..end).find(|at| !agree(&ops[*at], &left[*at], &right[*at]))?;
+        let at = (0..end).find(|at| !is_same_answer(&ops[*at], &left[*at], &right[*at]))?;
         Some(Failure { at, what: format!("{:?}: one gave {:?}, the other {:?}", ops[at], left[at], right[at]) })
     };
     for_seeds(effort, |seed, count| {
@@ -207,32 +207,32 @@ pub fn compare(name: &str, effort: Effort, menu: Menu, left: Fresh, right: Fresh
     });
 }
 
-/// Whether two answers say the same. Numbers, times and extents are each file system's own, and the model saw to them.
-fn agree(op: &Op, left: &Answer, right: &Answer) -> bool {
+/// Whether two answers are equal. Inode numbers, times and extents may differ: the model has checked them.
+fn is_same_answer(op: &Op, left: &Answer, right: &Answer) -> bool {
     match (left, right) {
         _ if matches!(op, Op::Seek { .. } | Op::HeldListEnd { .. }) => true,
         (Some(Ok(Outcome::Stat(left))), Some(Ok(Outcome::Stat(right)))) => {
-            let told = |record: &crate::support::tree::Record| (record.mode, record.uid, record.gid, record.size);
-            told(left) == told(right)
+            let comparable = |record: &crate::support::tree::Record| (record.mode, record.uid, record.gid, record.size);
+            comparable(left) == comparable(right)
         }
         _ => left == right,
     }
 }
 
 /// Carries out a literal list of steps, to which a failing run was once shrunk.
-pub fn replay(ops: &[Op], fresh: Fresh) {
-    if let Err(failure) = execute(ops, fresh) {
+pub fn replay(ops: &[Op], new_harness: NewHarness) {
+    if let Err(failure) = execute(ops, new_harness) {
         panic!("step {} of {}: {}", failure.at, ops.len(), failure.what);
     }
 }
 
 fn for_seeds(effort: Effort, mut run: impl FnMut(u64, usize)) {
-    let given = |name: &str| -> Option<u64> {
+    let env_number = |name: &str| -> Option<u64> {
         let value = std::env::var(name).ok()?;
         Some(value.parse().unwrap_or_else(|_| panic!("{name} is no number: {value}")))
     };
-    let (seed, runs) = (given("PLYFS_MODEL_SEED"), given("PLYFS_MODEL_RUNS"));
-    let count = given("PLYFS_MODEL_OPS").map_or(effort.ops, |ops| ops as usize);
+    let (seed, runs) = (env_number("PLYFS_MODEL_SEED"), env_number("PLYFS_MODEL_RUNS"));
+    let count = env_number("PLYFS_MODEL_OPS").map_or(effort.ops, |ops| ops as usize);
     let runs = runs.unwrap_or(if seed.is_some() { 1 } else { effort.runs });
     let first = seed.unwrap_or(1);
     (first..first + runs).for_each(|seed| run(seed, count));
@@ -252,7 +252,7 @@ fn report(name: &str, seed: u64, ops: Vec<Op>, failure: Failure, fails: &mut dyn
     );
 }
 
-/// Leaves out steps, by halves first and one by one at last, as long as the run fails at a like step.
+/// Removes steps, halves first and single steps last, as long as the run fails in the same way.
 pub fn shrink(
     mut ops: Vec<Op>,
     mut failure: Failure,

@@ -18,17 +18,17 @@ const LINKS_MAX: u32 = 40;
 
 /// Why a step has no effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
+pub enum StepError {
     /// The kernel refuses it with this.
     Errno(i32),
     /// It makes no sense here (an empty slot, a path out of the tree, a device that would be opened): do not run it.
     Skip,
 }
 
-pub type Step<T> = Result<T, Stop>;
+pub type Step<T> = Result<T, StepError>;
 
 pub fn refuse<T>(errno: i32) -> Step<T> {
-    Err(Stop::Errno(errno))
+    Err(StepError::Errno(errno))
 }
 
 /// The model's knowledge of a modification time.
@@ -181,7 +181,7 @@ impl Model {
         let body = match &entry.start {
             Start::Link(target) => {
                 let id = self.walk(target, false).unwrap();
-                self.enter(dir, name, id);
+                self.add_name(dir, name, id);
                 return;
             }
             Start::Dir => Body::empty_dir(dir),
@@ -199,7 +199,7 @@ impl Model {
             names: 0,
         };
         let id = self.add(node);
-        self.enter(dir, name, id);
+        self.add_name(dir, name, id);
     }
 
     /// A new inode without a name.
@@ -211,25 +211,25 @@ impl Model {
     }
 
     /// Gives an inode a name.
-    pub(super) fn enter(&mut self, dir: Id, name: String, id: Id) {
+    pub(super) fn add_name(&mut self, dir: Id, name: String, id: Id) {
         if let Body::Dir { parent, .. } = &mut self.node_mut(id).body {
             *parent = dir;
         }
         self.node_mut(id).names += 1;
-        self.touch(dir, &name);
+        self.record_change(dir, &name);
         let before = self.entries_mut(dir).insert(name, id);
         assert_eq!(before, None, "the model lost an inode");
     }
 
     /// Takes a name away. The inode stays as long as something holds it.
-    pub(super) fn leave(&mut self, dir: Id, name: &str) -> Id {
+    pub(super) fn remove_name(&mut self, dir: Id, name: &str) -> Id {
         let id = self.entries_mut(dir).remove(name).unwrap();
-        self.touch(dir, name);
+        self.record_change(dir, name);
         self.node_mut(id).names -= 1;
         id
     }
 
-    fn touch(&mut self, dir: Id, name: &str) {
+    fn record_change(&mut self, dir: Id, name: &str) {
         for (held, listing) in self.slots.iter().zip(&mut self.listings) {
             if let (Some(held), Some(listing)) = (held, listing)
                 && held.id == dir
@@ -240,7 +240,7 @@ impl Model {
     }
 
     /// Forgets an inode that has no name and is not held.
-    pub(super) fn reap(&mut self, id: Id) {
+    pub(super) fn drop_unused(&mut self, id: Id) {
         if self.node(id).names == 0 && !self.slots.iter().flatten().any(|held| held.id == id) {
             self.nodes.remove(&id);
         }
@@ -274,7 +274,7 @@ impl Model {
     }
 
     pub fn held(&self, slot: usize) -> Step<Held> {
-        self.slots[slot].ok_or(Stop::Skip)
+        self.slots[slot].ok_or(StepError::Skip)
     }
 
     /// `st_nlink`.
@@ -315,7 +315,7 @@ impl Model {
     pub(super) fn parent_from(&self, dir: Id, path: &str, links: &mut u32) -> Step<(Id, String)> {
         let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
         let dir = if above.is_empty() && path.starts_with('/') {
-            return Err(Stop::Skip);
+            return Err(StepError::Skip);
         } else {
             self.follow(dir, above, true, links)?
         };
@@ -343,9 +343,9 @@ impl Model {
             let next = match name {
                 "." => dir,
                 // The model does not know what is above the root.
-                ".." if dir == ROOT => return Err(Stop::Skip),
+                ".." if dir == ROOT => return Err(StepError::Skip),
                 ".." => *parent,
-                _ => self.child(dir, name)?.ok_or(Stop::Errno(libc::ENOENT))?,
+                _ => self.child(dir, name)?.ok_or(StepError::Errno(libc::ENOENT))?,
             };
             dir = match &self.node(next).body {
                 Body::Symlink(target) if last_too || rest.peek().is_some() => {

@@ -5,8 +5,8 @@ use super::inodes::{Change, Inodes, Listed, New};
 use super::op::{Replace, Stamp};
 use std::rc::Rc;
 
-use crate::support::bed::{Bed, disk};
-use crate::support::faulty::{Limited, Refuses};
+use crate::support::bed::{UnionFixture, disk};
+use crate::support::faulty::{LimitedBacking, RefusedCalls};
 use crate::support::tree::Record;
 use plyfs::fs::{self, Attr, Fs, FsError, SetTime};
 use plyfs::meta::{Kind, Time, device};
@@ -22,30 +22,30 @@ pub struct Union {
 impl Union {
     /// A new union without changes.
     pub fn new(user: User) -> Union {
-        Union::on(&Rc::new(Union::bed(user)))
+        Union::with_fixture(&Rc::new(Union::fixture(user)))
     }
 
     /// The image, and a place for an upper directory.
-    pub fn bed(user: User) -> Bed {
-        let mut bed = Bed::new(layers(&image()));
-        bed.user = user;
-        bed
+    pub fn fixture(user: User) -> UnionFixture {
+        let mut fixture = UnionFixture::new(layers(&image()));
+        fixture.user = user;
+        fixture
     }
 
-    /// A union on a bed.
-    pub fn on(bed: &Rc<Bed>) -> Union {
-        let bed = bed.clone();
-        Union::by(move || bed.open(disk))
+    /// A union with this fixture.
+    pub fn with_fixture(fixture: &Rc<UnionFixture>) -> Union {
+        let fixture = fixture.clone();
+        Union::with_open(move || fixture.open(disk))
     }
 
     /// A union with its upper directory on a file system that refuses some calls.
-    pub fn over(user: User, refuses: Refuses) -> Union {
-        let bed = Union::bed(user);
-        Union::by(move || bed.open(|| Box::new(Limited(refuses))))
+    pub fn with_refused(user: User, refused: RefusedCalls) -> Union {
+        let fixture = Union::fixture(user);
+        Union::with_open(move || fixture.open(|| Box::new(LimitedBacking(refused))))
     }
 
     /// A union that `open` opens.
-    pub fn by(open: impl Fn() -> Fs + 'static) -> Union {
+    pub fn with_open(open: impl Fn() -> Fs + 'static) -> Union {
         let fs = Some(open());
         Union { open: Box::new(open), fs }
     }
@@ -56,7 +56,7 @@ impl Union {
     }
 
     /// An answer that names an inode: the caller has a reference to it.
-    fn given(&self, answer: Result<Attr, FsError>) -> Result<Record, i32> {
+    fn take_reference(&self, answer: Result<Attr, FsError>) -> Result<Record, i32> {
         let attr = answer.map_err(errno)?;
         self.fs().remember(attr.ino);
         Ok(record(&attr))
@@ -93,7 +93,7 @@ fn time(stamp: Option<Stamp>) -> Option<SetTime> {
 
 impl Inodes for Union {
     fn lookup(&self, parent: u64, name: &[u8]) -> Result<Record, i32> {
-        self.given(self.fs().lookup(parent, name))
+        self.take_reference(self.fs().lookup(parent, name))
     }
 
     fn forget(&self, ino: u64, count: u64) {
@@ -131,11 +131,11 @@ impl Inodes for Union {
             gid: 0,
             target: new.target.as_deref().unwrap_or_default(),
         };
-        self.given(self.fs().make(parent, name, &made))
+        self.take_reference(self.fs().make(parent, name, &made))
     }
 
     fn link(&self, ino: u64, parent: u64, name: &[u8]) -> Result<Record, i32> {
-        self.given(self.fs().link(ino, parent, name))
+        self.take_reference(self.fs().link(ino, parent, name))
     }
 
     fn unlink(&self, parent: u64, name: &[u8]) -> Result<(), i32> {

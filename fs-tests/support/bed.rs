@@ -16,7 +16,7 @@ use plyfs::upper::{Below, OpenError, Owners, Settings, Upper, User, View};
 use tempfile::TempDir;
 
 /// Layers, with a temporary upper directory above them.
-pub struct Bed {
+pub struct UnionFixture {
     tars: Vec<Vec<u8>>,
     indexes: Vec<Vec<u8>>,
     dir: TempDir,
@@ -33,9 +33,9 @@ pub fn disk() -> Box<dyn Backing> {
     Box::new(Disk)
 }
 
-/// One inode as the union shows it, without directories' times and without access and change times.
+/// The state of one inode in the union, without directories' times and without access and change times.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct InodeState {
     /// Inode number.
     pub ino: Ino,
     /// Kind, mode, link count, owner, group, device, size, and the modification time unless it is a directory.
@@ -47,30 +47,30 @@ pub struct Seen {
 }
 
 /// A snapshot of a tree: every path with its inode.
-pub type Picture = BTreeMap<String, Seen>;
+pub type Snapshot = BTreeMap<String, InodeState>;
 
-impl Bed {
-    /// A bed with these layers, the bottom one first.
-    pub fn new(tars: Vec<Vec<u8>>) -> Bed {
+impl UnionFixture {
+    /// A union of these layers, the bottom one first.
+    pub fn new(tars: Vec<Vec<u8>>) -> UnionFixture {
         let index = |tar: &Vec<u8>| index_tar(&mut &tar[..], &Limits::default()).unwrap().seal(&Digest::of(tar));
         let indexes = tars.iter().map(index).collect();
         let dir = tempfile::Builder::new().prefix("plyfs-test-").tempdir().unwrap();
-        Bed { tars, indexes, dir, volatile: false, user: User::own(), dirs: Vec::new() }
+        UnionFixture { tars, indexes, dir, volatile: false, user: User::own(), dirs: Vec::new() }
     }
 
-    /// A bed with these layers as plain directories. They must hold no whiteouts and no opaque markers.
-    pub fn unpacked(tars: Vec<Vec<u8>>) -> Bed {
-        let mut bed = Bed::new(tars);
-        for (number, tar) in bed.tars.iter().enumerate() {
-            let (dir, file) = (bed.dir.path().join(format!("lower{number}")), bed.dir.path().join("tar"));
+    /// A union of these layers as plain directories. They must hold no whiteouts and no opaque markers.
+    pub fn unpacked(tars: Vec<Vec<u8>>) -> UnionFixture {
+        let mut fixture = UnionFixture::new(tars);
+        for (number, tar) in fixture.tars.iter().enumerate() {
+            let (dir, file) = (fixture.dir.path().join(format!("lower{number}")), fixture.dir.path().join("tar"));
             std::fs::create_dir(&dir).unwrap();
             std::fs::write(&file, tar).unwrap();
             let mut unpack = Command::new("tar");
             unpack.args(["--xattrs", "--xattrs-include=*", "-xpf"]).arg(&file).arg("-C").arg(&dir);
             assert!(unpack.status().unwrap().success());
-            bed.dirs.push(dir);
+            fixture.dirs.push(dir);
         }
-        bed
+        fixture
     }
 
     /// The upper directory.
@@ -135,8 +135,8 @@ impl Bed {
 
     /// The image alone, with more layers on top of its own.
     pub fn image_with(&self, more: &[Vec<u8>]) -> Fs {
-        let bed = Bed::new(self.tars.iter().chain(more).cloned().collect());
-        let (tree, layers) = bed.image();
+        let fixture = UnionFixture::new(self.tars.iter().chain(more).cloned().collect());
+        let (tree, layers) = fixture.image();
         Fs::new(tree, layers)
     }
 
@@ -178,13 +178,13 @@ pub fn content(fs: &Fs, ino: Ino) -> Vec<u8> {
 }
 
 /// Takes a snapshot, and asserts that listings, lookups and attributes agree.
-pub fn picture(fs: &Fs) -> Picture {
-    let mut all = Picture::new();
-    see(fs, ROOT, String::new(), &mut all);
+pub fn take_snapshot(fs: &Fs) -> Snapshot {
+    let mut all = Snapshot::new();
+    record_inode(fs, ROOT, String::new(), &mut all);
     all
 }
 
-fn see(fs: &Fs, ino: Ino, path: String, all: &mut Picture) {
+fn record_inode(fs: &Fs, ino: Ino, path: String, all: &mut Snapshot) {
     let attr = fs.getattr(ino).unwrap();
     assert_eq!(attr.ino, ino);
     let names = fs.listxattr(ino, true).unwrap();
@@ -196,8 +196,8 @@ fn see(fs: &Fs, ino: Ino, path: String, all: &mut Picture) {
         _ => Vec::new(),
     };
     let mtime = if attr.kind == Kind::Dir { 0 } else { attr.mtime.sec };
-    let seen = (attr.kind, attr.mode, attr.nlink, attr.uid, attr.gid, attr.rdev, attr.size, mtime);
-    all.insert(path.clone(), Seen { ino, attr: seen, content, xattrs });
+    let fields = (attr.kind, attr.mode, attr.nlink, attr.uid, attr.gid, attr.rdev, attr.size, mtime);
+    all.insert(path.clone(), InodeState { ino, attr: fields, content, xattrs });
     if attr.kind != Kind::Dir {
         return;
     }
@@ -213,7 +213,7 @@ fn see(fs: &Fs, ino: Ino, path: String, all: &mut Picture) {
         let found = fs.lookup(ino, &name).unwrap();
         assert_eq!(found.ino, child, "a listing and a lookup differ");
         subdirs += u32::from(found.kind == Kind::Dir);
-        see(fs, child, format!("{path}/{}", name.escape_ascii()), all);
+        record_inode(fs, child, format!("{path}/{}", name.escape_ascii()), all);
     }
     assert_eq!(attr.nlink, 2 + subdirs, "the link count of directory `{path}`");
 }

@@ -96,25 +96,25 @@ impl TestEnv {
     #[track_caller]
     pub fn mount(&self, image: &str, options: &[&str]) -> Mount {
         let args = ["mount"].iter().chain(options).chain([&image]);
-        Mount::by(self, &mut self.command(args))
+        Mount::start(self, &mut self.command(args))
     }
 }
 
 impl Mount {
     /// Mount by a command that lacks only the mountpoint: creates it and appends it to the arguments.
     #[track_caller]
-    pub fn by(env: &TestEnv, command: &mut Command) -> Mount {
+    pub fn start(env: &TestEnv, command: &mut Command) -> Mount {
         let at = tempfile::Builder::new().prefix("mnt-").tempdir_in(env.dir.path()).unwrap().keep();
         // Create the guard first, so that a mount that fails half-way is cleaned up too.
         let mount = Mount { at, root: env.root() };
         let output = run(command.arg(mount.path()));
         assert_eq!(output.code, 0, "{command:?} failed: {output:#?}");
-        assert!(mount.is_live(), "plyfs mount returned before {} was a mount", mount.at.display());
+        assert!(mount.is_live(), "plyfs mount returned before {} was mounted", mount.at.display());
         mount
     }
 
     /// Unmount what is mounted at this directory, if anything, when the value is dropped.
-    pub fn guard(env: &TestEnv, at: &Path) -> Mount {
+    pub fn adopt(env: &TestEnv, at: &Path) -> Mount {
         Mount { at: at.into(), root: env.root() }
     }
 
@@ -131,7 +131,7 @@ impl Mount {
     /// Unmount through plyfs and require that it worked.
     #[track_caller]
     pub fn unmount(self) {
-        patiently(|| {
+        retry_while_busy(|| {
             let output = run(&mut plyfs(&self.root, [OsStr::new("umount"), self.at.as_os_str()]));
             let is_busy = output.stderr.contains("is in use");
             assert!(output.code == 0 || is_busy, "plyfs umount failed: {output:#?}");
@@ -159,14 +159,14 @@ impl Drop for Mount {
 /// Unmount by umount(2).
 #[track_caller]
 pub fn unmount(at: &Path) {
-    patiently(|| rustix::mount::unmount(at, UnmountFlags::empty()));
+    retry_while_busy(|| rustix::mount::unmount(at, UnmountFlags::empty()));
 }
 
 /// Retries a mount or unmount while it is busy. It can be refused for a moment: another test's child has our
 /// descriptors between its fork and its exec, and a process that looks a path up or reads the mount table holds a
 /// reference.
 #[track_caller]
-pub fn patiently(call: impl Fn() -> rustix::io::Result<()>) {
+pub fn retry_while_busy(call: impl Fn() -> rustix::io::Result<()>) {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         match call() {
@@ -194,7 +194,7 @@ pub fn run(command: &mut Command) -> Output {
 }
 
 /// Run any command to its end, with `input` as its standard input.
-pub fn run_fed(command: &mut Command, input: &str) -> Output {
+pub fn run_with_input(command: &mut Command, input: &str) -> Output {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(input.as_bytes()).unwrap();
     file.rewind().unwrap();

@@ -1,5 +1,6 @@
-//! Fault-injecting backings. [`Faulty`] counts its system calls, fails or dies at a chosen one, and can discard
-//! unsynced data. [`Limited`] simulates a file system that refuses whiteout devices, or these and extended attributes.
+//! Fault-injecting backings. [`FaultyBacking`] counts its system calls, fails or dies at a chosen one, and can discard
+//! unsynced data. [`LimitedBacking`] simulates a file system that refuses whiteout devices, or these and extended
+//! attributes.
 
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -32,7 +33,7 @@ struct State {
 
 /// The calls that an upper directory's file system refuses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Refuses {
+pub enum RefusedCalls {
     /// Nothing.
     #[default]
     Nothing,
@@ -42,30 +43,30 @@ pub enum Refuses {
     Attributes,
 }
 
-/// The control over a [`Faulty`] that a file system owns.
+/// The control over a [`FaultyBacking`] that a file system owns.
 #[derive(Clone, Default)]
-pub struct Control {
+pub struct FaultControl {
     state: Arc<Mutex<State>>,
-    refuses: Refuses,
+    refused: RefusedCalls,
 }
 
 /// A file system that refuses some calls.
-pub struct Limited(pub Refuses);
+pub struct LimitedBacking(pub RefusedCalls);
 
 /// A backing that injects faults.
-pub struct Faulty {
-    control: Control,
+pub struct FaultyBacking {
+    control: FaultControl,
 }
 
-impl Control {
+impl FaultControl {
     /// A control for backings over a file system that refuses some calls.
-    pub fn over(refuses: Refuses) -> Control {
-        Control { refuses, ..Control::default() }
+    pub fn with_refused(refused: RefusedCalls) -> FaultControl {
+        FaultControl { refused, ..FaultControl::default() }
     }
 
     /// A backing under this control.
     pub fn backing(&self) -> Box<dyn Backing> {
-        Box::new(Faulty { control: self.clone() })
+        Box::new(FaultyBacking { control: self.clone() })
     }
 
     /// Arms the fault at the `number`th call from now on, counted from 0.
@@ -102,7 +103,7 @@ impl Control {
         }
     }
 
-    fn step(&self, call: &'static str) -> io::Result<()> {
+    fn count_call(&self, call: &'static str) -> io::Result<()> {
         let mut state = self.state.lock().unwrap();
         let number = state.calls;
         state.calls += 1;
@@ -151,8 +152,8 @@ impl Control {
 macro_rules! pass {
     ($($name:ident($($arg:ident: $type:ty),*) -> $result:ty;)*) => {
         $(fn $name(&self, $($arg: $type),*) -> io::Result<$result> {
-            self.control.step(stringify!($name))?;
-            Limited(self.control.refuses).$name($($arg),*)
+            self.control.count_call(stringify!($name))?;
+            LimitedBacking(self.control.refused).$name($($arg),*)
         })*
     };
 }
@@ -165,13 +166,13 @@ macro_rules! to_disk {
     };
 }
 
-impl Limited {
+impl LimitedBacking {
     fn needs_attributes(&self) -> io::Result<()> {
-        if self.0 == Refuses::Attributes { Err(Errno::OPNOTSUPP.into()) } else { Ok(()) }
+        if self.0 == RefusedCalls::Attributes { Err(Errno::OPNOTSUPP.into()) } else { Ok(()) }
     }
 }
 
-impl Backing for Limited {
+impl Backing for LimitedBacking {
     to_disk! {
         open(dir: BorrowedFd, name: &[u8], flags: OFlags, mode: u32) -> OwnedFd;
         stat(fd: BorrowedFd) -> Raw;
@@ -203,22 +204,25 @@ impl Backing for Limited {
 
     fn mknod(&self, dir: BorrowedFd, name: &[u8], mode: u32, rdev: u32) -> io::Result<()> {
         let whiteout = mode & 0o170_000 == 0o020_000 && rdev == 0;
-        if whiteout && self.0 != Refuses::Nothing { Err(Errno::PERM.into()) } else { Disk.mknod(dir, name, mode, rdev) }
+        if whiteout && self.0 != RefusedCalls::Nothing {
+            return Err(Errno::PERM.into());
+        }
+        Disk.mknod(dir, name, mode, rdev)
     }
 
     fn rename(&self, from: BorrowedFd, name: &[u8], to: BorrowedFd, new: &[u8], flags: RenameFlags) -> io::Result<()> {
-        if flags.contains(RenameFlags::WHITEOUT) && self.0 != Refuses::Nothing {
+        if flags.contains(RenameFlags::WHITEOUT) && self.0 != RefusedCalls::Nothing {
             return Err(Errno::INVAL.into());
         }
         Disk.rename(from, name, to, new, flags)
     }
 
     fn get_xattr(&self, fd: BorrowedFd, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
-        if self.0 == Refuses::Attributes { Ok(None) } else { Disk.get_xattr(fd, name) }
+        if self.0 == RefusedCalls::Attributes { Ok(None) } else { Disk.get_xattr(fd, name) }
     }
 
     fn get_xattr_at(&self, dir: BorrowedFd, entry: &[u8], name: &CStr) -> io::Result<Option<Vec<u8>>> {
-        if self.0 == Refuses::Attributes { Ok(None) } else { Disk.get_xattr_at(dir, entry, name) }
+        if self.0 == RefusedCalls::Attributes { Ok(None) } else { Disk.get_xattr_at(dir, entry, name) }
     }
 
     fn set_xattr(&self, fd: BorrowedFd, name: &[u8], value: &[u8], flags: XattrFlags) -> io::Result<()> {
@@ -232,15 +236,15 @@ impl Backing for Limited {
     }
 
     fn list_xattrs(&self, fd: BorrowedFd) -> io::Result<Vec<u8>> {
-        if self.0 == Refuses::Attributes { Ok(Vec::new()) } else { Disk.list_xattrs(fd) }
+        if self.0 == RefusedCalls::Attributes { Ok(Vec::new()) } else { Disk.list_xattrs(fd) }
     }
 
     fn list_xattrs_at(&self, dir: BorrowedFd, entry: &[u8]) -> io::Result<Vec<u8>> {
-        if self.0 == Refuses::Attributes { Ok(Vec::new()) } else { Disk.list_xattrs_at(dir, entry) }
+        if self.0 == RefusedCalls::Attributes { Ok(Vec::new()) } else { Disk.list_xattrs_at(dir, entry) }
     }
 }
 
-impl Backing for Faulty {
+impl Backing for FaultyBacking {
     pass! {
         open(dir: BorrowedFd, name: &[u8], flags: OFlags, mode: u32) -> OwnedFd;
         stat(fd: BorrowedFd) -> Raw;
@@ -274,29 +278,29 @@ impl Backing for Faulty {
     }
 
     fn write(&self, fd: BorrowedFd, bytes: &[u8], offset: u64) -> io::Result<usize> {
-        self.control.step("write")?;
+        self.control.count_call("write")?;
         self.control.before_write(fd);
         Disk.write(fd, bytes, offset)
     }
 
     fn copy(&self, from: BorrowedFd, at: u64, to: BorrowedFd, to_at: u64, len: usize) -> io::Result<usize> {
-        self.control.step("copy")?;
+        self.control.count_call("copy")?;
         self.control.before_write(to);
         Disk.copy(from, at, to, to_at, len)
     }
 
     fn truncate(&self, fd: BorrowedFd, size: u64) -> io::Result<()> {
-        self.control.step("truncate")?;
+        self.control.count_call("truncate")?;
         Disk.truncate(fd, size)
     }
 
     fn allocate(&self, fd: BorrowedFd, mode: u32, offset: u64, len: u64) -> io::Result<()> {
-        self.control.step("allocate")?;
+        self.control.count_call("allocate")?;
         Disk.allocate(fd, mode, offset, len)
     }
 
     fn sync(&self, fd: BorrowedFd, data_only: bool) -> io::Result<()> {
-        self.control.step("sync")?;
+        self.control.count_call("sync")?;
         self.control.after_sync(fd);
         Disk.sync(fd, data_only)
     }

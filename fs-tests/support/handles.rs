@@ -19,7 +19,7 @@ pub struct FileHandle {
 }
 
 impl FileHandle {
-    /// The handle of what a path names; of a symbolic link itself.
+    /// The handle of the inode at a path. Does not follow a symbolic link.
     pub fn of(path: &Path) -> io::Result<FileHandle> {
         let mut handle = FileHandle { bytes: MOST as u32, kind: 0, data: [0; MOST] };
         let (path, mut mount) = (CString::new(path.as_os_str().as_bytes())?, 0);
@@ -31,7 +31,7 @@ impl FileHandle {
         if done == 0 { Ok(handle) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// Opens what it stands for, on the mount at `mount`.
+    /// Opens the inode of this handle on the mount at `mount`.
     pub fn open(&self, mount: &impl AsRawFd, flags: i32) -> io::Result<OwnedFd> {
         let mut handle = self.clone();
         // SAFETY: the handle has as many bytes as it says; what is returned is a new descriptor.

@@ -6,6 +6,7 @@
 pub mod bed;
 pub mod chroot;
 pub mod env;
+pub mod erofs;
 pub mod faulty;
 pub mod handles;
 pub mod nest;

@@ -9,7 +9,7 @@ use super::env::{TestEnv, run};
 
 /// The file system of an upper directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum On {
+pub enum UpperFs {
     /// The file system of the test's own directory.
     Disk,
     /// Kernel overlayfs.
@@ -19,36 +19,36 @@ pub enum On {
 }
 
 /// A mounted file system for an upper directory, unmounted on drop.
-pub struct Nest {
+pub struct NestedFs {
     at: PathBuf,
     is_nested: bool,
 }
 
-impl Nest {
+impl NestedFs {
     /// Mounts the file system in a directory of the environment.
-    pub fn new(env: &TestEnv, on: On) -> Nest {
+    pub fn new(env: &TestEnv, upper_fs: UpperFs) -> NestedFs {
         let [at, lower, upper, work] = ["nest", "nest-lower", "nest-upper", "nest-work"].map(|name| env.path(name));
         [&at, &lower, &upper, &work].into_iter().for_each(|dir| std::fs::create_dir(dir).unwrap());
         let dirs = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
-        let mount = match on {
-            On::Disk => None,
-            On::Overlayfs => {
+        let mount = match upper_fs {
+            UpperFs::Disk => None,
+            UpperFs::Overlayfs => {
                 let mut mount = Command::new("mount");
                 mount.args(["-t", "overlay", "overlay", "-o", &dirs]);
                 Some(mount)
             }
-            On::Plyfs(more) => Some(env.command(["overlay", "-o", &format!("{dirs}{more}")])),
+            UpperFs::Plyfs(more) => Some(env.command(["overlay", "-o", &format!("{dirs}{more}")])),
         };
         if let Some(mut mount) = mount {
             let mounted = run(mount.arg(&at));
             assert_eq!(mounted.code, 0, "{mounted:?}");
         }
-        Nest { is_nested: on != On::Disk, at }
+        NestedFs { is_nested: upper_fs != UpperFs::Disk, at }
     }
 
     /// Mounts the file system, and creates an upper and a work directory on it.
-    pub fn with_upper(env: &TestEnv, on: On) -> Nest {
-        let nest = Nest::new(env, on);
+    pub fn with_upper(env: &TestEnv, upper_fs: UpperFs) -> NestedFs {
+        let nest = NestedFs::new(env, upper_fs);
         ["upper", "work"].into_iter().for_each(|name| std::fs::create_dir(nest.path(name)).unwrap());
         nest
     }
@@ -64,7 +64,7 @@ impl Nest {
     }
 }
 
-impl Drop for Nest {
+impl Drop for NestedFs {
     fn drop(&mut self) {
         if self.is_nested {
             // A lazy unmount: mounts on this file system may still be ending, and a failed test does not wait for them.

@@ -13,8 +13,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::env::{Output, TestEnv, run};
 use super::eventually;
-use super::nest::{Nest, On};
-use super::small::Numbers;
+use super::nest::{NestedFs, UpperFs};
+use super::small::SubordinateIds;
 
 /// The default engine under test; `PLYFS_TEST_ENGINE` overrides it: `plyfs`, `fuse-overlayfs`, or `overlayfs`, which is
 /// kernel overlayfs without a mount program. A failure on kernel overlayfs is a fault of the test or of fuse-overlayfs.
@@ -26,7 +26,7 @@ pub const LIST_TREE: &str = include_str!("../../scripts/lib/list-tree.py");
 
 /// The user that runs podman.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Who {
+pub enum PodmanUser {
     /// Root, with runc and without a user namespace.
     Root,
     /// A plain user that every Debian has. Each test uses a different one: podman maps all of a user's IDs in
@@ -37,19 +37,19 @@ pub enum Who {
 /// A podman store, with its directories, configuration and processes.
 pub struct Store {
     /// The file system of its images and containers.
-    nest: Nest,
+    nest: NestedFs,
     /// The processes that serve that file system.
-    serving: Vec<Pid>,
+    server_pids: Vec<Pid>,
     /// Its directory, which the user can access.
     pub env: TestEnv,
     /// The user of the store.
-    pub who: Who,
+    pub user: PodmanUser,
     program: Option<PathBuf>,
-    said: RefCell<Vec<String>>,
+    records: RefCell<Vec<String>>,
 }
 
 /// Returns the mount program for a new store.
-type Program = fn(&TestEnv, Who) -> Option<PathBuf>;
+type Program = fn(&TestEnv, PodmanUser) -> Option<PathBuf>;
 
 /// The name of the engine under test.
 fn engine() -> String {
@@ -58,19 +58,19 @@ fn engine() -> String {
 }
 
 /// Whether kernel overlayfs is under test: podman then detects changes and maps users in another way.
-pub fn kernels() -> bool {
+pub fn is_kernel_overlayfs() -> bool {
     engine() == "overlayfs"
 }
 
 /// The program under test, as a link in the store's directory. For a plain user, who may have no access to the build
 /// directory, a copy by cp.
-fn under_test(env: &TestEnv, who: Who) -> Option<PathBuf> {
+fn tested_program(env: &TestEnv, user: PodmanUser) -> Option<PathBuf> {
     match engine().as_str() {
         "overlayfs" => None,
         "fuse-overlayfs" => Some(PEER.into()),
         "plyfs" => {
             let (mut program, link) = (PathBuf::from(env!("CARGO_BIN_EXE_plyfs")), env.path("fuse-overlayfs"));
-            if who != Who::Root {
+            if user != PodmanUser::Root {
                 assert_eq!(run(Command::new("cp").arg(&program).arg(env.path("plyfs"))).code, 0);
                 program = env.path("plyfs");
             }
@@ -84,26 +84,26 @@ fn under_test(env: &TestEnv, who: Who) -> Option<PathBuf> {
 /// Runs the same steps in a store over fuse-overlayfs and in one over the program under test, and requires the same
 /// output. `allowed` lists prefixes of lines that may differ: `-` for those of fuse-overlayfs, `+` for the others'.
 #[track_caller]
-pub fn compare(who: Who, allowed: &[(&str, &str)], scenario: impl Fn(&Store) + Sync) {
-    compare_on(On::Disk, who, allowed, scenario);
+pub fn compare(user: PodmanUser, allowed: &[(&str, &str)], scenario: impl Fn(&Store) + Sync) {
+    compare_on(UpperFs::Disk, user, allowed, scenario);
 }
 
 /// Like [`compare`], with the stores on the given file system.
 #[track_caller]
-pub fn compare_on(on: On, who: Who, allowed: &[(&str, &str)], scenario: impl Fn(&Store) + Sync) {
-    let _numbers = match who {
-        Who::Root => None,
-        Who::User(name, id) => Some(Numbers::give(name, 1_700_000_000 + id * 100_000)),
+pub fn compare_on(upper_fs: UpperFs, user: PodmanUser, allowed: &[(&str, &str)], scenario: impl Fn(&Store) + Sync) {
+    let _subordinate_ids = match user {
+        PodmanUser::Root => None,
+        PodmanUser::User(name, id) => Some(SubordinateIds::add(name, 1_700_000_000 + id * 100_000)),
     };
     let one = |program: Program| {
-        let store = Store::new(on, who, program);
+        let store = Store::new(upper_fs, user, program);
         scenario(&store);
         store.finish()
     };
     // In parallel, since each mostly waits for its own processes.
     let (peer, tested) = std::thread::scope(|scope| {
         let peer = scope.spawn(|| one(|_, _| Some(PEER.into())));
-        let tested = one(under_test);
+        let tested = one(tested_program);
         (peer.join(), tested)
     });
     let peer = peer.expect("the scenario failed over fuse-overlayfs");
@@ -141,12 +141,12 @@ fn differences(peer: &[String], tested: &[String]) -> Vec<String> {
 }
 
 impl Store {
-    fn new(on: On, who: Who, program: Program) -> Store {
+    fn new(upper_fs: UpperFs, user: PodmanUser, program: Program) -> Store {
         let env = TestEnv::new();
-        let nest = Nest::new(&env, on);
-        let serving = named_by(&env);
+        let nest = NestedFs::new(&env, upper_fs);
+        let server_pids = find_processes(&env);
         fs::set_permissions(env.path(""), PermissionsExt::from_mode(0o755)).unwrap();
-        let program = program(&env, who);
+        let program = program(&env, user);
         let mount = program.as_ref().map_or(String::new(), |at| format!("mount_program = \"{}\"\n", at.display()));
         let folders = ["nest/graph", "run", "home", "xdg", "tmp", "libpod", "work"];
         folders.iter().for_each(|name| fs::create_dir(env.path(name)).unwrap());
@@ -167,12 +167,12 @@ impl Store {
             path("home/cni"),
         );
         fs::write(env.path("containers.conf"), engine).unwrap();
-        if let Who::User(_, id) = who {
+        if let PodmanUser::User(_, id) = user {
             let mut command = Command::new("chown");
             command.arg(format!("{id}:{id}")).args(folders.iter().map(|name| env.path(name)));
             assert_eq!(run(&mut command).code, 0);
         }
-        Store { nest, serving, env, who, program, said: RefCell::default() }
+        Store { nest, server_pids, env, user, program, records: RefCell::default() }
     }
 
     /// Whether the store uses fuse-overlayfs, which gets some things wrong that only the others are tested for.
@@ -189,16 +189,16 @@ impl Store {
         command.env("HOME", self.env.path("home")).env("XDG_RUNTIME_DIR", self.env.path("xdg"));
         // A plain user's chroot isolation uses a directory in `/tmp`, which it would leave behind and may not be able
         // to write.
-        let isolation = match (program, self.who) {
-            ("buildah", Who::Root) => "chroot",
-            ("buildah", Who::User(..)) => "rootless",
+        let isolation = match (program, self.user) {
+            ("buildah", PodmanUser::Root) => "chroot",
+            ("buildah", PodmanUser::User(..)) => "rootless",
             _ => "oci",
         };
         command.env("TMPDIR", self.env.path("tmp")).env("BUILDAH_ISOLATION", isolation);
         for name in ["XDG_CONFIG_HOME", "XDG_DATA_HOME", "REGISTRY_AUTH_FILE", "DBUS_SESSION_BUS_ADDRESS"] {
             command.env_remove(name);
         }
-        if let Who::User(_, id) = self.who {
+        if let PodmanUser::User(_, id) = self.user {
             command.uid(id).gid(id);
         }
         command
@@ -207,28 +207,28 @@ impl Store {
     /// Run podman and require success; returns its standard output.
     #[track_caller]
     pub fn ok(&self, args: &[&str]) -> String {
-        self.done("podman", args)
+        self.run_ok("podman", args)
     }
 
     /// Run buildah, without a runtime where possible, and require success; records its standard output.
     #[track_caller]
     pub fn buildah(&self, args: &[&str]) {
-        let said = self.done("buildah", args);
-        self.note(&format!("buildah {}", args.join(" ")), &said);
+        let output = self.run_ok("buildah", args);
+        self.record(&format!("buildah {}", args.join(" ")), &output);
     }
 
     /// Run a program as the store's user, and require success; returns its standard output.
     #[track_caller]
-    pub fn done(&self, program: &str, args: &[&str]) -> String {
+    pub fn run_ok(&self, program: &str, args: &[&str]) -> String {
         let output = run(&mut self.command(program, args));
         assert_eq!(output.code, 0, "{program} {args:?}: {output:#?}");
         output.stdout
     }
 
     /// Run podman, however it ends, and record its output.
-    pub fn says(&self, args: &[&str]) -> Output {
+    pub fn podman(&self, args: &[&str]) -> Output {
         let output = run(&mut self.command("podman", args));
-        self.note(
+        self.record(
             &format!("podman {}", args.join(" ")),
             &format!("{}\n{}{}", output.code, output.stdout, output.stderr),
         );
@@ -236,12 +236,12 @@ impl Store {
     }
 
     /// Record text for the comparison.
-    pub fn note(&self, step: &str, text: &str) {
-        self.said.borrow_mut().push(self.plain(&format!("{step}\n{text}")));
+    pub fn record(&self, step: &str, text: &str) {
+        self.records.borrow_mut().push(self.normalize(&format!("{step}\n{text}")));
     }
 
     /// Replaces what differs in each run: IDs, times, and the store's path.
-    fn plain(&self, text: &str) -> String {
+    fn normalize(&self, text: &str) -> String {
         let at = self.env.path("").display().to_string();
         let text = text.replace(at.trim_end_matches('/'), "STORE");
         let id = Regex::new(r"\b([0-9a-f]{64}|[0-9a-f]{12})\b").unwrap();
@@ -251,17 +251,17 @@ impl Store {
 
     /// Run a shell script on the host where podman's mounts are visible: a plain user's are in a namespace.
     #[track_caller]
-    pub fn outside(&self, script: &str, args: &[&str]) -> String {
-        self.outside_by("podman", script, args)
+    pub fn run_on_host(&self, script: &str, args: &[&str]) -> String {
+        self.run_on_host_via("podman", script, args)
     }
 
     /// Run a shell script on the host where buildah's mounts are visible.
     #[track_caller]
-    pub fn outside_by(&self, program: &str, script: &str, args: &[&str]) -> String {
+    pub fn run_on_host_via(&self, program: &str, script: &str, args: &[&str]) -> String {
         let shell = [&["sh", "-euc", script, "sh"], args].concat();
-        match self.who {
-            Who::Root => self.done(shell[0], &shell[1..]),
-            Who::User(..) => self.done(program, &[&["unshare"], &shell[..]].concat()),
+        match self.user {
+            PodmanUser::Root => self.run_ok(shell[0], &shell[1..]),
+            PodmanUser::User(..) => self.run_ok(program, &[&["unshare"], &shell[..]].concat()),
         }
     }
 
@@ -269,13 +269,13 @@ impl Store {
     #[track_caller]
     pub fn tree(&self, kind: &[&str], name: &str) -> String {
         let script = "at=$(podman $1 mount $2) && python3 -c \"$3\" \"$at\" && podman $1 umount $2 >/dev/null";
-        self.outside(script, &[&kind.join(" "), name, LIST_TREE])
+        self.run_on_host(script, &[&kind.join(" "), name, LIST_TREE])
     }
 
     /// The tree of a directory on the host.
     #[track_caller]
-    pub fn folder(&self, path: &Path) -> String {
-        self.outside("python3 -c \"$1\" \"$2\"", &[LIST_TREE, path.to_str().unwrap()])
+    pub fn list_host_tree(&self, path: &Path) -> String {
+        self.run_on_host("python3 -c \"$1\" \"$2\"", &[LIST_TREE, path.to_str().unwrap()])
     }
 
     /// Remove all containers and images, and require that no process and no mount of them is left.
@@ -284,7 +284,7 @@ impl Store {
         self.ok(&["rm", "-f", "-a", "-t", "0"]);
         self.ok(&["rmi", "-f", "-a"]);
         assert_eq!(self.ok(&["ps", "-a", "-q"]) + &self.ok(&["images", "-a", "-q"]), "");
-        if self.who != Who::Root {
+        if self.user != PodmanUser::Root {
             // `system migrate` ends the process that keeps the user's namespaces.
             self.ok(&["system", "migrate"]);
         }
@@ -292,12 +292,12 @@ impl Store {
         let own = self.nest.path("graph/overlay");
         let left: Vec<PathBuf> = self.mounts().into_iter().filter(|at| *at != own).collect();
         assert!(left.is_empty(), "still mounted: {left:?}");
-        self.said.take()
+        self.records.take()
     }
 
     /// The processes started for this store, and their children: the store's path is in their environment.
     fn processes(&self) -> Vec<Pid> {
-        named_by(&self.env).into_iter().filter(|pid| !self.serving.contains(pid)).collect()
+        find_processes(&self.env).into_iter().filter(|pid| !self.server_pids.contains(pid)).collect()
     }
 
     /// The mounts in the store's directory that root sees, the last one first.
@@ -335,7 +335,7 @@ impl Drop for Store {
 }
 
 /// Processes that have the environment's directory in their command line or environment.
-fn named_by(env: &TestEnv) -> Vec<Pid> {
+fn find_processes(env: &TestEnv) -> Vec<Pid> {
     let (at, mut found) = (env.path("").display().to_string(), Vec::new());
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let number = entry.file_name().to_str().and_then(|name| name.parse().ok());

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// The piece size in which response bodies are forwarded, in bytes.
-const PIECE: usize = 64 << 10;
+const CHUNK: usize = 64 << 10;
 
 /// The fetch of a blob or of a part of one.
 #[derive(Debug, Clone)]
@@ -40,8 +40,8 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts a proxy for the registry at `upstream`, which pauses for `rest` after every piece of a body.
-    pub fn start(upstream: &str, rest: Duration) -> Self {
+    /// Starts a proxy for the registry at `upstream`, which pauses for `pause` after every piece of a body.
+    pub fn start(upstream: &str, pause: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let state = Arc::<Mutex<State>>::default();
@@ -52,7 +52,7 @@ impl Proxy {
                 state.lock().unwrap().connections += 1;
                 thread::spawn(move || {
                     // An error is fine: the client may have been killed.
-                    let _gone = pass(stream, &upstream, rest, &state);
+                    let _gone = forward(stream, &upstream, pause, &state);
                     state.lock().unwrap().connections -= 1;
                 });
             }
@@ -62,7 +62,7 @@ impl Proxy {
 
     /// Waits until all connections have ended; returns the fetches after the first `before`.
     #[track_caller]
-    pub fn settled(&self, before: usize) -> Vec<Fetch> {
+    pub fn wait_for_fetches(&self, before: usize) -> Vec<Fetch> {
         let until = Instant::now() + Duration::from_secs(20);
         loop {
             let state = self.state.lock().unwrap();
@@ -88,21 +88,21 @@ impl Proxy {
 }
 
 /// Forwards one request on one connection.
-fn pass(client: TcpStream, upstream: &str, rest: Duration, state: &Mutex<State>) -> io::Result<()> {
+fn forward(client: TcpStream, upstream: &str, pause: Duration, state: &Mutex<State>) -> io::Result<()> {
     let mut first = [0];
     // Refuse TLS clients.
     if client.peek(&mut first)? == 0 || first[0] == 0x16 {
         return Ok(());
     }
     // What the client has not read yet must not count as sent.
-    rustix::net::sockopt::set_socket_send_buffer_size(&client, PIECE)?;
+    rustix::net::sockopt::set_socket_send_buffer_size(&client, CHUNK)?;
     let request = head(&mut BufReader::new(client.try_clone()?))?;
     let mut server = TcpStream::connect(upstream)?;
     write!(server, "{}", request.join("\r\n") + "\r\nConnection: close\r\n\r\n")?;
-    let mut server = BufReader::with_capacity(PIECE, server);
+    let mut server = BufReader::with_capacity(CHUNK, server);
     let answer = head(&mut server)?;
-    let number = begin(&request, &answer, state);
-    let done = pass_body(client, server, &answer, rest, &mut |sent, ended| {
+    let number = record_fetch(&request, &answer, state);
+    let done = forward_body(client, server, &answer, pause, &mut |sent, ended| {
         if let Some(number) = number {
             let fetch = &mut state.lock().unwrap().fetches[number];
             (fetch.sent, fetch.ended) = (fetch.sent + sent, fetch.ended || ended);
@@ -137,7 +137,7 @@ fn value<'a>(head: &'a [String], name: &str) -> Option<&'a str> {
 }
 
 /// Records a fetch if the request is for a blob. Returns its number.
-fn begin(request: &[String], answer: &[String], state: &Mutex<State>) -> Option<usize> {
+fn record_fetch(request: &[String], answer: &[String], state: &Mutex<State>) -> Option<usize> {
     let path = request[0].strip_prefix("GET ")?.split(' ').next()?;
     let (_, blob) = path.split_once("/blobs/")?;
     let is_part = answer[0].contains(" 206");
@@ -156,16 +156,16 @@ fn begin(request: &[String], answer: &[String], state: &Mutex<State>) -> Option<
 
 /// Forwards a response body. Calls `tell` with the amount sent, and before the last piece that it is the last: a client
 /// that has everything may send its next request before this thread has recorded the end.
-fn pass_body(
+fn forward_body(
     mut client: TcpStream,
     mut server: BufReader<TcpStream>,
     answer: &[String],
-    rest: Duration,
+    pause: Duration,
     tell: &mut dyn FnMut(usize, bool),
 ) -> io::Result<()> {
     let mut left = value(answer, "content-length").and_then(|n| n.parse::<usize>().ok());
     write!(client, "{}", answer.join("\r\n") + "\r\nConnection: close\r\n\r\n")?;
-    let mut piece = vec![0; PIECE];
+    let mut piece = vec![0; CHUNK];
     loop {
         let n = server.read(&mut piece)?;
         if n == 0 {
@@ -175,6 +175,6 @@ fn pass_body(
         tell(0, left == Some(0));
         client.write_all(&piece[..n])?;
         tell(n, false);
-        thread::sleep(rest);
+        thread::sleep(pause);
     }
 }

@@ -18,7 +18,7 @@ use super::oci::{Image, digest};
 
 /// A request as a server saw it.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct Request {
     /// `GET` or `POST`.
     pub method: String,
     /// The path with the query.
@@ -33,14 +33,14 @@ pub struct Seen {
     pub before: usize,
 }
 
-impl Seen {
+impl Request {
     /// A header's text, or nothing.
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", String::as_str)
     }
 
     /// Where a `Range` begins.
-    pub fn from(&self) -> Option<usize> {
+    pub fn range_start(&self) -> Option<usize> {
         self.header("range").strip_prefix("bytes=")?.split('-').next()?.parse().ok()
     }
 }
@@ -162,37 +162,37 @@ impl Reply {
 pub struct Server {
     /// `127.0.0.1:PORT`.
     pub host: String,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    requests: Arc<Mutex<Vec<Request>>>,
 }
 
 impl Server {
     /// Starts a server with this request handler.
-    pub fn start(answer: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
+    pub fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let host = listener.local_addr().unwrap().to_string();
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let (log, answer) = (seen.clone(), Arc::new(answer));
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let (log, answer) = (requests.clone(), Arc::new(answer));
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let (log, answer) = (log.clone(), answer.clone());
                 thread::spawn(move || serve(stream, &log, &*answer));
             }
         });
-        Self { host, seen }
+        Self { host, requests }
     }
 
     /// All requests so far.
-    pub fn seen(&self) -> Vec<Seen> {
-        self.seen.lock().unwrap().clone()
+    pub fn requests(&self) -> Vec<Request> {
+        self.requests.lock().unwrap().clone()
     }
 
     /// The number of requests whose path contains this text.
     pub fn count(&self, part: &str) -> usize {
-        self.seen().iter().filter(|seen| seen.path.contains(part)).count()
+        self.requests().iter().filter(|request| request.path.contains(part)).count()
     }
 }
 
-fn serve(mut stream: TcpStream, log: &Mutex<Vec<Seen>>, answer: &dyn Fn(&Seen) -> Reply) {
+fn serve(mut stream: TcpStream, log: &Mutex<Vec<Request>>, answer: &dyn Fn(&Request) -> Reply) {
     let mut first = [0];
     // Refuse TLS clients.
     if stream.peek(&mut first).is_err() || first[0] == 0x16 {
@@ -221,14 +221,14 @@ fn serve(mut stream: TcpStream, log: &Mutex<Vec<Seen>>, answer: &dyn Fn(&Seen) -
         return;
     }
     let (bytes, body) = (body.clone(), String::from_utf8_lossy(&body).into_owned());
-    let seen = {
+    let request = {
         let mut log = log.lock().unwrap();
         let before = log.iter().filter(|s| s.path == path).count();
-        log.push(Seen { method, path, headers, body, bytes, before });
+        log.push(Request { method, path, headers, body, bytes, before });
         log.last().unwrap().clone()
     };
     // An error is fine: the client may have closed the connection.
-    let _gone = answer(&seen).send(&mut stream);
+    let _gone = answer(&request).send(&mut stream);
 }
 
 /// The contents of a well-behaved registry: manifests and blobs by path.
@@ -261,11 +261,11 @@ impl Content {
     }
 
     /// The response of a well-behaved registry.
-    pub fn reply(&self, seen: &Seen) -> Reply {
-        let Some((kind, bytes)) = self.files.get(&seen.path) else {
+    pub fn reply(&self, request: &Request) -> Reply {
+        let Some((kind, bytes)) = self.files.get(&request.path) else {
             return Reply::new(404).body(r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#);
         };
-        let reply = match seen.from() {
+        let reply = match request.range_start() {
             Some(from) if from < bytes.len() => {
                 let range = format!("bytes {from}-{}/{}", bytes.len() - 1, bytes.len());
                 Reply::new(206).header("Content-Range", range).body(&bytes[from..])
@@ -274,7 +274,7 @@ impl Content {
             None => Reply::new(200).body(bytes.clone()),
         };
         let reply = reply.header("Content-Type", kind);
-        if seen.path.contains("/manifests/") { reply.header("Docker-Content-Digest", digest(bytes)) } else { reply }
+        if request.path.contains("/manifests/") { reply.header("Docker-Content-Digest", digest(bytes)) } else { reply }
     }
 
     /// The path of the biggest blob, and its length.

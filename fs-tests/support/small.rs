@@ -67,7 +67,7 @@ pub fn processes(argument: &str) -> Vec<u32> {
 }
 
 /// Whether a `sleep` process with this argument runs.
-pub fn sleeps(argument: &str) -> bool {
+pub fn is_sleep_running(argument: &str) -> bool {
     let line = format!("sleep\0{argument}\0");
     processes(argument).iter().any(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|l| l == line.as_bytes()))
 }
@@ -104,26 +104,26 @@ impl Drop for Running {
 }
 
 /// Subordinate IDs for a user during a test: one more line in `/etc/subuid` and in `/etc/subgid`.
-pub struct Numbers(String);
+pub struct SubordinateIds(String);
 
 static TABLES: Mutex<()> = Mutex::new(());
 pub const TABLE_FILES: [&str; 2] = ["/etc/subuid", "/etc/subgid"];
 
-impl Numbers {
-    pub fn give(user: &str, first: u32) -> Numbers {
+impl SubordinateIds {
+    pub fn add(user: &str, first: u32) -> SubordinateIds {
         let line = format!("{user}:{first}:65536\n");
-        let _alone = TABLES.lock().unwrap_or_else(PoisonError::into_inner);
+        let _lock = TABLES.lock().unwrap_or_else(PoisonError::into_inner);
         for path in TABLE_FILES {
             let before = fs::read_to_string(path).unwrap_or_default();
             fs::write(path, before + &line).unwrap();
         }
-        Numbers(line)
+        SubordinateIds(line)
     }
 }
 
-impl Drop for Numbers {
+impl Drop for SubordinateIds {
     fn drop(&mut self) {
-        let _alone = TABLES.lock().unwrap_or_else(PoisonError::into_inner);
+        let _lock = TABLES.lock().unwrap_or_else(PoisonError::into_inner);
         for path in TABLE_FILES {
             let with = fs::read_to_string(path).unwrap_or_default();
             let _ = fs::write(path, with.replacen(&self.0, "", 1));
@@ -150,7 +150,7 @@ impl Tmux {
     pub fn start(env: &TestEnv) -> Tmux {
         let tmux = Tmux(env.path("tmux"));
         tmux.run(&["new-session", "-d", "-x", "100", "-y", "50", "env", "PS1=host> ", "bash", "--norc", "--noprofile"]);
-        tmux.until("host>");
+        tmux.wait_for_line("host>");
         tmux
     }
 
@@ -160,14 +160,14 @@ impl Tmux {
         output.stdout
     }
 
-    pub fn line(&self, text: &str) {
+    pub fn type_line(&self, text: &str) {
         self.run(&["send-keys", "-l", text]);
         self.run(&["send-keys", "Enter"]);
     }
 
     /// Waits for the outer shell's prompt: its foreground program may read what is typed earlier.
     #[track_caller]
-    pub fn until_back(&self) {
+    pub fn wait_for_prompt(&self) {
         eventually("the shell asks for a line", || {
             let screen = self.run(&["capture-pane", "-p"]);
             screen.lines().rfind(|line| !line.is_empty()).is_some_and(|line| line.trim_end() == "host>")
@@ -176,7 +176,7 @@ impl Tmux {
 
     /// Waits until a line on the screen begins with this text.
     #[track_caller]
-    pub fn until(&self, begins: &str) {
+    pub fn wait_for_line(&self, begins: &str) {
         eventually(begins, || {
             self.run(&["capture-pane", "-p"]).lines().any(|line| line.trim_start_matches("^Z").starts_with(begins))
         });

@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A terminal's screen. It knows only the escape sequences that plyfs uses: an unknown one fails the test.
 pub struct Screen {
@@ -46,7 +46,7 @@ impl Screen {
     }
 
     /// Whether the cursor stands at the beginning of an empty line with nothing below it.
-    pub fn is_at_rest(&self) -> bool {
+    pub fn is_cursor_at_end(&self) -> bool {
         self.column == 0 && self.row + 1 == self.lines.len() && self.lines[self.row].0.is_empty()
     }
 
@@ -57,16 +57,16 @@ impl Screen {
 
     /// Changes the width, wrapping and joining lines as terminals do.
     pub fn resize(&mut self, columns: usize, rows: usize) {
-        assert!(self.is_at_rest(), "the model can be resized between two pictures only");
-        let mut whole = vec![String::new()];
-        for (line, goes_on) in &self.lines {
-            *whole.last_mut().unwrap() += line;
-            if !goes_on {
-                whole.push(String::new());
+        assert!(self.is_cursor_at_end(), "the screen model can only be resized between two frames");
+        let mut joined = vec![String::new()];
+        for (line, is_continued) in &self.lines {
+            *joined.last_mut().unwrap() += line;
+            if !is_continued {
+                joined.push(String::new());
             }
         }
         self.lines.clear();
-        for line in &whole[..whole.len() - 1] {
+        for line in &joined[..joined.len() - 1] {
             let pieces: Vec<&str> = match line.as_str() {
                 "" => vec![""],
                 line => (0..line.len()).step_by(columns).map(|at| &line[at..line.len().min(at + columns)]).collect(),
@@ -81,10 +81,10 @@ impl Screen {
     pub fn feed(&mut self, bytes: &[u8]) {
         for c in String::from_utf8(bytes.to_vec()).expect("plyfs draws in ASCII").chars() {
             match c {
-                _ if !self.pending.is_empty() => self.sequence(c),
+                _ if !self.pending.is_empty() => self.apply_escape(c),
                 '\x1b' => self.pending.push(c),
                 '\r' => self.column = 0,
-                '\n' => self.down(),
+                '\n' => self.line_feed(),
                 ' '..='~' => self.put(c),
                 other => panic!("the terminal does not know {other:?}"),
             }
@@ -95,7 +95,7 @@ impl Screen {
         self.lines.len().saturating_sub(self.rows)
     }
 
-    fn down(&mut self) {
+    fn line_feed(&mut self) {
         self.row += 1;
         if self.row == self.lines.len() {
             self.lines.push((String::new(), false));
@@ -106,7 +106,7 @@ impl Screen {
         if self.column == self.columns {
             self.wrapped += 1;
             self.lines[self.row].1 = true;
-            self.down();
+            self.line_feed();
             self.column = 0;
         }
         let line = &mut self.lines[self.row].0;
@@ -117,7 +117,7 @@ impl Screen {
         self.column += 1;
     }
 
-    fn sequence(&mut self, c: char) {
+    fn apply_escape(&mut self, c: char) {
         self.pending.push(c);
         if matches!(c, '[' | '0'..='9') {
             return;
@@ -126,19 +126,19 @@ impl Screen {
         let number = sequence[2..sequence.len() - 1].parse::<usize>();
         match (c, number) {
             ('A', Ok(rows)) => self.row = self.row.saturating_sub(rows).max(self.top()),
-            ('K', Err(_)) => self.cut(),
+            ('K', Err(_)) => self.erase_to_end(),
             ('J', Err(_)) => {
                 self.lines.truncate(self.row + 1);
-                self.cut();
+                self.erase_to_end();
             }
             _ => panic!("the terminal does not know {sequence:?}"),
         }
     }
 
-    fn cut(&mut self) {
-        let (line, goes_on) = &mut self.lines[self.row];
+    fn erase_to_end(&mut self) {
+        let (line, is_continued) = &mut self.lines[self.row];
         line.truncate(self.column);
-        *goes_on = false;
+        *is_continued = false;
     }
 }
 
@@ -189,8 +189,8 @@ impl Terminal {
 
     /// Waits until the screen satisfies `shown`.
     #[track_caller]
-    pub fn until(&mut self, what: &str, shown: impl Fn(&Screen) -> bool) {
-        let until = Instant::now() + PATIENCE;
+    pub fn wait_until(&mut self, what: &str, shown: impl Fn(&Screen) -> bool) {
+        let until = Instant::now() + TIMEOUT;
         while !shown(&self.screen) {
             match self.output.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(bytes) => self.screen.feed(&bytes),
@@ -214,7 +214,7 @@ impl Terminal {
     #[track_caller]
     pub fn end(&mut self) -> ExitStatus {
         let status = self.child.wait().unwrap();
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         loop {
             match self.output.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(bytes) => self.screen.feed(&bytes),

@@ -22,7 +22,7 @@ enum Engine {
 }
 
 /// A store with one image, and an upper and a work directory for it.
-pub struct Writable {
+pub struct WritableUnion {
     /// The store, and scratch space on the disk that the upper is on.
     pub env: TestEnv,
     engine: Engine,
@@ -33,7 +33,7 @@ pub struct Writable {
 }
 
 impl Engine {
-    fn chosen() -> Self {
+    fn from_env() -> Self {
         match std::env::var("PLYFS_TEST_ENGINE").as_deref() {
             Err(_) | Ok("" | "plyfs") => Self::Plyfs,
             Ok("directories") => Self::Directories,
@@ -44,7 +44,7 @@ impl Engine {
     }
 }
 
-impl Writable {
+impl WritableUnion {
     /// A union over the image of `scripts/make-image`.
     pub fn debian() -> Self {
         let cache = big_image();
@@ -76,7 +76,7 @@ impl Writable {
     }
 
     /// A union over an image of one layer.
-    pub fn over(tar: Vec<u8>) -> Self {
+    pub fn with_layer(tar: Vec<u8>) -> Self {
         Self::empty("small:latest").with_tar(tar)
     }
 
@@ -104,7 +104,7 @@ impl Writable {
         fs::create_dir(env.path("upper")).unwrap();
         fs::create_dir(env.path("work")).unwrap();
         let new =
-            Self { env, engine: Engine::chosen(), image: image.to_owned(), lower: Vec::new(), options: Vec::new() };
+            Self { env, engine: Engine::from_env(), image: image.to_owned(), lower: Vec::new(), options: Vec::new() };
         new.with_options(&[])
     }
 
@@ -142,7 +142,7 @@ impl Writable {
             Engine::Overlayfs => drop(command.args(["-t", "overlay", "overlay", "-o", &all])),
             Engine::Directories | Engine::FuseOverlayfs => drop(command.args(["-o", &all])),
         }
-        Mount::by(&self.env, &mut command)
+        Mount::start(&self.env, &mut command)
     }
 
     /// Unmount, and require that it worked.

@@ -32,7 +32,7 @@ impl Object {
             Some(value) => Object::overridden(raw, &value),
             None => Object::native(raw),
         };
-        object.ok_or_else(|| io::Error::other("an object of an unknown type"))
+        object.ok_or_else(|| io::Error::other("an object with an unknown file type"))
     }
 
     /// Builds the attributes from stat(2) alone; `None` if the file type is unknown.

@@ -5,6 +5,7 @@
 //! malformed flags; 141 if the reader of the output closed the pipe.
 
 mod completion;
+mod config;
 mod container;
 mod filter;
 mod image;
@@ -42,6 +43,7 @@ const EXAMPLES: &str = "Examples:
 Environment:
   PLYFS_ROOT               store directory, as --root
   PLYFS_LOG                log level, as --log-level
+  PLYFS_ENGINE             engine of mounts and containers, as --engine
   DOCKER_DEFAULT_PLATFORM  platform to pull, as --platform
   REGISTRY_AUTH_FILE       credentials file, as --authfile
   CONTAINERS_REGISTRIES_CONF
@@ -53,7 +55,12 @@ Environment:
   ALL_PROXY, HTTPS_PROXY, HTTP_PROXY, NO_PROXY
                            proxies for registries, also in lower case
   SSL_CERT_FILE, SSL_CERT_DIR
-                           trusted certificates, instead of the system's";
+                           trusted certificates, instead of the system's
+
+Files:
+  /etc/plyfs/plyfs.toml, $XDG_CONFIG_HOME/plyfs/plyfs.toml
+                           defaults: root, log-level, engine, platform,
+                           authfile, registries-conf";
 const GLOBAL: &str = "Global options";
 const LOG_VARIABLE: &str = "PLYFS_LOG";
 
@@ -280,7 +287,7 @@ fn is_called_by_mount_fuse(args: &[OsString]) -> bool {
 
 /// Runs as a mount helper (mount.plyfs), which has no global options.
 fn helper(args: &[OsString], caller: mount::image::Caller) -> anyhow::Result<()> {
-    log::begin(std::env::var(LOG_VARIABLE).ok().as_deref())?;
+    log::begin(std::env::var(LOG_VARIABLE).ok().as_deref().or(config::load()?.log_level.as_deref()))?;
     mount::image::helper(args, caller)
 }
 
@@ -289,7 +296,7 @@ fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
         Ok(cli) => cli,
         Err(error) => return usage_errors::clap_error(&error, &Cli::command(), args),
     };
-    log::begin(cli.global.log_level.as_deref())?;
+    log::begin(cli.global.log_level.as_deref().or(config::load()?.log_level.as_deref()))?;
     let global = &cli.global;
     match cli.command {
         Command::Pull(a) | Command::Image(ImageCommand::Pull(a)) => registry::pull::pull(global, &a),
@@ -354,16 +361,18 @@ fn open_store(root: Option<&Path>) -> anyhow::Result<Store> {
 
 fn default_root() -> anyhow::Result<PathBuf> {
     use std::os::unix::fs::MetadataExt;
+    if let Some(root) = &config::get().root {
+        return Ok(root.clone());
+    }
     // /proc/self belongs to the effective user.
     if std::fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0) {
         return Ok("/var/lib/plyfs".into());
     }
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    if let Some(data) = absolute("XDG_DATA_HOME") {
+    if let Some(data) = config::absolute("XDG_DATA_HOME") {
         return Ok(data.join("plyfs"));
     }
-    match absolute("HOME") {
+    match config::absolute("HOME") {
         Some(home) => Ok(home.join(".local/share/plyfs")),
-        None => anyhow::bail!("neither XDG_DATA_HOME nor HOME is set: say where the store is by --root"),
+        None => anyhow::bail!("neither XDG_DATA_HOME nor HOME is set: name the store directory with --root"),
     }
 }

@@ -3,7 +3,8 @@
 
 use super::control::{self, Paused};
 use super::rootfs::Rootfs;
-use super::sandbox::{self, RunError, Sandbox};
+use super::run_error::RunError;
+use super::sandbox::{self, Sandbox};
 use super::{monitor, userns, volumes};
 use crate::store::Store;
 use crate::store::containers::{self, Bind, Container, Held, State, Status};
@@ -67,7 +68,7 @@ pub fn with_files(
         Ok::<_, io::Error>(Rootfs::new(root.into()))
     };
     let failed =
-        |e: &io::Error| format!("cannot reach the files of container {}: {}", container.name, sys::describe(e));
+        |e: &io::Error| format!("cannot access the files of container {}: {}", container.name, sys::describe(e));
     job(&open().map_err(|e| RunError::own(failed(&e)))?)
 }
 

@@ -1,7 +1,7 @@
 //! The OCI bundle of a container: config.json and the network files, in a folder beside the mounted root file system.
 
 use super::rootfs::Rootfs;
-use super::sandbox::RunError;
+use super::run_error::RunError;
 use super::spec::{self, HostInfo, SpecInput};
 use super::userns::Mapping;
 use super::{user, volumes};
@@ -46,11 +46,11 @@ pub struct Wanted<'a> {
 pub fn write(wanted: &Wanted<'_>) -> Result<BTreeSet<String>, RunError> {
     let Wanted { container, dir, .. } = *wanted;
     let failed = |what: &str, e: &io::Error| RunError::own(format!("cannot {what}: {}", sys::describe(e)));
-    let root = Rootfs::open(&dir.join(ROOTFS)).map_err(|e| failed("enter the image", &e))?;
+    let root = Rootfs::open(&dir.join(ROOTFS)).map_err(|e| failed("open the image's root file system", &e))?;
     let user = user::resolve(&root, container.text("User")).map_err(|e| RunError::own(e.to_string()))?;
-    let host_info = HostInfo::detect().map_err(|e| failed("look at this machine", &e))?;
+    let host_info = HostInfo::detect().map_err(|e| failed("detect the host's capabilities", &e))?;
     write_files(container, dir, &host_info).map_err(|e| failed("write the container's files", &e))?;
-    let volumes = volumes::make(container, dir, &root).map_err(|e| failed("make the image's volumes", &e))?;
+    let volumes = volumes::make(container, dir, &root).map_err(|e| failed("create the image's volumes", &e))?;
     let unfit = |e: spec::SpecError| RunError::own(e.to_string());
     let input = SpecInput {
         container,
@@ -70,11 +70,11 @@ pub fn write(wanted: &Wanted<'_>) -> Result<BTreeSet<String>, RunError> {
         add_user_namespace(&mut document);
     }
     let made = make_mountpoints(&root, &spec::mountpoints(&input))?;
-    set_tmpfs_modes(&root, container, &made).map_err(|e| failed("make a place for a file system in memory", &e))?;
+    set_tmpfs_modes(&root, container, &made).map_err(|e| failed("set the mode of a tmpfs mount point", &e))?;
     let directory = Path::new("/").join(container.text("WorkingDir"));
     if !container.host.read_only {
         let made = root.make_mountpoint(&directory, true);
-        made.map_err(|e| failed(&format!("work in the directory {}", directory.display()), &e))?;
+        made.map_err(|e| failed(&format!("create the working directory {}", directory.display()), &e))?;
     }
     let bytes = serde_json::to_vec(&document).map_err(|e| RunError::own(format!("cannot write the bundle: {e}")))?;
     fs::write(dir.join("config.json"), bytes).map_err(|e| failed("write the bundle", &e))?;

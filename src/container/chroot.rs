@@ -5,7 +5,8 @@
 //! resource limits, and as root it may access the host's devices.
 
 use super::rootfs::Rootfs;
-use super::sandbox::{self, RunError, StartupPipe};
+use super::run_error::RunError;
+use super::sandbox::{self, StartupPipe};
 use super::userns::Mapping;
 use super::volumes::{copy_of, copy_of_source};
 use super::{User, user};
@@ -77,13 +78,13 @@ fn begin(plan: &Plan, mut startup: StartupPipe, signals: &Signals) -> Result<i32
     match sys::fork() {
         Ok(Fork::Parent(command)) => Ok(command),
         Ok(Fork::Child) => sys::leave(startup.report(&run(plan, &root, &user, signals))),
-        Err(e) => Err(startup.report(&RunError::own(format!("cannot make a process: {}", sys::describe(&e))))),
+        Err(e) => Err(startup.report(&RunError::own(format!("cannot fork: {}", sys::describe(&e))))),
     }
 }
 
 /// Prepares the root file system; returns it and the command's user.
 fn prepare(plan: &Plan) -> Result<(Rootfs, User), RunError> {
-    let failed = |e: io::Error| RunError::own(format!("cannot enter the image: {}", sys::describe(&e)));
+    let failed = |e: io::Error| RunError::own(format!("cannot open the image: {}", sys::describe(&e)));
     sys::unshare(Namespaces { mount: true, ..Namespaces::default() }).map_err(failed)?;
     let root = Rootfs::open(&plan.at).map_err(failed)?;
     let user = user::resolve(&root, &plan.user).map_err(|e| RunError::own(e.to_string()))?;
@@ -106,7 +107,7 @@ impl Mounts<'_> {
     /// missing and cannot be created, except for the user's bind mounts, which fail.
     fn mount_all(&self) -> Result<(), RunError> {
         let usual = self.proc().and_then(|()| self.sys()).and_then(|()| self.dev());
-        usual.map_err(|e| RunError::own(format!("cannot set /proc, /sys and /dev up: {}", sys::describe(&e))))?;
+        usual.map_err(|e| RunError::own(format!("cannot mount /proc, /sys and /dev: {}", sys::describe(&e))))?;
         for bind in &self.plan.binds {
             self.volume(bind)?;
         }
@@ -117,7 +118,7 @@ impl Mounts<'_> {
                 self.put(&file, path, false)
             });
             if let Err(error) = done {
-                tracing::debug!(%error, "{path} is the image's own");
+                tracing::debug!(%error, "cannot bind the host's {path}");
             }
         }
         Ok(())
@@ -200,7 +201,7 @@ impl Mounts<'_> {
         let placed = self.root.mountpoint(&bind.target, is_dir).and_then(|(place, _)| sys::attach(&copy, &place));
         placed.map_err(|e| {
             let why = match Errno::from_io_error(&e) {
-                Some(Errno::ROFS) => "the image has no such place, and none can be made without --rw".to_owned(),
+                Some(Errno::ROFS) => "the image has no such mount point: create it with --rw".to_owned(),
                 _ => sys::describe(&e),
             };
             RunError::own(format!("cannot mount {} at {}: {why}", bind.source, bind.target))
@@ -215,13 +216,13 @@ fn attach_dir(dev: &OwnedFd, name: &str, mount: &OwnedFd) -> io::Result<()> {
 }
 
 fn unusable_directory(path: &Path, error: &io::Error) -> RunError {
-    RunError::own(format!("cannot work in the directory {}: {}", path.display(), sys::describe(error)))
+    RunError::own(format!("cannot use the working directory {}: {}", path.display(), sys::describe(error)))
 }
 
 /// Executes the command in this process. Returns only on failure.
 fn run(plan: &Plan, root: &Rootfs, user: &User, signals: &Signals) -> RunError {
     if let Err(e) = sys::enter_root(root.root()) {
-        return RunError::own(format!("cannot enter the image: {}", sys::describe(&e)));
+        return RunError::own(format!("cannot change the root directory: {}", sys::describe(&e)));
     }
     if let Err(e) = std::env::set_current_dir(&plan.directory) {
         return unusable_directory(&plan.directory, &e);
@@ -238,14 +239,14 @@ fn run(plan: &Plan, root: &Rootfs, user: &User, signals: &Signals) -> RunError {
     command.args(arguments).env_clear().env("HOME", &user.home).envs(plan.env.iter().map(|(k, v)| (k, v)));
     match signals.let_through() {
         Ok(()) => not_executed(program, &command.exec()),
-        Err(e) => RunError::own(format!("cannot let signals through: {}", sys::describe(&e))),
+        Err(e) => RunError::own(format!("cannot unblock signals: {}", sys::describe(&e))),
     }
 }
 
 fn why_nobody(plan: &Plan, error: &io::Error) -> String {
     match (&plan.mapping, Errno::from_io_error(error)) {
-        (Some(Mapping::Own { why }), Some(Errno::INVAL)) => format!("there is nobody but root: {why}"),
-        (Some(Mapping::Ranges { .. }), Some(Errno::INVAL)) => "the number is not among yours in /etc/subuid".to_owned(),
+        (Some(Mapping::Own { why }), Some(Errno::INVAL)) => format!("only root is mapped: {why}"),
+        (Some(Mapping::Ranges { .. }), Some(Errno::INVAL)) => "the ID exceeds your range in /etc/subuid".to_owned(),
         _ => sys::describe(error),
     }
 }

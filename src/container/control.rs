@@ -25,7 +25,7 @@ pub(super) type Deliver = Arc<dyn Fn(i32) -> io::Result<()> + Send + Sync>;
 /// Freezes (`true`) or thaws (`false`) all processes of the container.
 pub(super) type Freeze = Arc<dyn Fn(bool) -> io::Result<()> + Send + Sync>;
 
-/// Timeout of a pause request. An init from before `pause` was added does not answer it.
+/// Timeout of a pause request. An init from before `pause` was added does not respond it.
 const PAUSE_LIMIT: Duration = Duration::from_secs(15);
 
 /// A request line.
@@ -106,7 +106,7 @@ pub(super) fn listen(deliver: Deliver, freeze: Freeze) -> io::Result<()> {
                 });
             };
             if let Err(e) = thread::Builder::new().name("plyfs-answer".into()).spawn(answer) {
-                tracing::warn!("cannot answer: {e}");
+                tracing::warn!("cannot start a thread to answer a client: {e}");
             }
         }
     })?;

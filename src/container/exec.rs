@@ -1,7 +1,8 @@
 //! Exec: another process in a running container, started by the OCI runtime.
 
 use super::rootfs::Rootfs;
-use super::sandbox::{self, RunError};
+use super::run_error::RunError;
+use super::sandbox;
 use super::spec::{self, Exec, HostInfo, SpecInput};
 use super::{access, runtime, user};
 use crate::store::Store;
@@ -45,7 +46,7 @@ fn attempt(store: &Store, container: &Container, plan: &Plan) -> Result<i32, Run
     // The PIDs in the state were not reused only if the container is still running.
     running(store, container)?;
     let dir = store.container_dir(&container.id);
-    let root = Rootfs::open(&access::tree_of(store, container, &state)).map_err(failed("enter the container"))?;
+    let root = Rootfs::open(&access::tree_of(store, container, &state)).map_err(failed("open the root file system"))?;
     let spec_of = plan.user.as_deref().unwrap_or(container.text("User"));
     let user = user::resolve(&root, spec_of).map_err(|e| RunError::own(e.to_string()))?;
     let input = SpecInput {
@@ -55,13 +56,13 @@ fn attempt(store: &Store, container: &Container, plan: &Plan) -> Result<i32, Run
         binds: &[],
         mapping: None,
         terminal: plan.terminal,
-        host_info: &HostInfo::detect().map_err(failed("look at this machine"))?,
+        host_info: &HostInfo::detect().map_err(failed("detect the host's capabilities"))?,
     };
     let wanted = Exec { args: &plan.command, env: &plan.env, directory: plan.directory.as_deref() };
     let process = spec::exec(&input, &wanted).map_err(|e| RunError::own(e.to_string()))?;
     let files = Files::new(&dir);
     let bytes = serde_json::to_vec(&process).map_err(|e| RunError::own(e.to_string()))?;
-    fs::write(&files.process, bytes).map_err(failed("write what is to be run"))?;
+    fs::write(&files.process, bytes).map_err(failed("write the process specification"))?;
     // From here on, /proc is that of the container's PID namespace, without this process.
     there.enter().map_err(failed("enter the container's namespaces"))?;
     let program = PathBuf::from(&state.runtime);

@@ -6,8 +6,9 @@
 
 use super::bundle::{self, Wanted};
 use super::control::{self, Deliver, Freeze, Request};
+use super::run_error::RunError;
 use super::runtime;
-use super::sandbox::{self, RunError, StartupPipe};
+use super::sandbox::{self, StartupPipe};
 use super::streams::{self, RunningStreams, Streams};
 use super::userns::Mapping;
 use crate::store::Store;
@@ -65,12 +66,12 @@ pub fn work(job: Job<'_>, mut startup: StartupPipe, signals: &Signals) -> i32 {
 fn begin(job: Job<'_>, dir: &Path) -> Result<(i32, RunningStreams), RunError> {
     let failed =
         |what: &'static str| move |e: io::Error| RunError::own(format!("cannot {what}: {}", sys::describe(&e)));
-    sys::unshare(Namespaces { mount: true, ..Namespaces::default() }).map_err(failed("make a mount namespace"))?;
+    sys::unshare(Namespaces { mount: true, ..Namespaces::default() }).map_err(failed("create a mount namespace"))?;
     // The host's /proc, to look up PIDs in the host's PID namespace.
     let host_proc = rustix::fs::open("/proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| failed("open /proc")(e.into()))?;
     mount_proc().map_err(failed("mount /proc for the runtime"))?;
-    std::env::set_current_dir(dir).map_err(failed("enter the container's folder"))?;
+    std::env::set_current_dir(dir).map_err(failed("change to the container's directory"))?;
     // Removes leftovers of a run that was killed.
     runtime::sweep(dir, &job.container.id);
     let wanted = Wanted {
@@ -93,7 +94,7 @@ fn begin(job: Job<'_>, dir: &Path) -> Result<(i32, RunningStreams), RunError> {
     let _none = fs::remove_file(&log);
     let mut call = runtime::call(&job.runtime, dir, &log);
     call.args(["run", "--detach", "--bundle", ".", "--pid-file", runtime::PID_FILE]);
-    let ends = streams::create(&job.streams, &mut call).map_err(failed("make pipes"))?;
+    let ends = streams::create(&job.streams, &mut call).map_err(failed("create pipes"))?;
     call.arg(&job.container.id);
     // Locks the parent cgroup against removal until the container's own cgroup exists.
     let parent = runtime::keep_parent_cgroup();
@@ -106,8 +107,8 @@ fn begin(job: Job<'_>, dir: &Path) -> Result<(i32, RunningStreams), RunError> {
         return Err(runtime::why(&job.runtime, &log));
     }
     drop(parent);
-    let text = fs::read_to_string(runtime::PID_FILE).map_err(failed("read the container's process number"))?;
-    let first = text.trim().parse().map_err(|_| RunError::own("the runtime gave no process number"))?;
+    let text = fs::read_to_string(runtime::PID_FILE).map_err(failed("read the container's PID"))?;
+    let first = text.trim().parse().map_err(|_| RunError::own("the runtime wrote no PID"))?;
     let Job { held, runtime, monitor, streams, caller, attached, .. } = job;
     let state = State {
         status: Status::Running,
@@ -120,10 +121,10 @@ fn begin(job: Job<'_>, dir: &Path) -> Result<(i32, RunningStreams), RunError> {
         ..State::default()
     };
     held.set_state(&state).map_err(|e| RunError::own(e.to_string()))?;
-    let running = streams::start(streams, ends).map_err(failed("carry input and output"))?;
+    let running = streams::start(streams, ends).map_err(failed("copy input and output"))?;
     let id = job.container.id.clone();
     let freeze: Freeze = Arc::new(move |frozen| runtime::freeze(&id, frozen));
-    serve_requests(first, &running, caller, attached, freeze).map_err(failed("listen for signals"))?;
+    serve_requests(first, &running, caller, attached, freeze).map_err(failed("serve the control socket"))?;
     Ok((first, running))
 }
 

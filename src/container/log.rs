@@ -82,7 +82,7 @@ impl<'a> Writer<'a> {
         }
         match self.log.write_all(&line) {
             Err(error) if !self.failing => {
-                tracing::error!("output is lost: {error}");
+                tracing::error!("cannot write the container's log: {error}");
                 self.failing = true;
             }
             Err(_) => {}

@@ -2,7 +2,7 @@
 //!
 //! Paths and user names of an image are resolved inside its root and never lead to the host's files (`rootfs`, `user`).
 //! `userns` creates a user namespace in which an unprivileged user is root. A `sandbox` is a child process in its own
-//! PID and mount namespace, with a root file system that its parent serves: for `chroot` the child runs the command,
+//! PID and mount namespace, with a root file system that its parent mounts (`root`) and serves: for `chroot` the child runs the command,
 //! for a container it is `init`.
 //!
 //! For a container, the `monitor` serves the root file system. `init`, in the sandbox, writes the OCI `bundle` (`spec`,
@@ -20,7 +20,9 @@ mod init;
 pub mod log;
 pub mod monitor;
 pub mod names;
+pub mod root;
 pub mod rootfs;
+mod run_error;
 pub mod runtime;
 pub mod sandbox;
 pub mod signals;
@@ -29,6 +31,8 @@ pub mod streams;
 pub mod user;
 pub mod userns;
 mod volumes;
+
+pub use run_error::RunError;
 
 /// The credentials that a program runs with, as IDs inside the container.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

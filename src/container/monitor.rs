@@ -9,12 +9,13 @@
 //! ```
 
 use super::init::{self, Job};
+use super::root::Root;
+use super::run_error::RunError;
 use super::runtime;
-use super::sandbox::{self, RunError, Sandbox};
+use super::sandbox::{self, Sandbox};
 use super::streams::Streams;
 use super::userns::Mapping;
-use crate::fuse::Options;
-use crate::image;
+use crate::kernel::Engine;
 use crate::store::containers::{self, Container, Held, State, Status};
 use crate::store::{self, Store};
 use std::fs;
@@ -92,7 +93,7 @@ fn run<'a>(
 ) -> Result<i32, RunError> {
     let mapping = sandbox::isolate().map_err(|e| RunError::own(e.to_string()))?;
     if let Some(Mapping::Own { why }) = &mapping {
-        tracing::warn!("files and programs can belong to root only: {why}");
+        tracing::warn!("only root's user and group ID are available: {why}");
     }
     let job = job(mapping);
     let sandbox =
@@ -101,14 +102,18 @@ fn run<'a>(
     serve(store, container, sandbox, container.host.auto_remove)
 }
 
-/// Serves a container's root file system to a sandbox until the sandbox exits; returns its exit code.
+/// Mounts a container's root file system for a sandbox until the sandbox exits; returns its exit code.
 pub(super) fn serve(store: &Store, container: &Container, sandbox: Sandbox, volatile: bool) -> Result<i32, RunError> {
-    let own = |e: image::Error| RunError::own(e.to_string());
-    let opened = image::open_tree(store, &container.image).map_err(own)?;
-    let (upper, work) = store.container_upper(&container.id);
-    let upper = image::open_upper(upper, work, &opened.tree, volatile).map_err(own)?;
-    // The process is root in its user namespace.
-    sandbox.run(opened, Some(upper), &Options::for_user(&container.reference, true))
+    let root = Root {
+        store,
+        image: &container.image,
+        source: &container.reference,
+        upper: Some(store.container_upper(&container.id)),
+        volatile,
+        engine: Engine::of_word(&container.host.engine).unwrap_or_default(),
+        scratch: store.container_dir(&container.id).join("scratch"),
+    };
+    sandbox.run(|at| root.mount(at))
 }
 
 /// Records the container's exit, or removes the container if `--rm` was given.

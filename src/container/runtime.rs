@@ -1,7 +1,7 @@
 //! The OCI runtime (runc, crun or youki): finding and calling it, parsing its log, removing its state and cgroups, and
 //! the cgroup freezer.
 
-use super::sandbox::RunError;
+use super::run_error::RunError;
 use crate::sys;
 use serde_json::Value;
 use std::ffi::OsStr;
@@ -37,9 +37,9 @@ pub fn find(wanted: Option<&str>, search: Option<&OsStr>) -> Result<PathBuf, Run
         Some(path) if path.contains('/') => std::path::absolute(path)
             .ok()
             .filter(|path| is_program(path))
-            .ok_or_else(|| RunError::own(format!("the runtime {path} is no program"))),
+            .ok_or_else(|| RunError::own(format!("the runtime {path} is not an executable file"))),
         Some(name) => in_path(name)
-            .ok_or_else(|| RunError::own(format!("the runtime {name} is not installed: it is nowhere on PATH"))),
+            .ok_or_else(|| RunError::own(format!("the runtime {name} is not installed: it is not in PATH"))),
         None => KNOWN.iter().find_map(|name| in_path(name)).ok_or_else(|| {
             RunError::own(
                 "no container runtime is installed: install runc, crun or youki, or use 'plyfs chroot', which needs none",
@@ -68,7 +68,7 @@ pub(super) fn log(dir: &Path) -> PathBuf {
 
 /// The error of a failed call, from the runtime's log, with Docker's exit code for it.
 pub(super) fn why(program: &Path, log: &Path) -> RunError {
-    let silent = || RunError::own(format!("{} failed and did not say why", program.display()));
+    let silent = || RunError::own(format!("{} failed without an error message", program.display()));
     why_if_said(program, log).unwrap_or_else(silent)
 }
 
@@ -131,7 +131,7 @@ fn remove_parent_cgroups<'a>(parents: impl Iterator<Item = &'a Path>) {
     }
     for parent in parents {
         if let Err(e) = fs::remove_dir(parent) {
-            tracing::debug!("{} stays: {e}", parent.display());
+            tracing::debug!("cannot remove {}: {e}", parent.display());
         }
     }
 }
@@ -215,8 +215,8 @@ mod tests {
         assert_eq!(find(Some(path.to_str().unwrap()), None).unwrap(), path);
         let said = |wanted| find(wanted, Some(at("empty").as_os_str())).unwrap_err().to_string();
         assert!(said(None).contains("install runc, crun or youki") && said(None).contains("plyfs chroot"));
-        assert_eq!(said(Some("runc")), "the runtime runc is not installed: it is nowhere on PATH");
-        assert_eq!(said(Some("/no/runc")), "the runtime /no/runc is no program");
+        assert_eq!(said(Some("runc")), "the runtime runc is not installed: it is not in PATH");
+        assert_eq!(said(Some("/no/runc")), "the runtime /no/runc is not an executable file");
     }
 
     #[test]
@@ -233,7 +233,7 @@ mod tests {
         assert_eq!(said("runc run failed: no\nroom"), (125, "runc: no room".into()));
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
-        assert_eq!(why(Path::new("runc"), &log).text, "runc failed and did not say why");
+        assert_eq!(why(Path::new("runc"), &log).text, "runc failed without an error message");
         let lines = [r#"{"level":"warning","msg":"w"}"#, r#"{"level":"error","msg":"one"}"#, "junk", "{}"];
         fs::write(&log, lines.join("\n")).unwrap();
         assert_eq!(why(Path::new("runc"), &log).text, "runc: one");

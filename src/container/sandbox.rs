@@ -1,41 +1,17 @@
-//! The sandbox process: PID 1 of a new PID namespace, whose root file system this process serves over FUSE.
+//! The sandbox process: PID 1 of a new PID namespace, whose root file system this process mounts and, with the FUSE
+//! engine, serves.
 //!
-//! The parent serves the file system and waits; the child does the work. Each has its own mount namespace, so that no
+//! The parent mounts the file system and waits; the child does the work. Each has its own mount namespace, so that no
 //! other process sees the mounts, and the kernel removes them when both have exited. The child is killed with its
 //! parent, and every process in the PID namespace with the child.
 
+use super::root::MountedRoot;
+use super::run_error::RunError;
 use super::userns::{self, Mapping, UsernsError};
-use crate::fuse::{self, Options};
-use crate::image::OpenTree;
 use crate::sys::{self, Fork, Namespaces, Received, Signals};
-use crate::upper::Upper;
 use rustix::io::Errno;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::path::PathBuf;
-use std::sync::Arc;
-
-/// Why a command was not run, and the exit code to report that with.
-#[derive(Debug, thiserror::Error)]
-#[error("{text}")]
-pub struct RunError {
-    /// 126 if the command cannot be executed, 127 if it was not found, otherwise 125.
-    pub exit_code: u8,
-    /// The reason, one line.
-    pub text: String,
-}
-
-impl RunError {
-    /// A failure of plyfs itself: exit code 125.
-    pub fn own(text: impl Into<String>) -> RunError {
-        RunError { exit_code: 125, text: text.into() }
-    }
-}
-
-impl From<io::Error> for RunError {
-    fn from(error: io::Error) -> RunError {
-        RunError::own(sys::describe(&error))
-    }
-}
+use std::path::{Path, PathBuf};
 
 /// Moves the process into a new mount namespace; without the privilege for that, into a new user namespace first. The
 /// process must be single-threaded.
@@ -96,18 +72,16 @@ impl Sandbox {
         }
     }
 
-    /// Serves the tree until the work is done, and returns the child's exit code. On return, all changes are in the
-    /// upper directory, the tree is unmounted and every process in the sandbox has exited.
+    /// Mounts the tree by `mount`, keeps it until the work is done, and returns the child's exit code. On return, all
+    /// changes are in the upper directory, the tree is unmounted and every process in the sandbox has exited.
     ///
     /// The child's mount namespace is the last one with the mount, so that the kernel writes back its dirty pages when
     /// the child exits. A process that waits for a FUSE mount it serves itself, and is killed, never exits.
-    pub fn run(self, opened: OpenTree, upper: Option<Upper>, options: &Options) -> Result<i32, RunError> {
-        let fs = opened.into_fs(upper).map_err(|e| RunError::own(e.to_string()))?;
-        let session = fuse::mount(Arc::new(fs), &self.at, options).map_err(|e| RunError::own(e.to_string()))?;
+    pub fn run(self, mount: impl FnOnce(&Path) -> Result<MountedRoot, RunError>) -> Result<i32, RunError> {
+        let MountedRoot { detach, finish } = mount(&self.at)?;
         let Sandbox { pid, mut release, startup, ended, signals, .. } = self;
         let foreground = Foreground::current();
         release.write_all(&[1])?;
-        let detach = session.detacher();
         let unmount = std::thread::Builder::new().name("plyfs-unmount".into()).spawn(move || {
             let detached = wait_for_end(ended).and_then(|()| detach());
             drop(release);
@@ -117,8 +91,8 @@ impl Sandbox {
         if let Some(foreground) = foreground {
             foreground.restore();
         }
-        unmount.join().unwrap_or_else(|_| Err(io::Error::other("the thread that unmounts failed")))?;
-        session.run()?;
+        unmount.join().unwrap_or_else(|_| Err(io::Error::other("the unmount thread panicked")))?;
+        finish()?;
         done
     }
 }

@@ -169,7 +169,7 @@ fn feed(from: OwnedFd, to: OwnedFd) -> io::Result<()> {
 fn print(from: OwnedFd, to: Sink, is_error: bool) -> io::Result<JoinHandle<()>> {
     let print = move || {
         if let Err(error) = copy(File::from(from), to, is_error) {
-            tracing::debug!("output is not wanted any more: {error}");
+            tracing::debug!("cannot write the container's output: {error}");
         }
     };
     thread::Builder::new().name("plyfs-output".into()).spawn(print)

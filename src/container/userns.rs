@@ -36,17 +36,17 @@ pub enum Mapping {
 #[derive(Debug, thiserror::Error)]
 pub enum UsernsError {
     /// The kernel refused.
-    #[error("cannot make a user namespace: {}{}", sys::describe(.0), hint(.0))]
+    #[error("cannot create a user namespace: {}{}", sys::describe(.0), hint(.0))]
     Refused(io::Error),
     /// A step of the setup failed.
-    #[error("cannot set the user namespace up: {}", sys::describe(.0))]
+    #[error("cannot set up the user namespace: {}", sys::describe(.0))]
     Setup(#[from] io::Error),
 }
 
 fn hint(error: &io::Error) -> &'static str {
     match Errno::from_io_error(error) {
-        Some(Errno::PERM | Errno::ACCESS) => " (this machine keeps them from plain users)",
-        Some(Errno::NOSPC | Errno::USERS) => " (/proc/sys/user/max_user_namespaces allows no more)",
+        Some(Errno::PERM | Errno::ACCESS) => " (this host denies them to unprivileged users)",
+        Some(Errno::NOSPC | Errno::USERS) => " (the limit in /proc/sys/user/max_user_namespaces is reached)",
         _ => "",
     }
 }
@@ -117,7 +117,7 @@ fn subordinate(uid: u32) -> Result<(Vec<Range>, Vec<Range>), String> {
     let of = |path: &str| {
         let table = std::fs::read(Path::new(path)).unwrap_or_default();
         let ranges = ranges_of(&table, name, uid);
-        if ranges.is_empty() { Err(format!("{path} has no numbers for user {uid}")) } else { Ok(ranges) }
+        if ranges.is_empty() { Err(format!("{path} has no IDs for user {uid}")) } else { Ok(ranges) }
     };
     Ok((of("/etc/subuid")?, of("/etc/subgid")?))
 }

@@ -20,7 +20,7 @@ pub enum FsError {
     #[error("is a directory")]
     IsDir,
     /// EINVAL: readlink of something else than a symbolic link, or read of an inode without data.
-    #[error("the operation does not suit the file's type")]
+    #[error("the operation is invalid for this file type")]
     WrongType,
     /// EEXIST: the name exists.
     #[error("the name exists already")]
@@ -29,7 +29,7 @@ pub enum FsError {
     #[error("the directory is not empty")]
     NotEmpty,
     /// EINVAL: a directory cannot be moved below itself, and `.` cannot be removed.
-    #[error("the names make no sense together")]
+    #[error("invalid combination of names")]
     Invalid,
     /// EPERM: no caller may do this.
     #[error("the operation is not permitted")]
@@ -38,10 +38,10 @@ pub enum FsError {
     #[error("the operation is not supported")]
     Unsupported,
     /// EXDEV: a move that would need a copy of a directory.
-    #[error("a directory of the lower layers cannot be moved")]
+    #[error("a directory of the lower layers cannot be renamed")]
     OtherDevice,
     /// ENOTTY: no such ioctl.
-    #[error("no such control")]
+    #[error("no such ioctl")]
     NoControl,
     /// ENODATA: no extended attribute of that name.
     #[error("no such attribute")]
@@ -62,7 +62,7 @@ pub enum FsError {
     #[error(transparent)]
     Index(#[from] IndexError),
     /// EIO: structures that refer to each other do not match.
-    #[error("damage: {0}")]
+    #[error("the file system is damaged: {0}")]
     Damaged(&'static str),
     /// The error of a system call on the layers or on the upper directory.
     #[error("{}", crate::sys::describe(.0))]

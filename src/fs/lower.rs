@@ -34,7 +34,7 @@ impl Listing<'_> {
     pub fn get(&self, at: usize) -> Result<Item<'_>, FsError> {
         match self {
             Listing::Image(index, entries) => {
-                let kind = entries[at].kind().ok_or(IndexError::Damaged("an entry has no kind"))?;
+                let kind = entries[at].kind().ok_or(IndexError::Damaged("an entry has no file type"))?;
                 Ok(Item { name: index.name(&entries[at])?, ino: image::number(entries[at].node.get()), kind })
             }
             Listing::LowerDirs(dir) => Ok(dir.entries().get(at)),
@@ -107,7 +107,7 @@ impl Lower {
     /// Assigns a new inode number to the object at `name`, because its number belongs to another inode.
     pub fn renumber(&self, dir: Ino, name: &[u8]) -> Result<Ino, FsError> {
         match self {
-            Lower::Image(_) => Err(FsError::Damaged("two inodes of an image with one number")),
+            Lower::Image(_) => Err(FsError::Damaged("two inodes of the image have the same number")),
             Lower::LowerDirs(dirs) => dirs.renumber(dir, name),
         }
     }

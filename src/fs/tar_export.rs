@@ -21,7 +21,7 @@ pub enum ExportError {
         cause: FsError,
     },
     /// A file was truncated while it was read.
-    #[error("/{} became shorter while it was read", show(.0))]
+    #[error("/{} shrank while it was read", show(.0))]
     Shorter(Vec<u8>),
     /// A name cannot be in a layer.
     #[error("/{} cannot be in a layer: {why}", show(.path))]

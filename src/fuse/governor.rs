@@ -123,6 +123,8 @@ struct Workers {
     placement: Placement,
     idleness: Idleness,
     measured: Option<Instant>,
+    /// The time and the number of requests with little data at the last observation.
+    counted: (Instant, u64),
     budget: Budget,
     /// Recent callers, with the number of observations since their last request.
     callers: Vec<(u32, u8)>,
@@ -134,7 +136,8 @@ impl Workers {
     fn new(placing: Placing) -> Workers {
         let placement = Placement::new(placing);
         let (idleness, callers) = (Idleness::default(), Vec::new());
-        Workers { placement, idleness, measured: None, budget: Budget::new(Instant::now()), callers, placed: None }
+        let (now, measured) = (Instant::now(), None);
+        Workers { placement, idleness, measured, counted: (now, 0), budget: Budget::new(now), callers, placed: None }
     }
 
     fn are_placed(&self) -> bool {
@@ -152,7 +155,8 @@ impl Workers {
         let (callers, live) = self.find(traffic);
         let whole = given.count() as usize == self.idleness.processors();
         let runnable = if whole && self.placed.is_none() { runnable() } else { None };
-        let seen = Seen { given, idle, callers, live, runnable };
+        let rate = self.rate(traffic, now);
+        let seen = Seen { given, idle, callers, live, runnable, rate };
         let decided = self.placement.decide(&seen);
         self.place(decided, traffic, &given);
         self.budget.spend(processor_time().saturating_sub(begun));
@@ -178,6 +182,13 @@ impl Workers {
             processor.is_some()
         });
         (found, live)
+    }
+
+    /// Requests with little data per second since the last observation.
+    fn rate(&mut self, traffic: &Traffic, now: Instant) -> u64 {
+        let (then, before) = std::mem::replace(&mut self.counted, (now, traffic.short_requests()));
+        let microseconds = (now - then).as_micros().max(1) as u64;
+        self.counted.1.saturating_sub(before) * 1_000_000 / microseconds
     }
 
     fn measure(&mut self, given: &CpuSet, now: Instant) -> Option<u8> {

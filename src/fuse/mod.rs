@@ -1,7 +1,6 @@
 //! FUSE server: mounts an [`Fs`] and serves the kernel's requests. The only module that uses fuser, so that the
 //! library can be replaced.
 
-mod adapter;
 mod caller;
 mod convert;
 mod governor;
@@ -9,6 +8,7 @@ mod ids;
 mod placement;
 mod pool;
 mod processors;
+mod server;
 mod set_id;
 mod traffic;
 mod wake;
@@ -19,9 +19,9 @@ pub use wake::Waking;
 
 use crate::fs::Fs;
 use crate::sys::{self, MountFlags};
-use adapter::Adapter;
 use fuser::{Config, MountOption, SessionACL};
 use governor::Governor;
+use server::Server;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -121,23 +121,17 @@ impl Options {
 
     /// Mounts with mount(2), which sets the subtype that fuser would omit; through fusermount3 if mount(2) is not
     /// permitted.
-    fn connect(
-        &self,
-        adapter: Adapter,
-        at: &Path,
-        waking: Waking,
-        writable: bool,
-    ) -> io::Result<fuser::Session<Adapter>> {
+    fn connect(&self, server: Server, at: &Path, waking: Waking, writable: bool) -> io::Result<fuser::Session<Server>> {
         let entered = self.allow_other || self.allow_root;
         let wanted = [(entered, "allow_other"), (self.default_permissions, "default_permissions")];
         let switches = wanted.iter().filter(|(on, _)| *on).map(|(_, name)| *name);
         let options: Vec<&str> = switches.chain(self.kernel_options.iter().map(String::as_str)).collect();
         let flags = MountFlags { write: writable, suid: self.suid, dev: self.dev, exec: self.exec };
         match sys::mount_fuse(&self.source, SUBTYPE, at, flags, &options) {
-            Ok(connection) => fuser::Session::from_fd(adapter, connection, self.acl(), self.config(waking, writable))
+            Ok(connection) => fuser::Session::from_fd(server, connection, self.acl(), self.config(waking, writable))
                 .inspect_err(|_| drop(sys::unmount(at, true))),
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-                fuser::Session::new(adapter, at, &self.config(waking, writable))
+                fuser::Session::new(server, at, &self.config(waking, writable))
             }
             Err(e) => Err(e),
         }
@@ -191,8 +185,8 @@ pub fn mount(fs: Arc<Fs>, at: &Path, options: &Options) -> Result<Session, Mount
     let waking = options.waking.resolve();
     let writable = fs.is_writable() && !options.read_only;
     let notifier = Arc::new(OnceLock::new());
-    let adapter = Adapter::new(fs, traffic.clone(), notifier.clone(), options);
-    let session = options.connect(adapter, &mountpoint, waking, writable).map_err(refused)?;
+    let server = Server::new(fs, traffic.clone(), notifier.clone(), options);
+    let session = options.connect(server, &mountpoint, waking, writable).map_err(refused)?;
     notifier.get_or_init(|| session.notifier());
     // The mount exists now: on an error below it must be removed, as no process would serve it.
     serve(session, &traffic, (waking, options.placing), mountpoint.clone()).map_err(|e| {
@@ -202,7 +196,7 @@ pub fn mount(fs: Arc<Fs>, at: &Path, options: &Options) -> Result<Session, Mount
 }
 
 fn serve(
-    session: fuser::Session<Adapter>,
+    session: fuser::Session<Server>,
     traffic: &Arc<Traffic>,
     (waking, placing): (Waking, Placing),
     mountpoint: PathBuf,

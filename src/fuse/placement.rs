@@ -5,7 +5,8 @@
 //! on a different one. On a busy machine the scheduler does not bring them together. While a processor is idle,
 //! following the caller gains nothing: the scheduler moves the caller to the idle processor again and again, and PM
 //! QoS or polling ([`super::wake`]) make wake-ups cheap. So the workers follow their caller while no processor is
-//! idle.
+//! idle and requests come fast: a caller that mostly waits for a disk, or moves megabytes with each request, does not
+//! get faster, and his worker must wait for that one processor when the disk has answered.
 
 use rustix::thread::CpuSet;
 use std::collections::VecDeque;
@@ -35,6 +36,8 @@ pub struct Seen {
     pub callers: Vec<usize>,
     /// How many of the recent callers are alive.
     pub live: usize,
+    /// Requests with little data per second since the last observation.
+    pub rate: u64,
 }
 
 /// The machine is busy if the idlest processor is at most this idle, in percent.
@@ -52,6 +55,12 @@ const AGREE: u8 = 2;
 const CROWD: u8 = 4;
 /// How many observations in a row must find the callers on another processor before the workers move.
 const ELSEWHERE: u8 = 2;
+/// Callers are followed from this many requests per second. Below, what a request can save is little of what the
+/// caller does between two of them.
+const FAST: u64 = 3000;
+/// They are followed no longer below this many, in `TOO_SLOW` observations in a row.
+const SLOW: u64 = 1500;
+const TOO_SLOW: u8 = 5;
 /// How many observations in a row must find too many callers before the workers are released.
 const TOO_MANY: u8 = 5;
 /// More moves than this within `WINDOW` observations release the workers for `REST` observations.
@@ -74,6 +83,8 @@ pub struct Placement {
     elsewhere: u8,
     /// How many observations in a row found too many callers.
     too_many: u8,
+    /// How many observations in a row found few requests.
+    slow: u8,
     /// The number of observations so far.
     looks: u64,
     /// The observations at which the workers moved.
@@ -92,6 +103,7 @@ impl Placement {
             crowd: 0,
             elsewhere: 0,
             too_many: 0,
+            slow: 0,
             looks: 0,
             moves: VecDeque::new(),
             resting: 0,
@@ -103,12 +115,12 @@ impl Placement {
         self.looks += 1;
         self.measure(seen);
         self.too_many = if seen.live > MOST_CALLERS { self.too_many.saturating_add(1) } else { 0 };
+        self.slow = if seen.rate < SLOW { self.slow.saturating_add(1) } else { 0 };
         let wanted = match self.placing {
             Placing::Off => false,
             Placing::Follow => true,
-            Placing::Auto if self.looks < self.resting => false,
-            Placing::Auto if self.processor.is_some() => self.calm < AGREE && self.too_many < TOO_MANY,
-            Placing::Auto => (self.busy >= AGREE || self.crowd >= CROWD) && self.too_many == 0,
+            Placing::Auto if self.processor.is_some() => self.pays_still(),
+            Placing::Auto => self.looks >= self.resting && self.pays(seen.rate),
         };
         self.processor = self.processor.filter(|now| wanted && has(&seen.given, *now));
         if wanted && let Some(most) = self.most_callers(seen) {
@@ -124,8 +136,18 @@ impl Placement {
 
     /// Requests have stopped: forgets where the callers were, but not how busy the machine was.
     pub fn pause(&mut self) {
-        (self.processor, self.elsewhere) = (None, 0);
+        (self.processor, self.elsewhere, self.slow) = (None, 0, 0);
         self.moves.clear();
+    }
+
+    /// Whether following callers begins to pay.
+    fn pays(&self, rate: u64) -> bool {
+        (self.busy >= AGREE || self.crowd >= CROWD) && self.too_many == 0 && rate >= FAST
+    }
+
+    /// Whether following callers goes on to pay.
+    fn pays_still(&self) -> bool {
+        self.calm < AGREE && self.too_many < TOO_MANY && self.slow < TOO_SLOW
     }
 
     fn measure(&mut self, seen: &Seen) {
@@ -178,7 +200,8 @@ mod tests {
 
     /// Looks at a machine, for as many looks as are between two measurements.
     fn looks(placement: &mut Placement, given: &CpuSet, idle: u8, callers: &[usize]) -> Option<usize> {
-        let mut seen = Seen { given: *given, idle: Some(idle), callers: callers.to_vec(), live: 1, runnable: None };
+        let mut seen =
+            Seen { given: *given, idle: Some(idle), callers: callers.to_vec(), live: 1, runnable: None, rate: FAST };
         placement.decide(&seen);
         seen.idle = None;
         (0..9).map(|_| placement.decide(&seen)).last().flatten()
@@ -203,7 +226,8 @@ mod tests {
     #[test]
     fn more_threads_than_processors_tell_it_at_once() {
         let (mut auto, two) = (Placement::new(Placing::Auto), processors(0..2));
-        let seen = |runnable| Seen { given: two, idle: None, callers: vec![1], live: 1, runnable: Some(runnable) };
+        let seen =
+            |runnable| Seen { given: two, idle: None, callers: vec![1], live: 1, runnable: Some(runnable), rate: FAST };
         assert_eq!([3, 3, 3, 2, 3, 3, 3].map(|runnable| auto.decide(&seen(runnable))), [None; 7]);
         assert_eq!(auto.decide(&seen(3)), Some(1));
         assert_eq!(auto.decide(&seen(1)), Some(1), "how idle the processors are decides when that ends");
@@ -237,7 +261,7 @@ mod tests {
     #[test]
     fn many_callers_are_left_to_the_scheduler() {
         let (mut auto, two) = (Placement::new(Placing::Auto), processors(0..2));
-        let seen = |live| Seen { given: two, idle: Some(0), callers: vec![0, 1], live, runnable: None };
+        let seen = |live| Seen { given: two, idle: Some(0), callers: vec![0, 1], live, runnable: None, rate: FAST };
         assert_eq!([4, 4, 4, 4].map(|live| auto.decide(&seen(live))), [None; 4]);
         assert!(auto.decide(&seen(2)).is_some());
         assert!([4, 4, 4, 2, 4, 4].iter().all(|live| auto.decide(&seen(*live)).is_some()), "a moment of more is none");
@@ -247,9 +271,21 @@ mod tests {
     }
 
     #[test]
+    fn a_caller_who_waits_for_the_disk_is_left_to_the_scheduler() {
+        let (mut auto, two) = (Placement::new(Placing::Auto), processors(0..2));
+        let seen = |rate| Seen { given: two, idle: Some(0), callers: vec![1], live: 1, runnable: None, rate };
+        assert_eq!([600, 600, 600, FAST - 1].map(|rate| auto.decide(&seen(rate))), [None; 4]);
+        assert_eq!(auto.decide(&seen(FAST)), Some(1));
+        assert_eq!([SLOW; 9].map(|rate| auto.decide(&seen(rate))), [Some(1); 9], "hysteresis");
+        assert_eq!([600, 600, 600, 600, SLOW, 600].map(|rate| auto.decide(&seen(rate))), [Some(1); 6], "a moment");
+        assert_eq!([600; 4].map(|rate| auto.decide(&seen(rate))).last(), Some(&None));
+        assert_eq!(Placement::new(Placing::Follow).decide(&seen(1)), Some(1), "unless it was asked for");
+    }
+
+    #[test]
     fn a_caller_that_was_elsewhere_once_is_not_followed_there() {
         let (mut follow, two) = (Placement::new(Placing::Follow), processors(0..2));
-        let seen = |caller| Seen { given: two, idle: None, callers: vec![caller], live: 1, runnable: None };
+        let seen = |caller| Seen { given: two, idle: None, callers: vec![caller], live: 1, runnable: None, rate: FAST };
         assert_eq!(follow.decide(&seen(0)), Some(0));
         assert_eq!([1, 0, 1, 0].map(|caller| follow.decide(&seen(caller))), [Some(0); 4]);
         assert_eq!([1, 1].map(|caller| follow.decide(&seen(caller))), [Some(0), Some(1)]);
@@ -278,6 +314,7 @@ mod tests {
                 callers: vec![look / 2 % 2],
                 live: 1,
                 runnable: None,
+                rate: FAST,
             };
             (0..looks).map(|look| placement.decide(&at(look))).filter(Option::is_some).count()
         };
@@ -304,8 +341,14 @@ mod tests {
         looks(&mut auto, &two, 0, &[1]);
         assert_eq!(looks(&mut auto, &two, 0, &[1]), Some(1));
         auto.pause();
-        let seen =
-            |callers: &[usize]| Seen { given: two, idle: None, callers: callers.to_vec(), live: 1, runnable: None };
+        let seen = |callers: &[usize]| Seen {
+            given: two,
+            idle: None,
+            callers: callers.to_vec(),
+            live: 1,
+            runnable: None,
+            rate: FAST,
+        };
         assert_eq!([auto.decide(&seen(&[])), auto.decide(&seen(&[0]))], [None, Some(0)]);
         assert_eq!(looks(&mut Placement::new(Placing::Off), &two, 0, &[1]), None);
     }

@@ -102,29 +102,53 @@ impl Rights for Of {
     }
 }
 
-impl Of {
-    fn new(caller: Caller, attr: &Attr, ids: &Ids) -> Of {
-        Of { caller, uid: ids.users.shown(attr.uid), gid: ids.groups.shown(attr.gid), is_judged: false }
+/// Who asks for changes: the caller, the IDs it is shown, and whether the kernel checks its permissions.
+pub(super) struct Requester {
+    pub ids: Ids,
+    pub caller: Caller,
+    pub checks: bool,
+}
+
+impl Requester {
+    /// Strips the set-group-ID bit after the caller has set an inode's ACL, if the rules require it.
+    pub fn strip_after_acl(&self, fs: &Fs, ino: Ino) -> Result<(), FsError> {
+        let attr = fs.getattr(ino)?;
+        strip(fs, &attr, Cause::Acl, &self.rights(&attr)).map(drop)
     }
-}
 
-/// Strips the set-group-ID bit after the caller has set an inode's ACL, if the rules require it.
-pub(super) fn strip_after_acl(fs: &Fs, ino: Ino, ids: &Ids, caller: Caller) -> Result<(), FsError> {
-    let attr = fs.getattr(ino)?;
-    strip(fs, &attr, Cause::Acl, &Of::new(caller, &attr, ids)).map(drop)
-}
+    /// Strips set-ID bits before the caller's change of a file's data. `is_judged`: the kernel has found that the
+    /// caller lacks CAP_FSETID. Returns whether bits were stripped.
+    pub fn strip_before_write(&self, fs: &Fs, ino: Ino, is_judged: bool) -> Result<bool, FsError> {
+        let attr = fs.getattr(ino)?;
+        strip(fs, &attr, Cause::Data, &Of { is_judged, ..self.rights(&attr) })
+    }
 
-/// Strips set-ID bits before the caller's change of a file's data. `is_judged`: the kernel has found that the caller
-/// lacks CAP_FSETID. Returns whether bits were stripped.
-pub(super) fn strip_before_write(
-    fs: &Fs,
-    ino: Ino,
-    ids: &Ids,
-    caller: Caller,
-    is_judged: bool,
-) -> Result<bool, FsError> {
-    let attr = fs.getattr(ino)?;
-    strip(fs, &attr, Cause::Data, &Of { is_judged, ..Of::new(caller, &attr, ids) })
+    /// Changes attributes and strips the set-ID bits that the change requires to strip.
+    pub fn set_attributes(&self, fs: &Fs, ino: Ino, change: &Change) -> Result<Attr, FsError> {
+        let squashes = self.ids.squashes() && (change.uid.is_some() || change.gid.is_some());
+        let change = self.with_mode_left(fs, ino, change)?;
+        match fs.setattr(ino, &change) {
+            // All files show the same owner, so a failure to set the real one is ignored.
+            Err(FsError::Io(_)) if squashes => fs.setattr(ino, &Change { uid: None, gid: None, ..change }),
+            done => done,
+        }
+    }
+
+    /// Adds the resulting mode to a change. The owner and group before the change decide.
+    fn with_mode_left(&self, fs: &Fs, ino: Ino, change: &Change) -> Result<Change, FsError> {
+        let Some(cause) = Cause::of(change) else { return Ok(*change) };
+        let before = fs.getattr(ino)?;
+        let cause = cause.resolved(change, before.kind, self.checks);
+        // A kernel without FUSE_HANDLE_KILLPRIV_V2 names the mode itself.
+        let mode = change.mode.map_or(before.mode, |mode| mode as u16);
+        let left = left(mode, before.kind, cause, &self.rights(&before))?;
+        Ok(if left == mode { *change } else { Change { mode: Some(left.into()), ..*change } })
+    }
+
+    fn rights(&self, attr: &Attr) -> Of {
+        let (uid, gid) = (self.ids.users.shown(attr.uid), self.ids.groups.shown(attr.gid));
+        Of { caller: self.caller, uid, gid, is_judged: false }
+    }
 }
 
 fn strip(fs: &Fs, attr: &Attr, cause: Cause, rights: &Of) -> Result<bool, FsError> {
@@ -134,43 +158,6 @@ fn strip(fs: &Fs, attr: &Attr, cause: Cause, rights: &Of) -> Result<bool, FsErro
     }
     fs.setattr(attr.ino, &Change { mode: Some(left.into()), ..Change::default() })?;
     Ok(true)
-}
-
-/// Changes attributes and strips the set-ID bits that the change requires to strip. `checks`: the kernel checks
-/// permissions.
-pub(super) fn set_attributes(
-    fs: &Fs,
-    ino: Ino,
-    change: &Change,
-    ids: &Ids,
-    caller: Caller,
-    checks: bool,
-) -> Result<Attr, FsError> {
-    let squashes = ids.squashes() && (change.uid.is_some() || change.gid.is_some());
-    let change = with_mode_left(fs, ino, change, ids, caller, checks)?;
-    match fs.setattr(ino, &change) {
-        // All files show the same owner, so a failure to set the real one is ignored.
-        Err(FsError::Io(_)) if squashes => fs.setattr(ino, &Change { uid: None, gid: None, ..change }),
-        done => done,
-    }
-}
-
-/// Adds the resulting mode to a change. The owner and group before the change decide.
-fn with_mode_left(
-    fs: &Fs,
-    ino: Ino,
-    change: &Change,
-    ids: &Ids,
-    caller: Caller,
-    checks: bool,
-) -> Result<Change, FsError> {
-    let Some(cause) = Cause::of(change) else { return Ok(*change) };
-    let before = fs.getattr(ino)?;
-    let cause = cause.resolved(change, before.kind, checks);
-    // A kernel without FUSE_HANDLE_KILLPRIV_V2 names the mode itself.
-    let mode = change.mode.map_or(before.mode, |mode| mode as u16);
-    let left = left(mode, before.kind, cause, &Of::new(caller, &before, ids))?;
-    Ok(if left == mode { *change } else { Change { mode: Some(left.into()), ..*change } })
 }
 
 #[cfg(test)]

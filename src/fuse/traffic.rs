@@ -9,6 +9,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::Thread;
 
+/// Copying this many bytes takes as long as a message between processors.
+const BULKY: u32 = 64 << 10;
 /// The number of last callers to remember.
 const RECENT: usize = 8;
 
@@ -23,6 +25,8 @@ thread_local! {
 pub struct Traffic {
     id: u64,
     requests: AtomicU64,
+    /// How many of them carried much data.
+    bulky: AtomicU64,
     /// Thread IDs of the last requests' callers, in the connection's PID namespace; 0 if the kernel names none.
     callers: [AtomicU32; RECENT],
     workers: Mutex<Vec<Pid>>,
@@ -36,6 +40,7 @@ impl Traffic {
         Traffic {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             requests: AtomicU64::new(0),
+            bulky: AtomicU64::new(0),
             callers: Default::default(),
             workers: Mutex::default(),
             flowing: AtomicBool::new(false),
@@ -58,6 +63,18 @@ impl Traffic {
             self.flowing.store(true, Ordering::Relaxed);
             governor.unpark();
         }
+    }
+
+    /// Counts a read or write of `bytes`, which [`Traffic::note`] has counted as a request.
+    pub fn note_data(&self, bytes: u32) {
+        if bytes >= BULKY {
+            self.bulky.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The number of requests so far whose time is mostly that of the message: those that carried little data.
+    pub fn short_requests(&self) -> u64 {
+        self.requests().saturating_sub(self.bulky.load(Ordering::Relaxed))
     }
 
     /// The number of requests so far.

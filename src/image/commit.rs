@@ -70,7 +70,7 @@ pub fn commit(session: &Session, wanted: &Wanted<'_>, warn: &dyn Fn(&str)) -> Re
     let below = image.layers.iter().map(|layer| layer.diff_id.clone()).collect();
     session.intend(&Intent { layers: below, trees: [image.chain_id()].into(), ..Intent::default() })?;
     if image.layers.len() >= LAYERS_CAP {
-        return Err(Error::Conflict(format!("{} has {LAYERS_CAP} layers, the most there can be", image.title())));
+        return Err(Error::Conflict(format!("{} already has {LAYERS_CAP} layers, the maximum", image.title())));
     }
     let document = Document::of(store, wanted)?;
     let fs = open_view(store, image, wanted.upper)?;
@@ -119,7 +119,7 @@ impl Document {
     fn of(store: &Store, wanted: &Wanted<'_>) -> Result<Document> {
         let bytes = store.blob(&wanted.image.id, DOCUMENT_CAP)?;
         let Ok(Value::Object(mut fields)) = serde_json::from_slice(&bytes) else {
-            return Err(broken(wanted.image, "its config is no JSON object"));
+            return Err(broken(wanted.image, "its config is not a JSON object"));
         };
         let own = || fields.get("config").and_then(Value::as_object).cloned().unwrap_or_default();
         let mut config = wanted.config.clone().unwrap_or_else(own);
@@ -146,7 +146,7 @@ impl Document {
         if history.is_null() {
             *history = json!([]);
         }
-        let steps = history.as_array_mut().ok_or_else(|| broken(wanted.image, "its history is no list"))?;
+        let steps = history.as_array_mut().ok_or_else(|| broken(wanted.image, "its history is not an array"))?;
         let made_none = |step: &Value| step.get("empty_layer").and_then(Value::as_bool).unwrap_or(false);
         let known = steps.iter().filter(|step| !made_none(step)).count();
         let unknown = wanted.image.layers.len().saturating_sub(known);
@@ -173,7 +173,7 @@ impl Document {
         match list {
             Some(Value::Array(list)) => list.push(json!(diff_id)),
             Some(list @ Value::Null) => *list = json!([diff_id]),
-            _ => return Err(broken(wanted.image, "its config lists no layers")),
+            _ => return Err(broken(wanted.image, "its config has no rootfs.diff_ids")),
         }
         Ok(Value::from(self.0).to_string().into_bytes())
     }

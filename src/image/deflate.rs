@@ -40,7 +40,7 @@ impl FromStr for Compression {
         match text {
             "gzip" => Ok(Compression::Gzip),
             "zstd" => Ok(Compression::Zstd),
-            _ => Err(format!("`{text}` is no compression that plyfs can write (gzip and zstd are)")),
+            _ => Err(format!("unknown compression `{text}`: wanted gzip or zstd")),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Store check (fsck): verifies catalog, documents, layers, indexes and trees, and rebuilds what the tars allow.
 
 use super::restore::{self, Restored};
-use super::{Result, manifest, open};
+use super::{FORMATS, Result, erofs, manifest, open};
 use crate::digest::{Digest, Hasher};
 use crate::layer;
 use crate::store::{self, Catalog, Image, LayerRecord, Lock, Session, Store, containers, gc};
@@ -117,7 +117,7 @@ impl Listed {
         };
         let Restored { catalog, from_backup, from_documents } = restore::restore(store)?;
         let damage = format!(
-            "{damage}; of its images {from_backup} are in its backup, {from_documents} more without a name in the store"
+            "{damage}; {from_backup} images are in its backup, {from_documents} more without a name in the store"
         );
         Ok(Listed { catalog, damage: Some(damage) })
     }
@@ -163,8 +163,10 @@ fn index_fault(store: &Store, diff_id: &Digest) -> Option<String> {
     file_fault(&store.layer_index(diff_id), diff_id).map(|why| format!("its index {why}"))
 }
 
+/// What is wrong with the files of a merged tree. A missing EROFS image is no fault: it is made when it is needed.
 fn tree_fault(store: &Store, chain: &Digest) -> Option<String> {
-    file_fault(&store.tree_path(chain, layer::FORMAT), chain)
+    let index = file_fault(&store.tree_path(chain, layer::FORMAT), chain);
+    index.or_else(|| erofs::fault(store, chain).map(|why| format!("its EROFS image {why}")))
 }
 
 fn file_fault(path: &Path, source: &Digest) -> Option<String> {
@@ -201,7 +203,7 @@ impl Check<'_> {
                 fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))
                     .map_err(store::Error::io("change the mode of", &folder))?;
             }
-            let what = format!("{} is open to others: it has mode {mode:04o}, wanted 0700", folder.display());
+            let what = format!("{} is accessible to others: it has mode {mode:04o}, wanted 0700", folder.display());
             self.report(what, self.options.repair);
         }
         Ok(())
@@ -223,7 +225,7 @@ impl Check<'_> {
 
     /// Reports and removes garbage.
     fn garbage(&mut self, lock: &Lock, catalog: &Catalog) -> Result<()> {
-        let found = gc::find(self.store, lock, catalog, layer::FORMAT)?;
+        let found = gc::find(self.store, lock, catalog, FORMATS)?;
         if self.options.repair {
             drop(gc::remove(self.store, lock, &found)?);
         }
@@ -250,7 +252,7 @@ impl Check<'_> {
                     record.why,
                     upper.display()
                 ),
-                None if self.options.repair => format!("{}; its container is running: end it first", record.why),
+                None if self.options.repair => format!("{}; its container is running: stop it first", record.why),
                 None => record.why.to_string(),
             };
             self.report(what, set_aside.is_some());
@@ -258,9 +260,9 @@ impl Check<'_> {
         for found in containers::settle(self.store, containers, self.options.repair)? {
             let (id, name) = (found.container.short(), &found.container.name);
             let what = match found.why {
-                None => format!("container {id} ({name}) was killed with what kept it"),
+                None => format!("container {id} ({name}) and its monitor were killed"),
                 Some(why) if self.options.repair && !found.mended => {
-                    format!("{why}; container {id} ({name}) is running: end it first")
+                    format!("{why}; container {id} ({name}) is running: stop it first")
                 }
                 Some(why) => why.to_string(),
             };
@@ -299,7 +301,7 @@ impl Check<'_> {
             }
             let Some(why) = tree_fault(self.store, &chain) else { continue };
             let diff_ids: Vec<&Digest> = image.layers.iter().map(|l| &l.diff_id).collect();
-            let mended = self.session.as_ref().map(|s| open::make_tree(s, &diff_ids, &image.title()).map(drop));
+            let mended = self.session.as_ref().map(|s| open::make_tree(s, &diff_ids, &image.title()));
             self.report_made(&format!("tree {chain}: {why}"), mended);
         }
     }
@@ -307,7 +309,7 @@ impl Check<'_> {
     /// Reports a fault with the result of rebuilding; a failure is part of the report.
     fn report_made(&mut self, fault: &str, made: Option<Result<()>>) {
         match made {
-            Some(Err(e)) => self.report(format!("{fault}, and {e}"), false),
+            Some(Err(e)) => self.report(format!("{fault}; cannot repair it: {e}"), false),
             other => self.report(fault.to_owned(), other.is_some()),
         }
     }
@@ -324,7 +326,7 @@ impl Check<'_> {
             let layers = image.layers.iter().filter_map(|l| {
                 let why = bad.get(&l.diff_id)?;
                 // A pull accepts a tar of the right length as undamaged.
-                let first = if self.store.has_layer(&l.diff_id) { "mend with --repair, then " } else { "" };
+                let first = if self.store.has_layer(&l.diff_id) { "repair with --repair, then " } else { "" };
                 Some(format!("layer {}: {why}; {first}pull it again", l.diff_id.short()))
             });
             let blobs = image.blobs().filter_map(|digest| Some(format!("{}; pull it again", bad_blobs.get(digest)?)));

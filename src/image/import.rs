@@ -5,9 +5,8 @@
 
 use super::dockerfile::{self, BadChange};
 use super::manifest::PLAIN_LAYER;
-use super::{Error, Platform, Problem, Result, open, pipeline, pull};
+use super::{Error, FORMATS, Platform, Problem, Result, open, pipeline, pull};
 use crate::digest::Digest;
-use crate::layer;
 use crate::reference::Reference;
 use crate::store::{self, Image, Intent, LayerRecord, Session, chain_ids, gc};
 use jiff::Timestamp;
@@ -64,9 +63,9 @@ pub(super) fn publish_or_roll_back(
     let mut made = Intent::default();
     let committed = make(&mut made).and_then(|image| enter(session, image));
     if committed.is_err() && !session.is_abandoned() {
-        let back = session.give_up().and_then(|()| gc::take_back(session.store(), &made, layer::FORMAT));
+        let back = session.give_up().and_then(|()| gc::take_back(session.store(), &made, FORMATS));
         if let Err(error) = back {
-            tracing::warn!(%error, "cannot take back what a failure left in the store; `plyfs system gc` will");
+            tracing::warn!(%error, "cannot remove the files of a failed import; `plyfs system gc` will");
         }
     }
     committed

@@ -129,7 +129,7 @@ fn xz_error(error: io::Error) -> io::Error {
     if cause != Some(&liblzma::stream::Error::MemLimit) {
         return error;
     }
-    io::Error::other("its dictionary is larger than 256 MiB, the most that is taken: compress it by `xz -9` or less")
+    io::Error::other("its dictionary is larger than 256 MiB, the limit: compress it with `xz -9` or lower")
 }
 
 #[cfg(test)]

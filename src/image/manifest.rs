@@ -201,12 +201,12 @@ pub fn parse(document: &Document) -> Result<Parsed, Problem> {
         return Err(bad("has both `manifests` and `layers` or `config`: refused as ambiguous"));
     }
     if has("fsLayers") || has("history") {
-        return Err(bad("mixes schema 1 fields into a manifest: refused as ambiguous"));
+        return Err(bad("has fields of a schema 1 manifest: refused as ambiguous"));
     }
     if let (false, Some(inner)) = (claimed.is_empty(), inner)
         && inner != claimed
     {
-        return Err(bad(format!("says mediaType `{inner}`, its descriptor says `{claimed}`")));
+        return Err(bad(format!("has mediaType `{inner}`, its descriptor has `{claimed}`")));
     }
     if fields.get("schemaVersion") != Some(&Value::from(2)) {
         return Err(bad("has no schemaVersion 2"));
@@ -233,7 +233,7 @@ fn image(fields: &Map<String, Value>) -> Result<Parsed, Problem> {
             Some(kind) if !kind.is_empty() => kind,
             _ => &config.media_type,
         };
-        return Err(bad(format!("is an artifact of type `{kind}` and no container image")));
+        return Err(bad(format!("is an artifact of type `{kind}`, not a container image")));
     }
     if layers.len() > LAYERS_CAP {
         return Err(bad(format!("has {} layers, more than {LAYERS_CAP}", layers.len())));
@@ -367,7 +367,7 @@ mod tests {
         refused(OCI_INDEX, &both, "both");
         let mut other = manifest();
         other["mediaType"] = json!(OCI_INDEX);
-        refused(OCI_MANIFEST, &other, "its descriptor says");
+        refused(OCI_MANIFEST, &other, "its descriptor has");
         refused(OCI_INDEX, &manifest(), "has no `manifests`");
         refused("text/plain", &manifest(), "unknown media type `text/plain`");
         let mut old = manifest();

@@ -9,6 +9,7 @@
 pub mod commit;
 pub mod deflate;
 pub mod dockerfile;
+mod erofs;
 mod free_space;
 pub mod fsck;
 pub mod import;
@@ -27,13 +28,18 @@ pub mod save;
 pub mod source;
 pub mod verify;
 
-pub use open::{OpenTree, open_tree, open_upper};
+pub use open::{ErofsImage, OpenTree, open_erofs, open_tree, open_upper};
 pub use platform::Platform;
 
 use crate::digest::{Digest, VerifyError};
+use crate::erofs::WriteError;
+use crate::store::Formats;
 use crate::{fs, layer, reference, registry, store, sys, tree, upper};
 use std::io;
 use std::path::PathBuf;
+
+/// Versions of the formats in which this plyfs writes merged trees.
+pub const FORMATS: Formats = Formats { index: layer::FORMAT, erofs: crate::erofs::FORMAT };
 
 /// A fault of external data, without its origin.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +72,7 @@ pub enum Problem {
         cause: io::Error,
     },
     /// The uncompressed layer does not have the DiffID of the config.
-    #[error("uncompressed it has digest {got}, the image's config says {want}")]
+    #[error("its uncompressed digest is {got}, the image's config has {want}")]
     DiffId {
         /// DiffID in the config.
         want: Digest,
@@ -88,7 +94,7 @@ pub enum Problem {
     #[error(transparent)]
     Registry(registry::Error),
     /// Another layer failed first.
-    #[error("stopped, as another layer failed")]
+    #[error("cancelled, because another layer failed")]
     Stopped,
 }
 
@@ -154,7 +160,7 @@ pub enum Error {
     },
     /// The store's file system has too little free space.
     #[error(
-        "{origin}: no space for it: at least {}MB more are needed on the file system of {}, {}MB are free; make room \
+        "{origin}: not enough space: at least {}MB more are needed on the file system of {}, {}MB are free; make room \
          (`plyfs image prune`) or use another store (--root)",
         need.div_ceil(1_000_000), root.display(), free / 1_000_000
     )]
@@ -175,6 +181,14 @@ pub enum Error {
         origin: String,
         /// The fault; the message names layer and entry.
         problem: Box<tree::MergeError>,
+    },
+    /// EROFS cannot hold the image.
+    #[error("image {image}: {why}")]
+    NoErofs {
+        /// The image's name.
+        image: String,
+        /// What EROFS cannot hold.
+        why: WriteError,
     },
     /// A stored image has lost data that must be fetched again.
     #[error("image {image} is damaged: {what}; pull it again")]
@@ -197,7 +211,7 @@ pub enum Error {
     #[error(transparent)]
     Upper(#[from] upper::OpenError),
     /// The changes of a union cannot be determined.
-    #[error("cannot look for changes: {0}")]
+    #[error("cannot determine the changes: {0}")]
     Changes(fs::FsError),
     /// Changes cannot be written as a layer.
     #[error(transparent)]

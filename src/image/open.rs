@@ -1,9 +1,10 @@
 //! Opening an image for a mount: its merged tree and its layers' tars. Indexes and trees that are missing, damaged or
 //! of another version of the format are rebuilt from the tars.
 
-use super::{Error, Result};
+use super::{Error, FORMATS, Result, erofs};
 use crate::backing;
 use crate::digest::{Digest, Verifier};
+use crate::erofs::OVERLAY_MARKS;
 use crate::fs::{Data, Fs};
 use crate::layer::{self, Index, IndexError};
 use crate::store::{self, Image, Session, Store, chain_ids};
@@ -31,7 +32,7 @@ impl OpenTree {
             mapped.map_err(|e| Error::Usage(format!("cannot map the image's layers: {}", sys::describe(&e))))?;
         match upper {
             Some(upper) => Fs::writable(self.tree, layers, upper)
-                .map_err(|e| Error::Usage(format!("cannot put the upper directory on the image: {e}"))),
+                .map_err(|e| Error::Usage(format!("cannot use the upper directory with the image: {e}"))),
             None => Ok(Fs::new(self.tree, layers)),
         }
     }
@@ -52,9 +53,28 @@ pub fn open_upper(upper: PathBuf, work: PathBuf, tree: &Index, volatile: bool) -
     Ok(Upper::open(&settings, Box::new(backing::Disk))?)
 }
 
-/// Opens an image for mounting. A cached tree is mapped and its checksum verified; of the tars only the length is
-/// checked, as hashing them would take too long.
+/// Opens an image for mounting. A cached tree is mapped and its checksum verified.
 pub fn open_tree(store: &Store, image: &Image) -> Result<OpenTree> {
+    let tars = open_tars(store, image)?;
+    let chain = image.chain_id();
+    let tree = match map_tree(store, &chain) {
+        Some(tree) => tree,
+        None => {
+            let session = Session::begin(store)?;
+            let diff_ids: Vec<&Digest> = image.layers.iter().map(|l| &l.diff_id).collect();
+            make_tree(&session, &diff_ids, &image.title())?;
+            map_tree(store, &chain).ok_or_else(|| Error::Broken {
+                image: image.title(),
+                what: "its merged index cannot be read back".into(),
+            })?
+        }
+    };
+    Ok(OpenTree { tree, tars })
+}
+
+/// Opens the tars of an image's layers, bottom first. Only their length is checked, as hashing them would take too
+/// long.
+pub(super) fn open_tars(store: &Store, image: &Image) -> Result<Vec<File>> {
     let mut tars = Vec::with_capacity(image.layers.len());
     for layer in &image.layers {
         let path = store.layer_tar(&layer.diff_id);
@@ -73,20 +93,38 @@ pub fn open_tree(store: &Store, image: &Image) -> Result<OpenTree> {
         }
         tars.push(tar);
     }
+    Ok(tars)
+}
+
+/// An image's EROFS file and its devices.
+pub struct ErofsImage {
+    /// The EROFS image, whose checksum has been verified.
+    pub file: File,
+    /// Its path.
+    pub path: PathBuf,
+    /// The layers' tars, the bottom one first.
+    pub tars: Vec<File>,
+    /// Whether overlayfs above the image would take something in it for its own mark.
+    pub has_overlay_marks: bool,
+}
+
+/// Opens an image's EROFS file and its tars. If the file is missing, damaged or of another version of the format, it
+/// is made again from the merged tree. [`Error::NoErofs`] if EROFS cannot hold the image.
+pub fn open_erofs(store: &Store, image: &Image) -> Result<ErofsImage> {
     let chain = image.chain_id();
-    let tree = match map_tree(store, &chain) {
-        Some(tree) => tree,
-        None => {
-            let session = Session::begin(store)?;
-            let diff_ids: Vec<&Digest> = image.layers.iter().map(|l| &l.diff_id).collect();
-            make_tree(&session, &diff_ids, &image.title())?;
-            map_tree(store, &chain).ok_or_else(|| Error::Broken {
-                image: image.title(),
-                what: "its merged tree cannot be read back".into(),
-            })?
+    let path = store.erofs_path(&chain, FORMATS.erofs);
+    let (file, opened) = match erofs::verified(&path, &chain) {
+        Ok(found) => found,
+        Err(why) => {
+            tracing::info!("{} {why}; remaking it", path.display());
+            let diff_ids: Vec<&Digest> = image.layers.iter().map(|layer| &layer.diff_id).collect();
+            erofs::make(&Session::begin(store)?, &open_tree(store, image)?.tree, &diff_ids, &image.title())?;
+            let broken = |why| Error::Broken { image: image.title(), what: format!("{} {why}", path.display()) };
+            erofs::verified(&path, &chain).map_err(broken)?
         }
     };
-    Ok(OpenTree { tree, tars })
+    let has_overlay_marks = opened.flags & OVERLAY_MARKS != 0;
+    Ok(ErofsImage { file, path, tars: open_tars(store, image)?, has_overlay_marks })
 }
 
 /// Maps the cached tree of that ChainID, if it exists, is undamaged and has this version of the format.
@@ -100,11 +138,11 @@ fn usable(path: &Path, source: &Digest) -> Option<Index> {
         Ok(index) => Some(index),
         Err(Unusable::Missing) => None,
         Err(Unusable::Outdated(format)) => {
-            tracing::info!("{} has format {format}; it is made again in format {}", path.display(), layer::FORMAT);
+            tracing::info!("{} has format {format}; remade in format {}", path.display(), layer::FORMAT);
             None
         }
         Err(why) => {
-            tracing::warn!("{} {why}; it is made again", path.display());
+            tracing::warn!("{} {why}; remaking it", path.display());
             None
         }
     }
@@ -137,20 +175,27 @@ pub(super) fn map_index_file(path: &Path, source: &Digest) -> std::result::Resul
     let bytes = File::open(path).and_then(|file| sys::map(&file)).map_err(unread)?;
     match Index::open(bytes) {
         Ok(index) if index.source() == source => Ok(index),
-        Ok(index) => Err(Unusable::Damaged(format!("it is of {}", index.source()))),
+        Ok(index) => Err(Unusable::Damaged(format!("it belongs to {}", index.source()))),
         Err(IndexError::Format(format)) if (1..layer::FORMAT).contains(&format) => Err(Unusable::Outdated(format)),
         Err(why) => Err(Unusable::Damaged(why.to_string())),
     }
 }
 
-/// Merges the layers of those DiffIDs, bottom first, and publishes the tree. `origin` names the image in messages.
-pub(super) fn make_tree(session: &Session, diff_ids: &[&Digest], origin: &str) -> Result<Digest> {
+/// Merges the layers of those DiffIDs, bottom first, and publishes the tree and its EROFS image. `origin` names the
+/// image in messages.
+pub(super) fn make_tree(session: &Session, diff_ids: &[&Digest], origin: &str) -> Result<()> {
     let chain = chain_ids(diff_ids.iter().copied()).pop().unwrap_or_else(|| Digest::of(b""));
     let indexes = diff_ids.iter().map(|id| open_index(session, id)).collect::<Result<Vec<Index>>>()?;
     let bytes = tree::merge(&chain, &indexes)
         .map_err(|problem| Error::Merge { origin: origin.to_owned(), problem: Box::new(problem) })?;
     session.publish_file(&session.store().tree_path(&chain, layer::FORMAT), &bytes)?;
-    Ok(chain)
+    let broken = |why: IndexError| Error::Broken { image: origin.to_owned(), what: why.to_string() };
+    let tree = Index::open(sys::Bytes::Owned(bytes)).map_err(broken)?;
+    match erofs::make(session, &tree, diff_ids, origin) {
+        Err(why @ Error::NoErofs { .. }) => tracing::debug!("{why}: only the FUSE engine can mount it"),
+        made => made?,
+    }
+    Ok(())
 }
 
 /// Opens a layer's index; rebuilds it from the tar if necessary.
@@ -172,7 +217,7 @@ pub(super) fn make_index(session: &Session, diff_id: &Digest) -> Result<()> {
     let path = store.layer_tar(diff_id);
     let broken = |why: String| Error::Broken {
         image: format!("with layer {}", diff_id.short()),
-        what: format!("{}: {why}; take it out by `plyfs system fsck --repair`", path.display()),
+        what: format!("{}: {why}; remove it with `plyfs system fsck --repair`", path.display()),
     };
     let unread = |e: io::Error| broken(sys::describe(&e));
     let file = File::open(&path).map_err(unread)?;

@@ -182,7 +182,7 @@ fn inflate(
         chunk.truncate(n);
         if n == 0 {
             if !stream.used_up().map_err(read_error)? {
-                let cause = io::Error::new(io::ErrorKind::InvalidData, "something else follows its end");
+                let cause = io::Error::new(io::ErrorKind::InvalidData, "data follows its end");
                 return Err(Problem::Inflate { kind: kind.name(), cause });
             }
             break;

@@ -3,9 +3,8 @@
 use super::manifest::PLAIN_LAYER;
 use super::progress::{Event, Progress};
 use super::source::{LayerPlan, Place, Plan, Source, Want};
-use super::{Error, Problem, Result, free_space, layer_workers, open, pipeline};
+use super::{Error, FORMATS, Problem, Result, free_space, layer_workers, open, pipeline};
 use crate::digest::Digest;
-use crate::layer;
 use crate::reference::Reference;
 use crate::store::{self, Catalog, Image, Intent, LayerRecord, Session, Store, gc};
 use parking_lot::Mutex;
@@ -55,9 +54,9 @@ pub fn pull(session: &Session, source: &dyn Source, want: &Want, progress: &Arc<
             // The layers are verified: the next pull need not fetch them again.
             made.layers.clear();
         }
-        let back = session.give_up().and_then(|()| gc::take_back(session.store(), &made, layer::FORMAT));
+        let back = session.give_up().and_then(|()| gc::take_back(session.store(), &made, FORMATS));
         if let Err(error) = back {
-            tracing::warn!(%error, "cannot take back what a failed pull made; `plyfs system gc` will");
+            tracing::warn!(%error, "cannot remove the files of a failed pull; `plyfs system gc` will");
         }
     }
     committed
@@ -178,7 +177,7 @@ pub(super) fn has_whole(session: &Session, diff_id: &Digest, recorded: Option<u6
         if is_whole() {
             return Ok(true);
         }
-        tracing::warn!("layer {} is damaged and fetched again", diff_id.short());
+        tracing::warn!("layer {} is damaged; fetching it again", diff_id.short());
         session.set_layer_aside(diff_id)?;
     }
     Ok(false)

@@ -8,9 +8,8 @@
 
 use super::deflate::{self, Compression};
 use super::manifest::{self, DOCUMENT_CAP, Descriptor, Family};
-use super::{Error, Problem, Result, layer_workers, remove};
+use super::{Error, FORMATS, Problem, Result, layer_workers, remove};
 use crate::digest::{Algorithm, Digest, Hasher, Verifier};
-use crate::layer;
 use crate::reference::Reference;
 use crate::registry::{self, Kind, Repository, Settings, Upload, UploadStart};
 use crate::store::{Catalog, Image, Intent, LayerRecord, Session, Store, gc};
@@ -165,7 +164,7 @@ fn remember(session: &Session, image: &Image, to: &Reference, digest: &Digest, b
     })?;
     if fresh && !is_there {
         let made = Intent { blobs: [digest.clone()].into(), ..Intent::default() };
-        gc::take_back(session.store(), &made, layer::FORMAT)?;
+        gc::take_back(session.store(), &made, FORMATS)?;
     }
     Ok(())
 }
@@ -249,7 +248,7 @@ impl Out<'_> {
                 }
                 Ok(UploadStart::Upload(upload)) => begun = Some(upload),
                 Err(error) if matches!(error.kind, Kind::Missing | Kind::WrongCredentials) => {
-                    tracing::debug!(%error, "cannot take a layer over from another repository");
+                    tracing::debug!(%error, "cannot mount a layer from another repository");
                 }
                 Err(error) => return Err(at(error)),
             }
@@ -258,7 +257,7 @@ impl Out<'_> {
         loop {
             match self.send(layer, begun.take()) {
                 Err(Problem::Registry(error)) if error.kind == Kind::Lost && tries < TRIES => {
-                    tracing::warn!("{error}; sending the layer again from its beginning");
+                    tracing::warn!("{error}; uploading the layer again from its beginning");
                     tries += 1;
                 }
                 done => {

@@ -1,8 +1,7 @@
 //! Removal and tagging of images, by Docker's rules.
 
-use super::{Error, Result};
+use super::{Error, FORMATS, Result};
 use crate::digest::Digest;
-use crate::layer;
 use crate::reference::Reference;
 use crate::store::containers::{self, State, Status};
 use crate::store::{Catalog, Image, Intent, Session, Store, gc, is_id_prefix, mounts};
@@ -70,7 +69,7 @@ fn take(store: &Store, wanted: &str, force: bool, unused: bool) -> Result<(Vec<R
         Ok::<_, Error>(plan)
     })?;
     if records.iter().any(|r| matches!(r, Record::Deleted(_))) {
-        let (_garbage, trash) = gc::collect(store, &lock, &store.catalog()?, layer::FORMAT)?;
+        let (_garbage, trash) = gc::collect(store, &lock, &store.catalog()?, FORMATS)?;
         return Ok((records, trash));
     }
     Ok((records, gc::Trash::default()))
@@ -124,7 +123,7 @@ pub(super) fn release_image(session: &Session, image: &Image) -> Result<()> {
     if store.catalog()?.get(&image.id).is_some() {
         return Ok(());
     }
-    Ok(gc::take_back(store, &parts_of(image), layer::FORMAT)?)
+    Ok(gc::take_back(store, &parts_of(image), FORMATS)?)
 }
 
 /// Returns the digests of everything that belongs to an image.
@@ -379,7 +378,7 @@ mod tests {
         let held = containers::try_hold(&f.store, &container.id).unwrap().unwrap();
         std::fs::remove_dir_all(containers::take_out(&f.store, held).unwrap()).unwrap();
         let lock = f.store.lock_exclusive().unwrap();
-        drop(gc::collect(&f.store, &lock, &f.store.catalog().unwrap(), layer::FORMAT).unwrap());
+        drop(gc::collect(&f.store, &lock, &f.store.catalog().unwrap(), FORMATS).unwrap());
         assert!(!f.store.has_layer(&Digest::of(b"base")));
     }
 }

@@ -61,13 +61,13 @@ impl Key {
     /// Parses the public key in a PEM file's content; `name` is for messages.
     pub fn from_pem(name: &str, pem: &[u8]) -> Result<Key> {
         let wrong = |why: &str| Error::Usage(format!("{name} {why}"));
-        let info = SubjectPublicKeyInfoDer::from_pem_slice(pem).map_err(|_| wrong("holds no PEM public key"))?;
+        let info = SubjectPublicKeyInfoDer::from_pem_slice(pem).map_err(|_| wrong("contains no PEM public key"))?;
         let key = Key { name: name.to_owned(), info };
         let fits = |scheme: &&dyn SignatureVerificationAlgorithm| {
             matches!(key.check(*scheme, b"", b""), Some(Err(webpki::Error::InvalidSignatureForPublicKey)))
         };
         if !SCHEMES.iter().any(fits) {
-            return Err(wrong("holds a kind of key that plyfs does not know: it knows P-256, P-384, Ed25519 and RSA"));
+            return Err(wrong("has a key of an unsupported type: wanted P-256, P-384, Ed25519 or RSA"));
         }
         Ok(key)
     }
@@ -158,7 +158,7 @@ fn simple(repository: &Repository, digest: &Digest) -> std::result::Result<Vec<C
         Err(error) => return Err(Problem::Registry(error)),
     };
     let list = parsed::<Manifest>(&found.bytes);
-    let list = list.ok_or_else(|| Problem::Document(format!("{tag} is no manifest of signatures")))?;
+    let list = list.ok_or_else(|| Problem::Document(format!("{tag} is not a manifest of signatures")))?;
     let signed = list.layers.into_iter().filter(|layer| layer.media_type == SIMPLE_SIGNING);
     let candidate = |mut payload: Descriptor| {
         let signature = payload.annotations.remove(SIGNATURE)?;
@@ -227,7 +227,7 @@ fn judge_simple(payload: &[u8], signature: &str, key: &Key, digest: &Digest) -> 
     match parsed::<Payload>(payload).map(|p| p.critical) {
         Some(c) if c.kind == SIMPLE_TYPE && c.image.digest == digest.to_string() => Verdict::Good,
         Some(c) if c.kind == SIMPLE_TYPE => Verdict::Other(c.image.digest.escape_debug().to_string()),
-        _ => Verdict::Other("something that is no image".into()),
+        _ => Verdict::Other("an object that is not an image".into()),
     }
 }
 
@@ -259,7 +259,7 @@ fn judge_bundle(bundle: &[u8], key: &Key, digest: &Digest) -> Verdict {
         return Verdict::Foreign;
     }
     if envelope.payload_type != IN_TOTO {
-        return Verdict::Other("something that is no image".into());
+        return Verdict::Other("an object that is not an image".into());
     }
     judge_statement(&payload, digest)
 }
@@ -331,10 +331,10 @@ OSWS1X9vPavpiQOoTTGC0xX57OojUadxF1cdQmrsiReWg2Wn4FneJfa8xw==
     #[test]
     fn what_is_no_key() {
         let wrong = |pem: &str| Key::from_pem("key.pub", pem.as_bytes()).err().unwrap().to_string();
-        assert_eq!(wrong(""), "key.pub holds no PEM public key");
-        assert_eq!(wrong(&PUBLIC.replace("PUBLIC", "PRIVATE")), "key.pub holds no PEM public key");
+        assert_eq!(wrong(""), "key.pub contains no PEM public key");
+        assert_eq!(wrong(&PUBLIC.replace("PUBLIC", "PRIVATE")), "key.pub contains no PEM public key");
         let odd = "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n";
-        assert!(wrong(odd).contains("a kind of key that plyfs does not know"));
+        assert!(wrong(odd).contains("a key of an unsupported type"));
     }
 
     #[test]

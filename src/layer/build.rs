@@ -381,7 +381,7 @@ impl<'l> Builder<'l> {
     fn warn_duplicate(&mut self, path: &[u8]) {
         self.duplicates += 1;
         if self.warnings.len() < MAX_WARNINGS {
-            self.warnings.push(format!("entry `{}` comes more than once; the last one counts", show(path)));
+            self.warnings.push(format!("entry `{}` is in the tar more than once; the last one is used", show(path)));
         }
     }
 
@@ -462,7 +462,7 @@ impl<'l> Builder<'l> {
             (dir.data, dir.count, dir.nlink) = (u64::from(start).into(), (end - start).into(), links.into());
         }
         if self.duplicates > self.warnings.len() as u64 {
-            self.warnings.push(format!("{} entries in all come more than once", self.duplicates));
+            self.warnings.push(format!("{} entries in total are in the tar more than once", self.duplicates));
         }
         Ok(Draft { writer: self.writer, entries: self.entries, warnings: self.warnings })
     }

@@ -20,7 +20,7 @@ impl Index {
         for (id, node) in self.nodes().iter().enumerate() {
             let want = if id == 0 { node.nlink.get() } else { links[id] };
             let holds = if node.is_dir() { id == 0 || links[id] == 1 } else { want == node.nlink.get() && want > 0 };
-            ensure(holds, "an inode is not named as often as it says")?;
+            ensure(holds, "an inode's link count is wrong")?;
         }
         let foreign = self.nodes().iter().any(|node| node.kind().is_none());
         ensure(
@@ -34,7 +34,7 @@ impl Index {
         for item in self.xattrs(node)? {
             size += item?.0.len();
         }
-        ensure(size <= 65536, "an inode has too many attributes")?;
+        ensure(size <= 65536, "an inode has too many extended attributes")?;
         match node.kind() {
             Some(Kind::Symlink) | None => self.target(node).map(drop),
             Some(Kind::File) if node.has(node_flags::SPARSE) => {
@@ -58,14 +58,14 @@ impl Index {
             ensure(last.is_none_or(|last| last < name), "names are out of order")?;
             last = Some(name);
             if entry.is_whiteout() {
-                ensure(self.of() == Of::Layer, "an image holds a whiteout")?;
+                ensure(self.of() == Of::Layer, "the merged index of an image has a whiteout")?;
                 continue;
             }
             let child = self.node(entry.node.get())?;
-            ensure(entry.kind() == child.kind(), "an entry and its inode differ in kind")?;
+            ensure(entry.kind() == child.kind(), "an entry's file type differs from its inode's")?;
             if child.is_dir() {
                 dirs += 1;
-                ensure(child.parent.get() == id && entry.node.get() > id, "a directory has another parent")?;
+                ensure(child.parent.get() == id && entry.node.get() > id, "a directory has the wrong parent")?;
             }
             links[entry.node.get() as usize] += 1;
         }

@@ -172,7 +172,7 @@ pub struct Index {
     xattrs: Range<usize>,
 }
 
-const BROKEN_REFERENCE: IndexError = IndexError::Damaged("a reference leads outside of it");
+const BROKEN_REFERENCE: IndexError = IndexError::Damaged("a reference points outside the index");
 
 impl Index {
     /// Opens an index, and verifies both hashes.
@@ -187,7 +187,7 @@ impl Index {
     pub fn open_unverified(bytes: Bytes) -> Result<Index, IndexError> {
         let (header, _) = Header::read_from_prefix(&bytes).map_err(|_| IndexError::Damaged("it is too short"))?;
         if header.magic != MAGIC {
-            return Err(IndexError::Damaged("it does not begin as an index does"));
+            return Err(IndexError::Damaged("it has no index header"));
         }
         if header.format.get() != FORMAT {
             return Err(IndexError::Format(header.format.get()));
@@ -195,11 +195,11 @@ impl Index {
         if header.header_hash != header.hash() {
             return Err(IndexError::Damaged("its header's checksum is wrong"));
         }
-        let source = header.source().ok_or(IndexError::Damaged("it does not say what it is of"))?;
-        let ranges = header.ranges().ok_or(IndexError::Damaged("its parts are larger than a file can be"))?;
+        let source = header.source().ok_or(IndexError::Damaged("it has no DiffID or ChainID"))?;
+        let ranges = header.ranges().ok_or(IndexError::Damaged("its sections are too large"))?;
         let [nodes, dirents, extents, strings, xattrs] = ranges;
         if xattrs.end != bytes.len() || nodes.is_empty() {
-            return Err(IndexError::Damaged("its parts do not add up to its length"));
+            return Err(IndexError::Damaged("its sections do not add up to its length"));
         }
         Ok(Index { bytes, header, source, nodes, dirents, extents, strings, xattrs })
     }

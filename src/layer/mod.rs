@@ -54,7 +54,7 @@ pub enum LayerError {
     #[error("{0}")]
     Io(#[from] io::Error),
     /// The tar is truncated.
-    #[error("the tar is cut short in {0}")]
+    #[error("the tar is truncated in {0}")]
     Truncated(String),
     /// Not a tar header at this offset.
     #[error("the tar is damaged at byte {offset}: {why}")]
@@ -93,37 +93,37 @@ pub enum EntryError {
     ParentNotDir(Vec<u8>),
     #[error("lies inside a whiteout")]
     InsideWhiteout,
-    #[error("lies behind too many symbolic links")]
+    #[error("has too many symbolic links in its path")]
     SymlinkLoop,
     #[error("is a hard link to `{}`, which is a directory", show(.0))]
     LinkToDir(Vec<u8>),
-    #[error("is a hard link that leads back to itself by way of `{}`", show(.0))]
+    #[error("is a hard link that refers to itself through `{}`", show(.0))]
     LinkCycle(Vec<u8>),
-    #[error("is one of more than {0} files and directories")]
+    #[error("exceeds the layer's limit of {0} files and directories")]
     Inodes(u64),
     #[error("has a NUL byte in its link target")]
     TargetNul,
-    #[error("is a link that does not say to what")]
+    #[error("is a link without a target")]
     NoTarget,
-    #[error("has a link target of {0} bytes, 4095 is the most a file system takes")]
+    #[error("has a link target of {0} bytes; the limit is 4095")]
     TargetTooLong(usize),
-    #[error("has a header field that is no number: {0}")]
+    #[error("has a header field that is not a number: {0}")]
     Number(&'static str),
-    #[error("has an owner beyond 32 bits: {0}")]
+    #[error("has an owner ID that exceeds 32 bits: {0}")]
     Owner(u64),
-    #[error("is larger than a file can be: {0} bytes")]
+    #[error("exceeds the maximum file size: {0} bytes")]
     TooLarge(u64),
-    #[error("is a device that Linux cannot have: {0}:{1}")]
+    #[error("is a device with an invalid number: {0}:{1}")]
     Device(u32, u32),
     #[error("has malformed PAX records")]
     Pax,
-    #[error("has {0} bytes of extension header, {1} is the most")]
+    #[error("has an extension header of {0} bytes; the limit is {1}")]
     Extension(u64, u64),
     #[error("has a malformed sparse map: {0}")]
     Sparse(&'static str),
-    #[error("has more than {0} pieces of data")]
+    #[error("has more than {0} extents")]
     Extents(usize),
-    #[error("has extended attributes that no file can hold: {0}")]
+    #[error("has invalid extended attributes: {0}")]
     Xattr(&'static str),
     #[error("has the unknown type `{}`", .0.escape_ascii())]
     Type(u8),

@@ -104,7 +104,7 @@ impl<W: Write> Packer<W> {
 
     /// Writes data of the file that was begun last.
     pub fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let more = || io::Error::other("a file became longer while it was written");
+        let more = || io::Error::other("a file grew while it was written");
         self.left = self.left.checked_sub(bytes.len() as u64).ok_or_else(more)?;
         self.out.write_all(bytes)
     }
@@ -119,7 +119,7 @@ impl<W: Write> Packer<W> {
 
     fn end_data(&mut self) -> io::Result<()> {
         if self.left > 0 {
-            return Err(io::Error::other("a file became shorter while it was written"));
+            return Err(io::Error::other("a file shrank while it was written"));
         }
         self.pad()
     }
@@ -303,11 +303,11 @@ mod tests {
         packer.entry(b"big", &Meta::default(), Packed::File(1 << 33)).unwrap();
         assert_eq!(pax::records(&packer.out[512..][..19]).unwrap(), [(&b"size"[..], &b"8589934592"[..])]);
         let short = packer.entry(b"next", &Meta::default(), Packed::Fifo).unwrap_err();
-        assert_eq!(short.to_string(), "a file became shorter while it was written");
+        assert_eq!(short.to_string(), "a file shrank while it was written");
         packer.entry(b"none", &Meta::default(), Packed::Fifo).unwrap_err();
         let mut packer = Packer::new(Vec::new());
         packer.entry(b"small", &Meta::default(), Packed::File(1)).unwrap();
-        assert_eq!(packer.data(b"ab").unwrap_err().to_string(), "a file became longer while it was written");
+        assert_eq!(packer.data(b"ab").unwrap_err().to_string(), "a file grew while it was written");
     }
 
     #[test]

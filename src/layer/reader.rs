@@ -111,7 +111,7 @@ impl<'r, R: BufRead> Reader<'r, R> {
             self.pass_over_data()?;
             let Some(header) = self.header()? else {
                 if extension.seen {
-                    return Err(LayerError::Truncated("an extension header that no entry follows".into()));
+                    return Err(LayerError::Truncated("an extension header without an entry".into()));
                 }
                 return Ok(None);
             };
@@ -188,7 +188,7 @@ impl<'r, R: BufRead> Reader<'r, R> {
                 Some(Described::InRecords(map)) => Some(map),
                 Some(Described::InData(size)) => Some(sparse::listed(size, self.limits, wrong, || {
                     stored =
-                        stored.checked_sub(BLOCK).ok_or_else(|| wrong(EntryError::Sparse("its list has no end")))?;
+                        stored.checked_sub(BLOCK).ok_or_else(|| wrong(EntryError::Sparse("its map has no end")))?;
                     self.block()?.ok_or_else(|| self.truncated())
                 })?),
             }
@@ -207,7 +207,7 @@ impl<'r, R: BufRead> Reader<'r, R> {
     /// Reads GNU's old sparse map: four extents in the header, more in the blocks after it.
     fn old_sparse_map(&mut self, header: &Header, path: &[u8]) -> Result<Map, LayerError> {
         let wrong = |why| LayerError::Entry { path: path.to_vec(), why };
-        let number = |n: io::Result<u64>| n.map_err(|_| wrong(EntryError::Sparse("a number in it is none")));
+        let number = |n: io::Result<u64>| n.map_err(|_| wrong(EntryError::Sparse("its map has an invalid number")));
         let gnu = header.as_gnu().ok_or_else(|| wrong(EntryError::Sparse("its header is not GNU's")))?;
         let mut map = Map { size: number(gnu.real_size())?, pieces: Vec::new() };
         let mut add = |listed: &[tar::GnuSparseHeader]| {
@@ -240,14 +240,14 @@ impl<'r, R: BufRead> Reader<'r, R> {
         let Some(block) = self.block()? else { return Ok(None) };
         if block.iter().all(|b| *b == 0) {
             if self.block()?.is_some_and(|next| next.iter().any(|b| *b != 0)) {
-                return Err(damaged("a block of zeros stands alone"));
+                return Err(damaged("a single block of zeros instead of two"));
             }
             self.drain()?;
             return Ok(None);
         }
         let mut header = Header::new_old();
         header.as_mut_bytes().copy_from_slice(&block);
-        let stated = header.cksum().map_err(|_| damaged("no tar header stands there"))?;
+        let stated = header.cksum().map_err(|_| damaged("not a tar header"))?;
         let summed = |signed: bool| {
             block.iter().enumerate().fold(0i64, |sum, (i, byte)| {
                 let byte = if (148..156).contains(&i) { b' ' } else { *byte };
@@ -328,7 +328,7 @@ impl<'r, R: BufRead> Reader<'r, R> {
     fn truncated(&self) -> LayerError {
         LayerError::Truncated(match &self.current[..] {
             [] => "its first header".into(),
-            path => format!("or behind entry `{}`", show(path)),
+            path => format!("or after entry `{}`", show(path)),
         })
     }
 }

@@ -24,8 +24,9 @@ pub enum Described {
 /// Reads the `GNU.sparse.*` records. `None` if the entry is not sparse.
 pub fn described(records: &[Record<'_>], limits: &Limits) -> Result<Option<Described>, EntryError> {
     let find = |key: &[u8]| records.iter().rev().find(|r| r.0 == key).map(|r| r.1);
-    let size_of =
-        |key: &[u8]| find(key).map(|v| pax::number(v).ok_or(EntryError::Sparse("its size is no number"))).transpose();
+    let size_of = |key: &[u8]| {
+        find(key).map(|v| pax::number(v).ok_or(EntryError::Sparse("its size is not a number"))).transpose()
+    };
     if find(b"GNU.sparse.major") == Some(b"1") && find(b"GNU.sparse.minor") == Some(b"0") {
         let size = size_of(b"GNU.sparse.realsize")?.ok_or(EntryError::Sparse("its size is missing"))?;
         return Ok(Some(Described::InData(size)));
@@ -41,7 +42,7 @@ pub fn described(records: &[Record<'_>], limits: &Limits) -> Result<Option<Descr
             records.iter().filter(listed).map(|r| pax::number(r.1)).collect()
         }
     };
-    let numbers = numbers.ok_or(EntryError::Sparse("a number in it is none"))?;
+    let numbers = numbers.ok_or(EntryError::Sparse("its map has an invalid number"))?;
     Ok(Some(Described::InRecords(Map { size, pieces: pairs(&numbers, limits)? })))
 }
 
@@ -53,7 +54,7 @@ pub fn listed<E>(
     wrong: impl Fn(EntryError) -> E,
     mut more: impl FnMut() -> Result<[u8; 512], E>,
 ) -> Result<Map, E> {
-    const BAD: EntryError = EntryError::Sparse("the list before its data is malformed");
+    const BAD: EntryError = EntryError::Sparse("the map before its data is malformed");
     let mut numbers: Vec<u64> = Vec::new();
     let mut wanted = None;
     let mut line = Vec::new();
@@ -99,12 +100,12 @@ pub fn extents(map: &Map, data: u64, stored: u64) -> Result<Vec<Extent>, EntryEr
     let mut used = 0u64;
     for (offset, length) in map.pieces.iter().copied() {
         if offset < end {
-            return Err(EntryError::Sparse("its pieces overlap or go backwards"));
+            return Err(EntryError::Sparse("its extents overlap or are not ascending"));
         }
         end = offset
             .checked_add(length)
             .filter(|end| *end <= map.size)
-            .ok_or(EntryError::Sparse("a piece lies beyond the file's end"))?;
+            .ok_or(EntryError::Sparse("an extent lies beyond the file's end"))?;
         if length == 0 {
             continue;
         }
@@ -177,7 +178,7 @@ mod tests {
         };
         assert_eq!(read("2\n0\n1\n8\n1\n"), Ok(vec![(0, 1), (8, 1)]));
         assert_eq!(read("0\n"), Ok(vec![]));
-        assert!(read("3\n").is_err_and(|e| e.contains("more than 2 pieces")));
+        assert!(read("3\n").is_err_and(|e| e.contains("more than 2 extents")));
         assert!(read("x\n").is_err_and(|e| e.contains("malformed")));
         assert!(read("2\n0\n").is_err());
     }

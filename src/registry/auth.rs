@@ -131,26 +131,26 @@ pub(super) fn answer(
     if of("basic").is_some() {
         return match login.map(|l| &l.login) {
             Some(Login::Password { user, password }) => Ok(Authorization::lasting(basic(user, password))),
-            Some(_) => Err(AuthError::Bad("it wants a password, and the credentials are a token".into())),
+            Some(_) => Err(AuthError::Bad("it requires a password, but the credentials are a token".into())),
             None => Err(AuthError::Nameless),
         };
     }
     let schemes: Vec<&str> = offered.iter().map(|c| c.scheme.as_str()).collect();
-    Err(AuthError::Bad(format!("it wants an authentication that plyfs does not know ({})", schemes.join(", "))))
+    Err(AuthError::Bad(format!("it requires an unsupported authentication scheme ({})", schemes.join(", "))))
 }
 
 /// Checks a token server's URL (`realm`): https unless the registry itself uses http, and no host inside a private
 /// network unless the registry is there too.
 fn check_realm(realm: &str, base: &Url, verify: bool) -> Result<Url, String> {
-    let url = Url::parse(realm).ok_or_else(|| format!("its token server `{}` is no URL", realm.escape_debug()))?;
+    let url = Url::parse(realm).ok_or_else(|| format!("its token server `{}` is not a URL", realm.escape_debug()))?;
     if url.same_host(base) {
         if !url.is_https() && base.is_https() && verify {
-            return Err(format!("its token server {url} is not encrypted"));
+            return Err(format!("its token server {url} does not use https"));
         }
         return Ok(url);
     }
     if !url.is_https() && verify {
-        return Err(format!("its token server {url} is not encrypted"));
+        return Err(format!("its token server {url} does not use https"));
     }
     // A company's registry and its token server may both have names that resolve to private addresses.
     let kin = url.is_named() && base.is_named() && base.is_private();
@@ -209,7 +209,7 @@ fn token(
     }
 }
 
-const NO_GET: &str = "cannot be asked by GET";
+const NO_GET: &str = "does not support GET";
 
 enum TokenRequest<'a> {
     Get { user: Option<(&'a str, &'a str)>, service: Option<&'a str>, scopes: &'a [String] },
@@ -259,7 +259,7 @@ fn exchange(
         _ => return Err(AuthError::Bad(format!("{server} answers {status}"))),
     }
     let bytes = http::small_body(response, TOKEN_CAP).map_err(|fault| AuthError::Failed(at_server(fault)))?;
-    read_token(&bytes, asked).ok_or_else(|| AuthError::Bad(format!("{server} gives no token")))
+    read_token(&bytes, asked).ok_or_else(|| AuthError::Bad(format!("{server} returned no token")))
 }
 
 fn read_token(bytes: &[u8], asked: Instant) -> Option<Authorization> {

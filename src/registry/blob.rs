@@ -95,7 +95,7 @@ impl Blob {
                 206 if ranged => match content_range(&response) {
                     Some((from, total)) if from == self.at && total.is_none_or(|t| t == self.size) => (0, None),
                     other => {
-                        tracing::info!(host = self.client.host(), ?other, "a wrong Content-Range: starting over");
+                        tracing::info!(host = self.client.host(), ?other, "invalid Content-Range: starting over");
                         self.ranges = false;
                         continue;
                     }
@@ -107,14 +107,12 @@ impl Blob {
                 }
                 200 => (self.at, header(&response, "content-length").and_then(|n| n.parse::<u64>().ok())),
                 _ => {
-                    return Err(
-                        self.error(Kind::Protocol, format!("an answer that was not asked for: {}", response.status()))
-                    );
+                    return Err(self.error(Kind::Protocol, format!("unexpected status {}", response.status())));
                 }
             };
             if let Some(total) = total.filter(|total| *total != self.size) {
                 let what = if total > self.size { "longer" } else { "shorter" };
-                let why = format!("it has {total} bytes, {what} than the {} that its descriptor says", self.size);
+                let why = format!("it has {total} bytes, {what} than the {} in its descriptor", self.size);
                 return Err(self.error(Kind::Protocol, why));
             }
             self.body = Some(response.into_body().into_reader());

@@ -156,7 +156,7 @@ impl Backoff {
             }
             thread::sleep(left.min(Duration::from_millis(50)));
         }
-        Err(Error { kind: Kind::Cancelled, why: "stopped while waiting to try again".into(), ..error })
+        Err(Error { kind: Kind::Cancelled, why: "cancelled while waiting to try again".into(), ..error })
     }
 }
 
@@ -241,12 +241,12 @@ impl Client {
         let here = ask.url(base);
         let url = here.join(reference).filter(|_| !reference.is_empty());
         let url = url.ok_or_else(|| {
-            let why = format!("it leads to nowhere ({})", reference.escape_debug());
+            let why = format!("the answer has an invalid URL ({})", reference.escape_debug());
             ask.error(self, Kind::Protocol, why)
         })?;
         let local = !base.is_https() && url.is_loopback();
         if !url.is_https() && self.inner.verify && !local {
-            let why = format!("it redirects to {}, unencrypted", url.authority());
+            let why = format!("it redirects to {} without https", url.authority());
             return Err(ask.error(self, Kind::Protocol, why));
         }
         Ok(url)
@@ -314,7 +314,7 @@ impl Client {
         let inner = &self.inner;
         let find = || {
             let server = if inner.domain == HUB { HUB_SERVER } else { &inner.domain };
-            let root = |https| Url::of_server(server, https).ok_or("it is no name of a server");
+            let root = |https| Url::of_server(server, https).ok_or("not a valid server name");
             let secure = root(true)?.with_path("/v2/");
             if inner.verify && !secure.is_loopback() {
                 return Ok(secure);
@@ -413,7 +413,7 @@ impl Client {
             401 if is_basic => (Kind::WrongCredentials, ": wrong user name or password"),
             // A request for the registry as a whole has no resource: the server rejects the credentials themselves.
             401 | 403 if own && inner.path.is_empty() && login.is_some() => {
-                (Kind::WrongCredentials, ": these credentials do not do")
+                (Kind::WrongCredentials, ": these credentials are not accepted")
             }
             401 | 403 if own => (Kind::Missing, ": it is missing or private"),
             404 if own => (Kind::Missing, ""),
@@ -433,11 +433,11 @@ impl Client {
 /// Names the credentials used, for an error.
 fn who(login: Option<&Found>) -> String {
     match login {
-        None => "asked without credentials".into(),
+        None => "without credentials".into(),
         Some(Found { login: Login::Password { user, .. }, origin }) => {
-            format!("asked as {} by {origin}", user.escape_debug())
+            format!("user {} from {origin}", user.escape_debug())
         }
-        Some(Found { origin, .. }) => format!("asked with the token of {origin}"),
+        Some(Found { origin, .. }) => format!("token from {origin}"),
     }
 }
 

@@ -138,7 +138,7 @@ fn edit(file: &Path, change: impl FnOnce(&mut Map<String, Value>)) -> Result<(),
         *auths = json!({});
     }
     let Value::Object(auths) = auths else {
-        return Err(format!("{} is no file of credentials: its `auths` are no object", file.display()));
+        return Err(format!("{} is not a credentials file: its `auths` is not an object", file.display()));
     };
     change(auths);
     replace(&lock, &place, folder, &Value::Object(whole)).map_err(cannot)
@@ -159,7 +159,7 @@ fn followed(file: &Path) -> io::Result<PathBuf> {
             Err(e) => return Err(e),
         }
     }
-    Err(io::Error::other("its links go round in a circle"))
+    Err(io::Error::other("too many levels of symbolic links"))
 }
 
 /// Opens and locks the file at `place`; creates it if missing.
@@ -281,7 +281,7 @@ mod tests {
         for bad in ["[]", "{", r#"{"auths": "c2VjcmV0"}"#, r#"{"auths": [1]}"#] {
             fs::write(&file, bad).unwrap();
             let error = keep(&file, &account("a.example"), &login("pw")).unwrap_err();
-            assert!(error.contains("is no file of credentials") && !error.contains("c2VjcmV0"), "{error}");
+            assert!(error.contains("is not a credentials file") && !error.contains("c2VjcmV0"), "{error}");
             assert_eq!(fs::read_to_string(&file).unwrap(), bad);
         }
         for empty in ["", "\n", r#"{"auths": null}"#] {

@@ -122,7 +122,7 @@ pub(super) fn read(file: &Path) -> Result<AuthFile, String> {
 pub(super) fn parse<T: serde::de::DeserializeOwned>(file: &Path, bytes: &[u8]) -> Result<T, String> {
     // The parser's message could quote a secret, so the error states the position only.
     serde_json::from_slice(bytes)
-        .map_err(|e| format!("{} is no file of credentials (line {}, column {})", file.display(), e.line(), e.column()))
+        .map_err(|e| format!("{} is not a credentials file (line {}, column {})", file.display(), e.line(), e.column()))
 }
 
 /// Reads the bytes of a credential file.
@@ -130,7 +130,7 @@ pub(super) fn read_bytes(file: &Path) -> Result<Vec<u8>, String> {
     let name = file.display();
     let cannot = |e: io::Error| format!("cannot read credentials from {name}: {}", crate::sys::describe(&e));
     if fs::metadata(file).map_err(cannot)?.len() > FILE_CAP {
-        return Err(format!("{name} is too long for a file of credentials"));
+        return Err(format!("{name} is too large for a credentials file"));
     }
     fs::read(file).map_err(cannot)
 }
@@ -191,7 +191,7 @@ impl Entry {
             let text = bytes.and_then(|b| String::from_utf8(b).ok());
             let pair = text.as_deref().and_then(|t| t.split_once(':'));
             let (user, password) =
-                pair.ok_or_else(|| format!("{} holds an `auth` that is no user and password", file.display()))?;
+                pair.ok_or_else(|| format!("{} has an `auth` that is not USER:PASSWORD in base64", file.display()))?;
             // Docker pads passwords with NUL bytes.
             let password = password.trim_end_matches('\0').to_owned();
             return Ok(Some(Login::Password { user: user.to_owned(), password }));

@@ -26,7 +26,7 @@ pub(super) fn get(name: &str, key: &str) -> Result<Option<Login>, String> {
         Err(said) => return Err(format!("docker-credential-{name} failed for {key}: {said}")),
     };
     let answer: Answer = serde_json::from_slice(&output)
-        .map_err(|_| format!("docker-credential-{name} gives no credentials for {key}"))?;
+        .map_err(|_| format!("docker-credential-{name} returned no credentials for {key}"))?;
     Ok(match (answer.username.as_str(), answer.secret) {
         (_, secret) if secret.is_empty() => None,
         ("<token>", secret) => Some(Login::Identity(secret)),
@@ -42,15 +42,15 @@ pub(super) fn store(name: &str, key: &str, user: &str, password: &str) -> Result
         Err(said) => said,
     };
     // A helper's message may quote its input, which holds the password.
-    let said = if said.contains(password) { "(its message holds the password)".to_owned() } else { said };
-    Err(format!("docker-credential-{name} cannot keep the credentials for {key}: {said}"))
+    let said = if said.contains(password) { "(message hidden: it contains the password)".to_owned() } else { said };
+    Err(format!("docker-credential-{name} cannot store the credentials for {key}: {said}"))
 }
 
 /// Erases the credentials for `key` from `docker-credential-NAME`, if there are any.
 pub(super) fn erase(name: &str, key: &str) -> Result<(), String> {
     match run(name, "erase", key.as_bytes())? {
         Err(said) if !said.contains(NOT_FOUND) => {
-            Err(format!("docker-credential-{name} cannot forget the credentials for {key}: {said}"))
+            Err(format!("docker-credential-{name} cannot erase the credentials for {key}: {said}"))
         }
         _ => Ok(()),
     }
@@ -60,7 +60,7 @@ pub(super) fn erase(name: &str, key: &str) -> Result<(), String> {
 pub(super) fn list(name: &str) -> Result<Vec<String>, String> {
     let output = run(name, "list", b"")?.map_err(|said| format!("docker-credential-{name} cannot list: {said}"))?;
     let all: BTreeMap<String, String> =
-        serde_json::from_slice(&output).map_err(|_| format!("docker-credential-{name} gives no list"))?;
+        serde_json::from_slice(&output).map_err(|_| format!("docker-credential-{name} returned no list"))?;
     Ok(all.into_keys().collect())
 }
 
@@ -68,7 +68,7 @@ pub(super) fn list(name: &str) -> Result<Vec<String>, String> {
 fn run(name: &str, verb: &str, input: &[u8]) -> Result<Result<Vec<u8>, String>, String> {
     let program = format!("docker-credential-{name}");
     if name.is_empty() || name.contains('/') {
-        return Err(format!("`{}` is no name of a credential helper", name.escape_debug()));
+        return Err(format!("`{}` is not a valid name of a credential helper", name.escape_debug()));
     }
     let failed = |e: io::Error| format!("cannot run {program}: {}", crate::sys::describe(&e));
     let mut child = Command::new(&program)

@@ -200,7 +200,7 @@ fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>, String> {
         match item {
             Ok(PemItem::Certificate(cert)) => found.push(cert),
             Ok(_) => {}
-            Err(e) => return Err(format!("{} holds no certificate: {e}", path.display())),
+            Err(e) => return Err(format!("{} contains no certificate: {e}", path.display())),
         }
     }
     Ok(found)
@@ -212,10 +212,11 @@ fn identity(folder: &Path) -> Result<Option<ClientCert>, String> {
     let key = cert.with_extension("key");
     let chain = certificates(&cert)?;
     if chain.is_empty() {
-        return Err(format!("{} holds no certificate", cert.display()));
+        return Err(format!("{} contains no certificate", cert.display()));
     }
     // The parser's message could quote the key.
-    let secret = PrivateKey::from_pem(&read(&key)?).map_err(|_| format!("{} holds no private key", key.display()))?;
+    let secret =
+        PrivateKey::from_pem(&read(&key)?).map_err(|_| format!("{} contains no private key", key.display()))?;
     Ok(Some(ClientCert::new_with_certs(&chain, secret)))
 }
 
@@ -226,10 +227,10 @@ fn fault(error: &ureq::Error) -> Fault {
         E::HostNotFound => Fault::Unreachable("no such host".into()),
         E::ConnectionFailed => Fault::Unreachable("cannot connect".into()),
         E::ConnectProxyFailed(why) => Fault::Unreachable(format!("the proxy refused: {why}")),
-        E::Timeout(ureq::Timeout::Connect) => Fault::Unreachable("connecting takes too long".into()),
-        E::Timeout(_) => Fault::Passing("no answer for too long".into()),
+        E::Timeout(ureq::Timeout::Connect) => Fault::Unreachable("timed out connecting".into()),
+        E::Timeout(_) => Fault::Passing("timed out waiting for data".into()),
         E::Rustls(e) => tls_fault(e),
-        E::Protocol(e) => Fault::Passing(format!("not an HTTP answer: {e}")),
+        E::Protocol(e) => Fault::Passing(format!("not an HTTP response: {e}")),
         E::BodyStalled => Fault::Passing(error.to_string()),
         other => Fault::Lasting(other.to_string()),
     }

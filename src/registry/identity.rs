@@ -22,7 +22,7 @@ pub struct Account {
 
 /// Error for a text that names no registry or namespace.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("\"{0}\" is no registry: say HOST[:PORT] or HOST[:PORT]/NAMESPACE")]
+#[error("\"{0}\" is not a registry: wanted HOST[:PORT] or HOST[:PORT]/NAMESPACE")]
 pub struct ParseAccountError(String);
 
 impl Account {

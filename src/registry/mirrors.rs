@@ -124,7 +124,7 @@ pub(super) fn find(sources: &Sources, reference: &Reference) -> Result<Places, S
     };
     let place = |location: &str, insecure| {
         let moved = place(location, &name, covers, insecure);
-        moved.ok_or_else(|| format!("{}: location `{location}` has no place for {name}", entry.file.display()))
+        moved.ok_or_else(|| format!("{}: location `{location}` is invalid for {name}", entry.file.display()))
     };
     let mirrors = entry.mirror.iter().filter(serves).map(|mirror| place(&mirror.location, mirror.insecure));
     Ok(Places { mirrors: mirrors.collect::<Result<_, _>>()?, own: place(&entry.location, entry.insecure)? })
@@ -195,7 +195,7 @@ fn read(file: &Path) -> Result<Vec<Entry>, String> {
         Err(e) => return Err(cannot(file, &e)),
     };
     if length > FILE_CAP {
-        return Err(format!("{} is too long for settings of registries", file.display()));
+        return Err(format!("{} is too large for a registries.conf file", file.display()));
     }
     let text = fs::read_to_string(file).map_err(|e| cannot(file, &e))?;
     parse(&text, file).map_err(|why| format!("{}: {why}", file.display()))
@@ -225,7 +225,7 @@ fn parse(text: &str, file: &Path) -> Result<Vec<Entry>, String> {
         if entry.prefix.contains('*')
             && (!entry.prefix.starts_with("*.") || entry.prefix[2..].contains(['*', '/', ':']))
         {
-            return Err(format!("`{}` is no prefix: a pattern has the form *.HOST", entry.prefix));
+            return Err(format!("`{}` is not a valid prefix: a wildcard has the form *.HOST", entry.prefix));
         }
         for mirror in &mut entry.mirror {
             clean(&mut mirror.location)?;
@@ -332,13 +332,13 @@ mod tests {
             ("[[registry]]\n", "no location"),
             ("[[registry]]\nprefix = \"a.example\"", "no location"),
             ("[[registry]]\nlocation = \"https://a\"", "no scheme"),
-            ("[[registry]]\nprefix = \"a.*.b\"\nlocation = \"x\"", "is no prefix"),
+            ("[[registry]]\nprefix = \"a.*.b\"\nlocation = \"x\"", "is not a valid prefix"),
             ("[[registry]]\nlocation = \"a\"\n[[registry.mirror]]\nlocation = \"\"", "a mirror of a has no location"),
             (
                 "[[registry]]\nlocation = \"a\"\n[[registry.mirror]]\nlocation = \"b\"\npull-from-mirror = \"x\"",
                 "line 5",
             ),
-            ("[[registry]]\nprefix = \"a.example/x\"\nlocation = \"b\"", "location `b` has no place for a.example/x"),
+            ("[[registry]]\nprefix = \"a.example/x\"\nlocation = \"b\"", "location `b` is invalid for a.example/x"),
         ] {
             let error = found(wrong, "a.example/x").unwrap_err();
             assert!(error.contains(why) && error.contains("registries.conf: "), "{error}");

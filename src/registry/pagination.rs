@@ -17,14 +17,14 @@ pub(super) fn each<P: DeserializeOwned>(client: &Client, mut ask: Ask, mut take:
             Ok((next, http::small_body(response, PAGE_CAP)?))
         })?;
         let page: P = serde_json::from_slice(&bytes)
-            .map_err(|e| ask.error(client, Kind::Protocol, format!("not what was asked for: {e}")))?;
+            .map_err(|e| ask.error(client, Kind::Protocol, format!("unexpected JSON: {e}")))?;
         if !take(page) {
             return Ok(());
         }
         let Some(next) = next else { return Ok(()) };
         let place = client.place(&ask, &next)?;
         if !client.is_own(&ask, &place)? {
-            let why = format!("the list goes on at another place: {}", next.escape_debug());
+            let why = format!("the next page of the list is on another host: {}", next.escape_debug());
             return Err(ask.error(client, Kind::Protocol, why));
         }
         ask = ask.at(place);

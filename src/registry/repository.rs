@@ -172,7 +172,7 @@ impl Repository {
         let came_from = blobs.came_from.remove(digest).unwrap_or_default();
         for at in &came_from {
             let host = self.inner.mirrors[*at].client.host();
-            tracing::warn!("mirror {host}: blob {digest}: {why}; asking the next place");
+            tracing::warn!("mirror {host}: blob {digest}: {why}; trying the next host");
         }
         let any = !came_from.is_empty();
         blobs.distrusted.entry(digest.clone()).or_default().extend(came_from);
@@ -246,7 +246,7 @@ impl Repository {
         if error.kind != Kind::Missing {
             mirror.is_gone.store(true, Ordering::Relaxed);
         }
-        tracing::warn!("mirror {error}; asking the next place");
+        tracing::warn!("mirror {error}; trying the next host");
         true
     }
 

@@ -88,7 +88,7 @@ impl Upload {
             let ask = ask.header("Content-Range", format!("{}-{last}", upload.at)).answers(&[416]).body(part);
             let response = upload.client.try_once(&ask)?;
             if response.status() == 416 {
-                let why = "it has other parts of the blob than it was sent";
+                let why = "it expects another offset of the blob";
                 return Err(Attempt::Again(ask.error(&upload.client, Kind::Failed, why), None));
             }
             upload.place = moved(&upload.client, &ask, &response).map_err(Attempt::Final)?;
@@ -114,7 +114,7 @@ impl Upload {
                 }
             }
             match done?.status().as_u16() {
-                404 => Err(Attempt::Final(upload.lost("it knows nothing of the upload any more".into()))),
+                404 => Err(Attempt::Final(upload.lost("it no longer knows the upload".into()))),
                 _ => Ok(()),
             }
         })
@@ -147,7 +147,7 @@ impl Upload {
         let ask = self.ask(Method::Get).answers(&[400, 404, 416]);
         let response = self.client.ask_for(&ask, Ok)?;
         if !response.status().is_success() {
-            return Err(self.lost(format!("{}: it knows nothing of the upload any more", response.status())));
+            return Err(self.lost(format!("{}: it no longer knows the upload", response.status())));
         }
         let range = header(&response, "range").unwrap_or_default();
         let last = range.strip_prefix("bytes=").unwrap_or(range).strip_prefix("0-").and_then(|n| n.parse::<u64>().ok());
@@ -155,7 +155,7 @@ impl Upload {
         let have = last.map(|last| if last == 0 { 0 } else { last + 1 });
         match have {
             Some(have) if (start..=end).contains(&have) => self.at = have,
-            _ => return Err(self.lost(format!("it does not say how much it has ({})", range.escape_debug()))),
+            _ => return Err(self.lost(format!("it does not report the upload's offset ({})", range.escape_debug()))),
         }
         if header(&response, "location").is_some() {
             self.place = moved(&self.client, &ask, &response)?;
@@ -190,7 +190,7 @@ fn moved(client: &Client, ask: &Ask, response: &Response) -> Result<Url> {
 fn same_digest(client: &Client, ask: &Ask, response: &Response, digest: &Digest) -> Result<()> {
     match header(response, "docker-content-digest").and_then(|d| d.parse::<Digest>().ok()) {
         Some(other) if other != *digest && other.algorithm() == digest.algorithm() => {
-            let why = format!("it has stored {other} instead of {digest}");
+            let why = format!("it stored {other} instead of {digest}");
             Err(ask.error(client, Kind::Protocol, why))
         }
         _ => Ok(()),

@@ -74,6 +74,9 @@ pub struct Host {
     /// The requested OCI runtime; `None`: the first one found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
+    /// The engine that mounts the root file system, as `--engine` names it; empty for FUSE.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub engine: String,
     /// Whether the container is removed when it exits.
     #[serde(default)]
     pub auto_remove: bool,
@@ -323,7 +326,7 @@ pub fn try_hold(store: &Store, id: &str) -> Result<Option<Held>> {
 pub fn list(store: &Store) -> Result<Vec<Container>> {
     let (all, damaged) = list_with_damaged(store)?;
     for record in damaged {
-        tracing::warn!("{}; `plyfs system fsck --repair` sets it aside", record.why);
+        tracing::warn!("{}; `plyfs system fsck --repair` renames it", record.why);
     }
     Ok(all)
 }
@@ -386,7 +389,7 @@ pub fn state(store: &Store, id: &str) -> Result<State> {
     let running = is_held(store, id);
     let read = match sealed::load(&path) {
         Err(why) if !running => {
-            tracing::warn!("{why}; `plyfs system fsck --repair` makes it again");
+            tracing::warn!("{why}; `plyfs system fsck --repair` recreates it");
             Some(after_death(State::default()))
         }
         read => read?,
@@ -585,7 +588,8 @@ mod tests {
             assert!(damaged[0].why.to_string().contains("is damaged"), "{record}");
             let lock = store.lock_exclusive().unwrap();
             fs::create_dir_all(store.layer_dir(&Digest::of(b"nobody's"))).unwrap();
-            let (found, _trash) = gc::collect(&store, &lock, &store.catalog().unwrap(), 1).unwrap();
+            let (found, _trash) =
+                gc::collect(&store, &lock, &store.catalog().unwrap(), crate::store::tests::FORMATS).unwrap();
             assert_eq!(found, [], "{record}");
         }
     }
@@ -602,7 +606,8 @@ mod tests {
         store.update(remove).unwrap();
         let collect = || {
             let lock = store.lock_exclusive().unwrap();
-            let (found, _trash) = gc::collect(&store, &lock, &store.catalog().unwrap(), 1).unwrap();
+            let (found, _trash) =
+                gc::collect(&store, &lock, &store.catalog().unwrap(), crate::store::tests::FORMATS).unwrap();
             found.into_iter().map(|item| item.kind).collect::<Vec<_>>()
         };
         assert!(collect().is_empty());

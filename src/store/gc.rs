@@ -1,7 +1,7 @@
 //! Garbage collection: finds and removes layers, documents, trees, sessions and files that nothing refers to.
 
 use super::session::{self, Found};
-use super::{Catalog, Error, Intent, Lock, Result, Store, containers, folder, mounts, partial, publish};
+use super::{Catalog, Error, Formats, Intent, Lock, Result, Store, containers, folder, mounts, partial, publish};
 use crate::digest::{Algorithm, Digest};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -24,7 +24,7 @@ pub enum Kind {
     Blob,
     /// A layer that no image refers to.
     Layer,
-    /// A merged tree of no image, or of another version of the format.
+    /// A merged tree of no image, or of another version of its format.
     Tree,
     /// An unfinished session of a dead process.
     Partial,
@@ -66,14 +66,14 @@ pub struct Garbage {
 }
 
 /// Finds everything in the store that the catalog, the containers, the live sessions and the live mounts do not need.
-/// Trees are needed only in the given version of the format. If some of these cannot be read, every layer, document and
+/// Trees are needed only in the given versions of the formats. If some of these cannot be read, every layer, document and
 /// tree counts as needed.
-pub fn find(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Result<Vec<Garbage>> {
-    Ok(search(store, lock, catalog, format)?.0)
+pub fn find(store: &Store, lock: &Lock, catalog: &Catalog, formats: Formats) -> Result<Vec<Garbage>> {
+    Ok(search(store, lock, catalog, formats)?.0)
 }
 
 /// [`find`], which also returns why the needs of some users of the store cannot be read.
-fn search(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Result<(Vec<Garbage>, Vec<Error>)> {
+fn search(store: &Store, lock: &Lock, catalog: &Catalog, formats: Formats) -> Result<(Vec<Garbage>, Vec<Error>)> {
     let (needed, unreadable) = needed(store, lock, catalog)?;
     let all_needed = !unreadable.is_empty();
     let mut found = Vec::new();
@@ -94,7 +94,7 @@ fn search(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Result<
         }
     }
     for (_, path) in folder::list(&store.root().join("trees"))? {
-        if !all_needed && !needed.trees.iter().any(|chain| store.tree_path(chain, format) == path) {
+        if !all_needed && !needed.trees.iter().any(|chain| store.tree_files(chain, formats).contains(&path)) {
             found.push(garbage(Kind::Tree, path));
         }
     }
@@ -173,8 +173,8 @@ fn remove_layers(store: &Store, layers: &[&Garbage]) -> (Trash, Result<()>) {
 }
 
 /// Runs [`find`] and [`remove`]. Warns if everything had to be kept.
-pub fn collect(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Result<(Vec<Garbage>, Trash)> {
-    let (found, unreadable) = search(store, lock, catalog, format)?;
+pub fn collect(store: &Store, lock: &Lock, catalog: &Catalog, formats: Formats) -> Result<(Vec<Garbage>, Trash)> {
+    let (found, unreadable) = search(store, lock, catalog, formats)?;
     let first = unreadable.first().filter(|_| !WARNED.swap(true, Ordering::Relaxed));
     if let Some(why) = first {
         let others = match unreadable.len() {
@@ -182,7 +182,7 @@ pub fn collect(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Re
             more => format!(" (and {} more)", more - 1),
         };
         tracing::warn!(
-            "{why}{others}; no layer is removed, as it may be needed: `plyfs system fsck --repair` says how to go on"
+            "{why}{others}; no layer is removed, as it may be needed: `plyfs system fsck --repair` says what to do"
         );
     }
     let trash = remove(store, lock, &found)?;
@@ -190,7 +190,7 @@ pub fn collect(store: &Store, lock: &Lock, catalog: &Catalog, format: u32) -> Re
 }
 
 /// Removes what a failed session published, except what is needed by now. The session has given up its intent.
-pub fn take_back(store: &Store, made: &Intent, format: u32) -> Result<()> {
+pub fn take_back(store: &Store, made: &Intent, formats: Formats) -> Result<()> {
     let lock = store.lock_exclusive()?;
     let (needed, unreadable) = needed(store, &lock, &store.catalog()?)?;
     if !unreadable.is_empty() {
@@ -198,7 +198,8 @@ pub fn take_back(store: &Store, made: &Intent, format: u32) -> Result<()> {
     }
     let layers = made.layers.difference(&needed.layers).map(|d| (Kind::Layer, store.layer_dir(d)));
     let blobs = made.blobs.difference(&needed.blobs).map(|d| (Kind::Blob, store.blob_path(d)));
-    let trees = made.trees.difference(&needed.trees).map(|d| (Kind::Tree, store.tree_path(d, format)));
+    let trees = made.trees.difference(&needed.trees).flat_map(|d| store.tree_files(d, formats));
+    let trees = trees.map(|path| (Kind::Tree, path));
     let all = layers.chain(blobs).chain(trees).filter(|(_, path)| path.exists());
     let all: Vec<Garbage> = all.map(|(kind, path)| garbage(kind, path)).collect();
     let trash = remove(store, &lock, &all)?;
@@ -305,7 +306,7 @@ mod tests {
     use super::*;
     use crate::store::Session;
 
-    const FORMAT: u32 = 1;
+    use crate::store::tests::FORMATS;
 
     fn store() -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().unwrap();
@@ -322,7 +323,7 @@ mod tests {
 
     fn gc(store: &Store) -> Vec<Kind> {
         let lock = store.lock_exclusive().unwrap();
-        let (found, trash) = collect(store, &lock, &store.catalog().unwrap(), FORMAT).unwrap();
+        let (found, trash) = collect(store, &lock, &store.catalog().unwrap(), FORMATS).unwrap();
         drop(trash);
         found.into_iter().map(|g| g.kind).collect()
     }
@@ -372,7 +373,7 @@ mod tests {
         let other = Session::begin(&store).unwrap();
         other.intend(&Intent { layers: [shared.clone()].into(), ..Intent::default() }).unwrap();
         let made = Intent { layers: [shared.clone(), own.clone()].into(), ..Intent::default() };
-        take_back(&store, &made, FORMAT).unwrap();
+        take_back(&store, &made, FORMATS).unwrap();
         assert!(store.has_layer(&shared) && !store.has_layer(&own));
     }
 
@@ -396,7 +397,7 @@ mod tests {
         let (_dir, store) = store();
         let layer = put_layer(&store, "layer");
         let lock = store.lock_exclusive().unwrap();
-        let (found, trash) = collect(&store, &lock, &store.catalog().unwrap(), FORMAT).unwrap();
+        let (found, trash) = collect(&store, &lock, &store.catalog().unwrap(), FORMATS).unwrap();
         drop(lock);
         assert!(found.len() == 1 && trash.bytes() > 0 && !store.has_layer(&layer));
         assert_eq!(gc(&store), []);
@@ -413,7 +414,7 @@ mod tests {
     fn strays_and_old_trees_go() {
         let (_dir, store) = store();
         fs::write(store.root().join("blobs/sha256/README"), "x").unwrap();
-        fs::write(store.tree_path(&Digest::of(b""), FORMAT + 1), "x").unwrap();
+        fs::write(store.tree_path(&Digest::of(b""), FORMATS.index + 1), "x").unwrap();
         assert_eq!(gc(&store), [Kind::Stray, Kind::Tree]);
     }
 }

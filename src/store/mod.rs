@@ -9,13 +9,15 @@
 //!   layers/<alg>/<DiffID hex>/
 //!     layer.tar                  the exact uncompressed stream: its digest is the DiffID
 //!     index                      made from layer.tar; can be rebuilt
-//!   trees/<ChainID hex>.v<FORMAT>  merged index of a stack of layers; a cache, rebuilt when missing
+//!   trees/<ChainID hex>.v<FORMAT>      merged index of a stack of layers; a cache, rebuilt when missing
+//!   trees/<ChainID hex>.erofs<FORMAT>  the same as an EROFS image, for the kernel engine; a cache, too
 //!   tmp/<session>/               session of a running pull or load, held by a flock on the folder itself
 //!     intent.json                digests that the session needs and that must not be removed
 //!     ...                        files and folders not yet published
 //!   tmp/partial/<alg>-<hex>      beginning of a compressed blob, unverified; flocked while it is fetched
 //!   mounts/<id>/
-//!     lock                       flock, held by the daemon while it serves
+//!     lock                       flock, held by the daemon while it serves; a mount of the kernel engine has no
+//!                                process, and lives as long as the kernel has it
 //!     info.json                  image, mountpoint, process (see [`mounts::Info`])
 //!     log                        the daemon's log; those of the last few mounts are kept
 //!     merged/ upper/ work/       of a mount whose mountpoint is in the store; removed with it
@@ -97,7 +99,7 @@ pub enum Error {
         why: String,
     },
     /// The catalog is damaged.
-    #[error("{} is damaged: {why}; restore it by `plyfs system fsck --repair`", path.display())]
+    #[error("{} is damaged: {why}; restore it with `plyfs system fsck --repair`", path.display())]
     DamagedCatalog {
         /// The catalog's file.
         path: PathBuf,
@@ -106,7 +108,7 @@ pub enum Error {
     },
     /// A document is missing, or does not match its digest.
     #[error(
-        "{} {why}; pull the image again (`plyfs system fsck` names each image that it belongs to)",
+        "{} {why}; pull the image again (`plyfs system fsck` names the images that use it)",
         path.display()
     )]
     Document {
@@ -172,6 +174,15 @@ impl Lock {
 #[derive(Clone, Debug)]
 pub struct Store {
     root: PathBuf,
+}
+
+/// Versions of the formats of a merged tree's files.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Formats {
+    /// Of the merged index.
+    pub index: u32,
+    /// Of the EROFS image.
+    pub erofs: u32,
 }
 
 impl Store {
@@ -263,6 +274,16 @@ impl Store {
         self.root.join("trees").join(format!("{}.v{format}", chain_id.hex()))
     }
 
+    /// Path of the EROFS image of the stack of layers with that ChainID, in that version of its format.
+    pub fn erofs_path(&self, chain_id: &Digest, format: u32) -> PathBuf {
+        self.root.join("trees").join(format!("{}.erofs{format}", chain_id.hex()))
+    }
+
+    /// Paths of all files of a merged tree.
+    pub fn tree_files(&self, chain_id: &Digest, formats: Formats) -> [PathBuf; 2] {
+        [self.tree_path(chain_id, formats.index), self.erofs_path(chain_id, formats.erofs)]
+    }
+
     /// Whether the layer is in the store; only complete layers are published.
     pub fn has_layer(&self, diff_id: &Digest) -> bool {
         self.layer_tar(diff_id).is_file()
@@ -325,7 +346,7 @@ impl Store {
         }
         // Another process may have written the first catalog meanwhile.
         let missing =
-            || Error::DamagedCatalog { path: path.clone(), why: "it is missing, and its backup is not".into() };
+            || Error::DamagedCatalog { path: path.clone(), why: "it is missing, but its backup exists".into() };
         Catalog::read(&path)?.ok_or_else(missing)
     }
 
@@ -417,6 +438,8 @@ mod tests {
     use super::*;
     use std::fs;
 
+    pub const FORMATS: Formats = Formats { index: 1, erofs: 1 };
+
     fn name(store: &Store, seed: &str) -> Result<()> {
         store.update(|_, catalog| {
             catalog.insert(Image {
@@ -475,7 +498,7 @@ mod tests {
         for damage in damages {
             damage(&store.catalog_path());
             assert!(matches!(name(&store, "2"), Err(Error::DamagedCatalog { .. })));
-            assert!(matches!(gc::take_back(&store, &Intent::default(), 1), Err(Error::DamagedCatalog { .. })));
+            assert!(matches!(gc::take_back(&store, &Intent::default(), FORMATS), Err(Error::DamagedCatalog { .. })));
         }
         let backup = store.catalog_backup().unwrap().unwrap();
         store.restore_catalog(&store.lock_exclusive().unwrap(), &backup).unwrap();
@@ -493,7 +516,7 @@ mod tests {
         let whole = fs::read(&path).unwrap();
         let collect = || {
             let lock = store.lock_exclusive().unwrap();
-            gc::collect(&store, &lock, &store.catalog().unwrap(), 1).map(|(found, _)| found.len())
+            gc::collect(&store, &lock, &store.catalog().unwrap(), FORMATS).map(|(found, _)| found.len())
         };
         for at in 0..whole.len() {
             let mut damaged = whole.clone();

@@ -2,6 +2,7 @@
 //!
 //! A mount is live while some process holds the flock on its `lock` file. The flock belongs to the open file
 //! description, so a daemon forked by the registering process holds it too, and it is released when both are gone.
+//! A mount of the kernel engine has no process: it is live as long as the kernel has a mount with its unique ID.
 
 use super::{Error, Lock, Result, Store, folder, publish, sealed};
 use crate::digest::Digest;
@@ -22,6 +23,8 @@ const INFO: &str = "info.json";
 const MERGED: &str = "merged";
 const UPPER: &str = "upper";
 const WORK: &str = "work";
+/// The mountpoint of an image under a mount of kernel overlayfs, while that mount is made.
+const SCRATCH: &str = "scratch";
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// A mount's record.
@@ -40,10 +43,20 @@ pub struct Info {
     /// Whether the mount is read-write.
     #[serde(default)]
     pub writable: bool,
-    /// PID of the serving process.
+    /// PID of the serving process; 0 for a mount of the kernel engine.
     pub pid: u32,
     /// Start time, RFC 3339.
     pub started: String,
+    /// The kernel's IDs of a mount of the kernel engine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<KernelMount>,
+}
+
+/// The kernel's IDs of a mount ([`sys::MountId`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct KernelMount {
+    mount: u64,
+    namespace: u64,
 }
 
 impl Info {
@@ -99,6 +112,22 @@ impl Guard {
         write_info(&self.dir, &self.info)
     }
 
+    /// Records that the kernel engine serves the mount: it lives on without this process.
+    pub fn leave_to_kernel(mut self, id: sys::MountId) -> Result<()> {
+        self.info.pid = 0;
+        self.info.kernel = Some(KernelMount { mount: id.mount, namespace: id.namespace });
+        write_info(&self.dir, &self.info)
+    }
+
+    /// An empty directory for a mount that is made and unmounted at once.
+    pub fn scratch(&self) -> Result<PathBuf> {
+        let dir = self.dir.join(SCRATCH);
+        match fs::create_dir(&dir) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("make", dir)(e)),
+            _ => Ok(dir),
+        }
+    }
+
     /// Ends the registration after the unmount. The log is kept for a while.
     pub fn release(self) -> Result<()> {
         reap(&self.dir)?;
@@ -150,6 +179,7 @@ fn begin(store: &Store, image: &Digest, reference: &str, at: Option<&Path>, writ
         writable,
         pid: std::process::id(),
         started: started.to_string(),
+        kernel: None,
     };
     write_info(&dir, &info)?;
     Ok(Guard { dir, store: store.clone(), held, info })
@@ -159,16 +189,26 @@ fn begin(store: &Store, image: &Digest, reference: &str, at: Option<&Path>, writ
 pub fn list(store: &Store) -> Result<Vec<Info>> {
     let (live, damaged) = list_with_damaged(store)?;
     for why in damaged {
-        tracing::warn!("{why}; the mount is not listed: umount(8) ends it");
+        tracing::warn!("{why}; the mount is not listed: unmount it with umount(8)");
     }
     Ok(live)
 }
 
+/// Removes the registrations of mounts of the kernel engine that are no longer mounted. That is how such a mount ends:
+/// umount(8) tells nobody.
+fn reap_unmounted(store: &Store) -> Result<()> {
+    let unmounted = ended(store)?.into_iter().filter(|(_, info)| info.kernel.is_some());
+    // A user who may only read the store lists mounts as well.
+    unmounted.for_each(|(dir, _)| drop(reap(&dir)));
+    Ok(())
+}
+
 /// Lists all live mounts, oldest first, and the errors for records that cannot be read.
 pub fn list_with_damaged(store: &Store) -> Result<(Vec<Info>, Vec<Error>)> {
+    reap_unmounted(store)?;
     let (mut live, mut damaged) = (Vec::new(), Vec::new());
     for (_, dir) in folder::list(&store.root().join("mounts"))? {
-        if !is_held(&dir) {
+        if !is_alive(&dir) {
             continue;
         }
         match sealed::load::<Info>(&dir.join(INFO)) {
@@ -180,9 +220,9 @@ pub fn list_with_damaged(store: &Store) -> Result<(Vec<Info>, Vec<Error>)> {
     Ok((live, damaged))
 }
 
-/// Whether some process still serves that mount.
+/// Whether some process, or the kernel, still serves that mount.
 pub fn is_live(store: &Store, id: &str) -> bool {
-    is_held(&store.root().join("mounts").join(id))
+    is_alive(&store.root().join("mounts").join(id))
 }
 
 /// Lists dead mounts: their serving process has ended, but they are still in this process's mount table, where every
@@ -209,7 +249,7 @@ pub fn dead(store: &Store) -> Result<Vec<Info>> {
 /// Lists registrations whose process has ended, with their folders.
 fn ended(store: &Store) -> Result<Vec<(PathBuf, Info)>> {
     let all = folder::list(&store.root().join("mounts"))?.into_iter().map(|(_, dir)| dir);
-    Ok(all.filter(|dir| !is_held(dir)).filter_map(|dir| known(&dir).map(|info| (dir, info))).collect())
+    Ok(all.filter(|dir| !is_alive(dir)).filter_map(|dir| known(&dir).map(|info| (dir, info))).collect())
 }
 
 /// Reads the record of an ended mount, if that is still possible.
@@ -245,7 +285,7 @@ pub(super) fn stale(store: &Store, lock: &Lock) -> Result<Vec<PathBuf>> {
         .map(|info| own.join(info.id))
         .collect();
     let registered = |dir: &PathBuf| dir.join("lock").exists() || dir.join(INFO).exists() || !dir.is_dir();
-    Ok(all.filter(|dir| registered(dir) && !is_held(dir) && !dead.contains(dir)).collect())
+    Ok(all.filter(|dir| registered(dir) && !is_alive(dir) && !dead.contains(dir)).collect())
 }
 
 /// Removes a registration; the log stays until [`prune_logs`] removes it.
@@ -265,13 +305,14 @@ pub(super) fn reap(dir: &Path) -> Result<()> {
 
 /// Removes the directories of a mount inside the store. If its daemon was killed, the dead mount is unmounted first.
 fn reap_own(dir: &Path) -> Result<()> {
-    let merged = dir.join(MERGED);
-    if let Err(first) = fs::remove_dir(&merged) {
-        let gone = matches!(first.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
-        if !gone {
-            let _not_mounted = sys::unmount(&merged, true);
-            // Never remove the content of `merged`: it may be a mounted tree.
-            fs::remove_dir(&merged).map_err(Error::io("remove", &merged))?;
+    for mountpoint in [dir.join(MERGED), dir.join(SCRATCH)] {
+        if let Err(first) = fs::remove_dir(&mountpoint) {
+            let gone = matches!(first.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+            if !gone {
+                let _not_mounted = sys::unmount(&mountpoint, true);
+                // Never remove the content of a mountpoint: it may be a mounted tree.
+                fs::remove_dir(&mountpoint).map_err(Error::io("remove", &mountpoint))?;
+            }
         }
     }
     for name in [UPPER, WORK] {
@@ -304,6 +345,18 @@ pub(super) fn prune_logs(store: &Store) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether a registration's mount is live.
+fn is_alive(dir: &Path) -> bool {
+    let by_kernel = |info: Info| info.kernel.is_some_and(|id| sys::is_mounted(id.into()));
+    is_held(dir) || known(dir).is_some_and(by_kernel)
+}
+
+impl From<KernelMount> for sys::MountId {
+    fn from(id: KernelMount) -> sys::MountId {
+        sys::MountId { mount: id.mount, namespace: id.namespace }
+    }
 }
 
 fn is_held(dir: &Path) -> bool {

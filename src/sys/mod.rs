@@ -1,13 +1,18 @@
 //! System calls that std lacks, behind safe typed wrappers. Contains all `unsafe` code.
 
+mod error;
 mod fd;
+mod kernel_mount;
 mod map;
 mod mount;
 mod namespace;
 mod process;
+mod signals;
 mod wait;
 
+pub use error::{describe, is_callers};
 pub use fd::{begin_write_back, file_handle, get_file_attributes, set_file_attributes, set_nonblocking};
+pub use kernel_mount::{MountId, Overlay, is_mounted, is_overlay_upper, mount_erofs, mount_id, mount_overlay};
 pub use map::{Bytes, map};
 pub use mount::{
     MountFlags, MountedAt, RemountFlags, device_of, is_disconnected, mount_fuse, mounts, remount, remount_flags,
@@ -19,7 +24,7 @@ pub use namespace::{
     quiet_copy, set_groups, unshare,
 };
 pub use process::{
-    Fork, Received, Signals, begin_with_all_signals, close_inherited, describe, detach_from_terminal, fork, fork_first,
-    is_callers, is_root, proc_dir, raise_descriptor_limit, user_name,
+    Fork, close_inherited, detach_from_terminal, fork, fork_first, is_root, proc_dir, raise_descriptor_limit, user_name,
 };
+pub use signals::{Received, Signals, begin_with_all_signals};
 pub use wait::{Ended, kill, leave, wait_for, wait_for_any};

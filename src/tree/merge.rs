@@ -154,7 +154,7 @@ impl<'a> Merge<'a> {
                     && child.is_dir()
                     && (child.parent.get() != key.1 || entry.node.get() <= key.1)
                 {
-                    return Err(damaged(key.0)(IndexError::Damaged("a directory has another parent")));
+                    return Err(damaged(key.0)(IndexError::Damaged("a directory has the wrong parent")));
                 }
                 all.push(Named { name, rank, layer: key.0, entry });
             }

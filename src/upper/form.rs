@@ -28,7 +28,7 @@ impl Opening<'_> {
     pub fn form(&self) -> Result<WhiteoutForm, (&'static str, io::Error)> {
         let Some(namespace) = self.namespace else { return Ok(WhiteoutForm::Name) };
         let name = namespace.mark(Mark::Form).to_bytes();
-        let unread = |e| ("read marks on", e);
+        let unread = |e| ("read xattrs of", e);
         let here = format!("{:x}", rustix::fs::fstatfs(self.tmp).map_err(|e| unread(e.into()))?.f_type);
         let value = self.backing.get_xattr(self.root, name).map_err(unread)?;
         let recorded = value.as_deref().and_then(|value| str::from_utf8(value).ok()?.split_once(' '));
@@ -42,15 +42,15 @@ impl Opening<'_> {
             Ok(false) => WhiteoutForm::Attribute,
             // A mounted directory without a record is from before other forms existed.
             Err(e) if self.bound => {
-                tracing::warn!("cannot try which whiteouts the upper directory can hold: {e}");
+                tracing::warn!("cannot probe which form of whiteouts the upper directory supports: {e}");
                 return Ok(WhiteoutForm::Device);
             }
-            Err(e) => return Err(("make whiteouts for", e)),
+            Err(e) => return Err(("create whiteouts in", e)),
         };
         let value = format!("{} {here}", form.word());
         let record = self.backing.set_xattr(self.root, name, value.as_bytes(), XattrFlags::empty());
         match record {
-            Err(e) if !self.bound => return Err(("write marks on", e)),
+            Err(e) if !self.bound => return Err(("set xattrs of", e)),
             Err(e) => tracing::warn!("cannot record the form of whiteouts on the upper directory: {e}"),
             Ok(()) => {}
         }

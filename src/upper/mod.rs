@@ -35,7 +35,7 @@ mod open;
 mod whiteouts;
 
 pub use object::{Draft, Made, Place, timestamps};
-pub use open::{Below, OpenError, Owners, Settings, User, View, most_descriptors};
+pub use open::{Below, OpenError, Owners, Settings, User, View, most_descriptors, note_boot};
 
 use crate::backing::{self, Backing, Handle, Handles, Object, Raw};
 use crate::meta::Kind;

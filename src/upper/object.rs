@@ -283,7 +283,7 @@ impl Upper {
             self.backing.unlink(self.tmp.as_fd(), name.as_bytes())
         };
         if let Err(e) = &gone {
-            tracing::warn!("{name} stays in the work directory until the next mount: {e}");
+            tracing::warn!("cannot remove {name} from the work directory, the next mount will: {e}");
         }
         gone.is_ok()
     }

@@ -126,7 +126,7 @@ pub enum OpenError {
     #[error("{} is in use by another mount", .0.display())]
     InUse(PathBuf),
     /// The upper and the work directory are the same, or one contains the other.
-    #[error("the upper directory {} and the work directory {} must not lie in one another", .0.display(), .1.display())]
+    #[error("the upper directory {} and the work directory {} must not contain each other", .0.display(), .1.display())]
     Nested(PathBuf, PathBuf),
     /// The upper and the work directory are on different file systems.
     #[error("the upper directory {} and the work directory {} must be on one file system", .0.display(), .1.display())]
@@ -140,7 +140,7 @@ pub enum OpenError {
         lacks: &'static str,
     },
     /// The upper directory is bound to another image.
-    #[error("{} holds the changes of another image ({image}): mount that one, or take another directory", path.display())]
+    #[error("{} has the changes of another image ({image}): mount that image or use another directory", path.display())]
     OtherImage {
         /// The directory.
         path: PathBuf,
@@ -149,7 +149,8 @@ pub enum OpenError {
     },
     /// A volatile mount was not synced.
     #[error(
-        "{} was last mounted volatile, and what was written may be lost: start with an empty directory, or remove {} if the machine has not crashed since",
+        "{} was last mounted volatile, so its latest changes may be lost: use an empty directory, or remove {} \
+         if the machine has not crashed since",
         upper.display(), mark.display()
     )]
     WasVolatile {
@@ -164,6 +165,8 @@ fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> OpenError 
     move |cause| OpenError::Io { action, path: path.into(), cause }
 }
 
+/// What kernel overlayfs makes in a work directory. Its mounts have no process that could hold a lock.
+const KERNELS_WORK: &str = "work";
 /// The kernel's mark of a volatile mount, in the work directory.
 const VOLATILE: &str = "work/incompat/volatile";
 
@@ -174,6 +177,7 @@ impl Upper {
         let [root, top] = [open_dir(upper)?, open_dir(work)?];
         check_places(upper, work)?;
         let locked = [lock(&*backing, &root, upper)?, lock(&*backing, &top, work)?];
+        wait_for_kernel(upper, work)?;
         let mark = work.join(VOLATILE);
         if mark.exists() && !is_of_this_boot(work) {
             return Err(OpenError::WasVolatile { upper: upper.clone(), mark });
@@ -209,9 +213,9 @@ impl Upper {
         };
         // Without marks, this namespace has none to find.
         let namespace = marks.unwrap_or(Namespace::User);
-        let numbers = numbers(&*backing, root.as_fd(), namespace).map_err(failed("read marks on", upper))?;
+        let numbers = numbers(&*backing, root.as_fd(), namespace).map_err(failed("read xattrs of", upper))?;
         let overrides =
-            overrides(&*backing, root.as_fd(), namespace, settings).map_err(failed("read marks on", upper))?;
+            overrides(&*backing, root.as_fd(), namespace, settings).map_err(failed("read xattrs of", upper))?;
         settle_volatile(settings, &root, &mark)?;
         Ok(Upper {
             root: share(root),
@@ -250,8 +254,8 @@ impl Upper {
                 (namespace, ReadOnly.list(root.as_fd()).map_err(failed("read", upper))?.is_empty())
             }
         };
-        let first = numbers(&ReadOnly, root.as_fd(), namespace).map_err(failed("read marks on", upper))?.next;
-        let form = Opening::recorded(&ReadOnly, root.as_fd(), namespace).map_err(failed("read marks on", upper))?;
+        let first = numbers(&ReadOnly, root.as_fd(), namespace).map_err(failed("read xattrs of", upper))?.next;
+        let form = Opening::recorded(&ReadOnly, root.as_fd(), namespace).map_err(failed("read xattrs of", upper))?;
         let stand_in = || root.try_clone().map_err(failed("open", upper));
         Ok(Upper {
             tmp: stand_in()?,
@@ -335,18 +339,25 @@ fn is_of_this_boot(work: &Path) -> bool {
 
 /// Records that the mount will not be synced; or syncs everything after a volatile mount.
 fn settle_volatile(settings: &Settings, root: &OwnedFd, mark: &Path) -> Result<(), OpenError> {
-    let boot = settings.work.join(BOOT);
     if settings.volatile {
         // Written before the kernel's mark: that mark without a boot ID means that data may be lost.
-        match std::fs::read(BOOT_ID) {
-            Ok(id) => std::fs::write(&boot, id).map_err(failed("write", &boot))?,
-            Err(e) => tracing::debug!("{BOOT_ID}: {e}"),
-        }
+        note_boot(&settings.work)?;
         return std::fs::create_dir_all(mark).map_err(failed("make", mark));
     }
     if mark.exists() {
         rustix::fs::syncfs(root).map_err(|e| failed("sync", &settings.upper)(e.into()))?;
         std::fs::remove_dir(mark).map_err(failed("remove", mark))?;
+    }
+    Ok(())
+}
+
+/// Records in a work directory that this boot's volatile mount wrote to it. [`Settings::volatile`] does that; a volatile
+/// mount of kernel overlayfs needs it too.
+pub fn note_boot(work: &Path) -> Result<(), OpenError> {
+    let boot = work.join(BOOT);
+    match std::fs::read(BOOT_ID) {
+        Ok(id) => std::fs::write(&boot, id).map_err(failed("write", &boot))?,
+        Err(e) => tracing::debug!("{BOOT_ID}: {e}"),
     }
     Ok(())
 }
@@ -365,7 +376,23 @@ fn lock(backing: &dyn Backing, dir: &OwnedFd, path: &Path) -> Result<OwnedFd, Op
     }
 }
 
-/// How long to wait for the last mount of the directory to release its lock: its process may be exiting, or a container
+/// Waits until no mount of kernel overlayfs has the upper directory.
+fn wait_for_kernel(upper: &Path, work: &Path) -> Result<(), OpenError> {
+    // The kernel logs a line at each question, so only about directories that it has had.
+    if !work.join(KERNELS_WORK).exists() {
+        return Ok(());
+    }
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    while sys::is_overlay_upper(upper).map_err(failed("use", upper))? {
+        if Instant::now() > deadline {
+            return Err(OpenError::InUse(upper.into()));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// How long to wait for the last mount of the directory to release it: its process may be exiting, or a container
 /// that is being started holds the mount for a moment, in a mount namespace cloned from this one.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -378,14 +405,14 @@ fn namespace(backing: &dyn Backing, tmp: BorrowedFd, settings: &Settings) -> Res
         let name = namespace.mark(Mark::Id).to_bytes();
         match backing.set_xattr(tmp, name, b"1", XattrFlags::empty()) {
             Ok(()) => {
-                let kept = backing.get_xattr(tmp, name).map_err(failed("read marks on", upper))?;
-                backing.remove_xattr(tmp, name).map_err(failed("write marks on", upper))?;
+                let kept = backing.get_xattr(tmp, name).map_err(failed("read xattrs of", upper))?;
+                backing.remove_xattr(tmp, name).map_err(failed("set xattrs of", upper))?;
                 if kept.is_some() {
                     return Ok(Some(namespace));
                 }
             }
             Err(e) if is_refused(&e) => {}
-            Err(e) => return Err(failed("write marks on", upper)(e)),
+            Err(e) => return Err(failed("set xattrs of", upper)(e)),
         }
     }
     let native = settings.user.privileged && settings.below == Below::Directories(Owners::Native);
@@ -403,7 +430,7 @@ fn check_numbers(backing: &dyn Backing, work: BorrowedFd, upper: &Path) -> Resul
     match own().map_err(failed("read the work directory of", upper))? {
         (Some(listed), seen) if listed != seen => Err(OpenError::Unfit {
             path: upper.into(),
-            lacks: "lasting inode numbers (mount the overlay with xino=on)",
+            lacks: "persistent inode numbers (mount the overlay with xino=on)",
         }),
         _ => Ok(()),
     }
@@ -477,7 +504,7 @@ fn adopt(
         let image = settings.below.mark();
         backing
             .set_xattr(root, namespace.mark(Mark::Image).to_bytes(), image.as_bytes(), XattrFlags::empty())
-            .map_err(failed("write marks on", upper))?;
+            .map_err(failed("set xattrs of", upper))?;
     }
     Ok(fresh)
 }

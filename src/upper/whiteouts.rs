@@ -14,6 +14,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 impl Upper {
+    /// Whether whiteouts are character devices 0:0, which kernel overlayfs can read.
+    pub fn has_whiteout_devices(&self) -> bool {
+        self.form == WhiteoutForm::Device
+    }
+
     /// Whether marks can be written. Without them there are no redirects, metacopies or inode numbers.
     pub fn has_marks(&self) -> bool {
         self.form != WhiteoutForm::Name
@@ -130,7 +135,8 @@ impl Upper {
         }
         match self.backing.unlink(at.dir, &whiteout_name(at.name)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!("a whiteout that hides nothing stays in the upper directory: {e}");
+                let name = at.name.escape_ascii();
+                tracing::warn!("cannot remove the unneeded whiteout of `{name}` from the upper directory: {e}");
             }
             _ => {}
         }
@@ -271,7 +277,7 @@ impl Upper {
             }
         };
         if let Err(e) = done {
-            tracing::warn!("`{}` stays hidden by its directory's mark: {e}", from.name.escape_ascii());
+            tracing::warn!("`{}` stays hidden by the plyfs.hides mark of its directory: {e}", from.name.escape_ascii());
         }
     }
 }

@@ -2,8 +2,8 @@
 //! the background. In the foreground it forwards signals, and sets the terminal to raw mode.
 
 use crate::cli::log;
+use crate::container::RunError;
 use crate::container::monitor::{self, Report, Start};
-use crate::container::sandbox::RunError;
 use crate::container::streams::{Input, Sink, Streams};
 use crate::container::{self, control};
 use crate::store::Store;
@@ -133,7 +133,7 @@ fn caller_terminal() -> Option<OwnedFd> {
 
 /// Reads the monitor's reports until the container has exited, or is running in the background.
 fn follow(line: UnixStream, signals: Signals, container: &Container, mode: StartMode) -> anyhow::Result<Done> {
-    let lost = || anyhow::anyhow!("the process that keeps container {} died", container.short());
+    let lost = || anyhow::anyhow!("the monitor of container {} died", container.short());
     let terminal = match mode {
         StartMode::Foreground { input: true } if container.is("Tty") => tcgetattr(io::stdin()).ok(),
         _ => None,

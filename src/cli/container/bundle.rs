@@ -39,13 +39,13 @@ pub(in crate::cli) fn bundle(global: &Global, a: &BundleArgs) -> anyhow::Result<
     let rootfs = dir.join(ROOTFS);
     let begin = || {
         fs::create_dir(&rootfs)
-            .map_err(|e| anyhow::anyhow!("cannot make {}: {}", rootfs.display(), sys::describe(&e)))?;
-        mount::mount_writable(&store, wanted, &rootfs, dir.join("upper"))
+            .map_err(|e| anyhow::anyhow!("cannot create {}: {}", rootfs.display(), sys::describe(&e)))?;
+        mount::mount_writable(&store, wanted, &rootfs, dir.join("upper"), a.container.engine)
     };
     begin().inspect_err(|_| clear_away(&dir))?;
     // For an unprivileged user, the runtime creates the user namespace.
     let own_users = !sys::is_root();
-    let alone = Mapping::Own { why: "the runtime makes a user namespace for this user alone".into() };
+    let alone = Mapping::Own { why: "the runtime maps only this user to its user namespace".into() };
     let written = bundle::write(&Wanted {
         container: &container,
         dir: &dir,
@@ -66,7 +66,7 @@ pub(in crate::cli) fn bundle(global: &Global, a: &BundleArgs) -> anyhow::Result<
 
 /// Creates the bundle's directory. Fails if it exists and is not empty.
 fn make(dir: &Path) -> anyhow::Result<PathBuf> {
-    let failed = |e: &std::io::Error| anyhow::anyhow!("cannot make {}: {}", dir.display(), sys::describe(e));
+    let failed = |e: &std::io::Error| anyhow::anyhow!("cannot create {}: {}", dir.display(), sys::describe(e));
     fs::create_dir_all(dir).map_err(|e| failed(&e))?;
     let dir = dir.canonicalize().map_err(|e| failed(&e))?;
     let is_empty = fs::read_dir(&dir).map_err(|e| failed(&e))?.next().is_none();

@@ -84,12 +84,13 @@ pub(super) fn of_upper(store: &Store, upper: &Path, image: Option<&str>) -> anyh
     let image = match (image, &chain) {
         (Some(name), _) => store.resolve(name)?,
         (None, None) => {
-            anyhow::bail!("no mount ever had {}: --image says which image it belongs to", upper.display())
+            anyhow::bail!("{} was never mounted: name its image with --image", upper.display())
         }
         (None, Some(chain)) => {
             let found = catalog.images().iter().filter(|image| has_chain(image));
             let newest = found.max_by_key(|image| image.created.as_ref().and_then(|at| at.parse::<Timestamp>().ok()));
-            let none = || anyhow::anyhow!("{} belongs to an image that the store lacks: {chain}", upper.display());
+            let none =
+                || anyhow::anyhow!("{} belongs to an image that is not in the store: ChainID {chain}", upper.display());
             newest.cloned().ok_or_else(none)?
         }
     };
@@ -126,7 +127,8 @@ impl Target {
         }
         pass().map_err(|e| match is_disturbed(&e) {
             true => anyhow::anyhow!(
-                "the files of {} changed while they were read, {TRIES} times: stop what changes them first ({e})",
+                "the files of {} changed while they were read, {TRIES} times: stop the programs that write to \
+                 them first ({e})",
                 mount.of
             ),
             false => e.into(),
@@ -149,7 +151,8 @@ pub(super) fn sync(mount: &Live) -> anyhow::Result<Rootfs> {
     let failed = |e: io::Error| {
         let (of, server, why) = (&mount.of, mount.server, sys::describe(&e));
         anyhow::anyhow!(
-            "cannot reach what process {server} has mounted of {of}, and may not have written yet: {why}; end it first"
+            "cannot read the mount of {of} by process {server}, which may have unwritten changes: {why}; unmount it \
+             first"
         )
     };
     let root = File::open(&mount.root).map_err(failed)?;

@@ -3,13 +3,15 @@
 use crate::cli::container::create::volume;
 use crate::cli::image::document;
 use crate::cli::mount::image as mount;
-use crate::cli::{Exit, Global, usage_errors};
+use crate::cli::mount::options::engine;
+use crate::cli::{Exit, Global, config, usage_errors};
+use crate::container::RunError;
 use crate::container::chroot::{self, Plan};
-use crate::container::sandbox::{self, RunError, Sandbox};
+use crate::container::root::Root;
+use crate::container::sandbox::{self, Sandbox};
 use crate::container::spec::PATH;
 use crate::container::userns::Mapping;
-use crate::fuse::Options;
-use crate::image;
+use crate::kernel::Engine;
 use crate::store::containers::{list_of, text_of};
 use crate::store::{Image, Store, mounts};
 use serde_json::{Map, Value};
@@ -53,6 +55,9 @@ pub(in crate::cli) struct ChrootArgs {
     /// Set an environment variable; NAME alone copies it from plyfs's environment
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     env: Vec<OsString>,
+    /// Engine that mounts the root file system: fuse, kernel or auto (see `plyfs mount --help`) [default: fuse]
+    #[arg(long, value_name = "ENGINE", value_parser = engine)]
+    engine: Option<Engine>,
     /// Image, and the command to run in it
     #[arg(value_names = ["IMAGE", "COMMAND"], num_args = 0.., trailing_var_arg = true)]
     args: Vec<OsString>,
@@ -77,11 +82,12 @@ pub(in crate::cli) fn chroot(global: &Global, a: &ChrootArgs) -> anyhow::Result<
 fn run(store: &Store, wanted: &str, command: &[OsString], a: &ChrootArgs) -> anyhow::Result<Result<i32, RunError>> {
     let image = store.resolve(wanted)?;
     let plan = plan(store, &image, command, a)?;
+    let engine = a.engine.map_or_else(config::engine, Ok)?;
     let writable = plan.writable;
     let guard = mounts::register(store, &image.id, wanted, Path::new(PLACE), writable)?;
     let done = sandbox::isolate().map_err(anyhow::Error::from).and_then(|mapping| {
         if let Some(Mapping::Own { why }) = &mapping {
-            tracing::warn!("files and programs can belong to root only: {why}");
+            tracing::warn!("only root's user and group ID are available: {why}");
         }
         // The mount is private to this process's mount namespace, and needs no cleanup.
         let plan = Plan { mapping, at: guard.dir().to_owned(), ..plan };
@@ -90,14 +96,13 @@ fn run(store: &Store, wanted: &str, command: &[OsString], a: &ChrootArgs) -> any
             Ok(sandbox) => sandbox,
             Err(error) => return Ok(Err(error)),
         };
-        let opened = image::open_tree(store, &image)?;
-        let place = match &a.upper {
+        let upper = match &a.upper {
             Some(upper) => Some((upper.clone(), mount::beside(upper))),
-            None => writable.then(|| store.kept_upper(opened.tree.source(), Path::new(PLACE))),
+            None => writable.then(|| store.kept_upper(&image.chain_id(), Path::new(PLACE))),
         };
-        let upper = place.map(|(upper, work)| image::open_upper(upper, work, &opened.tree, false)).transpose()?;
-        // The process is root in its user namespace.
-        Ok(sandbox.run(opened, upper, &Options::for_user(wanted, true)))
+        let (source, scratch) = (wanted, guard.scratch()?);
+        let root = Root { store, image: &image, source, upper, volatile: false, engine, scratch };
+        Ok(sandbox.run(|at| root.mount(at)))
     });
     guard.release()?;
     done

@@ -114,7 +114,7 @@ fn flush(root: &Rootfs, paths: &[Vec<u8>]) -> anyhow::Result<()> {
         match root.open_file(OsStr::from_bytes(path)).and_then(|file| file.sync_data()) {
             Ok(()) => {}
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidInput) => {}
-            Err(e) => anyhow::bail!("cannot write {} back: {}", show(path), sys::describe(&e)),
+            Err(e) => anyhow::bail!("cannot sync {}: {}", show(path), sys::describe(&e)),
         }
     }
     Ok(())

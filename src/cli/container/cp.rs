@@ -3,10 +3,10 @@
 use crate::cli::output::stdout as output;
 use crate::cli::output::units;
 use crate::cli::{Exit, Global, usage_errors};
+use crate::container::RunError;
 use crate::container::access;
 use crate::container::copy::{self, CopyError, Owner, Place};
 use crate::container::rootfs::Rootfs;
-use crate::container::sandbox::RunError;
 use crate::name::show;
 use crate::store::Store;
 use crate::store::containers;

@@ -1,9 +1,12 @@
 //! Container creation: the options of `run` and `create`, merged with the image's config.
 
+use crate::cli::config;
 use crate::cli::image::document;
+use crate::cli::mount::options::engine;
 use crate::cli::registry::pull;
 use crate::container::spec::{self, HostInfo, SpecInput};
 use crate::container::{User, names, signals};
+use crate::kernel::Engine;
 use crate::reference::Reference;
 use crate::store::containers::{self, Bind, Container, Held, Host, Network, ROOTFS, Tmpfs, list_of};
 use crate::store::{Error, Image, Store};
@@ -38,6 +41,9 @@ pub(in crate::cli) struct ContainerArgs {
     /// Mount the root file system read-only
     #[arg(long)]
     read_only: bool,
+    /// Engine that mounts the root file system: fuse, kernel or auto (see `plyfs mount --help`) [default: fuse]
+    #[arg(long, value_name = "ENGINE", value_parser = engine)]
+    pub(in crate::cli) engine: Option<Engine>,
     /// Override the image's entrypoint; an empty value removes it
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<String>,
@@ -238,7 +244,7 @@ fn host(a: &ContainerArgs) -> anyhow::Result<Host> {
     let network = match a.network.as_str() {
         "host" | "default" => Network::Host,
         "none" => Network::None,
-        other => anyhow::bail!("network {other} not found: there are host and none"),
+        other => anyhow::bail!("network {other} not found: use host or none"),
     };
     let binds: Vec<Bind> = a.volume.iter().map(|text| volume(text)).collect::<anyhow::Result<_>>()?;
     let tmpfs: Vec<Tmpfs> = a.tmpfs.iter().map(|text| tmpfs(text)).collect::<anyhow::Result<_>>()?;
@@ -247,7 +253,12 @@ fn host(a: &ContainerArgs) -> anyhow::Result<Host> {
     for target in targets {
         anyhow::ensure!(seen.insert(target.trim_end_matches('/')), "Duplicate mount point: {target}");
     }
+    let engine = match a.engine.map_or_else(config::engine, Ok)? {
+        Engine::Fuse => "",
+        other => other.word(),
+    };
     Ok(Host {
+        engine: engine.to_owned(),
         binds,
         tmpfs,
         read_only: a.read_only,
@@ -277,7 +288,7 @@ pub(in crate::cli) fn volume(text: &str) -> anyhow::Result<Bind> {
     };
     anyhow::ensure!(
         source.starts_with(['/', '.']),
-        "invalid volume specification: '{text}': SRC must be a path: ./{source}, if it is a directory here"
+        "invalid volume specification: '{text}': SRC must be a path: write ./{source} for one in the current directory"
     );
     anyhow::ensure!(
         target.starts_with('/') && !target.trim_matches('/').is_empty(),
@@ -296,7 +307,7 @@ pub(in crate::cli) fn volume(text: &str) -> anyhow::Result<Bind> {
     let path = std::path::absolute(source)?;
     if !path.exists() {
         std::fs::create_dir_all(&path)
-            .map_err(|e| anyhow::anyhow!("cannot make {}: {}", path.display(), crate::sys::describe(&e)))?;
+            .map_err(|e| anyhow::anyhow!("cannot create {}: {}", path.display(), crate::sys::describe(&e)))?;
     }
     Ok(Bind { source: path.to_string_lossy().into_owned(), target: target.to_owned(), read_only })
 }
@@ -390,6 +401,6 @@ mod tests {
         let said = |flags: &[&str]| host(&args(flags).container).unwrap_err().to_string();
         assert_eq!(said(&["-v", "/etc:/a", "--tmpfs", "/a/"]), "Duplicate mount point: /a/");
         assert!(said(&["--tmpfs", "a"]).contains("absolute path"));
-        assert!(said(&["--network", "bridge"]).contains("there are host and none"));
+        assert!(said(&["--network", "bridge"]).contains("use host or none"));
     }
 }

@@ -1,8 +1,8 @@
 //! `exec`: runs a command in a running container.
 
 use crate::cli::{Exit, Global, usage_errors};
+use crate::container::RunError;
 use crate::container::exec::{self, Plan};
-use crate::container::sandbox::RunError;
 use crate::store::containers;
 use std::io::IsTerminal;
 

@@ -43,6 +43,7 @@ pub(in crate::cli) fn describe(store: &Store, container: &Container, sizes: bool
         "HostConfig": host_config(container, &state),
         "GraphDriver": {
             "Data": {
+                "Engine": if container.host.engine.is_empty() { "fuse" } else { &container.host.engine },
                 "UpperDir": upper.display().to_string(),
                 "WorkDir": work.display().to_string(),
             },

@@ -199,10 +199,10 @@ fn deliver(store: &Store, container: &Container, signal: i32) -> anyhow::Result<
                 if !containers::is_held(store, &container.id) {
                     return Ok(false);
                 }
-                anyhow::ensure!(Instant::now() < deadline, "container {} does not answer", container.name);
+                anyhow::ensure!(Instant::now() < deadline, "container {} does not respond", container.name);
                 std::thread::sleep(PAUSE);
             }
-            Err(e) => anyhow::bail!("cannot reach container {}: {}", container.name, sys::describe(&e)),
+            Err(e) => anyhow::bail!("cannot reach the monitor of container {}: {}", container.name, sys::describe(&e)),
         }
     }
 }
@@ -221,7 +221,7 @@ fn wait(store: &Store, container: &Container, at_most: Duration) -> bool {
 
 fn kill_and_wait(store: &Store, container: &Container) -> anyhow::Result<()> {
     if deliver(store, container, libc::SIGKILL)? && !wait(store, container, KILLED_IS_GONE) {
-        anyhow::bail!("container {} was killed and has not ended", container.name);
+        anyhow::bail!("container {} was killed but has not exited", container.name);
     }
     Ok(())
 }
@@ -232,7 +232,7 @@ fn hold_stopped(store: &Store, container: &Container) -> anyhow::Result<Held> {
         Some(held) => Ok(held),
         None => {
             let state = containers::state(store, &container.id)?;
-            let doing = if state.status == Status::Running { "running" } else { "being started or ended" };
+            let doing = if state.status == Status::Running { "running" } else { "being started or stopped" };
             anyhow::bail!(
                 "cannot remove container \"/{}\": container is {doing}: stop the container before removing or force remove",
                 container.name

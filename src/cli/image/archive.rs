@@ -40,7 +40,7 @@ impl Place<'_> {
         if let Err(e) = fs::metadata(folder) {
             return Err(invalid(&format!("{}: {}", folder.display(), crate::sys::describe(&e))));
         }
-        let mut name = path.file_name().ok_or_else(|| invalid("it names no file"))?.to_owned();
+        let mut name = path.file_name().ok_or_else(|| invalid("the path has no file name"))?.to_owned();
         name.push(format!(".{}.tmp", std::process::id()));
         Ok(Place { path, folder, temporary: folder.join(name) })
     }
@@ -82,7 +82,10 @@ impl Place<'_> {
             Err(e) => e.kind() == io::ErrorKind::NotFound,
         };
         if !free {
-            anyhow::bail!("{failed}: invalid output path: {} is there and is no empty directory", self.path.display());
+            anyhow::bail!(
+                "{failed}: invalid output path: {} exists and is not an empty directory",
+                self.path.display()
+            );
         }
         self.put(fill)
     }

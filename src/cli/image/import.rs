@@ -1,7 +1,7 @@
 //! `import`: create an image from a tar of a file system.
 
 use crate::cli::output::stdout as output;
-use crate::cli::{Global, interrupt, usage_errors};
+use crate::cli::{Global, config, interrupt, usage_errors};
 use crate::image::Platform;
 use crate::image::import::{self, Wanted};
 use crate::reference::Reference;
@@ -39,7 +39,7 @@ pub(in crate::cli) fn import(global: &Global, a: &ImportArgs) -> anyhow::Result<
     let (from, name) = usage_errors::one_or_two("import", given)?;
     let wanted = Wanted {
         config: import::config_of(&a.change)?,
-        platform: a.platform.clone().unwrap_or_else(Platform::host),
+        platform: a.platform.clone().or(config::get().platform.clone()).unwrap_or_else(Platform::host),
         created: source_date()?.unwrap_or_else(Timestamp::now),
         comment: a.message.clone().filter(|text| !text.is_empty()).unwrap_or_else(|| "Imported from -".into()),
         name: name.map(name_of).transpose()?,
@@ -72,7 +72,7 @@ fn open(from: &str) -> anyhow::Result<(String, Box<dyn Read + Send>)> {
     match file {
         Ok(file) => Ok((from.to_owned(), Box::new(file))),
         Err(_) if from.starts_with("http://") || from.starts_with("https://") => {
-            anyhow::bail!("cannot import from a URL: curl -fL {from} | plyfs import - does it")
+            anyhow::bail!("cannot import from a URL: run curl -fL {from} | plyfs import -")
         }
         Err(e) => anyhow::bail!("cannot import {from}: {}", crate::sys::describe(&e)),
     }
@@ -82,5 +82,5 @@ fn open(from: &str) -> anyhow::Result<(String, Box<dyn Read + Send>)> {
 pub(in crate::cli) fn source_date() -> anyhow::Result<Option<Timestamp>> {
     let Ok(text) = std::env::var("SOURCE_DATE_EPOCH") else { return Ok(None) };
     let moment = text.parse::<i64>().ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
-    moment.map(Some).ok_or_else(|| anyhow::anyhow!("SOURCE_DATE_EPOCH is no number of seconds: {text}"))
+    moment.map(Some).ok_or_else(|| anyhow::anyhow!("SOURCE_DATE_EPOCH is not a number of seconds: {text}"))
 }

@@ -7,7 +7,6 @@ use crate::cli::{Global, usage_errors};
 use crate::digest::Digest;
 use crate::image::remove::{Record, remove_unused};
 use crate::image::{self};
-use crate::layer;
 use crate::store::{Image, Store, gc};
 use std::collections::BTreeMap;
 use std::io;
@@ -87,7 +86,7 @@ fn removed(store: &Store, image: &Image) -> anyhow::Result<Vec<Record>> {
 /// Removes data left by dead pulls and crashes; returns the bytes freed.
 fn remove_leftovers(store: &Store) -> anyhow::Result<u64> {
     let lock = store.lock_exclusive()?;
-    let (mut gone, trash) = gc::collect(store, &lock, &store.catalog()?, layer::FORMAT)?;
+    let (mut gone, trash) = gc::collect(store, &lock, &store.catalog()?, image::FORMATS)?;
     gone.extend(gc::remove_downloads(store, &lock)?);
     drop(lock);
     drop(trash);

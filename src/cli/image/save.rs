@@ -40,7 +40,9 @@ pub(in crate::cli) fn save(global: &Global, a: &SaveArgs) -> anyhow::Result<()> 
         None => Some(Format::Both),
         Some(Form::DockerArchive) => Some(Format::Docker),
         Some(Form::OciArchive) => Some(Format::Oci),
-        Some(Form::OciDir) if a.output.is_none() => anyhow::bail!("the format oci-dir needs a folder: name it by -o"),
+        Some(Form::OciDir) if a.output.is_none() => {
+            anyhow::bail!("the format oci-dir needs a directory: name it with -o")
+        }
         Some(Form::OciDir) => None,
     };
     archive::refuse_terminal(a.output.as_deref())?;

@@ -52,7 +52,7 @@ pub(in crate::cli) fn serve(job: Job, foreground: bool) -> anyhow::Result<()> {
             BufReader::new(from_child).read_line(&mut said)?;
             match said.trim_end() {
                 LIVE => Ok(()),
-                "" => anyhow::bail!("the process that serves the mount died; {} may say why", log_path.display()),
+                "" => anyhow::bail!("the process that serves the mount died: see {}", log_path.display()),
                 why => anyhow::bail!("{why}"),
             }
         }
@@ -70,7 +70,7 @@ pub(in crate::cli) fn leave_to_child<T>(value: T) {
             std::process::exit(i32::from(done.is_err()));
         }
         Err(error) => {
-            tracing::debug!(%error, "nobody else can do it");
+            tracing::debug!(%error, "cannot fork a process for slow cleanup");
             drop(value);
         }
     }
@@ -138,7 +138,7 @@ fn exit_on_signals(signals: &Signals, detach: impl Fn() -> std::io::Result<()>) 
         }
         let force = || {
             std::thread::sleep(GRACE);
-            tracing::warn!("files were still open when the time to close them was over");
+            tracing::warn!("files are still open after the grace period: exiting");
             std::process::exit(0);
         };
         if let Err(e) = std::thread::Builder::new().name("plyfs-grace".into()).spawn(force) {

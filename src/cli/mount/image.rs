@@ -7,11 +7,13 @@ use crate::cli::mount::options::{self as mount_options, Parsed};
 use crate::cli::output::format::{self, Columns};
 use crate::cli::output::stdout as output;
 use crate::cli::output::units::ago;
-use crate::cli::{Exit, Global, usage_errors};
+use crate::cli::{Exit, Global, config, usage_errors};
 use crate::fuse::Options;
 use crate::image;
-use crate::store::{Store, mounts};
-use crate::sys::{self, RemountFlags};
+use crate::kernel::{self, Changes, Engine, KernelError};
+use crate::store::mounts::{self, Guard};
+use crate::store::{Image, Store};
+use crate::sys::{self, MountFlags, RemountFlags};
 use jiff::Timestamp;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -45,10 +47,14 @@ pub(in crate::cli) struct MountArgs {
     /// Unmount a dead mount at the mountpoint first (a mount whose process has ended)
     #[arg(long, conflicts_with = "print")]
     replace: bool,
+    /// Engine that serves the mount: fuse (a daemon), kernel (EROFS and overlayfs: no daemon; needs root and Linux 6.12)
+    /// or auto (kernel where possible, else fuse) [default: fuse]
+    #[arg(long, value_name = "ENGINE", value_parser = mount_options::engine)]
+    engine: Option<Engine>,
     /// Mount options, comma-separated: ro, rw, volatile (never sync to disk), upper=DIR, work=DIR, [no]suid, [no]dev,
     /// [no]exec, allow_other, default_permissions, fsname=NAME, wake=auto|latency|poll|off (how to avoid the cost of
     /// waking idle processors), place=auto|follow|off (run the daemon on the processor of its caller: while no
-    /// processor is idle, always, never), replace (as --replace), remount (change ro, rw, suid, dev, exec of a mount)
+    /// processor is idle, always, never), engine=ENGINE (as --engine), replace (as --replace), remount (change ro, rw, suid, dev, exec of a mount)
     #[arg(short, value_name = "OPTIONS")]
     options: Vec<String>,
     /// Image (name, name:tag, name@digest or ID) and directory to mount it at
@@ -73,6 +79,7 @@ const COLUMNS: Columns = Columns {
     type_name: "plyfs.Mount",
     fields: &[
         ("CreatedSince", "CREATED"),
+        ("Engine", "ENGINE"),
         ("ID", "MOUNT ID"),
         ("Image", "IMAGE"),
         ("ImageID", "IMAGE ID"),
@@ -82,7 +89,7 @@ const COLUMNS: Columns = Columns {
         ("State", "STATE"),
     ],
 };
-const TABLE: &str = r"{{.ID}}\t{{.Image}}\t{{.ImageID}}\t{{.PID}}\t{{.Mode}}\t{{.State}}\t{{.Mountpoint}}";
+const TABLE: &str = r"{{.ID}}\t{{.Image}}\t{{.ImageID}}\t{{.PID}}\t{{.Engine}}\t{{.Mode}}\t{{.State}}\t{{.Mountpoint}}";
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -90,8 +97,8 @@ Examples:
   plyfs mounts
   plyfs mounts --format '{{.Mode}} {{.Mountpoint}}'")]
 pub(in crate::cli) struct MountsArgs {
-    /// Output format: `table`, `table TEMPLATE`, `json`, or a Go template over ID, Image, ImageID, PID, Mode (ro or
-    /// rw), State (live, or dead if the process has ended), Mountpoint, CreatedSince
+    /// Output format: `table`, `table TEMPLATE`, `json`, or a Go template over ID, Image, ImageID, PID, Engine
+    /// (fuse or kernel), Mode (ro or rw), State (live, or dead if the process has ended), Mountpoint, CreatedSince
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
     /// Only show mount IDs
@@ -116,19 +123,22 @@ pub(in crate::cli) fn mount(global: &Global, a: &MountArgs) -> anyhow::Result<()
     let mut parsed = mount_options::parse(&a.options, Options::for_user(&image, sys::is_root()), false)?;
     match (&at, mount_options::remount(words(&a.options), RemountFlags::empty())) {
         (At::Given(at), Some(flags)) => return mountpoint::remount(at, flags),
-        (At::Own, Some(_)) => anyhow::bail!("--print makes a new mount: the option remount is for one that is there"),
+        (At::Own, Some(_)) => anyhow::bail!("--print and the option remount exclude each other"),
         (_, None) => {}
     }
     parsed.replace |= a.replace;
+    parsed.engine = a.engine.or(parsed.engine);
     parsed.upper = a.upper.clone().or(parsed.upper);
     parsed.work = a.work.clone().or(parsed.work);
     let writable = a.rw || parsed.upper.is_some();
     match parsed.writable {
         Some(true) if !writable => {
-            anyhow::bail!("an image is mounted read-only: --upper DIR or --rw says where changes go")
+            anyhow::bail!("an image is mounted read-only by default: --upper DIR or --rw makes it writable")
         }
-        Some(false) if writable => anyhow::bail!("the option ro and a place for changes exclude each other"),
-        _ if parsed.volatile && !writable => anyhow::bail!("the option volatile is for mounts that can be written"),
+        Some(false) if writable => anyhow::bail!("the option ro excludes --upper and --rw"),
+        _ if parsed.volatile && !writable => {
+            anyhow::bail!("the option volatile needs a writable mount (--upper or --rw)")
+        }
         _ => {}
     }
     let store = match &parsed.root {
@@ -245,10 +255,16 @@ pub(in crate::cli) fn helper(arguments: &[OsString], caller: Caller) -> anyhow::
     Ok(())
 }
 
-/// Mounts an image read-write in the background; `upper` receives the changes.
-pub(in crate::cli) fn mount_writable(store: &Store, image: &str, at: &Path, upper: PathBuf) -> anyhow::Result<()> {
+/// Mounts an image read-write, without waiting for its end; `upper` receives the changes.
+pub(in crate::cli) fn mount_writable(
+    store: &Store,
+    image: &str,
+    at: &Path,
+    upper: PathBuf,
+    engine: Option<Engine>,
+) -> anyhow::Result<()> {
     let mut parsed = mount_options::parse(&[], Options::for_user(image, sys::is_root()), false)?;
-    parsed.upper = Some(upper);
+    (parsed.upper, parsed.engine) = (Some(upper), engine);
     start(store, image, At::Given(at), parsed, false, false)
 }
 
@@ -279,13 +295,18 @@ fn start(store: &Store, image: &str, at: At<'_>, parsed: Parsed, kept: bool, for
         None => mounts::register_own(store, &found.id, image, writable)?,
     };
     let mountpoint = guard.info().mountpoint.clone();
+    let place = match &parsed.upper {
+        Some(upper) => Some((upper.clone(), parsed.work.clone().unwrap_or_else(|| beside(upper)))),
+        None if kept && given.is_none() => Some(guard.own_upper()),
+        None if kept => Some(store.kept_upper(&found.chain_id(), &mountpoint)),
+        None => None,
+    };
+    let show = || if given.is_none() { output::line(mountpoint.display()) } else { Ok(()) };
+    let guard = match by_kernel(store, &found, guard, place.as_ref(), &parsed, foreground)? {
+        Some(guard) => guard,
+        None => return show(),
+    };
     let opened = image::open_tree(store, &found).map_err(anyhow::Error::from).and_then(|opened| {
-        let place = match &parsed.upper {
-            Some(upper) => Some((upper.clone(), parsed.work.clone().unwrap_or_else(|| beside(upper)))),
-            None if kept && given.is_none() => Some(guard.own_upper()),
-            None if kept => Some(store.kept_upper(opened.tree.source(), &mountpoint)),
-            None => None,
-        };
         let open = |(upper, work)| image::open_upper(upper, work, &opened.tree, parsed.volatile);
         let upper = place.map(open).transpose()?;
         Ok((opened, upper))
@@ -305,10 +326,64 @@ fn start(store: &Store, image: &str, at: At<'_>, parsed: Parsed, kept: bool, for
         options: parsed.options,
     };
     daemon::serve(job, foreground)?;
-    match given {
-        Some(_) => Ok(()),
-        None => output::line(mountpoint.display()),
+    show()
+}
+
+/// Mounts an image by the kernel engine, if it is wanted and, with [`Engine::Auto`], possible. Returns the registration
+/// if the FUSE engine is to serve the mount.
+fn by_kernel(
+    store: &Store,
+    image: &Image,
+    guard: Guard,
+    place: Option<&(PathBuf, PathBuf)>,
+    parsed: &Parsed,
+    foreground: bool,
+) -> anyhow::Result<Option<Guard>> {
+    let engine = parsed.engine.map_or_else(config::engine, Ok)?;
+    let mounted = match engine {
+        Engine::Fuse => return Ok(Some(guard)),
+        Engine::Auto if foreground => return Ok(Some(guard)),
+        Engine::Kernel if foreground => Err(anyhow::anyhow!("--foreground needs the FUSE engine")),
+        Engine::Kernel | Engine::Auto => mount_by_kernel(store, image, &guard, place, parsed),
+    };
+    match mounted {
+        Ok(id) => {
+            tracing::debug!("the kernel serves {} at {}", parsed.options.source, guard.info().mountpoint.display());
+            guard.leave_to_kernel(id)?;
+            Ok(None)
+        }
+        Err(why) if engine == Engine::Auto && why.downcast_ref().is_some_and(KernelError::is_unsupported) => {
+            tracing::info!("the FUSE engine serves the mount: {why}");
+            Ok(Some(guard))
+        }
+        Err(why) => {
+            guard.release()?;
+            Err(why)
+        }
     }
+}
+
+fn mount_by_kernel(
+    store: &Store,
+    image: &Image,
+    guard: &Guard,
+    place: Option<&(PathBuf, PathBuf)>,
+    parsed: &Parsed,
+) -> anyhow::Result<sys::MountId> {
+    let options = &parsed.options;
+    let scratch = guard.scratch()?;
+    let changes = place.map(|(upper, work)| Changes { upper, work, volatile: parsed.volatile });
+    let flags = MountFlags { write: changes.is_some(), suid: options.suid, dev: options.dev, exec: options.exec };
+    let wanted = kernel::Wanted { source: &options.source, scratch: &scratch, changes, flags };
+    let at = &guard.info().mountpoint;
+    let mounted = kernel::mount_image(store, image, at, &wanted);
+    // Fails only if something else is mounted there; then the registration's end removes it.
+    let _left = std::fs::remove_dir(&scratch);
+    mounted?;
+    sys::mount_id(at).map_err(|e| {
+        let _mounted = sys::unmount(at, true);
+        anyhow::anyhow!("cannot identify the mount at {}: {}", at.display(), sys::describe(&e))
+    })
 }
 
 /// The default work directory of an upper directory: its path with the suffix `.work`.
@@ -338,28 +413,33 @@ pub(in crate::cli) fn umount(global: &Global, a: &UmountArgs) -> anyhow::Result<
 
 fn unmount_one(store: &Store, at: &Path, lazy: bool) -> anyhow::Result<()> {
     let path = mountpoint::resolve(at);
-    if !mountpoint::is_plyfs(&path)? {
+    let served = mounts::by_mountpoint(store, &path)?;
+    if !mountpoint::is_plyfs(&path)? && !served.as_ref().is_some_and(|mount| is_by_kernel(mount, &path)) {
         anyhow::bail!("{} is not a plyfs mount", at.display());
     }
-    let served = mounts::by_mountpoint(store, &path)?;
     sys::unmount(&path, lazy).map_err(|e| match e.kind() {
         std::io::ErrorKind::ResourceBusy => {
-            anyhow::anyhow!("{} is in use: end what uses it, or unmount with --lazy", at.display())
+            anyhow::anyhow!("{} is in use: end the processes that use it, or unmount with --lazy", at.display())
         }
         _ => anyhow::anyhow!("cannot unmount {}: {}", at.display(), sys::describe(&e)),
     })?;
-    if served.is_none() {
+    if served.as_ref().is_none_or(|mount| mount.kernel.is_some()) {
         mounts::forget_ended(store, &path)?;
     }
     let Some(served) = served.filter(|_| !lazy) else { return Ok(()) };
     let deadline = Instant::now() + WAIT_FOR_END;
     while mounts::is_live(store, &served.id) {
         if Instant::now() > deadline {
-            anyhow::bail!("{} is unmounted, but process {} has not ended", at.display(), served.pid);
+            anyhow::bail!("{} is unmounted, but process {} has not exited", at.display(), served.pid);
         }
         std::thread::sleep(Duration::from_millis(2));
     }
     Ok(())
+}
+
+/// Whether the topmost mount at a path is that one of the kernel engine.
+fn is_by_kernel(mount: &mounts::Info, path: &Path) -> bool {
+    mount.kernel.is_some_and(|id| sys::mount_id(path).is_ok_and(|top| top == id.into()))
 }
 
 pub(in crate::cli) fn mounts(global: &Global, a: &MountsArgs) -> anyhow::Result<()> {
@@ -371,12 +451,13 @@ pub(in crate::cli) fn mounts(global: &Global, a: &MountsArgs) -> anyhow::Result<
     let rows = live.chain(dead).map(|(m, state)| {
         vec![
             ago(m.started.parse().ok(), now),
+            if m.kernel.is_some() { "kernel" } else { "fuse" }.to_owned(),
             m.id,
             m.reference,
             m.image.short().to_owned(),
             if m.writable { "rw" } else { "ro" }.to_owned(),
             crate::name::show(m.mountpoint.as_os_str().as_bytes()),
-            m.pid.to_string(),
+            if m.kernel.is_some() { "-".to_owned() } else { m.pid.to_string() },
             state.to_owned(),
         ]
     });

@@ -35,7 +35,8 @@ pub(in crate::cli) fn directory(at: &Path, replace: bool) -> anyhow::Result<Path
         if !replace {
             return Err(dead(&format!("cannot mount at {}", at.display()), at));
         }
-        sys::unmount(&path, true).map_err(|e| refuse(&format!("the dead mount there stays: {}", sys::describe(&e))))?;
+        sys::unmount(&path, true)
+            .map_err(|e| refuse(&format!("cannot unmount a dead mount: {}", sys::describe(&e))))?;
     }
     let path = at.canonicalize().map_err(|e| refuse(&sys::describe(&e)))?;
     let found = path.metadata().map_err(|e| refuse(&sys::describe(&e)))?;
@@ -45,7 +46,7 @@ pub(in crate::cli) fn directory(at: &Path, replace: bool) -> anyhow::Result<Path
 fn dead(what: &str, at: &Path) -> anyhow::Error {
     let at = at.display();
     anyhow::anyhow!(
-        "{what}: a dead plyfs mount is there (its process has ended): unmount it with \"plyfs umount {at}\", \
+        "{what}: a dead plyfs mount is there (its process has exited): unmount it with \"plyfs umount {at}\", \
                      or mount with --replace or -o replace"
     )
 }
@@ -63,7 +64,7 @@ pub(in crate::cli) fn remount(at: &Path, wanted: RemountFlags) -> anyhow::Result
     }
     let failed = |e: std::io::Error| match e.kind() {
         std::io::ErrorKind::ResourceBusy => anyhow::anyhow!("{what} read-only: files are open for writing"),
-        std::io::ErrorKind::PermissionDenied => anyhow::anyhow!("{what}: only root may"),
+        std::io::ErrorKind::PermissionDenied => anyhow::anyhow!("{what}: root privileges are required"),
         _ => anyhow::anyhow!("{what}: {}", sys::describe(&e)),
     };
     let before = sys::remount_flags(&path).map_err(failed)?;
@@ -73,7 +74,7 @@ pub(in crate::cli) fn remount(at: &Path, wanted: RemountFlags) -> anyhow::Result
         sys::remount(&path, before - RemountFlags::RDONLY).map_err(failed)?;
         if !sys::takes_changes(&path) {
             sys::remount(&path, before).map_err(failed)?;
-            anyhow::bail!("{what} read-write: it was mounted without a directory for changes (upper=DIR)");
+            anyhow::bail!("{what} read-write: it was mounted without an upper directory (upper=DIR)");
         }
     }
     sys::remount(&path, wanted).map_err(failed)

@@ -1,6 +1,7 @@
 //! Mount options (`-o`) of `mount` and mount.plyfs.
 
 use crate::fuse::{Options, Placing, Waking};
+use crate::kernel::Engine;
 use crate::sys::RemountFlags;
 use std::path::PathBuf;
 
@@ -19,6 +20,8 @@ pub(in crate::cli) struct Parsed {
     pub volatile: bool,
     /// `root=`: the store directory, for fstab lines, which cannot name it otherwise.
     pub root: Option<PathBuf>,
+    /// `engine=`: which engine serves the mount; by default [`crate::cli::config::engine`].
+    pub engine: Option<Engine>,
     /// `replace`: unmount a dead mount at the mountpoint first.
     pub replace: bool,
 }
@@ -63,6 +66,7 @@ pub(in crate::cli) fn parse(lists: &[String], defaults: Options, sloppy: bool) -
         work: None,
         volatile: false,
         root: None,
+        engine: None,
         replace: false,
     };
     for option in lists.iter().flat_map(|list| list.split(',')).filter(|option| !option.is_empty()) {
@@ -79,6 +83,7 @@ fn apply(option: &str, parsed: &mut Parsed) -> anyhow::Result<bool> {
     match option.split_once('=') {
         Some(("wake", value)) => options.waking = waking(value)?,
         Some(("place", value)) => options.placing = placing(value)?,
+        Some(("engine", value)) => parsed.engine = Some(engine(value)?),
         Some(("fsname", value)) => options.source = value.into(),
         Some(("root", value)) => parsed.root = Some(value.into()),
         Some(("upper", value)) => parsed.upper = Some(value.into()),
@@ -155,6 +160,11 @@ pub(in crate::cli) fn waking(value: &str) -> anyhow::Result<Waking> {
     })
 }
 
+/// Parses the value of `engine=` and `--engine`.
+pub(in crate::cli) fn engine(value: &str) -> anyhow::Result<Engine> {
+    Engine::of_word(value).ok_or_else(|| anyhow::anyhow!("engine '{value}': wanted fuse, kernel or auto"))
+}
+
 /// Parses the value of `place=`.
 pub(in crate::cli) fn placing(value: &str) -> anyhow::Result<Placing> {
     Ok(match value {
@@ -198,6 +208,8 @@ mod tests {
         assert_eq!(read("nosiud", false).unwrap_err().to_string(), "unknown mount option: nosiud");
         assert!(read("nosiud", true).is_ok());
         assert!(read("wake=loud", true).is_err());
+        assert_eq!(read("engine=kernel", false).unwrap().engine, Some(Engine::Kernel));
+        assert_eq!(read("engine=x", false).unwrap_err().to_string(), "engine 'x': wanted fuse, kernel or auto");
         assert_eq!(read("place=follow", false).unwrap().options.placing, Placing::Follow);
         let wrong = "mount option place=0: wanted auto, follow or off";
         assert_eq!(read("place=0", false).unwrap_err().to_string(), wrong);

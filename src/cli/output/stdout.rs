@@ -32,7 +32,7 @@ pub(in crate::cli) fn tabbed(lines: &str) -> anyhow::Result<String> {
     let mut writer = tabwriter::TabWriter::new(Vec::new()).minwidth(7).padding(3);
     writer.write_all(lines.as_bytes())?;
     writer.flush()?;
-    let bytes = writer.into_inner().map_err(|e| anyhow::anyhow!("cannot lay a table out: {e}"))?;
+    let bytes = writer.into_inner().map_err(|e| anyhow::anyhow!("cannot format a table: {e}"))?;
     Ok(String::from_utf8(bytes)?)
 }
 

@@ -152,7 +152,7 @@ fn ask(a: &LoginArgs, account: &Account, password: Option<String>, known: Option
     let origin = match (&password, a.password_stdin) {
         (Some(_), true) => "--password-stdin",
         (Some(_), false) => "--password",
-        (None, _) => "the password that was typed",
+        (None, _) => "the terminal",
     };
     if (a.username.is_none() || password.is_none()) && !io::stdin().is_terminal() {
         anyhow::bail!("Cannot perform an interactive login from a non TTY device");
@@ -195,7 +195,7 @@ fn place(sources: &Sources) -> anyhow::Result<PathBuf> {
         file.exists() || DirBuilder::new().recursive(true).mode(0o700).create(folder).is_ok()
     };
     let place = own_files().into_iter().find(can_be);
-    place.ok_or_else(|| anyhow::anyhow!("there is no place of this user's for credentials: name a file by --authfile"))
+    place.ok_or_else(|| anyhow::anyhow!("this user has no directory for credentials: name a file with --authfile"))
 }
 
 pub(in crate::cli) fn logout(a: &LogoutArgs) -> anyhow::Result<()> {
@@ -223,7 +223,7 @@ pub(in crate::cli) fn logout(a: &LogoutArgs) -> anyhow::Result<()> {
     if sources.file.is_none()
         && let Ok(Some(other)) = kept(&sources, &account)
     {
-        output::complaint(format_args!("WARNING: there still are credentials for {title}, in {}", other.origin));
+        output::complaint(format_args!("WARNING: credentials for {title} remain in {}", other.origin));
     }
     Ok(())
 }

@@ -60,7 +60,7 @@ struct Document {
 pub(in crate::cli) fn inspect(a: &InspectArgs) -> anyhow::Result<()> {
     let (text, further) = usage_errors::one_or_two("manifest inspect", &a.args)?;
     if further.is_some() {
-        anyhow::bail!("plyfs keeps no manifest lists of its own that {text} could be one of: name the manifest alone");
+        anyhow::bail!("plyfs has no local manifest lists: name the manifest alone, without the list {text}");
     }
     let name = text.parse::<Reference>()?.or_latest();
     let mut settings = a.registry.settings();
@@ -99,7 +99,7 @@ fn fetch(repository: &Repository, name: &Reference) -> anyhow::Result<Document> 
     let found = repository.manifest(&asked, &manifest::accept(), DOCUMENT_CAP);
     let Manifest { digest, bytes, .. } = found.map_err(|error| missing(name, error))?;
     let refused = |why: String| anyhow::anyhow!("{name}: {why}");
-    let text = String::from_utf8(bytes).map_err(|e| refused(format!("its manifest is no text: {e}")))?;
+    let text = String::from_utf8(bytes).map_err(|e| refused(format!("its manifest is not UTF-8: {e}")))?;
     let fields: Map<String, Value> =
         serde_json::from_str(&text).map_err(|e| refused(format!("its manifest is not valid JSON: {e}")))?;
     if fields.contains_key("manifests") && (fields.contains_key("layers") || fields.contains_key("config")) {
@@ -152,7 +152,7 @@ fn platform_of_config(repository: &Repository, document: &Document) -> anyhow::R
     let digest = config.get("digest").and_then(Value::as_str).and_then(|text| text.parse::<Digest>().ok());
     let size = config.get("size").and_then(Value::as_u64).filter(|size| *size <= DOCUMENT_CAP);
     let (Some(digest), Some(size)) = (digest, size) else {
-        anyhow::bail!("{}: its manifest names no config of at most {DOCUMENT_CAP} bytes", document.name);
+        anyhow::bail!("{}: its manifest has no config of at most {DOCUMENT_CAP} bytes", document.name);
     };
     let mut bytes = Vec::new();
     repository.blob(&digest, size, 0)?.take(size + 1).read_to_end(&mut bytes)?;

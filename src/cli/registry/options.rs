@@ -1,9 +1,9 @@
 //! Options of the registry commands: credentials, TLS verification, and the paths of this user's configuration files.
 
+use crate::cli::config::{self, absolute, config_home};
 use crate::registry::credentials::{Given, Sources};
 use crate::registry::{Settings, Timing, mirrors};
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use std::env;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -82,18 +82,11 @@ impl ServerArgs {
 
 /// Returns the sources of credentials: the named file, unless its name is empty, and the default ones.
 pub(in crate::cli) fn sources(authfile: Option<&Path>) -> Sources {
+    let authfile = authfile.or(config::get().authfile.as_deref());
     let file = authfile.filter(|file| !file.as_os_str().is_empty()).map(Path::to_owned);
     let mut usual_files = own_files();
     usual_files.extend(dockers_file().filter(|file| !usual_files.contains(file)));
     Sources { given: None, file, usual_files }
-}
-
-fn absolute(name: &str) -> Option<PathBuf> {
-    env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute())
-}
-
-fn config_home() -> Option<PathBuf> {
-    absolute("XDG_CONFIG_HOME").or_else(|| Some(absolute("HOME")?.join(".config")))
 }
 
 /// Returns the credential files that `login` may write, in the order in which they are read: podman's; before it
@@ -124,7 +117,7 @@ fn mirror_sources() -> mirrors::Sources {
     let shared = Path::new("/etc/containers");
     let own = config_home().map(|dir| dir.join("containers"));
     let own_folder = own.as_ref().map(|dir| dir.join("registries.conf.d"));
-    let named = absolute("CONTAINERS_REGISTRIES_CONF");
+    let named = absolute("CONTAINERS_REGISTRIES_CONF").or_else(|| config::get().registries_conf.clone());
     let own_file = own.map(|dir| dir.join("registries.conf")).filter(|file| named.is_none() && file.exists());
     let shared_folder = own_file.is_none().then(|| shared.join("registries.conf.d"));
     mirrors::Sources {

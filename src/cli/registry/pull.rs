@@ -3,7 +3,7 @@
 use crate::cli::output::progress::{Kind, Report};
 use crate::cli::output::stdout as output;
 use crate::cli::registry::options::RegistryArgs;
-use crate::cli::{Exit, Global, interrupt, usage_errors};
+use crate::cli::{Exit, Global, config, interrupt, usage_errors};
 use crate::container::sandbox;
 use crate::image::Platform;
 use crate::image::progress::Progress;
@@ -72,8 +72,9 @@ struct PlatformArg {
 
 impl PlatformArg {
     fn want(&self, all: bool) -> Want {
-        let platform = self.platform.clone().unwrap_or_else(Platform::host);
-        Want { platform, strict: self.platform.is_some(), all }
+        let named = self.platform.as_ref().or(config::get().platform.as_ref());
+        let platform = named.cloned().unwrap_or_else(Platform::host);
+        Want { platform, strict: named.is_some(), all }
     }
 }
 
@@ -171,7 +172,7 @@ pub(in crate::cli) fn pull(global: &Global, a: &PullArgs) -> anyhow::Result<()> 
 
 fn pull_source(global: &Global, a: &PullArgs, text: &str, report: &Arc<Report>) -> anyhow::Result<()> {
     if a.verify.is_some() {
-        anyhow::bail!("--verify is for images of registries, and {text} is none");
+        anyhow::bail!("--verify needs an image in a registry: {text} is not one");
     }
     let all = taken(&global.store()?, a, report, |session| Ok(source::open(text, session)?))?;
     all.iter().try_for_each(|pulled| summary(report, pulled))

@@ -4,9 +4,8 @@ use crate::cli::output::format;
 use crate::cli::output::stdout as output;
 use crate::cli::output::units;
 use crate::cli::{Exit, Global, usage_errors};
-use crate::image::Platform;
 use crate::image::fsck::{self, Finding, Options};
-use crate::layer;
+use crate::image::{self, Platform};
 use crate::store::gc;
 use crate::template::{Data, Functions, MissingKey};
 
@@ -60,7 +59,7 @@ fn collect(global: &Global, a: &GcArgs) -> anyhow::Result<()> {
     usage_errors::none("system gc", &a.args)?;
     let store = global.store()?;
     let lock = store.lock_exclusive()?;
-    let (mut removed, trash) = gc::collect(&store, &lock, &store.catalog()?, layer::FORMAT)?;
+    let (mut removed, trash) = gc::collect(&store, &lock, &store.catalog()?, image::FORMATS)?;
     removed.extend(gc::remove_downloads(&store, &lock)?);
     drop(lock);
     drop(trash);
@@ -76,7 +75,7 @@ fn check(global: &Global, a: &FsckArgs) -> anyhow::Result<()> {
     let store = global.store()?;
     let mut told = Ok(());
     let mut tell = |finding: &Finding| {
-        let mended = if finding.mended { " (mended)" } else { "" };
+        let mended = if finding.mended { " (repaired)" } else { "" };
         if told.is_ok() {
             told = output::line(format_args!("{}{mended}", finding.what));
         }

@@ -1,6 +1,7 @@
 //! Tar archives as the destination (`TarWriter`) and as the source (`unpack`) of a copy.
 
-use super::{Content, CopyError, Object, Result, Sink};
+use super::error::{CopyError, Result};
+use super::{Content, Object, Sink};
 use crate::layer::{Body, Limits, Meta, Packed, Packer, Reader};
 use std::io::{self, BufRead, Write};
 
@@ -30,7 +31,7 @@ impl<W: Write> TarWriter<W> {
             while at < start + len {
                 let most = (start + len - at).min(buffer.len() as u64) as usize;
                 match content.data.read(&mut buffer[..most]) {
-                    Ok(0) => return Err(io::Error::other("a file became shorter while it was copied")),
+                    Ok(0) => return Err(io::Error::other("a file shrank while it was copied")),
                     Ok(n) => {
                         self.out.data(&buffer[..n])?;
                         at += n as u64;

@@ -8,119 +8,28 @@
 //! followed. The type of an object is read from the same descriptor as its data.
 
 mod archive;
+mod endpoints;
+mod error;
 mod reader;
 mod writer;
 
+pub use endpoints::Place;
+pub use error::{CopyError, Result};
+
 use super::rootfs::Rootfs;
 use crate::image;
-use crate::layer::{LayerError, Meta};
+use crate::layer::Meta;
 use crate::meta::Kind;
-use crate::name::show;
-use crate::sys;
+use endpoints::{destination_text, find_destination, find_source, kind_of};
+use error::failed;
 use rustix::fs::{FileType, OFlags};
-use rustix::io::Errno;
 use std::ffi::OsStr;
-use std::io::{self, BufReader, Read, Write};
-use std::os::fd::OwnedFd;
+use std::io::{BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use writer::TreeWriter;
 
-/// The kernel's limit of symbolic links in one lookup (path_resolution(7)).
-const MOST_LINKS: usize = 40;
 const BUFFER: usize = 256 << 10;
-
-/// Why a copy failed. Messages are one line, with Docker's text where Docker has the same error.
-#[derive(Debug, thiserror::Error)]
-pub enum CopyError {
-    /// The path does not exist in the container.
-    #[error("Could not find the file {} in container {container}", show(.path))]
-    NotInContainer {
-        /// The path as looked up.
-        path: Vec<u8>,
-        /// The container's name or ID as given by the user.
-        container: String,
-    },
-    /// The source on the host cannot be opened.
-    #[error("lstat {}: {}", show(.path), sys::describe(.cause))]
-    NoSource {
-        /// The path.
-        path: Vec<u8>,
-        /// Why.
-        cause: io::Error,
-    },
-    /// The destination's parent directory does not exist.
-    #[error("invalid output path: directory \"{}\" does not exist", show(.0))]
-    NoParent(Vec<u8>),
-    /// The destination is a device.
-    #[error("{0} must be a directory or a regular file: got a device")]
-    IsDevice(String),
-    /// The destination of a tar is not a directory.
-    #[error("{0} must be a directory")]
-    MustBeDirectory(String),
-    /// The source is a directory and the destination a file.
-    #[error("cannot copy directory")]
-    DirectoryToFile,
-    /// A destination that ends with a slash does not exist.
-    #[error("no such directory")]
-    NoSuchDirectory,
-    /// A path component, or a path that ends with a slash, is not a directory.
-    #[error("not a directory")]
-    NotADirectory,
-    /// A directory would replace another object, or the other way round.
-    #[error("cannot overwrite {} \"{}\" with {}", kinds(*.directory).0, show(.path), kinds(*.directory).1)]
-    InTheWay {
-        /// The path in the destination.
-        path: Vec<u8>,
-        /// Whether the existing object is the directory.
-        directory: bool,
-    },
-    /// A tar entry has `..` in its path.
-    #[error("entry `{}` of the tar leads out of the directory", show(.0))]
-    LeadsOut(Vec<u8>),
-    /// The tar cannot be decompressed.
-    #[error("the tar {0}")]
-    Compressed(#[from] image::Problem),
-    /// The tar is damaged.
-    #[error("{0}")]
-    Tar(#[from] LayerError),
-    /// The tar cannot be written: the pipe's reader has exited, or the disk is full.
-    #[error("cannot write the tar: {}", sys::describe(.0))]
-    Output(io::Error),
-    /// A system call failed.
-    #[error("cannot {action} {}: {}", show(.path), sys::describe(.cause))]
-    Failed {
-        /// The attempted action.
-        action: &'static str,
-        /// The object's path.
-        path: Vec<u8>,
-        /// The system's error.
-        cause: io::Error,
-    },
-}
-
-fn kinds(directory: bool) -> (&'static str, &'static str) {
-    if directory { ("directory", "non-directory") } else { ("non-directory", "directory") }
-}
-
-/// The result of a copy.
-pub type Result<T> = std::result::Result<T, CopyError>;
-
-fn failed(action: &'static str, path: &[u8]) -> impl FnOnce(io::Error) -> CopyError {
-    let path = path.to_vec();
-    move |cause| CopyError::Failed { action, path, cause }
-}
-
-/// A source or destination path of the user.
-#[derive(Clone, Copy)]
-pub struct Place<'a> {
-    /// The root in which the path is resolved.
-    pub root: &'a Rootfs,
-    /// An absolute path. At its end, `/.` means the directory's content, and `/` requires a directory.
-    pub path: &'a [u8],
-    /// The container's name or ID as given by the user; `None`: the host.
-    pub container: Option<&'a str>,
-}
 
 /// The owner of the copies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -161,14 +70,6 @@ trait Sink {
     }
 }
 
-/// A resolved source.
-struct Source {
-    object: OwnedFd,
-    is_dir: bool,
-    /// The name of the copy; `None` for a directory's content.
-    name: Option<Vec<u8>>,
-}
-
 /// Copies `from` to `to`, which need not exist. A symbolic link at the end of `from` is copied as a link unless
 /// `follow` is set. Returns the total size of the files in bytes.
 pub fn copy(from: &Place<'_>, to: &Place<'_>, follow: bool, owner: Owner) -> Result<u64> {
@@ -206,119 +107,6 @@ pub fn unpack(tar: impl Read, to: &Place<'_>, owner: Owner) -> Result<u64> {
     let mut writer = TreeWriter::new(directory, to.path, owner).follow_links(to.root);
     archive::unpack(&mut BufReader::with_capacity(BUFFER, image::plain(tar)?), &mut writer)?;
     writer.end()
-}
-
-/// The destination in an error message.
-fn destination_text(place: &Place<'_>) -> String {
-    match place.container {
-        Some(container) => format!("destination \"{container}:{}\"", show(place.path)),
-        None => format!("invalid output path: \"{}\"", show(place.path)),
-    }
-}
-
-fn kind_of(object: &OwnedFd) -> io::Result<FileType> {
-    Ok(FileType::from_raw_mode(rustix::fs::fstat(object)?.st_mode))
-}
-
-fn is_missing(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound
-}
-
-fn ends_as_directory(path: &[u8]) -> bool {
-    path.ends_with(b"/") || path.ends_with(b"/.")
-}
-
-/// The last name of a path; `None` for the root and for paths that end with `.` or `..`.
-fn last_name(path: &[u8]) -> Option<&[u8]> {
-    if path.ends_with(b"/.") {
-        return None;
-    }
-    let name = path.split(|byte| *byte == b'/').rfind(|name| !name.is_empty())?;
-    (name != b"." && name != b"..").then_some(name)
-}
-
-/// The parent path: without the last name and trailing slashes.
-fn parent(path: &[u8]) -> &[u8] {
-    let end = path.iter().rposition(|byte| *byte != b'/').map_or(0, |at| at + 1);
-    let start = path[..end].iter().rposition(|byte| *byte == b'/').unwrap_or(0);
-    let parent = &path[..start];
-    if parent.is_empty() { b"/" } else { parent }
-}
-
-fn find_source(from: &Place<'_>, follow: bool) -> Result<Source> {
-    let path = Path::new(OsStr::from_bytes(from.path));
-    let found = match follow {
-        true => from.root.locate(path),
-        false => from.root.locate_itself(path),
-    };
-    let object = found.map_err(|cause| match from.container {
-        Some(container) if is_missing(&cause) => {
-            CopyError::NotInContainer { path: from.path.to_vec(), container: container.to_owned() }
-        }
-        _ if cause.kind() == io::ErrorKind::NotADirectory => CopyError::NotADirectory,
-        Some(_) => failed("open", from.path)(cause),
-        None => CopyError::NoSource { path: from.path.to_vec(), cause },
-    })?;
-    let is_dir = kind_of(&object).map_err(failed("stat", from.path))? == FileType::Directory;
-    Ok(Source { object, is_dir, name: last_name(from.path).map(<[u8]>::to_vec) })
-}
-
-/// Resolves the destination to an open directory and the copy's path in it; the path is empty if a directory's content
-/// is copied.
-fn find_destination(to: &Place<'_>, source: &Source) -> Result<(OwnedFd, Vec<u8>)> {
-    let path = behind_links(to)?;
-    let open = |path: &[u8]| to.root.locate(OsStr::from_bytes(path));
-    let there = match open(&path) {
-        Ok(found) => Some((kind_of(&found).map_err(failed("stat", &path))?, found)),
-        Err(e) if is_missing(&e) => None,
-        Err(e) if e.kind() == io::ErrorKind::NotADirectory => return Err(CopyError::NotADirectory),
-        Err(e) => return Err(failed("open", &path)(e)),
-    };
-    let name = match there {
-        Some((FileType::Directory, found)) => return Ok((found, source.name.clone().unwrap_or_default())),
-        Some((FileType::BlockDevice | FileType::CharacterDevice, _)) => {
-            return Err(CopyError::IsDevice(destination_text(to)));
-        }
-        Some(_) if source.is_dir => return Err(CopyError::DirectoryToFile),
-        None if !source.is_dir && ends_as_directory(&path) => return Err(CopyError::NoSuchDirectory),
-        _ => last_name(if source.is_dir { path.strip_suffix(b"/.").unwrap_or(&path) } else { &path }),
-    };
-    let around = parent(path.strip_suffix(b"/.").unwrap_or(&path));
-    let found = open(around).and_then(|found| match kind_of(&found)? {
-        FileType::Directory => Ok(found),
-        _ => Err(Errno::NOTDIR.into()),
-    });
-    match (found, name, to.container) {
-        (Ok(found), Some(name), _) => Ok((found, name.to_vec())),
-        (Ok(_), None, _) => Err(CopyError::NoSuchDirectory),
-        (Err(e), _, Some(container)) if is_missing(&e) => {
-            Err(CopyError::NotInContainer { path: around.to_vec(), container: container.to_owned() })
-        }
-        (Err(e), _, None) if is_missing(&e) => Err(CopyError::NoParent(around.to_vec())),
-        (Err(e), _, _) if e.kind() == io::ErrorKind::NotADirectory => Err(CopyError::NotADirectory),
-        (Err(e), _, _) => Err(failed("open", around)(e)),
-    }
-}
-
-/// Resolves symbolic links at the end of the destination path, including a dangling link, whose target is created.
-fn behind_links(to: &Place<'_>) -> Result<Vec<u8>> {
-    let mut path = to.path.to_vec();
-    if ends_as_directory(&path) {
-        return Ok(path);
-    }
-    for _ in 0..MOST_LINKS {
-        let Ok(found) = to.root.locate_itself(OsStr::from_bytes(&path)) else { return Ok(path) };
-        if kind_of(&found).map_err(failed("stat", &path))? != FileType::Symlink {
-            return Ok(path);
-        }
-        let target = rustix::fs::readlinkat(&found, "", Vec::new());
-        let target = target.map_err(|e| failed("read", &path)(e.into()))?.into_bytes();
-        path = match target.starts_with(b"/") {
-            true => target,
-            false => [parent(&path), b"/", &target].concat(),
-        };
-    }
-    Err(failed("open", to.path)(Errno::LOOP.into()))
 }
 
 /// Opens an object of any type without accessing its data.
@@ -596,9 +384,9 @@ mod tests {
         symlink("/real", bed.path("root/d/lib")).unwrap();
         symlink("../../..", bed.path("root/d/up")).unwrap();
         let refused = |entries: &[(&str, u8, &str)]| bed.unpack(&tar(entries), "/d").unwrap_err();
-        assert_eq!(refused(&[("../x", b'0', "x")]), "entry `../x` of the tar leads out of the directory");
-        assert_eq!(refused(&[("a/../../x", b'0', "x")]), "entry `a/../../x` of the tar leads out of the directory");
-        assert_eq!(refused(&[("l", b'1', "../real")]), "entry `../real` of the tar leads out of the directory");
+        assert_eq!(refused(&[("../x", b'0', "x")]), "entry `../x` of the tar is outside the directory");
+        assert_eq!(refused(&[("a/../../x", b'0', "x")]), "entry `a/../../x` of the tar is outside the directory");
+        assert_eq!(refused(&[("l", b'1', "../real")]), "entry `../real` of the tar is outside the directory");
         assert!(refused(&[("l", b'1', "nothing")]).starts_with("cannot open /d/nothing: "));
         assert_eq!(bed.unpack(&tar(&[]), "/secret").unwrap_err(), "destination \"c:/secret\" must be a directory");
         // Directories without entries are made; links to directories are followed, and end inside.

@@ -1,7 +1,8 @@
 //! A directory tree as the source of a copy: read through descriptors, a directory before its entries, names sorted.
 
 use super::super::rootfs::reopen;
-use super::{Content, LOOK, Object, Result, Sink, failed};
+use super::error::{Result, failed};
+use super::{Content, LOOK, Object, Sink};
 use crate::backing::{Backing, Disk};
 use crate::layer::Meta;
 use crate::meta::{Kind, PERMISSION_BITS, Time, device};

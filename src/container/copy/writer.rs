@@ -2,8 +2,9 @@
 //! symbolic links.
 
 use super::super::rootfs::Rootfs;
+use super::error::{CopyError, Result, failed};
 use super::reader::is_copied;
-use super::{Content, CopyError, LOOK, Object, Owner, Result, Sink, failed};
+use super::{Content, LOOK, Object, Owner, Sink};
 use crate::backing::{Backing, Disk};
 use crate::layer::Meta;
 use crate::meta::{Kind, Time};

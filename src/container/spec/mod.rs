@@ -94,7 +94,7 @@ pub enum SpecError {
         why: io::Error,
     },
     /// A part of the spec is incomplete.
-    #[error("cannot make the runtime's document: {0}")]
+    #[error("cannot create config.json for the runtime: {0}")]
     Document(#[from] OciSpecError),
 }
 
@@ -314,7 +314,7 @@ mod tests {
     }
 
     fn own() -> Mapping {
-        Mapping::Own { why: "/etc/subuid has no numbers for user 7".into() }
+        Mapping::Own { why: "/etc/subuid has no IDs for user 7".into() }
     }
 
     fn without_network() -> Host {
@@ -464,13 +464,13 @@ mod tests {
             let user = User { uid, gid, groups: groups.to_vec(), home: "/".into() };
             Case { user, ..Case::plain(Host::default()) }.in_user_namespace(mapping)
         };
-        let alone = "cannot run as user 1:0: there is nobody but root: /etc/subuid has no numbers for user 7";
+        let alone = "cannot run as user 1:0: only root is mapped: /etc/subuid has no IDs for user 7";
         assert_eq!(who(1, 0, &[0], own()).error(), alone);
         assert_eq!(who(0, 1, &[1], own()).error(), alone.replace("1:0", "0:1"));
         who(65_536, 65_536, &[65_536], ranges()).document();
-        let far = "cannot run as user 65537:0: the number is not among yours in /etc/subuid";
+        let far = "cannot run as user 65537:0: the ID exceeds your range in /etc/subuid";
         assert_eq!(who(65_537, 0, &[0], ranges()).error(), far);
-        let group = "cannot run as user 0:0: a group's number is not among yours in /etc/subgid";
+        let group = "cannot run as user 0:0: a group ID exceeds your range in /etc/subgid";
         assert_eq!(who(0, 0, &[0, 70_000], ranges()).error(), group);
     }
 

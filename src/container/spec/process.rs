@@ -114,15 +114,13 @@ fn account(user: &User, mapping: Option<&Mapping>) -> Result<Account, SpecError>
     account.set_uid(user.uid).set_gid(user.gid).set_umask(Some(UMASK));
     let nobody = |why: &str| Err(SpecError::Nobody { uid: user.uid, gid: user.gid, why: why.to_owned() });
     match mapping {
-        Some(Mapping::Own { why }) if user.uid != 0 || user.gid != 0 => {
-            nobody(&format!("there is nobody but root: {why}"))
-        }
+        Some(Mapping::Own { why }) if user.uid != 0 || user.gid != 0 => nobody(&format!("only root is mapped: {why}")),
         Some(Mapping::Own { .. }) => Ok(account),
         Some(Mapping::Ranges { last_user, .. }) if user.uid > *last_user => {
-            nobody("the number is not among yours in /etc/subuid")
+            nobody("the ID exceeds your range in /etc/subuid")
         }
         Some(Mapping::Ranges { last_group, .. }) if user.groups.iter().chain([&user.gid]).any(|g| g > last_group) => {
-            nobody("a group's number is not among yours in /etc/subgid")
+            nobody("a group ID exceeds your range in /etc/subgid")
         }
         _ => {
             account.set_additional_gids(Some(user.groups.clone()));

@@ -63,7 +63,7 @@ impl Image {
 
     /// Returns an inode's kind.
     pub fn kind(&self, ino: Ino) -> Result<Kind, FsError> {
-        Ok(self.node(ino)?.kind().ok_or(IndexError::Damaged("an inode has no kind"))?)
+        Ok(self.node(ino)?.kind().ok_or(IndexError::Damaged("an inode has no file type"))?)
     }
 
     /// Returns an inode's kernel reference count.
@@ -89,7 +89,7 @@ impl Image {
     }
 
     fn attr_of(&self, ino: Ino, node: &Node) -> Result<Attr, FsError> {
-        let kind = node.kind().ok_or(IndexError::Damaged("an inode has no kind"))?;
+        let kind = node.kind().ok_or(IndexError::Damaged("an inode has no file type"))?;
         Ok(Attr {
             ino,
             kind,

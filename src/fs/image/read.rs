@@ -92,7 +92,9 @@ impl Image {
     }
 
     fn layer(&self, node: &Node) -> Result<&super::Data, FsError> {
-        self.layers.get(usize::from(node.layer.get())).ok_or(IndexError::Damaged("a file is of no layer").into())
+        self.layers
+            .get(usize::from(node.layer.get()))
+            .ok_or(IndexError::Damaged("the file's layer does not exist").into())
     }
 }
 

@@ -51,8 +51,8 @@ impl LowerDirs {
             let wanted = redirect.unwrap_or_else(|| name.clone());
             let found = self.moved(source.layer, &dirs, &wanted)?.filter(|found| found.kind == Kind::File);
             let Some(found) = found else {
-                tracing::error!("the data of `{}` is that of a file that no layer has", crate::name::show(&name));
-                return Err(FsError::Damaged("a file's data is in no layer"));
+                tracing::error!("the data of `{}` belongs to a file that no layer has", crate::name::show(&name));
+                return Err(FsError::Damaged("no layer has the file's data"));
             };
             name = wanted.rsplit(|b| *b == b'/').next().unwrap_or_default().to_vec();
             dirs = found.holders;

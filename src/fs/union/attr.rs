@@ -95,7 +95,7 @@ impl Union {
                 let owner = (Some(before.uid), Some(before.gid));
                 let undone = self.upper.set_owner_and_mode(handle.as_fd(), &before, owner, Some(before.mode));
                 if let Err(e) = undone {
-                    tracing::error!("inode {ino} keeps a half of its new attributes: {e}");
+                    tracing::error!("cannot restore the owner and mode of inode {ino}: {e}");
                 }
             }
         })?;
@@ -104,7 +104,7 @@ impl Union {
             // set.
             let mtime = crate::upper::timestamps(None, Some(before.raw.mtime));
             if let Err(e) = self.upper.backing().utimens(handle.as_fd(), &mtime) {
-                tracing::warn!("inode {ino} keeps the time of a truncation to its own size: {e}");
+                tracing::warn!("cannot restore the modification time of inode {ino}: {e}");
             }
         }
         if let (Some(set), Some(entry)) = (change.mtime, self.table_mut().get_mut(ino)) {
@@ -141,7 +141,7 @@ impl Union {
         let times = Timestamps { last_access: one(change.atime), last_modification: one(change.mtime) };
         match self.upper.backing().utimens(handle.as_fd(), &times) {
             // A truncation cannot be undone, so this error must not fail the call.
-            Err(e) if change.size.is_some() => tracing::warn!("inode {ino} keeps the time of its truncation: {e}"),
+            Err(e) if change.size.is_some() => tracing::warn!("cannot set the times of the truncated inode {ino}: {e}"),
             set => set?,
         }
         Ok(())

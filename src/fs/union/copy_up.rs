@@ -208,7 +208,7 @@ impl Union {
         let done = put(&handle)?;
         let times = timestamps(None, Some(before.mtime));
         if let Err(e) = self.upper.backing().utimens(handle.as_fd(), &times) {
-            tracing::warn!("the modification time of directory {dir} shows a copy-up: {e}");
+            tracing::warn!("cannot restore the modification time of directory inode {dir} after a copy-up: {e}");
         }
         Ok(done)
     }

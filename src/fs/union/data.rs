@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use std::borrow::Cow;
 use std::os::fd::AsFd;
 
-const MISSING: FsError = FsError::Damaged("a file's data is in no layer");
+const MISSING: FsError = FsError::Damaged("no layer has the file's data");
 /// The most bytes that one copy call copies.
 const CHUNK: u64 = 8 << 20;
 /// The most bytes that one read returns.
@@ -66,7 +66,7 @@ impl Union {
         let times = timestamps(None, Some(known));
         let kept = self.handle(ino).and_then(|handle| Ok(self.upper.backing().utimens(handle.as_fd(), &times)?));
         if let Err(e) = kept {
-            tracing::warn!("the modification time of inode {ino} shows when its data was written back: {e}");
+            tracing::warn!("cannot restore the modification time of inode {ino} after writeback: {e}");
         }
     }
 
@@ -130,7 +130,7 @@ impl Union {
             return Err(e);
         }
         if let Err(e) = self.upper.clear_mark(handle.as_fd(), Mark::Redirect) {
-            tracing::warn!("a mark without meaning stays on inode {ino}: {e}");
+            tracing::warn!("cannot remove the redirect mark of inode {ino}: {e}");
         }
         if let Some(entry) = self.table_mut().get_mut(ino) {
             entry.data = Data::Upper;

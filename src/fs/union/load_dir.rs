@@ -194,7 +194,9 @@ impl Union {
             Some(ino) => Ok(Data::Lower(ino, size)),
             None => {
                 let shown = crate::name::show(name);
-                tracing::error!("the data of `{shown}` in the upper directory is that of a file that the image lacks");
+                tracing::error!(
+                    "the data of `{shown}` in the upper directory belongs to a file that the image does not have"
+                );
                 Ok(Data::Missing)
             }
         }
@@ -217,7 +219,7 @@ impl Union {
         let taken = |ino: Ino| self.table().get(ino).is_some_and(|entry| entry.raw.is_some_and(|other| other != *raw));
         if lower.is_some_and(taken) {
             tracing::warn!(
-                "`{}` in the upper directory shows what another directory does: it hides it",
+                "`{}` in the upper directory redirects to the same directory as another one: it is hidden",
                 crate::name::show(name)
             );
             *lower = None;

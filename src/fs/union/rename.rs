@@ -227,7 +227,8 @@ impl Union {
         if plan.sweep
             && let Err(e) = self.upper.backing().unlink(old.dir, old.name)
         {
-            tracing::warn!("a whiteout that hides nothing stays in the upper directory: {e}");
+            let name = old.name.escape_ascii();
+            tracing::warn!("cannot remove the unneeded whiteout of `{name}` from the upper directory: {e}");
         }
         Ok(())
     }

@@ -45,7 +45,7 @@ pub(super) fn check(mut rest: &str) -> Result<Value> {
 /// Parses a flag to the config's name and value; the value is `None` for the default.
 fn setting(name: &str, value: &str) -> Result<(&'static str, Option<Value>)> {
     if name == "retries" {
-        let retries: i32 = value.parse().map_err(|_| format!("--retries is no number: {value}"))?;
+        let retries: i32 = value.parse().map_err(|_| format!("--retries is not a number: {value}"))?;
         if retries < 1 {
             return Err(format!("--retries must be at least 1 (not {retries})"));
         }
@@ -58,7 +58,7 @@ fn setting(name: &str, value: &str) -> Result<(&'static str, Option<Value>)> {
         return Ok((key, None));
     }
     let span: jiff::SignedDuration =
-        value.parse().map_err(|_| format!("--{name} is no span of time such as 1m30s: {value}"))?;
+        value.parse().map_err(|_| format!("--{name} is not a duration such as 1m30s: {value}"))?;
     match (span.as_nanos(), i64::try_from(span.as_nanos())) {
         (0, _) => Ok((key, None)),
         (nanos, Ok(value)) if nanos >= LEAST => Ok((key, Some(json!(value)))),
@@ -87,7 +87,7 @@ mod tests {
             ("/ok", "Unknown type \"/OK\" in HEALTHCHECK (try CMD)"),
             ("--retries=0 CMD x", "--retries must be at least 1 (not 0)"),
             ("--interval=1us CMD x", "Interval \"interval\" cannot be less than 1ms"),
-            ("--interval=soon CMD x", "--interval is no span of time such as 1m30s: soon"),
+            ("--interval=soon CMD x", "--interval is not a duration such as 1m30s: soon"),
             ("--often CMD x", "unknown flag: --often"),
         ] {
             assert_eq!(check(bad), Err(why.to_owned()), "{bad}");

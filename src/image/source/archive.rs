@@ -100,7 +100,7 @@ impl TarFiles {
             } else if kind.is_file() || kind.is_contiguous() {
                 let (offset, size) = (entry.raw_file_position(), entry.size());
                 if offset.checked_add(size).is_none_or(|end| end > length) {
-                    return Err(Problem::Document(format!("is cut short within its member {name}")));
+                    return Err(Problem::Document(format!("is truncated in its member {name}")));
                 }
                 Member::File { offset, size }
             } else {
@@ -131,7 +131,7 @@ impl TarFiles {
                 Some(Member::File { offset, size }) => return Ok(Some((*offset, *size))),
             }
         }
-        Err(Problem::Document(format!("the links of its member {name} lead nowhere")))
+        Err(Problem::Document(format!("its member {name} has a loop of links")))
     }
 }
 

@@ -61,8 +61,8 @@ impl Archive {
                 let tags: Vec<&str> =
                     self.items.iter().flat_map(|i| i.repo_tags.iter().flatten()).map(String::as_str).collect();
                 let there = if tags.is_empty() { "images without names".to_owned() } else { tags.join(", ") };
-                let what = if n == 0 { "holds no such image" } else { "holds several images, say which" };
-                Err(Problem::Document(format!("{what}; there is: {there}")))
+                let what = if n == 0 { "has no such image" } else { "has several images: name one" };
+                Err(Problem::Document(format!("{what}; it has: {there}")))
             }
         }
     }

@@ -108,16 +108,16 @@ impl Layout {
             let best = manifest::choose(&list, &want.platform)?;
             return Ok(fitting.into_iter().filter(|d| *d == best).take(1).collect());
         }
-        Err(Problem::Document(format!("holds several images, say which: {}", self.listing())))
+        Err(Problem::Document(format!("has several images, name one of: {}", self.listing())))
     }
 
     fn not_found(&self) -> Problem {
         let what = match &self.select {
-            Select::Default => return Problem::Document("holds no image".into()),
+            Select::Default => return Problem::Document("has no image".into()),
             Select::Name(name) => name.clone(),
             Select::Digest(digest) => digest.to_string(),
         };
-        Problem::Document(format!("holds no image `{what}`; there is: {}", self.listing()))
+        Problem::Document(format!("has no image `{what}`; it has: {}", self.listing()))
     }
 
     fn listing(&self) -> String {
@@ -165,7 +165,7 @@ fn is_named(descriptor: &Descriptor, wanted: &str) -> bool {
 
 fn small(files: &dyn Files, name: &str) -> std::result::Result<Vec<u8>, Problem> {
     let stream =
-        files.read(name)?.ok_or_else(|| Problem::Document(format!("is no OCI image layout: it has no {name}")))?;
+        files.read(name)?.ok_or_else(|| Problem::Document(format!("is not an OCI image layout: it has no {name}")))?;
     read_capped(stream, DOCUMENT_CAP).map_err(|cause| Problem::Read { what: name.into(), cause })
 }
 

@@ -163,7 +163,7 @@ pub fn open(text: &str, session: &Session) -> Result<Box<dyn Source>> {
             let files = archive::open(&path, session).map_err(wrap)?;
             Ok(Box::new(docker::Archive::open(text, files, select, Some(base)).map_err(wrap)?))
         }
-        _ => Err(Error::Usage(format!("`{text}` names no source (wanted oci:, oci-archive: or docker-archive:)"))),
+        _ => Err(Error::Usage(format!("`{text}` is not a source (wanted oci:, oci-archive: or docker-archive:)"))),
     }
 }
 
@@ -194,7 +194,7 @@ pub fn open_load(from: LoadFrom<'_>, session: &Session) -> Result<Box<dyn Source
         let layout = layout::Layout::open(&origin, Box::new(files), Select::Default, base, false);
         return Ok(Box::new(layout.map_err(wrap)?));
     }
-    let why = "is no image archive: it has neither manifest.json nor oci-layout and index.json";
+    let why = "is not an image archive: it has neither manifest.json nor oci-layout and index.json";
     Err(wrap(Problem::Document(why.into())))
 }
 
@@ -202,7 +202,7 @@ pub fn open_load(from: LoadFrom<'_>, session: &Session) -> Result<Box<dyn Source
 /// their names; if none exists, the path ends at the first colon.
 fn split_path(text: &str) -> Result<(PathBuf, Select)> {
     if text.is_empty() {
-        return Err(Error::Usage("the source names no path".into()));
+        return Err(Error::Usage("the source has no path".into()));
     }
     if Path::new(text).exists() {
         return Ok((text.into(), Select::Default));

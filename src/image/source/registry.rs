@@ -122,7 +122,7 @@ impl Registry {
         }
         let length = partial.length();
         if length > 0 {
-            tracing::info!(digest = %blob.digest, have = length, of = blob.size, "going on with a download");
+            tracing::info!(digest = %blob.digest, have = length, of = blob.size, "resuming a download");
         }
         let partial = Arc::new(Mutex::new(partial));
         let kept = Kept { partial: Arc::clone(&partial), resumed: length > 0 };
@@ -178,7 +178,7 @@ impl Read for Resumed {
             let n = partial.read(&mut buf[..most])?;
             self.left -= n as u64;
             if n == 0 && most > 0 {
-                return Err(io::Error::other("a partial download became shorter while it was read"));
+                return Err(io::Error::other("a partial download shrank while it was read"));
             }
             return Ok(n);
         }
@@ -229,7 +229,7 @@ impl Source for Registry {
         let mut plans = Vec::new();
         for tag in self.repository.tags()?.into_iter().filter(|tag| !is_attachment(tag)) {
             let tagged = self.reference.by_tag(&tag).map_err(|_| {
-                let why = format!("its list of tags holds `{}`, which is no tag", tag.escape_debug());
+                let why = format!("its list of tags has the invalid tag `{}`", tag.escape_debug());
                 Error::Source { origin: self.origin.clone(), problem: Box::new(Problem::Document(why)) }
             })?;
             plans.push(self.plan(&tagged, want)?);
@@ -260,7 +260,7 @@ impl Source for Registry {
         let Place::Blob(blob) = &layer.place else { return false };
         let resumed = self.forget(layer);
         if resumed {
-            tracing::info!(layer = layer.short(), %wrong, "what an earlier pull left is of no use: starting over");
+            tracing::info!(layer = layer.short(), %wrong, "discarding the partial download of an earlier pull");
         }
         // Whether the partial or the mirror was wrong is unknown.
         self.repository.distrust(&blob.digest, wrong) || resumed

@@ -136,7 +136,7 @@ pub(in crate::cli) fn overlay(a: &OverlayArgs) -> anyhow::Result<()> {
     let job = daemon::Job {
         make: Box::new(move || {
             let fs = Fs::of_dirs(dirs, upper, parsed.forms);
-            fs.map_err(|e| anyhow::anyhow!("cannot put the upper directory on the lower ones: {e}"))
+            fs.map_err(|e| anyhow::anyhow!("cannot use the upper directory with the lower directories: {e}"))
         }),
         guard: None,
         log,
@@ -177,7 +177,7 @@ impl WritableDirs {
                 if own.starts_with(real) || real.starts_with(own) {
                     let (own, given) = (own.display(), given.display());
                     anyhow::bail!(
-                        "the {what} directory {own} and the lower directory {given} must not lie in one another"
+                        "the {what} directory {own} and the lower directory {given} must not contain each other"
                     );
                 }
             }

@@ -125,7 +125,7 @@ pub(super) fn parse(lists: &[OsString]) -> anyhow::Result<Parsed> {
         anyhow::bail!("no lower directory given: -o lowerdir=DIR[:DIR...]");
     }
     if parsed.lower.len() > MOST_LAYERS {
-        anyhow::bail!("{} lower directories given: at most {MOST_LAYERS} can be merged", parsed.lower.len());
+        anyhow::bail!("{} lower directories given: the maximum is {MOST_LAYERS}", parsed.lower.len());
     }
     let ids = [&mut parsed.options.users, &mut parsed.options.groups];
     for (map, file) in ids.into_iter().zip(["overflowuid", "overflowgid"]) {
@@ -217,7 +217,7 @@ fn apply_value(key: &str, value: &[u8], parsed: &mut Parsed) -> anyhow::Result<b
     let number = || text.parse().map_err(|_| anyhow::anyhow!("{key}={text}: wanted a number"));
     let is_on = || Ok::<bool, anyhow::Error>(number()? != 0);
     let kernel_value = || match text.len() > MOST_BYTES {
-        true => Err(anyhow::anyhow!("{key}= is longer than the {MOST_BYTES} bytes that the kernel takes")),
+        true => Err(anyhow::anyhow!("{key}= exceeds the kernel's limit of {MOST_BYTES} bytes")),
         false => Ok(text.clone()),
     };
     match key {
@@ -272,7 +272,7 @@ fn switch(key: &str, text: &str) -> anyhow::Result<bool> {
 
 /// Parses ID mappings: triples of numbers, all separated by colons. Empty fields are ignored.
 fn mapping(key: &str, text: &str) -> anyhow::Result<Vec<IdRange>> {
-    let wrong = || anyhow::anyhow!("{key}={text}: wanted DISK:SHOWN:LENGTH, and more of those behind a colon");
+    let wrong = || anyhow::anyhow!("{key}={text}: wanted DISK:SHOWN:LENGTH[:DISK:SHOWN:LENGTH...]");
     let numbers: Vec<u32> = text
         .split(':')
         .filter(|part| !part.is_empty())
@@ -334,7 +334,7 @@ mod tests {
             ("lowerdir=/a,uidmapping=0;1;2".into(), "uidmapping"),
             ("lowerdir=/a,xattr_permissions=3".into(), "xattr_permissions=3"),
             ("lowerdir=/a,squash_to_uid=x".into(), "squash_to_uid=x"),
-            (format!("lowerdir=/a,fsname={}", "x".repeat(4096)), "fsname= is longer"),
+            (format!("lowerdir=/a,fsname={}", "x".repeat(4096)), "fsname= exceeds"),
         ] {
             let said = read(&bad).unwrap_err().to_string();
             assert!(said.contains(says) && !said.contains('\n'), "{bad}: {said}");

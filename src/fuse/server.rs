@@ -3,7 +3,7 @@
 use super::caller::Caller;
 use super::ids::Ids;
 use super::pool::Pool;
-use super::set_id;
+use super::set_id::Requester;
 use super::traffic::Traffic;
 use super::{Options, convert};
 use crate::fs::{ACCESS_ACL, Attr, Change, Fs, FsError, New, Replace};
@@ -31,7 +31,7 @@ const BACKGROUND: u16 = 64;
 const MAX_REQUEST: u32 = 1 << 20;
 
 /// The FUSE server of one mount.
-pub struct Adapter {
+pub struct Server {
     fs: Arc<Fs>,
     traffic: Arc<Traffic>,
     pool: Pool,
@@ -52,13 +52,13 @@ pub struct Adapter {
     ids: Ids,
 }
 
-impl Adapter {
-    pub fn new(fs: Arc<Fs>, traffic: Arc<Traffic>, notifier: Arc<OnceLock<Notifier>>, options: &Options) -> Adapter {
+impl Server {
+    pub fn new(fs: Arc<Fs>, traffic: Arc<Traffic>, notifier: Arc<OnceLock<Notifier>>, options: &Options) -> Server {
         let honors_acls = options.default_permissions && options.acls && options.xattrs && fs.has_acls();
         let ids = Ids { users: options.users.clone(), groups: options.groups.clone() };
         let (pool, syncing, xattrs) = (Pool::default(), AtomicBool::new(false), options.xattrs);
         let (checks, keeps_times) = (options.default_permissions, false);
-        Adapter { fs, traffic, pool, syncing, notifier, honors_acls, checks, keeps_times, xattrs, ids }
+        Server { fs, traffic, pool, syncing, notifier, honors_acls, checks, keeps_times, xattrs, ids }
     }
 
     /// Converts attributes, with owners mapped to shown IDs.
@@ -87,17 +87,21 @@ impl Adapter {
         }
     }
 
+    fn requester(&self, request: &Request) -> Requester {
+        Requester { ids: self.ids.clone(), caller: Caller::of(request), checks: self.checks }
+    }
+
     /// Returns a closure that strips a file's set-ID bits before a write. `is_judged` as in
-    /// [`set_id::strip_before_write`].
+    /// [`Requester::strip_before_write`].
     fn set_id_stripper(
         &self,
         request: &Request,
         ino: INodeNo,
         is_judged: bool,
     ) -> impl FnOnce(&Fs) -> Result<(), FsError> + Send + 'static {
-        let (ids, caller, notifier) = (self.ids.clone(), Caller::of(request), self.notifier.clone());
+        let (requester, notifier) = (self.requester(request), self.notifier.clone());
         move |fs| {
-            if set_id::strip_before_write(fs, ino.0, &ids, caller, is_judged)? {
+            if requester.strip_before_write(fs, ino.0, is_judged)? {
                 forget_attributes(&notifier, ino);
             }
             Ok(())
@@ -175,7 +179,7 @@ fn reply_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
     }
 }
 
-impl Filesystem for Adapter {
+impl Filesystem for Server {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let wanted = [
             InitFlags::FUSE_DO_READDIRPLUS,
@@ -211,7 +215,7 @@ impl Filesystem for Adapter {
             }
         }
         if self.honors_acls && config.add_capabilities(InitFlags::FUSE_POSIX_ACL).is_err() {
-            tracing::warn!("this kernel's FUSE does not heed POSIX ACLs: they are shown, but grant nothing");
+            tracing::warn!("this kernel's FUSE does not support POSIX ACLs: they are shown, but not enforced");
         }
         // Both calls fail only for a value out of range, and return the nearest valid one.
         if let Err(fits) = config.set_max_write(MAX_REQUEST) {
@@ -259,7 +263,7 @@ impl Filesystem for Adapter {
         reply.error(Errno::ENOSYS);
     }
 
-    /// ENOSYS, as for [`Adapter::open`].
+    /// ENOSYS, as for [`Server::open`].
     fn opendir(&self, request: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         self.traffic.note(request);
         reply.error(Errno::ENOSYS);
@@ -277,6 +281,7 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         self.traffic.note(request);
+        self.traffic.note_data(size);
         match self.fs.read(ino.0, offset, size) {
             Ok(bytes) => reply.data(&bytes),
             Err(e) => reply.error(failed("read", ino, &e)),
@@ -404,8 +409,7 @@ impl Filesystem for Adapter {
         let ctime = ctime.map(convert::time_of).filter(|_| self.keeps_times);
         let change = Change { mode, uid, gid, size, atime, mtime, ctime };
         let slow = size.is_some_and(|size| size > 0) && self.fs.is_slow_to_write(ino.0);
-        let ids = self.ids.clone();
-        let (caller, checks) = (Caller::of(request), self.checks);
+        let requester = self.requester(request);
         let keeps_mtime = self.keeps_times && size.is_some() && mtime.is_none();
         if mode.is_some() && !self.honors_acls {
             // The mode change also changes the ACL.
@@ -414,11 +418,11 @@ impl Filesystem for Adapter {
         self.dispatch(
             slow,
             move |fs| {
-                let changed = set_id::set_attributes(fs, ino.0, &change, &ids, caller, checks);
+                let changed = requester.set_attributes(fs, ino.0, &change);
                 if keeps_mtime {
                     fs.keep_mtime(ino.0);
                 }
-                changed.map(|attr| convert::attr(&ids.show(&attr)))
+                changed.map(|attr| convert::attr(&requester.ids.show(&attr)))
             },
             move |done| match done {
                 Ok(attr) => reply.attr(&NO_EXPIRY, &attr),
@@ -510,6 +514,7 @@ impl Filesystem for Adapter {
     ) {
         self.traffic.note(request);
         let written = bytes.len() as u32;
+        self.traffic.note_data(written);
         let then = move |done: Result<(), FsError>| match done {
             Ok(()) => reply.written(written),
             Err(e) => reply.error(failed("write", ino, &e)),
@@ -608,7 +613,7 @@ impl Filesystem for Adapter {
             // The ACL change also changed the mode.
             forget_attributes(&self.notifier, ino);
             if self.checks {
-                done = set_id::strip_after_acl(&self.fs, ino.0, &self.ids, Caller::of(request));
+                done = self.requester(request).strip_after_acl(&self.fs, ino.0);
             }
         }
         reply_empty(reply, "setxattr", ino, done);

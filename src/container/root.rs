@@ -1,0 +1,83 @@
+//! Mounts the root file system of a sandbox, by either engine.
+
+use super::run_error::RunError;
+use crate::fuse::{self, Options};
+use crate::image;
+use crate::kernel::{self, Changes, Engine, KernelError};
+use crate::store::{Image, Store};
+use crate::sys::{self, MountFlags};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A root file system to mount.
+pub struct Root<'a> {
+    /// The store that has the image.
+    pub store: &'a Store,
+    /// The image.
+    pub image: &'a Image,
+    /// What the mount table shows as the source.
+    pub source: &'a str,
+    /// The upper and the work directory; without them the mount is read-only.
+    pub upper: Option<(PathBuf, PathBuf)>,
+    /// Whether changes are never synced to disk.
+    pub volatile: bool,
+    /// The engine that mounts it.
+    pub engine: Engine,
+    /// A path for an empty directory, at which the lower file system is mounted for a moment.
+    pub scratch: PathBuf,
+}
+
+/// A mounted root file system.
+pub struct MountedRoot {
+    /// Detaches it.
+    pub detach: Box<dyn Fn() -> io::Result<()> + Send>,
+    /// Waits until it is detached and all its files are closed.
+    pub finish: Box<dyn FnOnce() -> io::Result<()>>,
+}
+
+impl Root<'_> {
+    /// Mounts the root file system at a directory of this process's mount namespace.
+    pub fn mount(&self, at: &Path) -> Result<MountedRoot, RunError> {
+        match self.engine {
+            Engine::Fuse => self.mount_fuse(at),
+            Engine::Kernel => self.mount_kernel(at).map_err(|why| RunError::own(why.to_string())),
+            Engine::Auto => match self.mount_kernel(at) {
+                Err(why) if why.is_unsupported() => {
+                    tracing::debug!("the FUSE engine serves the root file system: {why}");
+                    self.mount_fuse(at)
+                }
+                done => done.map_err(|why| RunError::own(why.to_string())),
+            },
+        }
+    }
+
+    fn mount_fuse(&self, at: &Path) -> Result<MountedRoot, RunError> {
+        let own = |e: image::Error| RunError::own(e.to_string());
+        let opened = image::open_tree(self.store, self.image).map_err(own)?;
+        let open = |(upper, work)| image::open_upper(upper, work, &opened.tree, self.volatile);
+        let upper = self.upper.clone().map(open).transpose().map_err(own)?;
+        let fs = opened.into_fs(upper).map_err(own)?;
+        // The process is root, in its user namespace at least.
+        let options = Options::for_user(self.source, true);
+        let session = fuse::mount(Arc::new(fs), at, &options).map_err(|e| RunError::own(e.to_string()))?;
+        Ok(MountedRoot { detach: Box::new(session.detacher()), finish: Box::new(|| session.run()) })
+    }
+
+    fn mount_kernel(&self, at: &Path) -> Result<MountedRoot, KernelError> {
+        fs::create_dir_all(&self.scratch).map_err(|cause| KernelError::Io {
+            action: "make",
+            path: self.scratch.clone(),
+            cause,
+        })?;
+        let changes = self.upper.as_ref().map(|(upper, work)| Changes { upper, work, volatile: self.volatile });
+        let flags = MountFlags { write: changes.is_some(), suid: true, dev: true, exec: true };
+        let wanted = kernel::Wanted { source: self.source, scratch: &self.scratch, changes, flags };
+        let mounted = kernel::mount_image(self.store, self.image, at, &wanted);
+        let _left = fs::remove_dir(&self.scratch);
+        mounted?;
+        let at = at.to_owned();
+        Ok(MountedRoot { detach: Box::new(move || sys::unmount(&at, true)), finish: Box::new(|| Ok(())) })
+    }
+}

@@ -1,0 +1,190 @@
+//! The kernel engine: mounts an image by the kernel's own file systems, without a daemon. EROFS serves the image
+//! ([`crate::erofs`]), and overlayfs above it takes changes, in the upper directory's usual format.
+//!
+//! The mount needs Linux 6.12 (EROFS from files) and CAP_SYS_ADMIN in the initial user namespace. It ends when it is
+//! unmounted, by whatever program; nothing else is running for it.
+
+use crate::fs::Fs;
+use crate::image::{self, ErofsImage};
+use crate::store::{Image, Store};
+use crate::sys::{self, MountFlags, Overlay};
+use crate::upper;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+/// Which engine serves a mount.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Engine {
+    /// The FUSE server of plyfs.
+    #[default]
+    Fuse,
+    /// The kernel: EROFS and overlayfs.
+    Kernel,
+    /// The kernel where it can, else FUSE.
+    Auto,
+}
+
+impl Engine {
+    /// The word that [`Engine::of_word`] parses.
+    pub fn word(self) -> &'static str {
+        match self {
+            Engine::Fuse => "fuse",
+            Engine::Kernel => "kernel",
+            Engine::Auto => "auto",
+        }
+    }
+
+    /// Parses the value of `--engine` and `engine=`.
+    pub fn of_word(word: &str) -> Option<Engine> {
+        match word {
+            "fuse" => Some(Engine::Fuse),
+            "kernel" => Some(Engine::Kernel),
+            "auto" => Some(Engine::Auto),
+            _ => None,
+        }
+    }
+}
+
+/// Why the kernel does not mount an image.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// No CAP_SYS_ADMIN in the initial user namespace.
+    #[error("the kernel engine needs CAP_SYS_ADMIN in the initial user namespace: use --engine=fuse")]
+    NoRights,
+    /// The kernel lacks a file system.
+    #[error("this kernel has no {0}: use --engine=fuse")]
+    Missing(&'static str),
+    /// Before Linux 6.12.
+    #[error("this kernel mounts EROFS only from block devices (from files since Linux 6.12): use --engine=fuse")]
+    NoFiles,
+    /// The image has what overlayfs would obey.
+    #[error(
+        "the image has 0:0 devices or trusted.overlay.* attributes, which overlayfs would interpret: use --engine=fuse"
+    )]
+    Marks,
+    /// The upper directory has whiteouts in another form.
+    #[error("the file system of {} has no whiteout devices, which overlayfs needs: use --engine=fuse", .0.display())]
+    Whiteouts(PathBuf),
+    /// Another error of a system call.
+    #[error("cannot {action} {}: {}", .path.display(), sys::describe(.cause))]
+    Io {
+        /// The failed action, as a verb.
+        action: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// The error of the call.
+        cause: io::Error,
+    },
+    /// The upper directory or the image cannot be opened.
+    #[error(transparent)]
+    Image(#[from] image::Error),
+}
+
+impl KernelError {
+    /// Whether the FUSE engine can do it instead.
+    pub fn is_unsupported(&self) -> bool {
+        use KernelError as K;
+        matches!(self, K::NoRights | K::Missing(_) | K::NoFiles | K::Marks | K::Whiteouts(_))
+            || matches!(self, K::Image(image::Error::NoErofs { .. }))
+    }
+}
+
+/// An upper directory above the image.
+pub struct Changes<'a> {
+    /// The upper directory.
+    pub upper: &'a Path,
+    /// The work directory.
+    pub work: &'a Path,
+    /// Whether nothing is ever synced to disk.
+    pub volatile: bool,
+}
+
+/// A mount to make.
+pub struct Wanted<'a> {
+    /// What the mount table shows as the source of an overlay.
+    pub source: &'a str,
+    /// An empty directory, at which the image is mounted for a moment under an overlay.
+    pub scratch: &'a Path,
+    /// Where changes are written; without it the mount is read-only.
+    pub changes: Option<Changes<'a>>,
+    /// Flags of the mount.
+    pub flags: MountFlags,
+}
+
+/// Mounts an image at a directory.
+///
+/// With an upper directory: the FUSE engine's code opens it first, which locks it, binds it to the image and completes
+/// what a crash interrupted. The lock is held until the mount is attached; from then on the kernel knows that the
+/// directory is in use ([`sys::is_overlay_upper`]).
+pub fn mount_image(store: &Store, image: &Image, at: &Path, wanted: &Wanted<'_>) -> Result<(), KernelError> {
+    let erofs = image::open_erofs(store, image)?;
+    let _locked = wanted.changes.as_ref().map(|changes| prepare(store, image, &erofs, changes)).transpose()?;
+    let lower = sys::mount_erofs(&erofs.file, &erofs.path, &erofs.tars, wanted.flags).map_err(|e| failed(e, &erofs))?;
+    let mounted = match &wanted.changes {
+        Some(changes) => overlaid(&lower, wanted, changes)?,
+        None => lower,
+    };
+    attach(&mounted, at)
+}
+
+/// Opens an upper directory as the FUSE engine does. Dropping the result unlocks it.
+fn prepare(store: &Store, image: &Image, erofs: &ErofsImage, changes: &Changes<'_>) -> Result<Fs, KernelError> {
+    if erofs.has_overlay_marks {
+        return Err(KernelError::Marks);
+    }
+    let opened = image::open_tree(store, image)?;
+    let upper = image::open_upper(changes.upper.into(), changes.work.into(), &opened.tree, false)?;
+    if !upper.has_whiteout_devices() {
+        return Err(KernelError::Whiteouts(changes.upper.into()));
+    }
+    if changes.volatile {
+        upper::note_boot(changes.work).map_err(image::Error::from)?;
+    }
+    Ok(opened.into_fs(Some(upper))?)
+}
+
+/// Mounts overlayfs over an image, as a detached mount.
+fn overlaid(lower: &OwnedFd, wanted: &Wanted<'_>, changes: &Changes<'_>) -> Result<OwnedFd, KernelError> {
+    attach(lower, wanted.scratch)?;
+    let whole = |path: &Path| path.canonicalize().map_err(io("find", path));
+    let mounted = whole(changes.upper).and_then(|upper| Ok((upper, whole(changes.work)?))).and_then(|(upper, work)| {
+        let overlay = Overlay {
+            source: wanted.source,
+            lower: wanted.scratch,
+            upper: &upper,
+            work: &work,
+            volatile: changes.volatile,
+            user: false,
+        };
+        sys::mount_overlay(&overlay, wanted.flags).map_err(|e| match Errno::from_io_error(&e) {
+            Some(Errno::NODEV) => KernelError::Missing("overlayfs"),
+            _ => io("mount overlayfs with the upper directory", &upper)(e),
+        })
+    });
+    // The overlay has its own reference to the image.
+    sys::unmount(wanted.scratch, true).map_err(io("unmount", wanted.scratch))?;
+    mounted
+}
+
+/// Attaches a detached mount at a directory.
+fn attach(mount: &OwnedFd, at: &Path) -> Result<(), KernelError> {
+    let dir = rustix::fs::open(at, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let attached = dir.map_err(io::Error::from).and_then(|dir| sys::attach(mount, &dir));
+    attached.map_err(io("mount at", at))
+}
+
+fn io(action: &'static str, path: &Path) -> impl Fn(io::Error) -> KernelError {
+    move |cause| KernelError::Io { action, path: path.to_owned(), cause }
+}
+
+fn failed(error: io::Error, image: &ErofsImage) -> KernelError {
+    match Errno::from_io_error(&error) {
+        Some(Errno::PERM) => KernelError::NoRights,
+        Some(Errno::NODEV) => KernelError::Missing("EROFS"),
+        Some(Errno::NOTBLK) => KernelError::NoFiles,
+        _ => KernelError::Io { action: "mount", path: image.path.clone(), cause: error },
+    }
+}

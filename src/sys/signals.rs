@@ -1,0 +1,146 @@
+//! Signals: blocking and receiving them, forwarding them to a child, and a clean signal mask for programs.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// The signals that end the program.
+const TERMINATION_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+
+fn is_ignored(signal: i32) -> io::Result<bool> {
+    // SAFETY: a sigaction is plain data of integers and pointers, for which zeroes are valid; the call fills the live
+    // local and changes nothing, as no new action is given.
+    let (failed, action) = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        (libc::sigaction(signal, std::ptr::null(), &mut action), action)
+    };
+    if failed == 0 { Ok(action.sa_sigaction == libc::SIG_IGN) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Makes the program start with no signal blocked or ignored, whatever it would inherit.
+pub fn begin_with_all_signals(command: &mut Command) -> &mut Command {
+    let reset = || {
+        // SAFETY: between fork and exec only such calls are sound as signal handlers may make, and these are; the set
+        // is a live local, which sigemptyset initialises. What cannot be reset (SIGKILL, SIGSTOP) fails and stays.
+        let failed = unsafe {
+            for signal in 1..=libc::SIGRTMAX() {
+                libc::signal(signal, libc::SIG_DFL);
+            }
+            let mut none = std::mem::zeroed();
+            libc::sigemptyset(&mut none);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &none, std::ptr::null_mut())
+        };
+        if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
+    };
+    // SAFETY: the closure allocates nothing and takes no lock, for the reason given in it.
+    unsafe { command.pre_exec(reset) }
+}
+
+/// The signals to forward to a child.
+const FORWARDED_SIGNALS: [i32; 7] =
+    [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGWINCH];
+
+/// Blocked signals, received by [`Signals::wait`]. Threads started later inherit the signal mask.
+pub struct Signals {
+    set: libc::sigset_t,
+    before: libc::sigset_t,
+}
+
+/// A received signal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Received {
+    /// One or more children have ended (SIGCHLD).
+    Child,
+    /// A signal to forward to the child.
+    PassOn(i32),
+    /// A signal from the terminal, which the kernel sent to the whole foreground process group: need not be forwarded.
+    FromTerminal(i32),
+}
+
+impl Signals {
+    /// Blocks SIGTERM, SIGINT and SIGHUP. Call it before starting threads, which inherit the signal mask.
+    pub fn block() -> io::Result<Signals> {
+        Signals::block_set(&TERMINATION_SIGNALS)
+    }
+
+    /// As [`Signals::block`], except for signals that are ignored since the program's start: by nohup(1), or SIGINT
+    /// in a background job of a shell script.
+    pub fn block_heeded() -> io::Result<Signals> {
+        let mut not_ignored = Vec::new();
+        for signal in TERMINATION_SIGNALS {
+            if !is_ignored(signal)? {
+                not_ignored.push(signal);
+            }
+        }
+        Signals::block_set(&not_ignored)
+    }
+
+    /// Blocks the signals to forward to a child, SIGCHLD, and SIGTTOU, which would stop the process when it uses the
+    /// terminal from the background.
+    pub fn block_for_child() -> io::Result<Signals> {
+        // SAFETY: no handler is set, so none can be wrong; a parent that ignored the signal has handed that down, and
+        // then no child could be waited for.
+        unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+        Signals::block_set(&[&FORWARDED_SIGNALS[..], &[libc::SIGCHLD, libc::SIGTTOU]].concat())
+    }
+
+    fn block_set(signals: &[i32]) -> io::Result<Signals> {
+        // SAFETY: a sigset_t is plain data that sigemptyset and pthread_sigmask initialise before anything reads it;
+        // the pointers are to live locals.
+        let (set, before, failed) = unsafe {
+            let (mut set, mut before) = (std::mem::zeroed(), std::mem::zeroed());
+            libc::sigemptyset(&mut set);
+            for signal in signals {
+                libc::sigaddset(&mut set, *signal);
+            }
+            let failed = libc::pthread_sigmask(libc::SIG_BLOCK, &set, &mut before);
+            (set, before, failed)
+        };
+        if failed == 0 { Ok(Signals { set, before }) } else { Err(io::Error::from_raw_os_error(failed)) }
+    }
+
+    /// Restores this thread's previous signal mask.
+    pub fn let_through(&self) -> io::Result<()> {
+        // SAFETY: the pointer is to a live set that pthread_sigmask itself filled.
+        match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut()) } {
+            0 => Ok(()),
+            failed => Err(io::Error::from_raw_os_error(failed)),
+        }
+    }
+
+    /// Waits for the next of the signals and returns its number.
+    pub fn wait(&self) -> io::Result<i32> {
+        let mut signal = 0;
+        // SAFETY: both pointers are to live values of the right type.
+        match unsafe { libc::sigwait(&self.set, &mut signal) } {
+            0 => Ok(signal),
+            failed => Err(io::Error::from_raw_os_error(failed)),
+        }
+    }
+
+    /// Waits for the next signal after [`Signals::block_for_child`]. Discards SIGTTOU.
+    pub fn receive(&self) -> io::Result<Received> {
+        loop {
+            let mut info = MaybeUninit::<libc::siginfo_t>::uninit();
+            // SAFETY: both pointers are to live values of the right type; the call has filled the second if it gives a
+            // signal, and its code is an integer whatever the signal.
+            let (signal, code) = unsafe {
+                match libc::sigwaitinfo(&self.set, info.as_mut_ptr()) {
+                    -1 => (-1, 0),
+                    signal => (signal, info.assume_init().si_code),
+                }
+            };
+            return Ok(match signal {
+                -1 => match io::Error::last_os_error() {
+                    e if e.kind() == io::ErrorKind::Interrupted => continue,
+                    e => return Err(e),
+                },
+                libc::SIGCHLD => Received::Child,
+                libc::SIGTTOU => continue,
+                signal if code == libc::SI_KERNEL => Received::FromTerminal(signal),
+                signal => Received::PassOn(signal),
+            });
+        }
+    }
+}

@@ -13,6 +13,11 @@ use super::support::small;
 use super::support::tar::{Entry, Sparse, Tar};
 use super::support::tree::{Contents, diff, scan};
 
+/// Users that every Debian has, and no other test gives subordinate IDs: files on disk belong to these here, so that
+/// the ranges must not change during the test.
+const UUCP: u32 = 10;
+const PROXY: u32 = 13;
+
 fn pulled(env: &TestEnv, name: &str, layers: Vec<Vec<u8>>) {
     let image = layers.into_iter().fold(Image::new(), |image, tar| image.compressed(tar, Compression::None));
     image.tag("1").write_layout(&env.path(name));
@@ -349,4 +354,84 @@ fn many_mounts_of_one_image_are_independent() {
     }
     mounts.into_iter().for_each(Mount::unmount);
     assert!(Path::new(&env.root()).exists());
+}
+
+/// Without root the FUSE engine serves the image, and kernel overlayfs takes the changes, in the container's own user
+/// namespace.
+#[test]
+fn a_plain_users_container_changes_files_through_kernel_overlayfs() {
+    let (env, _home) = small::for_user(UUCP);
+    let _ids = small::SubordinateIds::add("uucp", 1_800_100_000);
+    let user = |words: &[&str]| run(&mut env.as_user(UUCP, words));
+    let script = "cat /proc/mounts; touch /new; chown 1000 /new; chmod 640 /new; chmod 600 /etc/group; \
+                  busybox mv /mnt /moved; busybox rm /etc/passwd; stat -c '%u %a' /new";
+    let seen = user(&["run", "--engine=kernel", "--name", "mine", "box:1", "sh", "-c", script]);
+    assert_eq!((seen.code, seen.stderr.as_str()), (0, ""), "{seen:?}");
+    assert!(seen.stdout.lines().any(|line| line.starts_with("box:1 / overlay ")), "{seen:?}");
+    assert!(seen.stdout.ends_with("1000 640\n"), "{seen:?}");
+    let changes = user(&["diff", "mine"]).stdout;
+    assert_eq!(changes, "C /etc\nC /etc/group\nD /etc/passwd\nD /mnt\nA /moved\nA /new\n", "{changes}");
+    assert_eq!(user(&["commit", "mine", "box:2"]).code, 0);
+    let look = ["run", "--rm", "-u", "1000", "box:2", "stat", "-c", "%u %a", "/new", "/moved", "/etc/group"];
+    assert_eq!(user(&look).stdout, "1000 640\n0 755\n0 600\n");
+    let again = user(&["start", "-a", "mine"]);
+    assert_eq!(again.code, 0, "{again:?}");
+    assert_eq!(user(&["rm", "mine"]).code, 0);
+    let chroot = ["chroot", "--engine=kernel", "--rw", "box:1", "sh", "-c", "echo kept >> /tmp/kept; cat /tmp/kept"];
+    assert_eq!(user(&chroot).stdout, "kept\n");
+    assert_eq!(user(&chroot).stdout, "kept\nkept\n");
+    // Such a directory has native owners, with the FUSE engine too.
+    let script = "chown ann /tmp/kept; stat -c %u /tmp/kept";
+    assert_eq!(user(&["chroot", "--engine=fuse", "--rw", "box:1", "sh", "-c", script]).stdout, "1000\n");
+    let kernel = ["chroot", "--engine=kernel", "--rw", "box:1", "stat", "-c", "%u", "/tmp/kept"];
+    assert_eq!(user(&kernel).stdout, "1000\n");
+}
+
+/// The FUSE engine keeps a plain user's owners in attributes, which the kernel does not read.
+#[test]
+fn a_plain_users_upper_directory_of_the_fuse_engine_stays_with_it() {
+    let (env, home) = small::for_user(PROXY);
+    let _ids = small::SubordinateIds::add("proxy", 1_800_200_000);
+    let upper = home.join("upper").display().to_string();
+    let chroot = |engine: &str| {
+        run(&mut env.as_user(PROXY, &["chroot", engine, "--upper", &upper, "box:1", "sh", "-c", "echo x > /tmp/x"]))
+    };
+    assert_eq!(chroot("--engine=fuse").code, 0);
+    let refused = chroot("--engine=kernel");
+    assert!(refused.code == 125 && refused.stderr.contains("owners and modes in attributes"), "{refused:?}");
+    assert_eq!(chroot("--engine=auto").code, 0);
+}
+
+#[test]
+fn mount_flags_hold_for_both_file_systems() {
+    let env = TestEnv::new();
+    small(&env);
+    for more in [&[][..], &["--rw"]] {
+        let mount = env.mount("box:1", &[&["--engine=kernel", "-o", "nosuid,nodev,noexec"], more].concat());
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let line = table.lines().find(|line| line.contains(&mount.path().display().to_string())).unwrap();
+        let flags = line.split(' ').nth(5).unwrap();
+        for flag in ["nosuid", "nodev", "noexec", "noatime", if more.is_empty() { "ro" } else { "rw" }] {
+            assert!(flags.split(',').any(|found| found == flag), "{flag}: {line}");
+        }
+        mount.unmount();
+    }
+}
+
+/// A directory of 100,000 entries, most of them in blocks of their own, found by binary search.
+#[test]
+fn a_large_directory_is_listed_and_searched() {
+    let env = TestEnv::new();
+    let mut tar = Tar::new();
+    for n in 0..100_000 {
+        tar = tar.file(format!("d/{n}"), "");
+    }
+    pulled(&env, "large", vec![tar.finish()]);
+    let mount = env.mount("large:1", &["--engine=kernel"]);
+    assert_eq!(fs::read_dir(mount.path().join("d")).unwrap().count(), 100_000);
+    for n in (0..100_000).step_by(777) {
+        assert!(mount.path().join("d").join(n.to_string()).symlink_metadata().is_ok(), "{n}");
+    }
+    assert!(mount.path().join("d/100000").symlink_metadata().is_err());
+    mount.unmount();
 }

@@ -3,12 +3,15 @@
 //!
 //! The mount needs Linux 6.12 (EROFS from files) and CAP_SYS_ADMIN in the initial user namespace. It ends when it is
 //! unmounted, by whatever program; nothing else is running for it.
+//!
+//! A plain user cannot mount EROFS. In a user namespace the FUSE engine serves the image read-only, and kernel overlayfs
+//! above it takes the changes ([`mount_over`]).
 
 use crate::fs::Fs;
 use crate::image::{self, ErofsImage};
 use crate::store::{Image, Store};
 use crate::sys::{self, MountFlags, Overlay};
-use crate::upper;
+use crate::upper::{self, OpenError};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::io;
@@ -60,6 +63,17 @@ pub enum KernelError {
     /// Before Linux 6.12.
     #[error("this kernel mounts EROFS only from block devices (from files since Linux 6.12): use --engine=fuse")]
     NoFiles,
+    /// Before Linux 6.5 (apptainer 634, 3596).
+    #[error(
+        "overlayfs over FUSE, which the kernel engine needs without root, is broken before Linux 6.5: use --engine=fuse"
+    )]
+    OldOverlay,
+    /// A user namespace with a single user ID.
+    #[error("the kernel engine needs subordinate IDs (/etc/subuid) without root: use --engine=fuse")]
+    OneUser,
+    /// The FUSE mount below an overlay.
+    #[error("{0}")]
+    Lower(String),
     /// The image has what overlayfs would obey.
     #[error(
         "the image has 0:0 devices or trusted.overlay.* attributes, which overlayfs would interpret: use --engine=fuse"
@@ -87,8 +101,13 @@ impl KernelError {
     /// Whether the FUSE engine can do it instead.
     pub fn is_unsupported(&self) -> bool {
         use KernelError as K;
-        matches!(self, K::NoRights | K::Missing(_) | K::NoFiles | K::Marks | K::Whiteouts(_))
-            || matches!(self, K::Image(image::Error::NoErofs { .. }))
+        matches!(
+            self,
+            K::NoRights | K::Missing(_) | K::NoFiles | K::OldOverlay | K::OneUser | K::Marks | K::Whiteouts(_)
+        ) || matches!(
+            self,
+            K::Image(image::Error::NoErofs { .. } | image::Error::Upper(OpenError::OwnersInAttributes(_)))
+        )
     }
 }
 
@@ -124,10 +143,41 @@ pub fn mount_image(store: &Store, image: &Image, at: &Path, wanted: &Wanted<'_>)
     let _locked = wanted.changes.as_ref().map(|changes| prepare(store, image, &erofs, changes)).transpose()?;
     let lower = sys::mount_erofs(&erofs.file, &erofs.path, &erofs.tars, wanted.flags).map_err(|e| failed(e, &erofs))?;
     let mounted = match &wanted.changes {
-        Some(changes) => overlaid(&lower, wanted, changes)?,
+        Some(changes) => {
+            attach(&lower, wanted.scratch)?;
+            overlaid(wanted, changes, false)?
+        }
         None => lower,
     };
     attach(&mounted, at)
+}
+
+/// Mounts overlayfs at a directory, over a file system that is mounted at [`Wanted::scratch`], for root of a user
+/// namespace: `lower` is the FUSE engine's mount of the image. The upper directory must be held, as the result of
+/// [`prepare_native`], as long as the mount.
+pub fn mount_over(at: &Path, wanted: &Wanted<'_>, changes: &Changes<'_>) -> Result<(), KernelError> {
+    attach(&overlaid(wanted, changes, true)?, at)
+}
+
+/// Opens an upper directory as the FUSE engine does, for [`mount_over`]. Dropping the result unlocks it.
+pub fn prepare_native(store: &Store, image: &Image, changes: &Changes<'_>) -> Result<Fs, KernelError> {
+    if !is_at_least(6, 5) {
+        return Err(KernelError::OldOverlay);
+    }
+    let opened = image::open_tree(store, image)?;
+    let upper = image::open_native_upper(changes.upper.into(), changes.work.into(), &opened.tree)?;
+    if !upper.has_whiteout_devices() {
+        return Err(KernelError::Whiteouts(changes.upper.into()));
+    }
+    Ok(opened.into_fs(Some(upper))?)
+}
+
+/// Whether the kernel is Linux `major`.`minor` or later.
+fn is_at_least(major: u32, minor: u32) -> bool {
+    let name = rustix::system::uname();
+    let release = name.release().to_string_lossy();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
 }
 
 /// Opens an upper directory as the FUSE engine does. Dropping the result unlocks it.
@@ -146,9 +196,8 @@ fn prepare(store: &Store, image: &Image, erofs: &ErofsImage, changes: &Changes<'
     Ok(opened.into_fs(Some(upper))?)
 }
 
-/// Mounts overlayfs over an image, as a detached mount.
-fn overlaid(lower: &OwnedFd, wanted: &Wanted<'_>, changes: &Changes<'_>) -> Result<OwnedFd, KernelError> {
-    attach(lower, wanted.scratch)?;
+/// Mounts overlayfs over what is mounted at [`Wanted::scratch`], as a detached mount, and detaches the lower one.
+fn overlaid(wanted: &Wanted<'_>, changes: &Changes<'_>, user: bool) -> Result<OwnedFd, KernelError> {
     let whole = |path: &Path| path.canonicalize().map_err(io("find", path));
     let mounted = whole(changes.upper).and_then(|upper| Ok((upper, whole(changes.work)?))).and_then(|(upper, work)| {
         let overlay = Overlay {
@@ -157,14 +206,14 @@ fn overlaid(lower: &OwnedFd, wanted: &Wanted<'_>, changes: &Changes<'_>) -> Resu
             upper: &upper,
             work: &work,
             volatile: changes.volatile,
-            user: false,
+            user,
         };
         sys::mount_overlay(&overlay, wanted.flags).map_err(|e| match Errno::from_io_error(&e) {
             Some(Errno::NODEV) => KernelError::Missing("overlayfs"),
             _ => io("mount overlayfs with the upper directory", &upper)(e),
         })
     });
-    // The overlay has its own reference to the image.
+    // The overlay has its own reference to the lower mount.
     sys::unmount(wanted.scratch, true).map_err(io("unmount", wanted.scratch))?;
     mounted
 }

@@ -134,6 +134,9 @@ pub enum Mark {
     /// On a directory: names, separated by `/`, that count as whiteouts unless the directory has them. Written before a
     /// rename that must leave a whiteout where RENAME_WHITEOUT is refused.
     Hides,
+    /// On the root: owners and modes are those on the backing file system, though only `user.` attributes can be set: a
+    /// user namespace's upper directory that kernel overlayfs has been mounted on.
+    Native,
     /// Owner and mode of an unprivileged user's files, as `uid:gid:mode[:kind]`.
     Override,
 }
@@ -240,6 +243,7 @@ pub fn all_names(mark: Mark) -> &'static [&'static CStr] {
         Mark::Next => &[c"trusted.overlay.plyfs.next", c"user.overlay.plyfs.next"],
         Mark::Form => &[c"trusted.overlay.plyfs.whiteouts", c"user.overlay.plyfs.whiteouts"],
         Mark::Hides => &[c"trusted.overlay.plyfs.hides", c"user.overlay.plyfs.hides"],
+        Mark::Native => &[c"trusted.overlay.plyfs.native", c"user.overlay.plyfs.native"],
         Mark::Override => &[PRIVILEGED_OVERRIDE, CONTAINERS_OVERRIDE, c"user.fuseoverlayfs.override_stat"],
     }
 }

@@ -143,6 +143,7 @@ pub fn in_process_with_refused(count: usize, user: User, refused: RefusedCalls) 
             below: Below::Directories(Owners::Native),
             volatile: false,
             user,
+            native_owners: false,
             descriptors: 4,
         };
         let upper = Upper::open(&settings, Box::new(LimitedBacking(refused))).unwrap();

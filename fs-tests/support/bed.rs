@@ -101,6 +101,7 @@ impl UnionFixture {
             },
             volatile: self.volatile,
             user: self.user,
+            native_owners: false,
             descriptors: 4,
         };
         Upper::open(&settings, backing)

@@ -5,12 +5,14 @@ use crate::cli::Exit;
 use crate::cli::output::progress::screen::StderrAboveLines;
 use std::fmt;
 use std::io;
+use std::str::FromStr;
 use std::sync::OnceLock;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Layered, SubscriberExt};
-use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
+use tracing_subscriber::{Layer, Registry, reload};
 
 const FOREGROUND_LEVEL: &str = "warn";
-const DAEMON_LEVEL: &str = "info";
+const DAEMON_LEVEL: LevelFilter = LevelFilter::INFO;
 
 type Lines = Box<dyn Layer<Registry> + Send + Sync>;
 type Printing = Layered<reload::Layer<Lines, Registry>, Registry>;
@@ -20,14 +22,14 @@ static LOG: OnceLock<Log> = OnceLock::new();
 /// Handles to change the log while the program runs.
 struct Log {
     lines: reload::Handle<Lines, Registry>,
-    filter: reload::Handle<EnvFilter, Printing>,
+    filter: reload::Handle<Targets, Printing>,
     /// Whether the user chose the level.
     chosen: bool,
 }
 
 /// Installs the global subscriber, with the user's filter if there is one. Call once. A bad filter exits with 125.
 pub(in crate::cli) fn begin(wanted: Option<&str>) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(wanted.unwrap_or(FOREGROUND_LEVEL))
+    let filter = Targets::from_str(wanted.unwrap_or(FOREGROUND_LEVEL))
         .map_err(|e| Exit::Text(125, format!("invalid argument for --log-level: {e}")))?;
     let lines: Lines = Box::new(tracing_subscriber::fmt::layer().with_writer(|| StderrAboveLines).without_time());
     let (lines, lines_handle) = reload::Layer::new(lines);
@@ -43,7 +45,7 @@ pub(in crate::cli) fn switch_to_daemon() -> anyhow::Result<()> {
     let Some(log) = LOG.get() else { return Ok(()) };
     log.lines.reload(Box::new(tracing_subscriber::fmt::layer().with_writer(io::stderr).with_timer(Clock)) as Lines)?;
     if !log.chosen {
-        log.filter.reload(EnvFilter::new(DAEMON_LEVEL))?;
+        log.filter.reload(Targets::new().with_default(DAEMON_LEVEL))?;
     }
     Ok(())
 }

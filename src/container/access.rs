@@ -79,7 +79,7 @@ fn mounted(
     held: &Held,
     job: impl FnOnce(&Rootfs) -> Result<(), RunError>,
 ) -> Result<(), RunError> {
-    sandbox::isolate().map_err(|e| RunError::own(e.to_string()))?;
+    let mapping = sandbox::isolate().map_err(|e| RunError::own(e.to_string()))?;
     let tree = store.container_tree(&container.id);
     let sandbox = Sandbox::prepare(tree.clone(), |mut startup, _| {
         let open = || {
@@ -92,7 +92,7 @@ fn mounted(
         let done = open().and_then(|root| job(&root));
         done.map_or_else(|error| startup.report(&error), |()| 0)
     })?;
-    match monitor::serve(store, container, sandbox, false)? {
+    match monitor::serve(store, container, sandbox, mapping.as_ref(), false)? {
         0 => Ok(()),
         // The exit code of `job`, without an error text.
         code => Err(RunError { exit_code: u8::try_from(code).unwrap_or(125), text: String::new() }),

@@ -95,15 +95,21 @@ fn run<'a>(
     if let Some(Mapping::Own { why }) = &mapping {
         tracing::warn!("only root's user and group ID are available: {why}");
     }
-    let job = job(mapping);
+    let job = job(mapping.clone());
     let sandbox =
         Sandbox::prepare(store.container_tree(&container.id), |startup, signals| init::work(job, startup, signals))?;
     // Changes that are removed at the end need no sync to disk.
-    serve(store, container, sandbox, container.host.auto_remove)
+    serve(store, container, sandbox, mapping.as_ref(), container.host.auto_remove)
 }
 
 /// Mounts a container's root file system for a sandbox until the sandbox exits; returns its exit code.
-pub(super) fn serve(store: &Store, container: &Container, sandbox: Sandbox, volatile: bool) -> Result<i32, RunError> {
+pub(super) fn serve(
+    store: &Store,
+    container: &Container,
+    sandbox: Sandbox,
+    mapping: Option<&Mapping>,
+    volatile: bool,
+) -> Result<i32, RunError> {
     let root = Root {
         store,
         image: &container.image,
@@ -111,6 +117,7 @@ pub(super) fn serve(store: &Store, container: &Container, sandbox: Sandbox, vola
         upper: Some(store.container_upper(&container.id)),
         volatile,
         engine: Engine::of_word(&container.host.engine).unwrap_or_default(),
+        mapping,
         scratch: store.container_dir(&container.id).join("scratch"),
     };
     sandbox.run(|at| root.mount(at))

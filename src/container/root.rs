@@ -1,6 +1,7 @@
 //! Mounts the root file system of a sandbox, by either engine.
 
 use super::run_error::RunError;
+use super::userns::Mapping;
 use crate::fuse::{self, Options};
 use crate::image;
 use crate::kernel::{self, Changes, Engine, KernelError};
@@ -25,6 +26,8 @@ pub struct Root<'a> {
     pub volatile: bool,
     /// The engine that mounts it.
     pub engine: Engine,
+    /// The ID mapping, if the process is in a user namespace.
+    pub mapping: Option<&'a Mapping>,
     /// A path for an empty directory, at which the lower file system is mounted for a moment.
     pub scratch: PathBuf,
 }
@@ -42,6 +45,8 @@ impl Root<'_> {
     pub fn mount(&self, at: &Path) -> Result<MountedRoot, RunError> {
         match self.engine {
             Engine::Fuse => self.mount_fuse(at),
+            // In a user namespace the kernel engine is only for changes.
+            _ if self.mapping.is_some() && self.upper.is_none() => self.mount_fuse(at),
             Engine::Kernel => self.mount_kernel(at).map_err(|why| RunError::own(why.to_string())),
             Engine::Auto => match self.mount_kernel(at) {
                 Err(why) if why.is_unsupported() => {
@@ -65,6 +70,7 @@ impl Root<'_> {
         Ok(MountedRoot { detach: Box::new(session.detacher()), finish: Box::new(|| session.run()) })
     }
 
+    /// Mounts by the kernel engine; in a user namespace only what changes.
     fn mount_kernel(&self, at: &Path) -> Result<MountedRoot, KernelError> {
         fs::create_dir_all(&self.scratch).map_err(|cause| KernelError::Io {
             action: "make",
@@ -74,10 +80,43 @@ impl Root<'_> {
         let changes = self.upper.as_ref().map(|(upper, work)| Changes { upper, work, volatile: self.volatile });
         let flags = MountFlags { write: changes.is_some(), suid: true, dev: true, exec: true };
         let wanted = kernel::Wanted { source: self.source, scratch: &self.scratch, changes, flags };
+        if let (Some(mapping), Some((upper, work))) = (self.mapping, &self.upper) {
+            let changes = Changes { upper, work, volatile: self.volatile };
+            let mounted = self.mount_over_fuse(at, mapping, &wanted, &changes);
+            let _left = fs::remove_dir(&self.scratch);
+            return mounted;
+        }
         let mounted = kernel::mount_image(self.store, self.image, at, &wanted);
         let _left = fs::remove_dir(&self.scratch);
         mounted?;
         let at = at.to_owned();
         Ok(MountedRoot { detach: Box::new(move || sys::unmount(&at, true)), finish: Box::new(|| Ok(())) })
+    }
+
+    /// Mounts kernel overlayfs over a read-only FUSE mount, which this process serves.
+    fn mount_over_fuse(
+        &self,
+        at: &Path,
+        mapping: &Mapping,
+        wanted: &kernel::Wanted<'_>,
+        changes: &Changes<'_>,
+    ) -> Result<MountedRoot, KernelError> {
+        if let Mapping::Own { .. } = mapping {
+            return Err(KernelError::OneUser);
+        }
+        let locked = kernel::prepare_native(self.store, self.image, changes)?;
+        let lower = image::open_tree(self.store, self.image)?.into_fs(None)?;
+        let options = Options::for_user(self.source, true);
+        let session =
+            fuse::mount(Arc::new(lower), wanted.scratch, &options).map_err(|e| KernelError::Lower(e.to_string()))?;
+        // On an error the session ends with this process's mount namespace.
+        kernel::mount_over(at, wanted, changes)?;
+        let at = at.to_owned();
+        let finish = move || {
+            let ended = session.run();
+            drop(locked);
+            ended
+        };
+        Ok(MountedRoot { detach: Box::new(move || sys::unmount(&at, true)), finish: Box::new(finish) })
     }
 }

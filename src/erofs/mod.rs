@@ -9,7 +9,7 @@
 //!
 //! | offset | part |
 //! | --- | --- |
-//! | 0 | plyfs's own [`Header`] (the kernel ignores the first 1024 bytes): format version, chain ID, checksums |
+//! | 0 | plyfs's own header (the kernel ignores the first 1024 bytes): magic `PLYEROFS`, u32 format version, u32 flags, u64 length of the file, u64 XXH3 of all that follows the header, the chain ID as text in 136 bytes, SHA-256 of these fields |
 //! | 1024 | superblock |
 //! | 1152 | a device slot of 128 bytes for each layer, the bottom one first: its DiffID (hexadecimal) and its length |
 //! | | inodes, in the order of the index, each at a multiple of 32 bytes: inode, attributes, chunk indexes or inline data |
@@ -20,7 +20,7 @@
 //!   inodes have the extended form (64 bytes), the only one with owners and a time of its own.
 //! - A file is chunk-based: an array of (device, block) pairs, one for each chunk, at the next multiple of 8. Device 1
 //!   is the bottom layer's tar, device 0 is the image itself. A contiguous file has one chunk. A sparse file has the
-//!   chunk size that makes array and copied blocks the smallest ([`chunks`]); holes have no block.
+//!   chunk size that makes array and copied blocks the smallest (module `chunks`); holes have no block.
 //! - The kernel reads whole blocks. So the end of a file is copied if its tar ends without padding, and so is a block
 //!   of a sparse file that holds data and a hole.
 //! - A directory is blocks of 12-byte entries and names, `.` and `..` among them, sorted by bytes. The last block and a
@@ -28,8 +28,8 @@
 //!
 //! # What the format cannot hold
 //!
-//! [`write`] refuses a tar of more than 2 TiB, a value of an extended attribute of 64 KiB (the limit is one byte less),
-//! and sparse files whose arrays would take more than [`chunks::MOST`] bytes. Extended attributes outside the namespaces
+//! [`write()`] refuses a tar of more than 2 TiB, a value of an extended attribute of 64 KiB (the limit is one byte less),
+//! and sparse files whose arrays would take more than 256 MiB. Extended attributes outside the namespaces
 //! `user.`, `trusted.`, `security.` and POSIX ACLs are left out: Linux would not show them.
 
 mod chunks;

@@ -40,6 +40,15 @@ impl OpenTree {
 
 /// Opens an upper directory and its work directory for a mount of the image with that tree, by this process's user.
 pub fn open_upper(upper: PathBuf, work: PathBuf, tree: &Index, volatile: bool) -> Result<Upper> {
+    open_upper_with(upper, work, tree, volatile, false)
+}
+
+/// [`open_upper`] for kernel overlayfs in a user namespace, which needs native owners.
+pub fn open_native_upper(upper: PathBuf, work: PathBuf, tree: &Index) -> Result<Upper> {
+    open_upper_with(upper, work, tree, false, true)
+}
+
+fn open_upper_with(upper: PathBuf, work: PathBuf, tree: &Index, volatile: bool, native_owners: bool) -> Result<Upper> {
     let descriptors = upper::most_descriptors()
         .map_err(|e| Error::Usage(format!("cannot raise the limit of open files: {}", sys::describe(&e))))?;
     let settings = upper::Settings {
@@ -48,6 +57,7 @@ pub fn open_upper(upper: PathBuf, work: PathBuf, tree: &Index, volatile: bool) -
         below: Below::Image(tree.source().clone()),
         volatile,
         user: User::own(),
+        native_owners,
         descriptors,
     };
     Ok(Upper::open(&settings, Box::new(backing::Disk))?)

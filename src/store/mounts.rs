@@ -366,7 +366,8 @@ fn is_held(dir: &Path) -> bool {
 
 fn write_info(dir: &Path, info: &Info) -> Result<()> {
     let path = dir.join(INFO);
-    publish::replace(&path, &sealed::encode(info, &path)?)
+    // No mount outlives a power failure.
+    publish::replace_unsynced(&path, &sealed::encode(info, &path)?)
 }
 
 /// Serialization of a path: as text if it is UTF-8, else as a list of bytes.

@@ -29,6 +29,13 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     replace_by(&beside(path), path, bytes)
 }
 
+/// [`replace`] without a sync: after a power failure the file may be empty. For what means nothing then.
+pub(super) fn replace_unsynced(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temp = beside(path);
+    fs::write(&temp, bytes).map_err(Error::io("write", &temp))?;
+    fs::rename(&temp, path).map_err(Error::io("rename to", path))
+}
+
 /// [`replace`] with a temporary name that is the caller's own.
 pub(crate) fn replace_by(temp: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
     write_new(temp, bytes).inspect_err(|_| drop(fs::remove_file(temp)))?;

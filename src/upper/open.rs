@@ -31,6 +31,9 @@ pub struct Settings {
     pub volatile: bool,
     /// The user that the mount serves.
     pub user: User,
+    /// Whether owner and mode must be those on the backing file system even if only `user.` attributes can be set, as
+    /// kernel overlayfs needs it in a user namespace.
+    pub native_owners: bool,
     /// The limit of cached open descriptors.
     pub descriptors: usize,
 }
@@ -125,6 +128,12 @@ pub enum OpenError {
     /// Another mount has it locked.
     #[error("{} is in use by another mount", .0.display())]
     InUse(PathBuf),
+    /// Owners and modes are in attributes, which kernel overlayfs does not read.
+    #[error("{} has owners and modes in attributes, as the FUSE engine stores a plain user's", .0.display())]
+    OwnersInAttributes(PathBuf),
+    /// Its files belong to subordinate IDs.
+    #[error("{} has files of subordinate IDs: use it with `plyfs chroot --upper`", .0.display())]
+    SubordinateOwners(PathBuf),
     /// The upper and the work directory are the same, or one contains the other.
     #[error("the upper directory {} and the work directory {} must not contain each other", .0.display(), .1.display())]
     Nested(PathBuf, PathBuf),
@@ -214,8 +223,12 @@ impl Upper {
         // Without marks, this namespace has none to find.
         let namespace = marks.unwrap_or(Namespace::User);
         let numbers = numbers(&*backing, root.as_fd(), namespace).map_err(failed("read xattrs of", upper))?;
-        let overrides =
-            overrides(&*backing, root.as_fd(), namespace, settings).map_err(failed("read xattrs of", upper))?;
+        let overrides = match native_owners(&*backing, root.as_fd(), namespace, fresh, settings)? {
+            true => None,
+            false => {
+                overrides(&*backing, root.as_fd(), namespace, settings).map_err(failed("read xattrs of", upper))?
+            }
+        };
         settle_volatile(settings, &root, &mark)?;
         Ok(Upper {
             root: share(root),
@@ -254,6 +267,8 @@ impl Upper {
                 (namespace, ReadOnly.list(root.as_fd()).map_err(failed("read", upper))?.is_empty())
             }
         };
+        let native = ReadOnly.get_xattr(root.as_fd(), namespace.mark(Mark::Native).to_bytes());
+        let is_native = native.map_err(failed("read xattrs of", upper))?.is_some();
         let first = numbers(&ReadOnly, root.as_fd(), namespace).map_err(failed("read xattrs of", upper))?.next;
         let form = Opening::recorded(&ReadOnly, root.as_fd(), namespace).map_err(failed("read xattrs of", upper))?;
         let stand_in = || root.try_clone().map_err(failed("open", upper));
@@ -265,7 +280,8 @@ impl Upper {
             is_view: true,
             dialect: Dialect { namespace, shared: false, plain: namespace == Namespace::User },
             form,
-            overrides: (!settings.user.privileged || namespace == Namespace::User).then_some(CONTAINERS_OVERRIDE),
+            overrides: (!is_native && (!settings.user.privileged || namespace == Namespace::User))
+                .then_some(CONTAINERS_OVERRIDE),
             own: (settings.user.uid, settings.user.gid),
             umask: 0,
             volatile: false,
@@ -284,6 +300,14 @@ impl Upper {
         let root = open_existing(upper)?;
         let found = image_mark(&ReadOnly, root.as_fd()).map_err(failed("read", upper))?;
         Ok(found.map(|(_, image)| image))
+    }
+
+    /// Whether a plain user's upper directory has files of subordinate IDs, which show their owners only in the user
+    /// namespace.
+    pub fn has_subordinate_owners(upper: &Path) -> Result<bool, OpenError> {
+        let root = open_existing(upper)?;
+        let found = ReadOnly.get_xattr(root.as_fd(), Namespace::User.mark(Mark::Native).to_bytes());
+        Ok(found.map_err(failed("read", upper))?.is_some())
     }
 
     /// Whether an upper directory is mounted now.
@@ -457,6 +481,28 @@ fn bound(backing: &dyn Backing, root: BorrowedFd, upper: &Path, wanted: &str) ->
 fn dialect(namespace: Namespace, below: &Below, user: &User) -> Dialect {
     let shared = matches!(below, Below::Directories(_));
     Dialect { namespace, shared, plain: namespace == Namespace::User && !(shared && user.privileged) }
+}
+
+/// Whether owners and modes are those on the backing file system ([`Mark::Native`]). A fresh directory becomes such a
+/// one if that is wanted.
+fn native_owners(
+    backing: &dyn Backing,
+    root: BorrowedFd,
+    namespace: Namespace,
+    fresh: bool,
+    settings: &Settings,
+) -> Result<bool, OpenError> {
+    let (upper, name) = (&settings.upper, namespace.mark(Mark::Native).to_bytes());
+    let is_native = backing.get_xattr(root, name).map_err(failed("read xattrs of", upper))?.is_some();
+    match (is_native, settings.native_owners) {
+        (true, _) if !settings.user.privileged => Err(OpenError::SubordinateOwners(upper.clone())),
+        (false, true) if !fresh => Err(OpenError::OwnersInAttributes(upper.clone())),
+        (false, true) => {
+            let set = backing.set_xattr(root, name, b"y", XattrFlags::empty());
+            set.map(|()| true).map_err(failed("set xattrs of", upper))
+        }
+        (is_native, _) => Ok(is_native),
+    }
 }
 
 /// Returns the extended attribute that stores owner and mode, if any. The one on the root of a shared directory stays

@@ -76,7 +76,8 @@ pub(super) fn of_container(store: &Store, name: &str, pause: bool) -> anyhow::Re
     })
 }
 
-/// The changes in an upper directory, which records the chain ID of its image.
+/// The changes in an upper directory, which records the chain ID of its image. The process must be single-threaded, and
+/// may enter a user namespace.
 pub(super) fn of_upper(store: &Store, upper: &Path, image: Option<&str>) -> anyhow::Result<Target> {
     let chain = Upper::image_of(upper)?;
     let catalog = store.catalog()?;
@@ -94,6 +95,10 @@ pub(super) fn of_upper(store: &Store, upper: &Path, image: Option<&str>) -> anyh
             newest.cloned().ok_or_else(none)?
         }
     };
+    if !sys::is_root() && Upper::has_subordinate_owners(upper)? {
+        // Written by kernel overlayfs in a user namespace: its files belong to subordinate IDs.
+        userns::enter()?;
+    }
     let mut live = Vec::new();
     if Upper::is_in_use(upper)? {
         // Mounts do not record their upper directory; syncing an unrelated mount does no harm.

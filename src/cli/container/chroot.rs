@@ -90,7 +90,7 @@ fn run(store: &Store, wanted: &str, command: &[OsString], a: &ChrootArgs) -> any
             tracing::warn!("only root's user and group ID are available: {why}");
         }
         // The mount is private to this process's mount namespace, and needs no cleanup.
-        let plan = Plan { mapping, at: guard.dir().to_owned(), ..plan };
+        let plan = Plan { mapping: mapping.clone(), at: guard.dir().to_owned(), ..plan };
         let sandbox = match Sandbox::prepare(plan.at.clone(), |startup, signals| chroot::work(&plan, startup, signals))
         {
             Ok(sandbox) => sandbox,
@@ -101,7 +101,8 @@ fn run(store: &Store, wanted: &str, command: &[OsString], a: &ChrootArgs) -> any
             None => writable.then(|| store.kept_upper(&image.chain_id(), Path::new(PLACE))),
         };
         let (source, scratch) = (wanted, guard.scratch()?);
-        let root = Root { store, image: &image, source, upper, volatile: false, engine, scratch };
+        let mapping = mapping.as_ref();
+        let root = Root { store, image: &image, source, upper, volatile: false, engine, mapping, scratch };
         Ok(sandbox.run(|at| root.mount(at)))
     });
     guard.release()?;

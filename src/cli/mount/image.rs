@@ -54,7 +54,8 @@ pub(in crate::cli) struct MountArgs {
     /// Mount options, comma-separated: ro, rw, volatile (never sync to disk), upper=DIR, work=DIR, [no]suid, [no]dev,
     /// [no]exec, allow_other, default_permissions, fsname=NAME, wake=auto|latency|poll|off (how to avoid the cost of
     /// waking idle processors), place=auto|follow|off (run the daemon on the processor of its caller: while no
-    /// processor is idle, always, never), engine=ENGINE (as --engine), replace (as --replace), remount (change ro, rw, suid, dev, exec of a mount)
+    /// processor is idle and requests come fast, always, never), engine=ENGINE (as --engine), replace (as --replace),
+    /// remount (change ro, rw, suid, dev, exec of a mount)
     #[arg(short, value_name = "OPTIONS")]
     options: Vec<String>,
     /// Image (name, name:tag, name@digest or ID) and directory to mount it at

@@ -192,6 +192,7 @@ impl WritableDirs {
             below: Below::Directories(parsed.owners),
             volatile: parsed.volatile,
             user: User::own(),
+            native_owners: false,
             descriptors: most_descriptors()?,
         };
         Ok(Upper::open(&settings, Box::new(Disk))?)

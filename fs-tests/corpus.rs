@@ -49,6 +49,21 @@ pub fn image_within(layers: &[Vec<u8>], limits: &Limits) -> Result<Image, String
     Ok(Image { fs, warnings })
 }
 
+/// An index whose data lies outside of the tar: the tar lost its end, or the index was forged.
+#[test]
+fn no_erofs_image_is_written_of_data_outside_of_the_tar() {
+    let tar = Tar::new().file("a", "x".repeat(3000)).file("b", "y".repeat(600)).finish();
+    let index = index_tar(&mut &tar[..], &Limits::default()).unwrap().seal(&Digest::of(&tar));
+    let merged = tree::merge(&Digest::of(b"chain"), &[Index::open(Bytes::Owned(index)).unwrap()]).unwrap();
+    let merged = Index::open(Bytes::Owned(merged)).unwrap();
+    assert!(erofs::write(&merged, std::slice::from_ref(&tar)).is_ok());
+    for length in [0, 512, 1024, 3000, 3584, 4607, 4695] {
+        let written = erofs::write(&merged, &[tar[..length].to_vec()]);
+        assert!(matches!(written, Err(WriteError::Read { .. })), "{length} bytes are left");
+    }
+    assert!(matches!(erofs::write(&merged, &[]), Err(WriteError::Index(_))), "no layer");
+}
+
 impl Image {
     /// The inode at a path.
     pub fn at(&self, path: &str) -> Result<Attr, FsError> {

@@ -11,12 +11,12 @@ use rustix::fs::{Mode, OFlags};
 use crate::support::env::{Mount, Output, TestEnv, run, unmount, wait_until_unused};
 
 /// Two lower directories, an upper and a work directory.
-struct Dirs {
+struct DirsFixture {
     env: TestEnv,
 }
 
-impl Dirs {
-    fn new() -> Dirs {
+impl DirsFixture {
+    fn new() -> DirsFixture {
         let env = TestEnv::new();
         for dir in ["a", "b", "u", "w", "m", "bin"] {
             fs::create_dir(env.path(dir)).unwrap();
@@ -25,7 +25,7 @@ impl Dirs {
             fs::write(env.path(file), content).unwrap();
         }
         symlink(env!("CARGO_BIN_EXE_plyfs"), env.path("bin/fuse-overlayfs")).unwrap();
-        Dirs { env }
+        DirsFixture { env }
     }
 
     fn path(&self, name: &str) -> String {
@@ -66,7 +66,7 @@ fn mounted_as(at: &Path) -> String {
 
 #[test]
 fn the_topmost_directory_wins_and_the_upper_one_takes_changes() {
-    let dirs = Dirs::new();
+    let dirs = DirsFixture::new();
     let mount = dirs.mount(ALL);
     let at = mount.path();
     let read = |name: &str| fs::read_to_string(at.join(name)).unwrap();
@@ -82,7 +82,7 @@ fn the_topmost_directory_wins_and_the_upper_one_takes_changes() {
 
 #[test]
 fn command_lines_of_fuse_overlayfs_are_accepted() {
-    let dirs = Dirs::new();
+    let dirs = DirsFixture::new();
     for args in [
         &["-o", ALL, "m"][..],
         &["overlay", "m", "-o", ALL],
@@ -114,7 +114,7 @@ fn command_lines_of_fuse_overlayfs_are_accepted() {
 /// Callers read standard error until it is closed.
 #[test]
 fn the_daemon_closes_its_callers_stdout_and_stderr() {
-    let dirs = Dirs::new();
+    let dirs = DirsFixture::new();
     // `output` waits until every copy of both pipes is closed.
     let output = dirs.command(&["-o", ALL, "m"]).output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
@@ -124,7 +124,7 @@ fn the_daemon_closes_its_callers_stdout_and_stderr() {
 
 #[test]
 fn what_cannot_be_mounted_is_refused_in_one_line() {
-    let dirs = Dirs::new();
+    let dirs = DirsFixture::new();
     fs::write(dirs.env.path("file"), "").unwrap();
     fs::create_dir_all(dirs.env.path("a/inner/work")).unwrap();
     fs::create_dir("/dev/shm/plyfs-test-overlay-work").unwrap();
@@ -169,7 +169,7 @@ fn what_cannot_be_mounted_is_refused_in_one_line() {
 
 #[test]
 fn five_hundred_directories_are_merged() {
-    let dirs = Dirs::new();
+    let dirs = DirsFixture::new();
     let lowers: Vec<String> = (0..500).map(|number| format!("layers/{number}")).collect();
     for dir in &lowers {
         fs::create_dir_all(dirs.env.path(dir)).unwrap();
@@ -183,7 +183,7 @@ fn five_hundred_directories_are_merged() {
 
 #[test]
 fn lowerdir_accepts_escaped_separators_and_paths_through_symlinks() {
-    let dirs = Dirs::new();
+    let dirs = DirsFixture::new();
     for dir in ["odd:one", "odd,two", "deep/diff1", "deep/link-target"] {
         fs::create_dir_all(dirs.env.path(dir)).unwrap();
     }
@@ -197,7 +197,7 @@ fn lowerdir_accepts_escaped_separators_and_paths_through_symlinks() {
 
 #[test]
 fn without_an_upper_directory_the_mount_is_read_only() {
-    let dirs = Dirs::new();
+    let dirs = DirsFixture::new();
     for options in ["lowerdir=a:b", "lowerdir=a:b,upperdir=u,workdir=w,ro"] {
         let mount = dirs.mount(options);
         let error = fs::write(mount.path().join("new"), "").unwrap_err();
@@ -209,7 +209,7 @@ fn without_an_upper_directory_the_mount_is_read_only() {
 
 #[test]
 fn mapping_and_squash_options_set_the_shown_owners() {
-    let dirs = Dirs::new();
+    let dirs = DirsFixture::new();
     std::os::unix::fs::chown(dirs.env.path("a/x"), Some(100_003), Some(200_004)).unwrap();
     let owner = |path: PathBuf| fs::metadata(path).map(|found| (found.uid(), found.gid())).unwrap();
     let mapping = "uidmapping=:100000:0:65536,gidmapping=200000:0:10:200100:50:5";
@@ -242,7 +242,7 @@ fn owner_and_mode_are_stored_in_the_requested_attribute() {
         output.stdout
     };
     for (value, name) in [("1", "security.fuseoverlayfs.override_stat"), ("2", "user.containers.override_stat")] {
-        let dirs = Dirs::new();
+        let dirs = DirsFixture::new();
         let mount = dirs.mount(&format!("{ALL},xattr_permissions={value}"));
         let at = |name: &str| mount.path().join(name);
         fs::write(at("new"), "").unwrap();
@@ -276,7 +276,7 @@ fn owner_and_mode_are_stored_in_the_requested_attribute() {
 
 #[test]
 fn options_disable_xattrs_link_counts_and_acls() {
-    let dirs = Dirs::new();
+    let dirs = DirsFixture::new();
     let set = run(Command::new("setfattr").args(["-n", "user.a", "-v", "1"]).arg(dirs.env.path("a/x")));
     assert_eq!(set.code, 0, "{set:?}");
     fs::create_dir_all(dirs.env.path("b/dir/sub")).unwrap();
@@ -306,7 +306,7 @@ fn options_disable_xattrs_link_counts_and_acls() {
 /// the path to it.
 #[test]
 fn symlinks_in_layers_are_not_followed() {
-    let dirs = Dirs::new();
+    let dirs = DirsFixture::new();
     fs::create_dir_all(dirs.env.path("secret")).unwrap();
     fs::write(dirs.env.path("secret/key"), "outside").unwrap();
     symlink(dirs.path("secret"), dirs.env.path("a/etc")).unwrap();
@@ -333,7 +333,7 @@ fn symlinks_in_layers_are_not_followed() {
 /// Where the path to a file is longer than an attribute can be, its data cannot be found by a recorded path.
 #[test]
 fn files_at_paths_longer_than_an_attribute_can_be_changed_and_moved() {
-    let dirs = Dirs::new();
+    let dirs = DirsFixture::new();
     let go_down = |from: &Path, make: bool| {
         let mut at = rustix::fs::open(from, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
         for level in 0..30 {
@@ -373,7 +373,7 @@ fn files_at_paths_longer_than_an_attribute_can_be_changed_and_moved() {
 /// Opens more files than the process may have descriptors.
 #[test]
 fn thousands_of_open_files_do_not_exhaust_descriptors() {
-    let dirs = Dirs::new();
+    let dirs = DirsFixture::new();
     fs::create_dir(dirs.env.path("b/many")).unwrap();
     for number in 0..3000 {
         fs::write(dirs.env.path(format!("b/many/{number}")), number.to_string()).unwrap();
@@ -396,7 +396,7 @@ fn thousands_of_open_files_do_not_exhaust_descriptors() {
 /// changed: neither file is taken for the other.
 #[test]
 fn changed_lower_directories_do_not_mix_up_inode_numbers() {
-    let dirs = Dirs::new();
+    let dirs = DirsFixture::new();
     let mount = dirs.mount(ALL);
     let number = fs::metadata(mount.path().join("y")).unwrap().ino();
     fs::write(mount.path().join("y"), "mine").unwrap();
@@ -417,7 +417,7 @@ fn changed_lower_directories_do_not_mix_up_inode_numbers() {
 
 #[test]
 fn an_upper_directory_of_an_image_is_refused() {
-    let dirs = Dirs::new();
+    let dirs = DirsFixture::new();
     let set = ["-n", "trusted.overlay.plyfs.image", "-v", "sha256:0123"];
     assert_eq!(run(Command::new("setfattr").args(set).arg(dirs.env.path("u"))).code, 0);
     dirs.assert_refused(ALL, &["sha256:0123"]);

@@ -159,7 +159,7 @@ impl TestFs for KernelUpperFs {
         let mut command = env.command(["mount", "--upper"]);
         let mount = Mount::start(&env, command.arg(&upper).arg("--work").arg(work).arg("model:1"));
         let plyfs_tree = scan(mount.path(), Contents::Hash);
-        // What is one inode in a layer and what is in the upper directory are told apart by number only here.
+        // What is one inode in a layer and what is in the upper directory differ only by their number here.
         let counted = ["nlink", "links"];
         let wrong: Vec<String> = diff(&kernel_tree, &plyfs_tree)
             .into_iter()

@@ -1,4 +1,4 @@
-//! The runner: carries out lists of steps, shrinks a failing list, and reports it.
+//! Runs lists of steps, shrinks a failing list, and reports it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};

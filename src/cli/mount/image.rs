@@ -2,18 +2,18 @@
 //! the mount.
 
 use crate::cli::mount::daemon;
+use crate::cli::mount::kernel;
 use crate::cli::mount::mountpoint;
 use crate::cli::mount::options::{self as mount_options, Parsed};
 use crate::cli::output::format::{self, Columns};
 use crate::cli::output::stdout as output;
 use crate::cli::output::units::ago;
-use crate::cli::{Exit, Global, config, usage_errors};
+use crate::cli::{Exit, Global, usage_errors};
 use crate::fuse::Options;
 use crate::image;
-use crate::kernel::{self, Changes, Engine, KernelError};
-use crate::store::mounts::{self, Guard};
-use crate::store::{Image, Store};
-use crate::sys::{self, MountFlags, RemountFlags};
+use crate::kernel::Engine;
+use crate::store::{Store, mounts};
+use crate::sys::{self, RemountFlags};
 use jiff::Timestamp;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -303,7 +303,7 @@ fn start(store: &Store, image: &str, at: At<'_>, parsed: Parsed, kept: bool, for
         None => None,
     };
     let show = || if given.is_none() { output::line(mountpoint.display()) } else { Ok(()) };
-    let guard = match by_kernel(store, &found, guard, place.as_ref(), &parsed, foreground)? {
+    let guard = match kernel::mount(store, &found, guard, place.as_ref(), &parsed, foreground)? {
         Some(guard) => guard,
         None => return show(),
     };
@@ -328,63 +328,6 @@ fn start(store: &Store, image: &str, at: At<'_>, parsed: Parsed, kept: bool, for
     };
     daemon::serve(job, foreground)?;
     show()
-}
-
-/// Mounts an image by the kernel engine, if it is wanted and, with [`Engine::Auto`], possible. Returns the registration
-/// if the FUSE engine is to serve the mount.
-fn by_kernel(
-    store: &Store,
-    image: &Image,
-    guard: Guard,
-    place: Option<&(PathBuf, PathBuf)>,
-    parsed: &Parsed,
-    foreground: bool,
-) -> anyhow::Result<Option<Guard>> {
-    let engine = parsed.engine.map_or_else(config::engine, Ok)?;
-    let mounted = match engine {
-        Engine::Fuse => return Ok(Some(guard)),
-        Engine::Auto if foreground => return Ok(Some(guard)),
-        Engine::Kernel if foreground => Err(anyhow::anyhow!("--foreground needs the FUSE engine")),
-        Engine::Kernel | Engine::Auto => mount_by_kernel(store, image, &guard, place, parsed),
-    };
-    match mounted {
-        Ok(id) => {
-            tracing::debug!("the kernel serves {} at {}", parsed.options.source, guard.info().mountpoint.display());
-            guard.leave_to_kernel(id)?;
-            Ok(None)
-        }
-        Err(why) if engine == Engine::Auto && why.downcast_ref().is_some_and(KernelError::is_unsupported) => {
-            tracing::info!("the FUSE engine serves the mount: {why}");
-            Ok(Some(guard))
-        }
-        Err(why) => {
-            guard.release()?;
-            Err(why)
-        }
-    }
-}
-
-fn mount_by_kernel(
-    store: &Store,
-    image: &Image,
-    guard: &Guard,
-    place: Option<&(PathBuf, PathBuf)>,
-    parsed: &Parsed,
-) -> anyhow::Result<sys::MountId> {
-    let options = &parsed.options;
-    let scratch = guard.scratch()?;
-    let changes = place.map(|(upper, work)| Changes { upper, work, volatile: parsed.volatile });
-    let flags = MountFlags { write: changes.is_some(), suid: options.suid, dev: options.dev, exec: options.exec };
-    let wanted = kernel::Wanted { source: &options.source, scratch: &scratch, changes, flags };
-    let at = &guard.info().mountpoint;
-    let mounted = kernel::mount_image(store, image, at, &wanted);
-    // Fails only if something else is mounted there; then the registration's end removes it.
-    let _left = std::fs::remove_dir(&scratch);
-    mounted?;
-    sys::mount_id(at).map_err(|e| {
-        let _mounted = sys::unmount(at, true);
-        anyhow::anyhow!("cannot identify the mount at {}: {}", at.display(), sys::describe(&e))
-    })
 }
 
 /// The default work directory of an upper directory: its path with the suffix `.work`.
@@ -415,7 +358,7 @@ pub(in crate::cli) fn umount(global: &Global, a: &UmountArgs) -> anyhow::Result<
 fn unmount_one(store: &Store, at: &Path, lazy: bool) -> anyhow::Result<()> {
     let path = mountpoint::resolve(at);
     let served = mounts::by_mountpoint(store, &path)?;
-    if !mountpoint::is_plyfs(&path)? && !served.as_ref().is_some_and(|mount| is_by_kernel(mount, &path)) {
+    if !mountpoint::is_plyfs(&path)? && !served.as_ref().is_some_and(|mount| kernel::is_mounted_at(mount, &path)) {
         anyhow::bail!("{} is not a plyfs mount", at.display());
     }
     sys::unmount(&path, lazy).map_err(|e| match e.kind() {
@@ -436,11 +379,6 @@ fn unmount_one(store: &Store, at: &Path, lazy: bool) -> anyhow::Result<()> {
         std::thread::sleep(Duration::from_millis(2));
     }
     Ok(())
-}
-
-/// Whether the topmost mount at a path is that one of the kernel engine.
-fn is_by_kernel(mount: &mounts::Info, path: &Path) -> bool {
-    mount.kernel.is_some_and(|id| sys::mount_id(path).is_ok_and(|top| top == id.into()))
 }
 
 pub(in crate::cli) fn mounts(global: &Global, a: &MountsArgs) -> anyhow::Result<()> {

@@ -2,6 +2,7 @@
 
 pub(super) mod daemon;
 pub(super) mod image;
+mod kernel;
 pub(super) mod mountpoint;
 pub(super) mod options;
 pub(super) mod overlay;

@@ -1,13 +1,15 @@
 //! The kernel engine: images mounted as EROFS, with kernel overlayfs above, without a daemon.
 
 use std::fs;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
+use super::model::random::Random;
 use super::support::env::{Mount, TestEnv, run, unmount};
+use super::support::eventually;
 use super::support::oci::{Compression, Image};
 use super::support::small;
 use super::support::tar::{Entry, Sparse, Tar};
@@ -87,10 +89,10 @@ fn a_tar_without_padding_at_its_end_is_read_to_its_last_byte() {
 }
 
 #[test]
-fn three_hundred_layers_are_mounted() {
+fn five_hundred_layers_are_mounted() {
     let env = TestEnv::new();
     let layer = |n: usize| Tar::new().file(format!("file-{n}"), format!("of layer {n}")).file("same", n.to_string());
-    pulled(&env, "deep", (0..300).map(|n| layer(n).finish()).collect());
+    pulled(&env, "deep", (0..500).map(|n| layer(n).finish()).collect());
     same_by_both(&env, "deep:1");
 }
 
@@ -434,4 +436,124 @@ fn a_large_directory_is_listed_and_searched() {
     }
     assert!(mount.path().join("d/100000").symlink_metadata().is_err());
     mount.unmount();
+}
+
+#[test]
+fn a_mount_of_the_kernel_engine_is_remounted() {
+    let env = TestEnv::new();
+    small(&env);
+    let remount = |mount: &Mount, options: &str| {
+        run(env.command(["mount", "-o", &format!("remount,{options}"), "box:1"]).arg(mount.path()))
+    };
+    let writable = env.mount("box:1", &["--engine=kernel", "--rw"]);
+    assert_eq!(remount(&writable, "ro").code, 0);
+    assert!(fs::write(writable.path().join("x"), "").is_err());
+    assert_eq!(remount(&writable, "rw,noexec").code, 0);
+    fs::write(writable.path().join("x"), "").unwrap();
+    writable.unmount();
+    let image = env.mount("box:1", &["--engine=kernel"]);
+    let refused = remount(&image, "rw");
+    assert!(refused.code == 1 && refused.stderr.contains("cannot remount"), "{refused:?}");
+    image.unmount();
+}
+
+/// A layer of random entries: every kind, odd names, attributes that some entries share, sparse files.
+fn random_layer(random: &mut Random) -> Vec<u8> {
+    let (mut tar, mut dirs, mut files) = (Tar::new(), vec![String::new()], Vec::new());
+    for number in 0..50 + random.below(250) {
+        let name = match random.below(8) {
+            0 => format!("{number}-{}", "long".repeat(random.below(60) as usize)),
+            1 => format!("!{number}"),
+            2 => format!(".{number}\u{e4} x"),
+            _ => number.to_string(),
+        };
+        let parent = &dirs[random.below(dirs.len() as u64) as usize];
+        let path = format!("{parent}{name}");
+        let size = random.pick(&[0, 1, 511, 512, 513, 4096, 5000, 70_000]);
+        let content = vec![b'a' + (number % 26) as u8; size];
+        let mut entry = match random.below(12) {
+            0..=2 => {
+                dirs.push(format!("{path}/"));
+                Entry::dir(&path)
+            }
+            3 => Entry::symlink(&path, "t".repeat(1 + random.below(900) as usize)),
+            4 => Entry::fifo(&path),
+            5 => Entry::char_device(&path, 1 + random.below(4000), random.below(1 << 20)),
+            6 if !files.is_empty() => Entry::hard_link(&path, &files[random.below(files.len() as u64) as usize]),
+            7 => {
+                let (at, hole) = (random.below(9000), random.below(9000));
+                let segments = [(at, content.clone()), (at + size as u64 + hole + 1, vec![b'z'; 700])];
+                Entry::sparse(&path, at + size as u64 + hole + 20_000, &segments, Sparse::Pax10)
+            }
+            _ => {
+                files.push(path.clone());
+                Entry::file(&path, content)
+            }
+        };
+        entry =
+            entry.mode(random.below(0o10000) as u32).mtime(random.next() as i64 >> 29, random.below(1 << 29) as u32);
+        entry = entry.owner(random.below(1 << 32), random.pick(&[0, 5, 70_000]));
+        for attribute in 0..random.pick(&[0, 0, 0, 1, 3]) {
+            let value = "v".repeat(random.pick(&[1, 2, 300, 5000]));
+            // The kernel reads `user.` attributes of files and directories only.
+            entry = entry.xattr(format!("trusted.{attribute}"), value);
+        }
+        tar = tar.add(entry);
+    }
+    tar.finish()
+}
+
+#[test]
+fn random_trees_are_what_the_fuse_engine_shows() {
+    let env = TestEnv::new();
+    for seed in 1..=8 {
+        let mut random = Random::new(seed);
+        let layers = (0..1 + random.below(3)).map(|_| random_layer(&mut random)).collect();
+        pulled(&env, &format!("random{seed}"), layers);
+        same_by_both(&env, &format!("random{seed}:1"));
+    }
+}
+
+/// The kernel's block numbers have 32 bits of 512 bytes, and a chunk's length 40 bits.
+#[test]
+fn a_file_beyond_four_gib_is_read_at_both_ends() {
+    let env = TestEnv::new();
+    let size = (5 << 30) + 700;
+    let segments = [(0, vec![b'a'; 4096]), ((4 << 30) + 512, vec![b'b'; 8192]), (5 << 30, vec![b'c'; 700])];
+    let tar = Tar::new().add(Entry::sparse("big", size, &segments, Sparse::Pax10)).finish();
+    pulled(&env, "huge", vec![tar]);
+    let mount = env.mount("huge:1", &["--engine=kernel"]);
+    let file = fs::File::open(mount.path().join("big")).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), size);
+    for (at, expected) in [(0, b'a'), (4095, b'a'), (4096, 0), (4 << 30, 0), ((4 << 30) + 512, b'b'), (size - 1, b'c')]
+    {
+        let mut byte = [9];
+        file.read_exact_at(&mut byte, at).unwrap();
+        assert_eq!(byte[0], expected, "at {at}");
+    }
+    drop(file);
+    mount.unmount();
+}
+
+#[test]
+fn a_mount_in_another_mount_namespace_is_listed_until_that_ends() {
+    let env = TestEnv::new();
+    small(&env);
+    let at = env.path("at");
+    fs::create_dir(&at).unwrap();
+    let mount = env.command(["mount", "--engine=kernel", "box:1"]);
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", "\"$@\" && echo mounted && read end", "sh"]).arg(mount.get_program());
+    command.args(mount.get_args()).arg(&at).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut other = command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(other.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "mounted\n");
+    assert!(!at.join("b").exists(), "it is not mounted here");
+    assert_eq!(env.ok(["mounts", "--format", "{{.Engine}} {{.State}}"]), "kernel live\n");
+    assert!(env.fails(["rmi", "box:1"]).contains("conflict"));
+    drop(other.stdin.take());
+    other.wait().unwrap();
+    eventually("the namespace ends", || env.ok(["mounts", "-q"]).is_empty());
+    env.ok(["rmi", "box:1"]);
 }

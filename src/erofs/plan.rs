@@ -87,7 +87,8 @@ impl Plan {
         let xattrs_at = at.next_multiple_of(BLOCK);
         let first = (xattrs_at + xattrs.shared.len() as u64).div_ceil(BLOCK);
         inodes.iter_mut().for_each(|placed| placed.block += first);
-        let length = (first + blocks) * BLOCK;
+        // The programs of erofs-utils read this much at once.
+        let length = ((first + blocks) * BLOCK).next_multiple_of(4096);
         // Block numbers have 32 bits.
         if first + blocks > u64::from(u32::MAX) {
             return Err(WriteError::TooLarge);

@@ -1,7 +1,7 @@
 //! Caller credentials from /proc: groups, capabilities and user namespace, which a FUSE request does not contain. They
 //! decide whether a file keeps its set-ID bits through a change.
 
-use crate::sys;
+use crate::sys::{self, INITIAL_USER_NAMESPACE};
 use fuser::Request;
 use std::fs;
 
@@ -9,8 +9,6 @@ use std::fs;
 const CAP_FSETID: u32 = 4;
 /// CAP_FOWNER: act as the owner of any file.
 const CAP_FOWNER: u32 = 3;
-/// The initial user namespace, as `/proc/PID/ns/user` names it (PROC_USER_INIT_INO of linux/proc_ns.h).
-const INITIAL_USER_NAMESPACE: &str = "user:[4026531837]";
 /// The user that is assumed to have all capabilities if /proc does not show the caller.
 const ROOT: u32 = 0;
 

@@ -166,14 +166,30 @@ pub fn mount_id(path: &Path) -> io::Result<MountId> {
     if found.stx_mask & UNIQUE.bits() == 0 {
         return Err(Errno::INVAL.into());
     }
+    let namespace = own_namespace()?;
+    Ok(MountId { mount: found.stx_mnt_id, namespace })
+}
+
+/// Returns the ID of this process's mount namespace.
+fn own_namespace() -> io::Result<u64> {
     let own = File::open("/proc/self/ns/mnt")?;
     let mut namespace = 0_u64;
     // SAFETY: the request writes 8 bytes to `namespace`, which outlives the call.
-    if unsafe { libc::ioctl(own.as_raw_fd(), NS_GET_MNTNS_ID, &raw mut namespace) } < 0 {
-        return Err(io::Error::last_os_error());
+    match unsafe { libc::ioctl(own.as_raw_fd(), NS_GET_MNTNS_ID, &raw mut namespace) } {
+        0 => Ok(namespace),
+        _ => Err(io::Error::last_os_error()),
     }
-    Ok(MountId { mount: found.stx_mnt_id, namespace })
 }
+
+/// Whether this process may ask about the mounts of all mount namespaces: CAP_SYS_ADMIN in the initial user namespace.
+fn sees_all_namespaces() -> bool {
+    use rustix::thread::{CapabilitySet, capabilities};
+    let is_admin = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
+    is_admin && std::fs::read_link("/proc/self/ns/user").is_ok_and(|own| own.as_os_str() == INITIAL_USER_NAMESPACE)
+}
+
+/// The initial user namespace, as `/proc/PID/ns/user` names it (PROC_USER_INIT_INO of linux/proc_ns.h).
+pub const INITIAL_USER_NAMESPACE: &str = "user:[4026531837]";
 
 /// `_IOR(0xb7, 5, __u64)` of linux/nsfs.h (Linux 6.11).
 const NS_GET_MNTNS_ID: libc::Ioctl = 0x8008_b705_u32 as libc::Ioctl;
@@ -188,8 +204,14 @@ struct Request {
     namespace: u64,
 }
 
-/// Whether a mount exists, in whatever mount namespace. True if this process may not know (EPERM).
+/// Whether a mount exists, in whatever mount namespace. True if this process may not know: to it the kernel says of a
+/// mount of another namespace that it does not exist (ENOENT), too.
 pub fn is_mounted(id: MountId) -> bool {
+    let may_know = own_namespace().is_ok_and(|own| own == id.namespace) || sees_all_namespaces();
+    !may_know || has_mount(id)
+}
+
+fn has_mount(id: MountId) -> bool {
     const STATMOUNT: libc::c_long = 457;
     let size = size_of::<Request>() as u32;
     // No field is asked for: the answer is only whether the mount exists.
@@ -199,5 +221,5 @@ pub fn is_mounted(id: MountId) -> bool {
     // SAFETY: the kernel reads `request`, whose size it is told, and writes at most the size of `answer`; both outlive
     // the call.
     let done = unsafe { libc::syscall(STATMOUNT, request, answer.as_mut_ptr(), length, 0_u32) };
-    done == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
+    done == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ENOENT)
 }

@@ -12,7 +12,9 @@ mod wait;
 
 pub use error::{describe, is_callers};
 pub use fd::{begin_write_back, file_handle, get_file_attributes, set_file_attributes, set_nonblocking};
-pub use kernel_mount::{MountId, Overlay, is_mounted, is_overlay_upper, mount_erofs, mount_id, mount_overlay};
+pub use kernel_mount::{
+    INITIAL_USER_NAMESPACE, MountId, Overlay, is_mounted, is_overlay_upper, mount_erofs, mount_id, mount_overlay,
+};
 pub use map::{Bytes, map};
 pub use mount::{
     MountFlags, MountedAt, RemountFlags, device_of, is_disconnected, mount_fuse, mounts, remount, remount_flags,

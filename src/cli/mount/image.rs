@@ -8,7 +8,7 @@ use crate::cli::mount::options::{self as mount_options, Parsed};
 use crate::cli::output::format::{self, Columns};
 use crate::cli::output::stdout as output;
 use crate::cli::output::units::ago;
-use crate::cli::{Exit, Global, usage_errors};
+use crate::cli::{Exit, Global, open_store, usage_errors};
 use crate::fuse::Options;
 use crate::image;
 use crate::kernel::Engine;
@@ -123,7 +123,10 @@ pub(in crate::cli) fn mount(global: &Global, a: &MountArgs) -> anyhow::Result<()
     let image = image.to_string_lossy();
     let mut parsed = mount_options::parse(&a.options, Options::for_user(&image, sys::is_root()), false)?;
     match (&at, mount_options::remount(words(&a.options), RemountFlags::empty())) {
-        (At::Given(at), Some(flags)) => return mountpoint::remount(at, flags),
+        (At::Given(at), Some(flags)) => {
+            let store = parsed.root.as_deref().or(global.root.as_deref());
+            return mountpoint::remount(at, flags, |path| kernel::serves(&open_store(store)?, path));
+        }
         (At::Own, Some(_)) => anyhow::bail!("--print and the option remount exclude each other"),
         (_, None) => {}
     }
@@ -246,8 +249,10 @@ pub(in crate::cli) fn helper(arguments: &[OsString], caller: Caller) -> anyhow::
     }
     match remount {
         _ if called.pretend => {}
-        Some(flags) => mountpoint::remount(at, flags)?,
-        None => start(&crate::cli::open_store(parsed.root.as_deref())?, &image, At::Given(at), parsed, false, false)?,
+        Some(flags) => {
+            mountpoint::remount(at, flags, |path| kernel::serves(&open_store(parsed.root.as_deref())?, path))?;
+        }
+        None => start(&open_store(parsed.root.as_deref())?, &image, At::Given(at), parsed, false, false)?,
     }
     if called.verbose {
         let done = if remount.is_some() { "remounted" } else { "mounted" };
@@ -358,7 +363,7 @@ pub(in crate::cli) fn umount(global: &Global, a: &UmountArgs) -> anyhow::Result<
 fn unmount_one(store: &Store, at: &Path, lazy: bool) -> anyhow::Result<()> {
     let path = mountpoint::resolve(at);
     let served = mounts::by_mountpoint(store, &path)?;
-    if !mountpoint::is_plyfs(&path)? && !served.as_ref().is_some_and(|mount| kernel::is_mounted_at(mount, &path)) {
+    if !mountpoint::is_plyfs(&path)? && !kernel::serves(store, &path)? {
         anyhow::bail!("{} is not a plyfs mount", at.display());
     }
     sys::unmount(&path, lazy).map_err(|e| match e.kind() {

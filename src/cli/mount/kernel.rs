@@ -65,7 +65,8 @@ fn mount_image(
     })
 }
 
-/// Whether the topmost mount at a path is that one of the kernel engine.
-pub(super) fn is_mounted_at(mount: &mounts::Info, path: &Path) -> bool {
-    mount.kernel.is_some_and(|id| sys::mount_id(path).is_ok_and(|top| top == id.into()))
+/// Whether the topmost mount at a path is one of the kernel engine.
+pub(super) fn serves(store: &Store, path: &Path) -> anyhow::Result<bool> {
+    let id = mounts::by_mountpoint(store, path)?.and_then(|mount| mount.kernel);
+    Ok(id.is_some_and(|id| sys::mount_id(path).is_ok_and(|top| top == id.into())))
 }

@@ -52,11 +52,15 @@ fn dead(what: &str, at: &Path) -> anyhow::Error {
 }
 
 /// Remounts a plyfs mount, as mount(8)'s `remount` does for a local file system. Read-write fails if the mount has no
-/// upper directory.
-pub(in crate::cli) fn remount(at: &Path, wanted: RemountFlags) -> anyhow::Result<()> {
+/// upper directory. `is_by_kernel`: whether the mount at a path is one of the kernel engine.
+pub(in crate::cli) fn remount(
+    at: &Path,
+    wanted: RemountFlags,
+    is_by_kernel: impl Fn(&Path) -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
     let what = format!("cannot remount {}", at.display());
     let path = resolve(at);
-    if !is_plyfs(&path)? {
+    if !is_plyfs(&path)? && !is_by_kernel(&path)? {
         anyhow::bail!("{what}: it is not a plyfs mount");
     }
     if sys::is_disconnected(&path) {

@@ -112,7 +112,7 @@ fn help() -> anyhow::Result<()> {
 pub(in crate::cli) fn overlay(a: &OverlayArgs) -> anyhow::Result<()> {
     let Some(at) = a.args.last().map(Path::new) else { anyhow::bail!("no mountpoint given") };
     if let Some(flags) = options::remount(&a.options) {
-        return mountpoint::remount(at, flags);
+        return mountpoint::remount(at, flags, |_| Ok(false));
     }
     let parsed = options::parse(&a.options)?;
     for unknown in &parsed.unknown {

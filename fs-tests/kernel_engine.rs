@@ -240,19 +240,26 @@ fn a_layer_that_lost_its_end_is_refused() {
 #[test]
 fn what_overlayfs_would_obey_is_left_to_the_fuse_engine() {
     let env = TestEnv::new();
-    let tar = Tar::new().add(Entry::char_device("device", 0, 0)).file("a", "1").finish();
-    pulled(&env, "marks", vec![tar]);
-    same_by_both(&env, "marks:1");
-    let (upper, at) = (env.path("upper"), env.path("at"));
-    fs::create_dir(&at).unwrap();
-    let mut kernel = env.command(["mount", "--engine=kernel", "--upper"]);
-    let refused = run(kernel.arg(&upper).arg("marks:1").arg(&at));
-    assert!(refused.code == 1 && refused.stderr.contains("use --engine=fuse"), "{refused:?}");
-    let mut auto = env.command(["mount", "--engine=auto", "--upper"]);
-    let mount = Mount::start(&env, auto.arg(&upper).arg("marks:1"));
-    assert!(mount.path().join("device").symlink_metadata().is_ok());
-    assert_eq!(env.ok(["mounts", "--format", "{{.Engine}}"]).trim_end(), "fuse");
-    mount.unmount();
+    let marked = [
+        Entry::char_device("mark", 0, 0),
+        Entry::dir("mark").xattr("trusted.overlay.opaque", "y"),
+        Entry::file("mark", "").xattr("user.overlay.redirect", "/a"),
+    ];
+    for (number, mark) in marked.into_iter().enumerate() {
+        let (name, image) = (format!("marks{number}"), format!("marks{number}:1"));
+        pulled(&env, &name, vec![Tar::new().add(mark).file("a", "1").finish()]);
+        same_by_both(&env, &image);
+        let (upper, at) = (env.path(format!("upper{number}")), env.path(format!("at{number}")));
+        fs::create_dir(&at).unwrap();
+        let mut kernel = env.command(["mount", "--engine=kernel", "--upper"]);
+        let refused = run(kernel.arg(&upper).arg(&image).arg(&at));
+        assert!(refused.code == 1 && refused.stderr.contains("use --engine=fuse"), "{refused:?}");
+        let mut auto = env.command(["mount", "--engine=auto", "--upper"]);
+        let mount = Mount::start(&env, auto.arg(&upper).arg(&image));
+        assert!(mount.path().join("mark").symlink_metadata().is_ok());
+        assert_eq!(env.ok(["mounts", "--format", "{{.Engine}}"]).trim_end(), "fuse");
+        mount.unmount();
+    }
 }
 
 #[test]

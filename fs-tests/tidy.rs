@@ -65,7 +65,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "upper",
         ],
     ),
-    ("kernel", &["fs", "image", "store", "sys", "upper"]),
+    ("kernel", &["erofs", "fs", "image", "store", "sys", "upper"]),
     (
         "container",
         &["backing", "digest", "fs", "fuse", "image", "kernel", "layer", "meta", "name", "store", "sys", "upper"],

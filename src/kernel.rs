@@ -7,6 +7,7 @@
 //! A plain user cannot mount EROFS. In a user namespace the FUSE engine serves the image read-only, and kernel overlayfs
 //! above it takes the changes ([`mount_over`]).
 
+use crate::erofs;
 use crate::fs::Fs;
 use crate::image::{self, ErofsImage};
 use crate::store::{Image, Store};
@@ -75,9 +76,7 @@ pub enum KernelError {
     #[error("{0}")]
     Lower(String),
     /// The image has what overlayfs would obey.
-    #[error(
-        "the image has 0:0 devices or trusted.overlay.* attributes, which overlayfs would interpret: use --engine=fuse"
-    )]
+    #[error("the image has 0:0 devices or overlay.* attributes, which overlayfs would interpret: use --engine=fuse")]
     Marks,
     /// The upper directory has whiteouts in another form.
     #[error("the file system of {} has no whiteout devices, which overlayfs needs: use --engine=fuse", .0.display())]
@@ -165,6 +164,9 @@ pub fn prepare_native(store: &Store, image: &Image, changes: &Changes<'_>) -> Re
         return Err(KernelError::OldOverlay);
     }
     let opened = image::open_tree(store, image)?;
+    if erofs::has_overlay_marks(&opened.tree).map_err(|why| KernelError::Lower(why.to_string()))? {
+        return Err(KernelError::Marks);
+    }
     let upper = image::open_native_upper(changes.upper.into(), changes.work.into(), &opened.tree)?;
     if !upper.has_whiteout_devices() {
         return Err(KernelError::Whiteouts(changes.upper.into()));

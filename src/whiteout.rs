@@ -225,10 +225,10 @@ pub fn shown_in_layer(stored: &[u8]) -> Option<Vec<u8>> {
     Dialect { namespace, shared: true, plain: false }.shown(stored)
 }
 
-/// Whether kernel overlayfs takes an attribute of that name on a lower layer for its own mark (mounted without
-/// `userxattr`).
+/// Whether kernel overlayfs takes an attribute of that name on a lower layer for its own mark, with or without the
+/// option `userxattr`.
 pub fn is_kernel_mark(name: &[u8]) -> bool {
-    name.starts_with(Namespace::Trusted.prefix())
+    [Namespace::Trusted, Namespace::User].iter().any(|namespace| name.starts_with(namespace.prefix()))
 }
 
 /// Returns the attribute names of a mark in directories that any tool wrote: in root's and in the users' namespace.

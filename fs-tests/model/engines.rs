@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::check::Checks;
 use super::generate::Menu;
-use super::mounted::{overlay, pull_image};
+use super::mounted::{kill_daemon, overlay, pull_image};
 use super::op::Op;
 use super::place::{TestFs, View, kernel_view};
 use super::random::Random;
@@ -15,6 +15,8 @@ use crate::support::nest::{NestedFs, UpperFs};
 /// The image in three layers, mounted with an upper directory by a random engine.
 pub struct AlternatingFs {
     mount: Option<Mount>,
+    /// The engine of that mount, as an option.
+    engine: &'static str,
     nest: NestedFs,
     env: TestEnv,
     random: Random,
@@ -30,15 +32,15 @@ impl AlternatingFs {
         let env = TestEnv::new();
         pull_image(&env);
         let nest = NestedFs::with_upper(&env, UpperFs::Disk);
-        let mut test_fs = AlternatingFs { mount: None, nest, env, random: Random::new(seed) };
+        let mut test_fs = AlternatingFs { mount: None, engine: "", nest, env, random: Random::new(seed) };
         test_fs.mount();
         test_fs
     }
 
     fn mount(&mut self) {
-        let engine = if self.random.percent(50) { "--engine=kernel" } else { "--engine=fuse" };
+        self.engine = if self.random.percent(50) { "--engine=kernel" } else { "--engine=fuse" };
         let (upper, work) = (self.nest.path("upper"), self.nest.path("work"));
-        let mut command = self.env.command(["mount", engine, "--upper"]);
+        let mut command = self.env.command(["mount", self.engine, "--upper"]);
         self.mount = Some(Mount::start(&self.env, command.arg(upper).arg("--work").arg(work).arg("model:1")));
     }
 }
@@ -55,7 +57,11 @@ impl TestFs for AlternatingFs {
 
     /// The kernel engine has no process to kill.
     fn kill(&mut self) {
-        self.remount();
+        match self.engine {
+            "--engine=fuse" => kill_daemon(&self.env, self.mount.take().expect("the file system is mounted")),
+            _ => self.mount.take().expect("the file system is mounted").unmount(),
+        }
+        self.mount();
     }
 
     fn checks(&self) -> Checks {

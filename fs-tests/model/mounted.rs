@@ -61,12 +61,6 @@ impl PlyfsFs {
             mount.unmount();
         }
     }
-
-    fn daemon(&self) -> Pid {
-        let table = self.env.ok(["mounts"]);
-        let pid = table.lines().nth(1).and_then(|line| line.split_whitespace().nth(3)?.parse().ok());
-        Pid::from_raw(pid.expect("a mount is registered")).unwrap()
-    }
 }
 
 /// The modification time of every object.
@@ -99,18 +93,7 @@ impl TestFs for PlyfsFs {
     }
 
     fn kill(&mut self) {
-        let pid = self.daemon();
-        kill_process(pid, Signal::KILL).unwrap();
-        let stat = format!("/proc/{}/stat", pid.as_raw_nonzero());
-        // A zombie that nobody has collected yet is dead too.
-        let lives = || std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z"));
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while lives() {
-            assert!(Instant::now() < deadline, "the daemon outlives SIGKILL");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        let dead = self.mount.take().expect("the file system is mounted");
-        assert_eq!(run(Command::new("umount").arg("-l").arg(dead.path())).code, 0);
+        kill_daemon(&self.env, self.mount.take().expect("the file system is mounted"));
         self.mount();
     }
 
@@ -186,6 +169,22 @@ pub fn overlay(env: &TestEnv, nest: &NestedFs) -> Overlay {
     both.push(":");
     both.push(lower);
     Overlay { lower: both.into(), upper, work, at, options }
+}
+
+/// Kills the daemon of the environment's only mount, and unmounts that.
+pub fn kill_daemon(env: &TestEnv, mount: Mount) {
+    let pid = env.ok(["mounts", "--format", "{{.PID}}"]).trim().parse().ok().and_then(Pid::from_raw);
+    let pid = pid.expect("a daemon is registered");
+    kill_process(pid, Signal::KILL).unwrap();
+    let stat = format!("/proc/{}/stat", pid.as_raw_nonzero());
+    // A zombie that nobody has collected yet is dead too.
+    let lives = || std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z"));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while lives() {
+        assert!(Instant::now() < deadline, "the daemon outlives SIGKILL");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(run(Command::new("umount").arg("-l").arg(mount.path())).code, 0);
 }
 
 /// Puts the image into the environment's store, in three layers, as `model:1`.

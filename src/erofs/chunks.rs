@@ -73,7 +73,7 @@ impl File<'_> {
                 if range.is_empty() {
                     continue;
                 }
-                copied += range.clone().map_blocks(bits, self.blocks());
+                copied += blocks_in(&range, bits, self.blocks());
                 next = range.end;
             }
         }
@@ -140,16 +140,10 @@ impl Extent {
     }
 }
 
-trait Blocks {
-    fn map_blocks(self, bits: u8, blocks: u64) -> u64;
-}
-
-impl Blocks for Range<u64> {
-    /// The number of the file's blocks in a range of chunks.
-    fn map_blocks(self, bits: u8, blocks: u64) -> u64 {
-        let chunk = 1_u64 << bits;
-        (self.end.saturating_mul(chunk)).min(blocks).saturating_sub(self.start.saturating_mul(chunk))
-    }
+/// The number of a file's blocks in a range of chunks; `blocks` is how many the file has.
+fn blocks_in(chunks: &Range<u64>, bits: u8, blocks: u64) -> u64 {
+    let chunk = 1_u64 << bits;
+    chunks.end.saturating_mul(chunk).min(blocks).saturating_sub(chunks.start.saturating_mul(chunk))
 }
 
 fn chunk_size(bits: u8) -> u64 {

@@ -42,4 +42,4 @@ mod xattrs;
 
 pub use format::{FORMAT, HeaderError, OVERLAY_MARKS, Opened, open};
 pub use input::{Layer, Tar, WriteError};
-pub use writer::write;
+pub use writer::{has_overlay_marks, write};

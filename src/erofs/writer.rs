@@ -58,8 +58,8 @@ fn write_super(image: &mut [u8], tree: &Index, layers: &[Layer<'_>], plan: &Plan
     Ok(())
 }
 
-/// Whether kernel overlayfs would take anything in the image for its own mark: a whiteout device or an attribute.
-fn has_overlay_marks(tree: &Index) -> Result<bool, IndexError> {
+/// Whether kernel overlayfs would take anything in an image for its own mark: a whiteout device or an attribute.
+pub fn has_overlay_marks(tree: &Index) -> Result<bool, IndexError> {
     let is_whiteout = |node: &Node| node.kind() == Some(Kind::Char) && is_whiteout_device(node.data.get() as u32);
     Ok(tree.nodes().iter().any(is_whiteout) || xattrs::has_overlay_marks(tree)?)
 }

@@ -341,6 +341,11 @@ fn a_container_runs_on_the_kernel_engine() {
     let changes = env.ok(["diff", "kc"]);
     assert!(changes.contains("A /etc/made") && changes.contains("D /etc/group"), "{changes}");
     assert_eq!(env.ok(["inspect", "--format", "{{.GraphDriver.Data.Engine}}", "kc"]).trim_end(), "kernel");
+    // On a stopped container `cp` mounts its file system for a moment, by the same engine.
+    fs::write(env.path("in"), "copied in").unwrap();
+    env.ok(["cp", &env.path("in").display().to_string(), "kc:/etc/in"]);
+    env.ok(["cp", "kc:/etc/in", &env.path("out").display().to_string()]);
+    assert_eq!(fs::read_to_string(env.path("out")).unwrap(), "copied in");
     env.ok(["commit", "kc", "committed:1"]);
     let mount = env.mount("committed:1", &["--engine=kernel"]);
     assert_eq!(fs::read_to_string(mount.path().join("etc/made")).unwrap(), "changed\n");
@@ -563,4 +568,25 @@ fn a_mount_in_another_mount_namespace_is_listed_until_that_ends() {
     other.wait().unwrap();
     eventually("the namespace ends", || env.ok(["mounts", "-q"]).is_empty());
     env.ok(["rmi", "box:1"]);
+}
+
+/// As mount(8) calls the helper, and a bundle for a runtime.
+#[test]
+fn the_mount_helper_and_bundles_take_the_engine() {
+    let env = small::environment();
+    let (helper, at) = (env.path("mount.plyfs"), env.path("at"));
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_plyfs"), &helper).unwrap();
+    fs::create_dir(&at).unwrap();
+    let options = format!("rw,engine=kernel,upper={},root={}", env.path("u").display(), env.root().display());
+    let mount = Mount::adopt(&env, &at);
+    let output = run(Command::new(&helper).arg("box:1").arg(&at).args(["-o", &options]));
+    assert_eq!(output.code, 0, "{output:?}");
+    assert_eq!(env.ok(["mounts", "--format", "{{.Engine}} {{.Mode}}"]), "kernel rw\n");
+    mount.unmount();
+    let dir = env.path("bundle");
+    env.ok(["bundle", "--engine=kernel", "box:1", dir.to_str().unwrap()]);
+    let mount = Mount::adopt(&env, &dir.join("rootfs"));
+    assert_eq!(env.ok(["mounts", "--format", "{{.Engine}}"]), "kernel\n");
+    assert!(mount.path().join("bin/busybox").exists());
+    mount.unmount();
 }

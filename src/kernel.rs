@@ -9,10 +9,10 @@
 
 use crate::erofs;
 use crate::fs::Fs;
-use crate::image::{self, ErofsImage};
+use crate::image::{self, ErofsImage, OpenTree};
 use crate::store::{Image, Store};
 use crate::sys::{self, MountFlags, Overlay};
-use crate::upper::{self, OpenError};
+use crate::upper::{self, OpenError, Upper};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::io;
@@ -139,7 +139,15 @@ pub struct Wanted<'a> {
 /// directory is in use ([`sys::is_overlay_upper`]).
 pub fn mount_image(store: &Store, image: &Image, at: &Path, wanted: &Wanted<'_>) -> Result<(), KernelError> {
     let erofs = image::open_erofs(store, image)?;
-    let _locked = wanted.changes.as_ref().map(|changes| prepare(store, image, &erofs, changes)).transpose()?;
+    let prepare = |changes: &Changes<'_>| {
+        if erofs.has_overlay_marks {
+            return Err(KernelError::Marks);
+        }
+        let opened = image::open_tree(store, image)?;
+        let upper = image::open_upper(changes.upper.into(), changes.work.into(), &opened.tree, false)?;
+        prepare(opened, upper, changes)
+    };
+    let _locked = wanted.changes.as_ref().map(prepare).transpose()?;
     let lower = sys::mount_erofs(&erofs.file, &erofs.path, &erofs.tars, wanted.flags).map_err(|e| failed(e, &erofs))?;
     let mounted = match &wanted.changes {
         Some(changes) => {
@@ -168,10 +176,7 @@ pub fn prepare_native(store: &Store, image: &Image, changes: &Changes<'_>) -> Re
         return Err(KernelError::Marks);
     }
     let upper = image::open_native_upper(changes.upper.into(), changes.work.into(), &opened.tree)?;
-    if !upper.has_whiteout_devices() {
-        return Err(KernelError::Whiteouts(changes.upper.into()));
-    }
-    Ok(opened.into_fs(Some(upper))?)
+    prepare(opened, upper, changes)
 }
 
 /// Whether the kernel is Linux `major`.`minor` or later.
@@ -182,13 +187,9 @@ fn is_at_least(major: u32, minor: u32) -> bool {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
 }
 
-/// Opens an upper directory as the FUSE engine does. Dropping the result unlocks it.
-fn prepare(store: &Store, image: &Image, erofs: &ErofsImage, changes: &Changes<'_>) -> Result<Fs, KernelError> {
-    if erofs.has_overlay_marks {
-        return Err(KernelError::Marks);
-    }
-    let opened = image::open_tree(store, image)?;
-    let upper = image::open_upper(changes.upper.into(), changes.work.into(), &opened.tree, false)?;
+/// Prepares an upper directory for kernel overlayfs by the FUSE engine's union of it and the image. Dropping the result
+/// unlocks it.
+fn prepare(opened: OpenTree, upper: Upper, changes: &Changes<'_>) -> Result<Fs, KernelError> {
     if !upper.has_whiteout_devices() {
         return Err(KernelError::Whiteouts(changes.upper.into()));
     }

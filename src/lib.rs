@@ -68,6 +68,9 @@
 //!    to remove anything;
 //! 2. a session's folder, or a mount's or a container's `lock` file, held as long as it lives. Others only ever try these, without waiting.
 //!
+//! A mount of the kernel engine has no process and so no lock: the kernel says whether it exists, by its unique ID, and
+//! whether an upper directory is in use ([`sys::is_mounted`], [`sys::is_overlay_upper`]).
+//!
 //! Inside a process: what a session made and which layers wait for a worker are each behind a mutex that is held for a
 //! few instructions and under which no other lock is taken. A session's folder is removed under its own mutex, by the
 //! session or by the signal that ends it. An image in `fs` locks nothing; plain directories' locks are in

@@ -80,17 +80,15 @@ impl Root<'_> {
         let changes = self.upper.as_ref().map(|(upper, work)| Changes { upper, work, volatile: self.volatile });
         let flags = MountFlags { write: changes.is_some(), suid: true, dev: true, exec: true };
         let wanted = kernel::Wanted { source: self.source, scratch: &self.scratch, changes, flags };
-        if let (Some(mapping), Some((upper, work))) = (self.mapping, &self.upper) {
-            let changes = Changes { upper, work, volatile: self.volatile };
-            let mounted = self.mount_over_fuse(at, mapping, &wanted, &changes);
-            let _left = fs::remove_dir(&self.scratch);
-            return mounted;
-        }
-        let mounted = kernel::mount_image(self.store, self.image, at, &wanted);
+        let mounted = match (self.mapping, &wanted.changes) {
+            (Some(mapping), Some(changes)) => self.mount_over_fuse(at, mapping, &wanted, changes),
+            _ => kernel::mount_image(self.store, self.image, at, &wanted).map(|()| {
+                let at = at.to_owned();
+                MountedRoot { detach: Box::new(move || sys::unmount(&at, true)), finish: Box::new(|| Ok(())) }
+            }),
+        };
         let _left = fs::remove_dir(&self.scratch);
-        mounted?;
-        let at = at.to_owned();
-        Ok(MountedRoot { detach: Box::new(move || sys::unmount(&at, true)), finish: Box::new(|| Ok(())) })
+        mounted
     }
 
     /// Mounts kernel overlayfs over a read-only FUSE mount, which this process serves.

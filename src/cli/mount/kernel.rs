@@ -28,7 +28,9 @@ pub(super) fn mount(
     match mounted {
         Ok(id) => {
             tracing::debug!("the kernel serves {} at {}", parsed.options.source, guard.info().mountpoint.display());
-            guard.leave_to_kernel(id)?;
+            let at = guard.info().mountpoint.clone();
+            // A mount without a record protects its image from nothing.
+            guard.leave_to_kernel(id).inspect_err(|_| drop(sys::unmount(&at, true)))?;
             Ok(None)
         }
         Err(why) if engine == Engine::Auto && why.downcast_ref().is_some_and(KernelError::is_unsupported) => {

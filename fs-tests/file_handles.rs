@@ -248,7 +248,7 @@ fn other_lower_directories_give_file_handles_another_generation() {
         let layers = layers.iter().map(|dir| dir.path().to_owned()).collect();
         let options = LowerDirsOptions { layers, static_nlink: false, descriptors: 4 };
         let dirs = LowerDirs::open(&options).map_err(|(_, e)| e).unwrap();
-        Fs::of_dirs(dirs, None, Forms::default()).unwrap().generation(ino)
+        Fs::of_dirs(dirs, None, Forms::default(), None).unwrap().generation(ino)
     };
     let [a, b] = &dirs;
     let (lasting, passing) = (1 << 20, (1 << 60) + 1);

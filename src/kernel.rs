@@ -196,7 +196,7 @@ fn prepare(opened: OpenTree, upper: Upper, changes: &Changes<'_>) -> Result<Fs, 
     if changes.volatile {
         upper::note_boot(changes.work).map_err(image::Error::from)?;
     }
-    Ok(opened.into_fs(Some(upper))?)
+    Ok(opened.into_fs(Some(upper), None)?)
 }
 
 /// Mounts overlayfs over what is mounted at [`Wanted::scratch`], as a detached mount, and detaches the lower one.

@@ -40,6 +40,7 @@
 //! | [`image`] | images: sources, pull, import, commit, signatures, push, save, open, remove, check |
 //! | [`upper`] | the writable directory: its form, its work directory, single objects made whole and put in place by one call; views of it |
 //! | [`fs`] | inodes and operations, without a kernel: tests call it directly; lower layers (an image, or plain directories) as they are, or their union with an upper; what differs between them |
+//! | [`handover`] | shared memory in which a FUSE server leaves to the next one what is not on disk: requests under way, descriptors of removed inodes |
 //! | [`fuse`] | the FUSE server: converts requests, calls `fs`, replies; the governor (cheap wake-ups, worker placement); set-ID bits; the only module that names fuser |
 //! | [`kernel`] | the kernel engine: mounts an image by EROFS and overlayfs, without a daemon |
 //! | [`container`] | containers: the sandbox process (PID 1 of a PID namespace) and its root file system, users and paths in it, runtime spec, monitor, exec, copy; chroot |
@@ -86,6 +87,7 @@ pub mod digest;
 pub mod erofs;
 pub mod fs;
 pub mod fuse;
+pub mod handover;
 pub mod image;
 pub mod kernel;
 pub mod layer;

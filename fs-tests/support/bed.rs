@@ -121,10 +121,11 @@ impl UnionFixture {
                 LowerDirs::open(&options).unwrap_or_else(|(_, e)| panic!("{e}")),
                 Some(upper),
                 Forms::default(),
+                None,
             );
         }
         let (tree, layers) = self.image();
-        Fs::writable(tree, layers, upper)
+        Fs::writable(tree, layers, upper, None)
     }
 
     /// Opens the union as a read-only view.

@@ -63,7 +63,7 @@ impl Root<'_> {
         let opened = image::open_tree(self.store, self.image).map_err(own)?;
         let open = |(upper, work)| image::open_upper(upper, work, &opened.tree, self.volatile);
         let upper = self.upper.clone().map(open).transpose().map_err(own)?;
-        let fs = opened.into_fs(upper).map_err(own)?;
+        let fs = opened.into_fs(upper, None).map_err(own)?;
         // The process is root, in its user namespace at least.
         let options = Options::for_user(self.source, true);
         let session = fuse::mount(Arc::new(fs), at, &options).map_err(|e| RunError::own(e.to_string()))?;
@@ -103,7 +103,7 @@ impl Root<'_> {
             return Err(KernelError::OneUser);
         }
         let locked = kernel::prepare_native(self.store, self.image, changes)?;
-        let lower = image::open_tree(self.store, self.image)?.into_fs(None)?;
+        let lower = image::open_tree(self.store, self.image)?.into_fs(None, None)?;
         let options = Options::for_user(self.source, true);
         let session =
             fuse::mount(Arc::new(lower), wanted.scratch, &options).map_err(|e| KernelError::Lower(e.to_string()))?;

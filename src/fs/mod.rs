@@ -28,13 +28,16 @@ pub use readdir::DirEntry;
 pub use tar_export::ExportError;
 
 pub use crate::backing::acl::ACCESS as ACCESS_ACL;
+use crate::handover::Handover;
 use crate::layer::Index;
+use crate::meta::Time;
 use crate::name::NAME_MAX;
 use crate::upper::Upper;
 use image::Image;
 use lower::Lower;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use union::Union;
 
 /// An inode number (`st_ino`).
@@ -73,15 +76,33 @@ impl Fs {
     }
 
     /// Serves the same with an upper directory on top, which takes all changes; with a view of one, read-only.
-    pub fn writable(tree: Index, layers: Vec<Data>, upper: Upper) -> Result<Fs, FsError> {
-        Ok(Fs(Shown::Union(Box::new(Union::new(Lower::Image(Image::new(tree, layers)), upper, Forms::default())?))))
+    /// `handover` is what the last server of the mount has left, and receives what this one leaves.
+    pub fn writable(
+        tree: Index,
+        layers: Vec<Data>,
+        upper: Upper,
+        handover: Option<Arc<Handover>>,
+    ) -> Result<Fs, FsError> {
+        let lower = Lower::Image(Image::new(tree, layers));
+        Ok(Fs(Shown::Union(Box::new(Union::new(lower, upper, Forms::default(), handover)?))))
     }
 
     /// Serves lower directories, with an upper directory on top if there is one.
-    pub fn of_dirs(dirs: LowerDirs, upper: Option<Upper>, forms: Forms) -> Result<Fs, FsError> {
+    /// `handover` as in [`Fs::writable`].
+    pub fn of_dirs(
+        dirs: LowerDirs,
+        upper: Option<Upper>,
+        forms: Forms,
+        handover: Option<Arc<Handover>>,
+    ) -> Result<Fs, FsError> {
+        let lower = Lower::LowerDirs(dirs);
+        if handover.as_ref().is_some_and(|handover| handover.is_resumed()) {
+            // The kernel knows inodes by their numbers, which are known here once their directories are loaded.
+            lower.load_all()?;
+        }
         Ok(Fs(match upper {
-            None => Shown::Lower(Box::new(Lower::LowerDirs(dirs))),
-            Some(upper) => Shown::Union(Box::new(Union::new(Lower::LowerDirs(dirs), upper, forms)?)),
+            None => Shown::Lower(Box::new(lower)),
+            Some(upper) => Shown::Union(Box::new(Union::new(lower, upper, forms, handover)?)),
         }))
     }
 
@@ -114,6 +135,14 @@ impl Fs {
         match &self.0 {
             Shown::Lower(lower) => lower.getattr(lower.find(parent, name)?.ok_or(FsError::NotFound)?),
             Shown::Union(union) => union.getattr(union.lookup(parent, name)?),
+        }
+    }
+
+    /// Returns the inode number of a name; ENOENT if there is no such name.
+    pub fn number(&self, parent: Ino, name: &[u8]) -> Result<Ino, FsError> {
+        match &self.0 {
+            Shown::Lower(lower) => lower.find(parent, name)?.ok_or(FsError::NotFound),
+            Shown::Union(union) => union.lookup(parent, name),
         }
     }
 
@@ -242,6 +271,23 @@ impl Fs {
         if let Ok(union) = self.union() {
             union.keep_mtime(ino);
         }
+    }
+
+    /// Returns the modification time of a file that the kernel has cached ([`Fs::keep_mtime`]), as far as it is known.
+    pub fn kernel_mtime(&self, ino: Ino) -> Option<Time> {
+        self.union().ok()?.kernel_mtime(ino)
+    }
+
+    /// Sets what [`Fs::kernel_mtime`] returns.
+    pub fn set_kernel_mtime(&self, ino: Ino, mtime: Time) {
+        if let Ok(union) = self.union() {
+            union.set_kernel_mtime(ino, mtime);
+        }
+    }
+
+    /// Records that the last name of an inode has been removed, if that is not known: by a server that died then.
+    pub fn note_removed(&self, ino: Ino) -> Result<(), FsError> {
+        self.union()?.note_removed(ino)
     }
 
     /// Whether a change of a file's data or size may take long, because its data must be copied up first.

@@ -2,24 +2,30 @@
 //! library can be replaced.
 
 mod caller;
+mod connection;
 mod convert;
 mod governor;
 mod ids;
+mod once;
 mod placement;
 mod pool;
 mod processors;
 mod server;
 mod set_id;
+mod supervisor;
 mod traffic;
 mod wake;
 
+pub use connection::Connection;
 pub use ids::{IdMap, IdRange};
 pub use placement::Placing;
+pub use supervisor::{Event, ServiceError, Supervisor};
 pub use wake::Waking;
 
 use crate::fs::Fs;
-use crate::sys::{self, MountFlags};
-use fuser::{Config, MountOption, SessionACL};
+use crate::handover::Handover;
+use crate::sys;
+use fuser::{Config, SessionACL};
 use governor::Governor;
 use server::Server;
 use std::io;
@@ -88,22 +94,8 @@ impl Options {
         }
     }
 
-    fn config(&self, waking: Waking, writable: bool) -> Config {
-        let either = |on: bool, yes: MountOption, no: MountOption| if on { yes } else { no };
+    fn config(&self, waking: Waking) -> Config {
         let mut config = Config::default();
-        config.mount_options = vec![
-            MountOption::FSName(self.source.clone()),
-            MountOption::Subtype(SUBTYPE.into()),
-            either(writable, MountOption::RW, MountOption::RO),
-            MountOption::NoAtime,
-            either(self.suid, MountOption::Suid, MountOption::NoSuid),
-            either(self.dev, MountOption::Dev, MountOption::NoDev),
-            either(self.exec, MountOption::Exec, MountOption::NoExec),
-        ];
-        if self.default_permissions {
-            config.mount_options.push(MountOption::DefaultPermissions);
-        }
-        config.mount_options.extend(self.kernel_options.iter().cloned().map(MountOption::CUSTOM));
         config.acl = self.acl();
         // A second worker serves requests while the first waits for the disk. With polling, a second worker would
         // compete with the caller for a processor.
@@ -116,24 +108,6 @@ impl Options {
             (true, _) => SessionACL::All,
             (false, true) => SessionACL::RootAndOwner,
             (false, false) => SessionACL::Owner,
-        }
-    }
-
-    /// Mounts with mount(2), which sets the subtype that fuser would omit; through fusermount3 if mount(2) is not
-    /// permitted.
-    fn connect(&self, server: Server, at: &Path, waking: Waking, writable: bool) -> io::Result<fuser::Session<Server>> {
-        let entered = self.allow_other || self.allow_root;
-        let wanted = [(entered, "allow_other"), (self.default_permissions, "default_permissions")];
-        let switches = wanted.iter().filter(|(on, _)| *on).map(|(_, name)| *name);
-        let options: Vec<&str> = switches.chain(self.kernel_options.iter().map(String::as_str)).collect();
-        let flags = MountFlags { write: writable, suid: self.suid, dev: self.dev, exec: self.exec };
-        match sys::mount_fuse(&self.source, SUBTYPE, at, flags, &options) {
-            Ok(connection) => fuser::Session::from_fd(server, connection, self.acl(), self.config(waking, writable))
-                .inspect_err(|_| drop(sys::unmount(at, true))),
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-                fuser::Session::new(server, at, &self.config(waking, writable))
-            }
-            Err(e) => Err(e),
         }
     }
 }
@@ -165,49 +139,48 @@ pub enum MountError {
 /// The kernel's read-ahead, in KiB. Its default of 128 would split a request of the maximum size into eight.
 const READ_AHEAD_KIB: u32 = 1024;
 
-/// A FUSE session: a live mount and the threads that serve it.
+/// A live mount that threads of this process serve.
 pub struct Session {
     worker: JoinHandle<io::Result<()>>,
     governor: Governor,
-    mountpoint: PathBuf,
-    device: u64,
+    connection: Arc<Connection>,
 }
 
-/// Mounts `fs` at the existing directory `at` and starts serving. The mount is live when this returns.
+/// Mounts `fs` at the existing directory `at` and starts serving. The mount is live when this returns, and is lost if
+/// this process dies.
 pub fn mount(fs: Arc<Fs>, at: &Path, options: &Options) -> Result<Session, MountError> {
-    let unusable = |why: String| MountError::Mountpoint { path: at.into(), why };
-    let refused = |e: io::Error| MountError::Refused { path: at.into(), why: why_refused(&e) };
-    let mountpoint = at.canonicalize().map_err(|e| unusable(sys::describe(&e)))?;
-    if !mountpoint.is_dir() {
-        return Err(unusable("it is not a directory".into()));
-    }
-    let traffic = Arc::new(Traffic::new());
-    let waking = options.waking.resolve();
-    let writable = fs.is_writable() && !options.read_only;
-    let notifier = Arc::new(OnceLock::new());
-    let server = Server::new(fs, traffic.clone(), notifier.clone(), options);
-    let session = options.connect(server, &mountpoint, waking, writable).map_err(refused)?;
-    notifier.get_or_init(|| session.notifier());
-    // The mount exists now: on an error below it must be removed, as no process would serve it.
-    serve(session, &traffic, (waking, options.placing), mountpoint.clone()).map_err(|e| {
-        let _gone = sys::unmount(&mountpoint, true);
-        refused(e)
+    let connection = Arc::new(Connection::mount(at, options, fs.is_writable())?);
+    // The mount exists now: on an error it must be removed, as no process would serve it.
+    serve(&connection, fs, options, None).map_err(|e| {
+        let _gone = sys::unmount(connection.mountpoint(), true);
+        MountError::Refused { path: at.into(), why: why_refused(&e) }
     })
 }
 
+/// Starts serving a connection. `handover` is the mount's memory, if a supervisor keeps it.
 fn serve(
-    session: fuser::Session<Server>,
-    traffic: &Arc<Traffic>,
-    (waking, placing): (Waking, Placing),
-    mountpoint: PathBuf,
+    connection: &Arc<Connection>,
+    fs: Arc<Fs>,
+    options: &Options,
+    handover: Option<Arc<Handover>>,
 ) -> io::Result<Session> {
-    let governor = Governor::start(traffic, waking, placing, session.as_fd().try_clone_to_owned()?)?;
+    let traffic = Arc::new(Traffic::new());
+    let waking = options.waking.resolve();
+    let notifier = Arc::new(OnceLock::new());
+    let is_first = handover.as_ref().is_none_or(|handover| !handover.is_live());
+    let is_resumed = handover.as_ref().is_some_and(|handover| handover.is_resumed());
+    let server = Server::new(fs, traffic.clone(), notifier.clone(), options, handover);
+    let session = connection.session(server, options.config(waking), is_first)?;
+    notifier.get_or_init(|| session.notifier());
+    let governor = Governor::start(&traffic, waking, options.placing, session.as_fd().try_clone_to_owned()?)?;
+    if is_resumed {
+        connection.resend()?;
+    }
     let worker = std::thread::Builder::new().name("plyfs-serve".into()).spawn(move || session.run())?;
-    let device = sys::device_of(&mountpoint)?;
-    if let Err(e) = sys::set_read_ahead(device, READ_AHEAD_KIB) {
+    if is_first && let Err(e) = sys::set_read_ahead(connection.st_dev(), READ_AHEAD_KIB) {
         tracing::debug!("the kernel's read-ahead stays what it was: {e}");
     }
-    Ok(Session { worker, governor, mountpoint, device })
+    Ok(Session { worker, governor, connection: connection.clone() })
 }
 
 /// Detaches all mounts of that device number, the latest first. An error if another mount covers one of them.
@@ -240,18 +213,18 @@ fn why_refused(error: &io::Error) -> String {
     }
 }
 
-impl Session {
-    /// The mountpoint, as an absolute path.
-    pub fn mountpoint(&self) -> &Path {
-        &self.mountpoint
-    }
+/// Returns a function that detaches the mount of a connection at all its mountpoints, also where it was bind-mounted or
+/// moved to. It may be called from any thread. Open files stay usable, and the mount is served, until the last one is
+/// closed. An error if another mount covers it: detaching would remove that one as well.
+pub fn detacher(connection: &Connection) -> impl Fn() -> io::Result<()> + Send + 'static {
+    let device = connection.st_dev();
+    move || detach_all(device)
+}
 
-    /// Returns a function that detaches the mount at all its mountpoints, also where it was bind-mounted or moved to.
-    /// It may be called from any thread. Open files stay usable, and [`Session::run`] does not return, until the last
-    /// one is closed. An error if another mount covers it: detaching would remove that one as well.
+impl Session {
+    /// Returns the [`detacher`] of the mount.
     pub fn detacher(&self) -> impl Fn() -> io::Result<()> + Send + 'static {
-        let device = self.device;
-        move || detach_all(device)
+        detacher(&self.connection)
     }
 
     /// Waits until the mount is detached and all its files are closed.

@@ -5,7 +5,8 @@ use super::ids::Ids;
 use super::pool::Pool;
 use super::set_id::Requester;
 use super::traffic::Traffic;
-use super::{Options, convert};
+use super::{Options, convert, once};
+use crate::handover::{Before, Handover, Record};
 use crate::fs::{ACCESS_ACL, Attr, Change, Fs, FsError, New, Replace};
 use crate::meta::Kind;
 use fuser::{
@@ -28,7 +29,7 @@ const NO_EXPIRY: Duration = Duration::from_secs(1 << 31);
 /// The maximum of background requests in flight, such as write-back and read-ahead (`max_background`).
 const BACKGROUND: u16 = 64;
 /// The largest request that the kernel sends by default, in bytes (fs.fuse.max_pages_limit).
-const MAX_REQUEST: u32 = 1 << 20;
+pub(super) const MAX_REQUEST: u32 = 1 << 20;
 
 /// The FUSE server of one mount.
 pub struct Server {
@@ -39,6 +40,8 @@ pub struct Server {
     syncing: AtomicBool,
     /// Invalidates the kernel's caches. Set once the session is established.
     notifier: Arc<OnceLock<Notifier>>,
+    /// The mount's memory, if a supervisor keeps it.
+    handover: Option<Arc<Handover>>,
     /// Whether the kernel enforces POSIX ACLs (FUSE_POSIX_ACL). That implies permission checks by the kernel, so it
     /// requires `default_permissions`; and it costs a request per inode whose permissions depend on the caller's
     /// groups, so only if there are ACLs.
@@ -53,12 +56,18 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn new(fs: Arc<Fs>, traffic: Arc<Traffic>, notifier: Arc<OnceLock<Notifier>>, options: &Options) -> Server {
+    pub fn new(
+        fs: Arc<Fs>,
+        traffic: Arc<Traffic>,
+        notifier: Arc<OnceLock<Notifier>>,
+        options: &Options,
+        handover: Option<Arc<Handover>>,
+    ) -> Server {
         let honors_acls = options.default_permissions && options.acls && options.xattrs && fs.has_acls();
         let ids = Ids { users: options.users.clone(), groups: options.groups.clone() };
         let (pool, syncing, xattrs) = (Pool::default(), AtomicBool::new(false), options.xattrs);
         let (checks, keeps_times) = (options.default_permissions, false);
-        Server { fs, traffic, pool, syncing, notifier, honors_acls, checks, keeps_times, xattrs, ids }
+        Server { fs, traffic, pool, syncing, notifier, handover, honors_acls, checks, keeps_times, xattrs, ids }
     }
 
     /// Converts attributes, with owners mapped to shown IDs.
@@ -85,6 +94,59 @@ impl Server {
             }
             Err(e) => reply.error(failed(operation, parent, &e)),
         }
+    }
+
+    /// [`once::once`] with the mount's memory.
+    fn once<T>(
+        &self,
+        request: &Request,
+        now: impl FnOnce() -> Before,
+        execute: impl FnOnce() -> T,
+        recall: impl FnOnce(Before) -> T,
+    ) -> (T, Option<Record>) {
+        once::once(self.handover.as_ref(), request, now, execute, recall)
+    }
+
+    /// [`once::record_mtime`], if the kernel maintains the file's times.
+    fn record_mtime(&self, request: &Request, ino: INodeNo, keeps_mtime: bool) -> Option<Record> {
+        let handover = self.handover.as_ref().filter(|_| keeps_mtime);
+        once::record_mtime(handover, request, &self.fs, ino.0)
+    }
+
+    /// Creates an object, and replies.
+    fn make(
+        &self,
+        request: &Request,
+        reply: ReplyEntry,
+        (operation, parent, name): (&str, INodeNo, &OsStr),
+        new: Result<New<'_>, FsError>,
+    ) {
+        let name = name.as_bytes();
+        let (made, _record) = self.once(
+            request,
+            || [once::number(&self.fs, parent.0, name), 0, 0],
+            || self.fs.make(parent.0, name, &new?),
+            |_| self.fs.lookup(parent.0, name),
+        );
+        self.reply_entry(reply, operation, parent, made);
+    }
+
+    /// Removes a name, and replies.
+    fn remove(
+        &self,
+        request: &Request,
+        reply: ReplyEmpty,
+        (operation, parent, name): (&str, INodeNo, &OsStr),
+        remove: impl FnOnce(&Fs, u64, &[u8]) -> Result<(), FsError>,
+    ) {
+        let name = name.as_bytes();
+        let (done, _record) = self.once(
+            request,
+            || [once::number(&self.fs, parent.0, name), 0, 0],
+            || remove(&self.fs, parent.0, name),
+            |[removed, ..]| self.fs.note_removed(removed),
+        );
+        reply_empty(reply, operation, parent, done);
     }
 
     fn requester(&self, request: &Request) -> Requester {
@@ -411,6 +473,7 @@ impl Filesystem for Server {
         let slow = size.is_some_and(|size| size > 0) && self.fs.is_slow_to_write(ino.0);
         let requester = self.requester(request);
         let keeps_mtime = self.keeps_times && size.is_some() && mtime.is_none();
+        let record = self.record_mtime(request, ino, keeps_mtime);
         if mode.is_some() && !self.honors_acls {
             // The mode change also changes the ACL.
             forget_attributes(&self.notifier, ino);
@@ -424,9 +487,12 @@ impl Filesystem for Server {
                 }
                 changed.map(|attr| convert::attr(&requester.ids.show(&attr)))
             },
-            move |done| match done {
-                Ok(attr) => reply.attr(&NO_EXPIRY, &attr),
-                Err(e) => reply.error(failed("setattr", ino, &e)),
+            move |done| {
+                match done {
+                    Ok(attr) => reply.attr(&NO_EXPIRY, &attr),
+                    Err(e) => reply.error(failed("setattr", ino, &e)),
+                }
+                drop(record);
             },
         );
     }
@@ -447,34 +513,41 @@ impl Filesystem for Server {
         self.traffic.note(request);
         let new =
             Kind::of(mode).map(|kind| New { rdev, ..self.new_of(request, kind, mode, umask) }).ok_or(FsError::Invalid);
-        self.reply_entry(reply, "mknod", parent, new.and_then(|new| self.fs.make(parent.0, name.as_bytes(), &new)));
+        self.make(request, reply, ("mknod", parent, name), new);
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         self.traffic.note(request);
         let new = self.new_of(request, Kind::Dir, mode, umask);
-        self.reply_entry(reply, "mkdir", parent, self.fs.make(parent.0, name.as_bytes(), &new));
+        self.make(request, reply, ("mkdir", parent, name), Ok(new));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         self.traffic.note(request);
         let new = New { target: target.as_os_str().as_bytes(), ..self.new_of(request, Kind::Symlink, 0o777, 0) };
-        self.reply_entry(reply, "symlink", parent, self.fs.make(parent.0, name.as_bytes(), &new));
+        self.make(request, reply, ("symlink", parent, name), Ok(new));
     }
 
     fn link(&self, request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.traffic.note(request);
-        self.reply_entry(reply, "link", ino, self.fs.link(ino.0, parent.0, name.as_bytes()));
+        let name = name.as_bytes();
+        let (made, _record) = self.once(
+            request,
+            || [once::number(&self.fs, parent.0, name), 0, 0],
+            || self.fs.link(ino.0, parent.0, name),
+            |_| self.fs.lookup(parent.0, name),
+        );
+        self.reply_entry(reply, "link", ino, made);
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.traffic.note(request);
-        reply_empty(reply, "unlink", parent, self.fs.unlink(parent.0, name.as_bytes()));
+        self.remove(request, reply, ("unlink", parent, name), Fs::unlink);
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.traffic.note(request);
-        reply_empty(reply, "rmdir", parent, self.fs.rmdir(parent.0, name.as_bytes()));
+        self.remove(request, reply, ("rmdir", parent, name), Fs::rmdir);
     }
 
     fn rename(
@@ -488,9 +561,26 @@ impl Filesystem for Server {
         reply: ReplyEmpty,
     ) {
         self.traffic.note(request);
-        let moved = convert::replace(flags).and_then(|replace: Replace| {
-            self.fs.rename(parent.0, name.as_bytes(), new_parent.0, new_name.as_bytes(), replace)
-        });
+        let ((parent_ino, name), (new_ino, new_name)) = ((parent.0, name.as_bytes()), (new_parent.0, new_name.as_bytes()));
+        let (moved, _record) = self.once(
+            request,
+            || {
+                let [old, new] = [(parent_ino, name), (new_ino, new_name)].map(|(dir, name)| once::number(&self.fs, dir, name));
+                [old, new, 0]
+            },
+            || {
+                convert::replace(flags)
+                    .and_then(|replace| self.fs.rename(parent_ino, name, new_ino, new_name, replace))
+            },
+            |[old, new, _]| match convert::replace(flags)? {
+                // Both names exist, each with the other's inode.
+                Replace::Exchange => Ok(vec![old, new]),
+                Replace::Allow | Replace::Forbid => {
+                    self.fs.note_removed(new)?;
+                    Ok(vec![old])
+                }
+            },
+        );
         if let (Ok(moved), Some(notifier)) = (&moved, self.notifier.get()) {
             for dir in moved {
                 // An error only means that the directory is not cached.
@@ -515,11 +605,15 @@ impl Filesystem for Server {
         self.traffic.note(request);
         let written = bytes.len() as u32;
         self.traffic.note_data(written);
-        let then = move |done: Result<(), FsError>| match done {
-            Ok(()) => reply.written(written),
-            Err(e) => reply.error(failed("write", ino, &e)),
-        };
         let held_back = self.keeps_times || flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let record = self.record_mtime(request, ino, held_back);
+        let then = move |done: Result<(), FsError>| {
+            match done {
+                Ok(()) => reply.written(written),
+                Err(e) => reply.error(failed("write", ino, &e)),
+            }
+            drop(record);
+        };
         let must_strip = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let strip = must_strip.then(|| self.set_id_stripper(request, ino, true));
         let write = move |fs: &Fs, bytes: &[u8]| {
@@ -549,8 +643,12 @@ impl Filesystem for Server {
     ) {
         self.traffic.note(request);
         let slow = self.fs.is_slow_to_write(ino.0);
-        let then = move |done| reply_empty(reply, "fallocate", ino, done);
         let keeps_mtime = self.keeps_times;
+        let record = self.record_mtime(request, ino, keeps_mtime);
+        let then = move |done| {
+            reply_empty(reply, "fallocate", ino, done);
+            drop(record);
+        };
         let strip = self.set_id_stripper(request, ino, false);
         let allocate = move |fs: &Fs| {
             strip(fs)?;
@@ -587,9 +685,13 @@ impl Filesystem for Server {
             }
             Ok::<u64, FsError>(copied)
         };
-        self.dispatch(true, copy, move |done| match done {
-            Ok(copied) => reply.written(copied as u32),
-            Err(e) => reply.error(failed("copy_file_range", to, &e)),
+        let record = self.record_mtime(request, to, keeps_mtime);
+        self.dispatch(true, copy, move |done| {
+            match done {
+                Ok(copied) => reply.written(copied as u32),
+                Err(e) => reply.error(failed("copy_file_range", to, &e)),
+            }
+            drop(record);
         });
     }
 
@@ -608,8 +710,13 @@ impl Filesystem for Server {
             return reply.error(Errno::ENOSYS);
         }
         let value = self.ids.store_value(name.as_bytes(), value.to_vec());
-        let mut done = self.fs.setxattr(ino.0, name.as_bytes(), &value, flags);
-        if done.is_ok() && name.as_bytes() == ACCESS_ACL {
+        let name = name.as_bytes();
+        let set = || self.fs.setxattr(ino.0, name, &value, flags);
+        let (mut done, _record) = match flags & libc::XATTR_CREATE {
+            0 => (set(), None),
+            _ => self.once(request, || [once::has_xattr(&self.fs, ino.0, name), 0, 0], set, |_| Ok(())),
+        };
+        if done.is_ok() && name == ACCESS_ACL {
             // The ACL change also changed the mode.
             forget_attributes(&self.notifier, ino);
             if self.checks {
@@ -624,8 +731,14 @@ impl Filesystem for Server {
         if !self.xattrs {
             return reply.error(Errno::ENOSYS);
         }
-        let done = self.fs.removexattr(ino.0, name.as_bytes());
-        if done.is_ok() && name.as_bytes() == ACCESS_ACL {
+        let name = name.as_bytes();
+        let (done, _record) = self.once(
+            request,
+            || [once::has_xattr(&self.fs, ino.0, name), 0, 0],
+            || self.fs.removexattr(ino.0, name),
+            |_| Ok(()),
+        );
+        if done.is_ok() && name == ACCESS_ACL {
             forget_attributes(&self.notifier, ino);
         }
         reply_empty(reply, "removexattr", ino, done);

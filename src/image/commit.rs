@@ -61,7 +61,7 @@ pub fn open_view(store: &Store, image: &Image, upper: &Path) -> Result<Fs> {
     let upper = Upper::view(&wanted)?;
     let layers = opened.tars.into_iter().map(Data::open).collect::<io::Result<Vec<Data>>>();
     let layers = layers.map_err(|e| Error::Broken { image: image.title(), what: e.to_string() })?;
-    Fs::writable(opened.tree, layers, upper).map_err(Error::Changes)
+    Fs::writable(opened.tree, layers, upper, None).map_err(Error::Changes)
 }
 
 /// Makes an image of the changes, or leaves the store unchanged. Calls `warn` for what a layer cannot represent.

@@ -6,6 +6,7 @@ use crate::backing;
 use crate::digest::{Digest, Verifier};
 use crate::erofs::OVERLAY_MARKS;
 use crate::fs::{Data, Fs};
+use crate::handover::Handover;
 use crate::layer::{self, Index, IndexError};
 use crate::store::{self, Image, Session, Store, chain_ids};
 use crate::upper::{self, Below, Upper, User};
@@ -13,6 +14,7 @@ use crate::{sys, tree};
 use std::fs::File;
 use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const READ_BUFFER: usize = 256 << 10;
 
@@ -25,13 +27,14 @@ pub struct OpenTree {
 }
 
 impl OpenTree {
-    /// Makes the image's file system, as a union with an upper directory if one is given.
-    pub fn into_fs(self, upper: Option<Upper>) -> Result<Fs> {
+    /// Makes the image's file system, as a union with an upper directory if one is given. `handover` as in
+    /// [`Fs::writable`].
+    pub fn into_fs(self, upper: Option<Upper>, handover: Option<Arc<Handover>>) -> Result<Fs> {
         let mapped = self.tars.into_iter().map(Data::open).collect::<io::Result<Vec<Data>>>();
         let layers =
             mapped.map_err(|e| Error::Usage(format!("cannot map the image's layers: {}", sys::describe(&e))))?;
         match upper {
-            Some(upper) => Fs::writable(self.tree, layers, upper)
+            Some(upper) => Fs::writable(self.tree, layers, upper, handover)
                 .map_err(|e| Error::Usage(format!("cannot use the upper directory with the image: {e}"))),
             None => Ok(Fs::new(self.tree, layers)),
         }

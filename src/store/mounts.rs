@@ -47,6 +47,9 @@ pub struct Info {
     pub pid: u32,
     /// Start time, RFC 3339.
     pub started: String,
+    /// How often its server has died and been restarted.
+    #[serde(default)]
+    pub restarts: u32,
     /// The kernel's IDs of a mount of the kernel engine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<KernelMount>,
@@ -109,6 +112,12 @@ impl Guard {
     /// Records the serving process, after a fork.
     pub fn set_pid(&mut self, pid: u32) -> Result<()> {
         self.info.pid = pid;
+        write_info(&self.dir, &self.info)
+    }
+
+    /// Records how often the server of the mount has been restarted.
+    pub fn set_restarts(&mut self, restarts: u32) -> Result<()> {
+        self.info.restarts = restarts;
         write_info(&self.dir, &self.info)
     }
 
@@ -179,6 +188,7 @@ fn begin(store: &Store, image: &Digest, reference: &str, at: Option<&Path>, writ
         writable,
         pid: std::process::id(),
         started: started.to_string(),
+        restarts: 0,
         kernel: None,
     };
     write_info(&dir, &info)?;

@@ -16,6 +16,15 @@ pub fn set_nonblocking(fd: &impl AsFd, on: bool) -> io::Result<()> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Makes `target` refer to the open file of `source` (dup3(2)): whoever uses `target` goes on with that file.
+pub fn replace_descriptor(target: &impl AsFd, source: &impl AsFd) -> io::Result<()> {
+    let (target, source) = (target.as_fd().as_raw_fd(), source.as_fd().as_raw_fd());
+    // SAFETY: both are open for the length of the call. The owner of `target` keeps a descriptor of that number, which
+    // is all that it relies on.
+    let done = unsafe { libc::dup3(source, target, libc::O_CLOEXEC) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Starts write-back of a range of a file, without waiting for it (sync_file_range(2)). Makes nothing durable.
 pub fn begin_write_back(fd: &impl AsFd, offset: u64, length: u64) -> io::Result<()> {
     let (offset, length) = (offset as libc::off64_t, length as libc::off64_t);

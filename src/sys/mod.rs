@@ -7,17 +7,20 @@ mod map;
 mod mount;
 mod namespace;
 mod process;
+mod shared;
 mod signals;
 mod wait;
 
 pub use error::{describe, is_callers};
-pub use fd::{begin_write_back, file_handle, get_file_attributes, set_file_attributes, set_nonblocking};
+pub use fd::{
+    begin_write_back, file_handle, get_file_attributes, replace_descriptor, set_file_attributes, set_nonblocking,
+};
 pub use kernel_mount::{
     INITIAL_USER_NAMESPACE, MountId, Overlay, is_mounted, is_overlay_upper, mount_erofs, mount_id, mount_overlay,
 };
 pub use map::{Bytes, map};
 pub use mount::{
-    MountFlags, MountedAt, RemountFlags, device_of, is_disconnected, mount_fuse, mounts, remount, remount_flags,
+    MountFlags, MountedAt, RemountFlags, device_of, is_disconnected, mount_fuse, mount_fuse_by_helper, mounts, remount, remount_flags,
     set_read_ahead, takes_changes, unmount,
 };
 pub use namespace::{
@@ -26,7 +29,9 @@ pub use namespace::{
     quiet_copy, set_groups, unshare,
 };
 pub use process::{
-    Fork, close_inherited, detach_from_terminal, fork, fork_first, is_root, proc_dir, raise_descriptor_limit, user_name,
+    Fork, adopt_descriptor, close_descriptors, close_inherited, descriptors, detach_from_terminal, fork, fork_first,
+    fork_sharing_descriptors, is_root, parent, proc_dir, raise_descriptor_limit, raise_oom_score, user_name,
 };
+pub use shared::SharedWords;
 pub use signals::{Received, Signals, begin_with_all_signals};
 pub use wait::{Ended, kill, leave, wait_for, wait_for_any};

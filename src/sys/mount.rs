@@ -1,12 +1,15 @@
 //! Mounts: mounting FUSE file systems, unmounting, remounting, and the mount table.
 
 use rustix::fs::{AtFlags, CWD, StatxFlags};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use std::ffi::{CString, OsStr};
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -53,6 +56,43 @@ pub fn mount_fuse(source: &str, subtype: &str, at: &Path, flags: MountFlags, opt
         0 => Ok(device.into()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Mounts a FUSE file system through fusermount3, for a user who may not mount, and returns the descriptor of its
+/// connection. `options` are those of mount(8). The error has fusermount3's message.
+pub fn mount_fuse_by_helper(at: &Path, options: &[String]) -> io::Result<OwnedFd> {
+    let (own, helpers) = UnixStream::pair()?;
+    let mut command = Command::new("fusermount3");
+    command.arg("-o").arg(options.join(",")).arg("--").arg(at).env("_FUSE_COMMFD", "0");
+    // fusermount3 sends the descriptor over the socket that this variable numbers: its standard input.
+    let child = command.stdin(OwnedFd::from(helpers)).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    // The command holds the helper's end; closed, so that the end of fusermount3 is seen here.
+    drop(command);
+    let received = receive_descriptor(&own);
+    let output = child.wait_with_output()?;
+    match received? {
+        Some(connection) if output.status.success() => Ok(connection),
+        _ => {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            let refused = said.contains("only allowed if 'user_allow_other' is set");
+            Err(io::Error::new(if refused { io::ErrorKind::PermissionDenied } else { io::ErrorKind::Other }, said))
+        }
+    }
+}
+
+/// Receives a descriptor over a socket; `None` if the other end is closed.
+fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    let (mut byte, mut space) = ([0; 1], [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))]);
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = rustix::io::retry_on_intr(|| {
+        recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)
+    });
+    received?;
+    let mut messages = control.drain();
+    Ok(messages.find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    }))
 }
 
 /// Unmounts the topmost mount at `path`. With `detach` (MNT_DETACH) a mount in use is removed from the mount tree at

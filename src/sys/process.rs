@@ -4,7 +4,7 @@ use std::ffi::{CStr, OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -78,6 +78,17 @@ pub fn fork() -> io::Result<Fork> {
 /// Forks with the child as PID 1 of a new PID namespace (clone3(2)): when it ends, the kernel kills all other
 /// processes in the namespace. This process stays outside, and may start threads afterwards. See [`fork`].
 pub fn fork_first() -> io::Result<Fork> {
+    fork_with(libc::CLONE_NEWPID)
+}
+
+/// Forks with the child sharing this process's table of descriptors (CLONE_FILES). What the child opens stays open when
+/// it ends, and what either closes is closed for both: neither must drop a descriptor that the other uses.
+pub fn fork_sharing_descriptors() -> io::Result<Fork> {
+    fork_with(libc::CLONE_FILES)
+}
+
+/// Forks with these flags of clone3(2), of which CLONE_VM must not be one.
+fn fork_with(flags: i32) -> io::Result<Fork> {
     /// `struct clone_args` in its first version (linux/sched.h).
     #[repr(C)]
     #[derive(Default)]
@@ -88,8 +99,7 @@ pub fn fork_first() -> io::Result<Fork> {
         stack_and_tls: [u64; 3],
     }
     require_single_thread()?;
-    let arguments =
-        Arguments { flags: libc::CLONE_NEWPID as u64, exit_signal: libc::SIGCHLD as u64, ..Arguments::default() };
+    let arguments = Arguments { flags: flags as u64, exit_signal: libc::SIGCHLD as u64, ..Arguments::default() };
     // SAFETY: the call reads as many bytes of live plain data as it is told. Without CLONE_VM and with no stack given
     // it is a fork, sound for the reason given there; handlers that libraries want run at a fork guard the locks of
     // other threads, and there are none.
@@ -100,6 +110,19 @@ pub fn fork_first() -> io::Result<Fork> {
     }
 }
 
+/// Returns the parent's PID.
+pub fn parent() -> i32 {
+    // SAFETY: getppid takes nothing and cannot fail.
+    unsafe { libc::getppid() }
+}
+
+/// Adds to this process's `oom_score_adj`: when memory runs out, the kernel kills it sooner.
+pub fn raise_oom_score(by: i32) -> io::Result<()> {
+    let path = "/proc/self/oom_score_adj";
+    let now: i32 = std::fs::read_to_string(path)?.trim().parse().map_err(io::Error::other)?;
+    std::fs::write(path, (now + by).min(1000).to_string())
+}
+
 fn require_single_thread() -> io::Result<()> {
     if std::fs::read_dir("/proc/self/task")?.count() == 1 {
         return Ok(());
@@ -107,11 +130,33 @@ fn require_single_thread() -> io::Result<()> {
     Err(io::Error::other("cannot fork while other threads are running"))
 }
 
+/// Returns the numbers of all open descriptors, among them one that this call closes again.
+pub fn descriptors() -> io::Result<Vec<i32>> {
+    let listed = std::fs::read_dir("/proc/self/fd")?;
+    Ok(listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
+}
+
+/// Closes all descriptors but those for which `keep` returns true. Nothing in this process may own one of the others:
+/// they are those of an ended process that shared the table ([`fork_sharing_descriptors`]).
+pub fn close_descriptors(keep: impl Fn(i32) -> bool) -> io::Result<()> {
+    for number in descriptors()?.into_iter().filter(|number| !keep(*number)) {
+        // SAFETY: by this function's contract the number has no owner; one that is closed already is an error without
+        // effect.
+        unsafe { libc::close(number) };
+    }
+    Ok(())
+}
+
+/// Takes over a descriptor that an ended process has left open in the shared table ([`fork_sharing_descriptors`]). The
+/// process must have ended, and nothing in this one may own the number.
+pub fn adopt_descriptor(number: i32) -> OwnedFd {
+    // SAFETY: by this function's contract the number has no other owner.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}
+
 /// Closes inherited descriptors above 2. A daemon that kept a pipe open would block the reader at its other end.
 pub fn close_inherited() -> io::Result<()> {
-    let listed = std::fs::read_dir("/proc/self/fd")?;
-    let numbers: Vec<i32> = listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
-    for fd in numbers.into_iter().filter(|fd| *fd > 2) {
+    for fd in descriptors()?.into_iter().filter(|fd| *fd > 2) {
         // SAFETY: F_GETFD touches no memory, and close is reached only for a descriptor without FD_CLOEXEC. Everything
         // that the program opens itself has that flag (std and the libraries set it at the open), so such a descriptor
         // came with the exec and no value of the program owns it.

@@ -4,6 +4,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// The signals that end the program.
 const TERMINATION_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
@@ -122,25 +123,42 @@ impl Signals {
     /// Waits for the next signal after [`Signals::block_for_child`]. Discards SIGTTOU.
     pub fn receive(&self) -> io::Result<Received> {
         loop {
+            if let Some(received) = self.receive_within(None)? {
+                return Ok(received);
+            }
+        }
+    }
+
+    /// The same as [`Signals::receive`], but waits no longer than the limit, and returns `None` then.
+    pub fn receive_within(&self, limit: Option<Duration>) -> io::Result<Option<Received>> {
+        let end = limit.map(|limit| Instant::now() + limit);
+        loop {
+            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+            let left = left.map(|left| libc::timespec {
+                tv_sec: left.as_secs() as libc::time_t,
+                tv_nsec: left.subsec_nanos().into(),
+            });
             let mut info = MaybeUninit::<libc::siginfo_t>::uninit();
-            // SAFETY: both pointers are to live values of the right type; the call has filled the second if it gives a
-            // signal, and its code is an integer whatever the signal.
+            // SAFETY: the pointers are to live values of the right type, or null for no limit; the call has filled the
+            // second if it gives a signal, and its code is an integer whatever the signal.
             let (signal, code) = unsafe {
-                match libc::sigwaitinfo(&self.set, info.as_mut_ptr()) {
+                let limit = left.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+                match libc::sigtimedwait(&self.set, info.as_mut_ptr(), limit) {
                     -1 => (-1, 0),
                     signal => (signal, info.assume_init().si_code),
                 }
             };
-            return Ok(match signal {
+            return Ok(Some(match signal {
                 -1 => match io::Error::last_os_error() {
                     e if e.kind() == io::ErrorKind::Interrupted => continue,
+                    e if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                     e => return Err(e),
                 },
                 libc::SIGCHLD => Received::Child,
                 libc::SIGTTOU => continue,
                 signal if code == libc::SI_KERNEL => Received::FromTerminal(signal),
                 signal => Received::PassOn(signal),
-            });
+            }));
         }
     }
 }

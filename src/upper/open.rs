@@ -252,6 +252,19 @@ impl Upper {
         })
     }
 
+    /// Prepares an upper directory that a dead process had open, with this process's copy of its locks, for the next one:
+    /// clears the work directory, and reads again what has changed on disk since [`Upper::open`].
+    pub fn reopen(&mut self) -> io::Result<()> {
+        for left in self.backing.list(self.tmp.as_fd())? {
+            wipe(&*self.backing, self.tmp.as_fd(), &left.name)?;
+        }
+        if image_mark(&*self.backing, self.root.as_fd())?.is_some() {
+            self.unclaimed = None;
+        }
+        self.numbers = Mutex::new(numbers(&*self.backing, self.root.as_fd(), self.dialect.namespace)?);
+        Ok(())
+    }
+
     /// Opens a read-only view of an upper directory. It changes nothing on disk, so it works while the directory is
     /// mounted, and for a user who may only read it. If it is not mounted, no mount can lock it meanwhile. Every change
     /// is refused; an object without an inode number gets one in the view only.

@@ -36,7 +36,7 @@ pub(in crate::cli) fn export(global: &Global, a: &ExportArgs) -> anyhow::Result<
     session.intend(&Intent { layers, trees: [image.chain_id()].into(), ..Intent::default() })?;
     let opened = crate::image::open_tree(&store, &image)?;
     drop(session);
-    let fs = opened.into_fs(None)?;
+    let fs = opened.into_fs(None, None)?;
     match place {
         Some(place) => place.file(FAILED, |out| write(&fs, out)),
         None => write(&fs, archive::stdout()),

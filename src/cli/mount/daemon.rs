@@ -1,21 +1,25 @@
-//! Mount daemon: the process that serves a mount, in the background or foreground, until the mount is gone or a signal
-//! ends it. Also a helper process for cleanup in the background ([`leave_to_child`]).
+//! Mount daemon: the process that supervises the server of a mount, in the background or foreground, until the mount is
+//! gone or a signal ends it. Also a helper process for cleanup in the background ([`leave_to_child`]).
 
 use crate::cli::log;
 use crate::fs::Fs;
-use crate::fuse::{self, Options};
+use crate::fuse::{Connection, Event, Options, Supervisor};
+use crate::handover::Handover;
 use crate::store::mounts::Guard;
-use crate::sys::{self, Fork, Signals};
+use crate::sys::{self, Fork};
 use std::fs::File;
 use std::io::{BufRead, BufReader, PipeWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// A mount to serve.
 pub(in crate::cli) struct Job {
-    /// Creates the file system; called in the process that serves it.
-    pub make: Box<dyn FnOnce() -> anyhow::Result<Fs>>,
+    /// Creates the file system; called in each process that serves it.
+    pub make: Box<dyn FnOnce(Arc<Handover>) -> anyhow::Result<Fs>>,
+    /// The number of the image's inodes; 0 for lower directories.
+    pub inodes: u64,
+    /// Whether the file system takes changes.
+    pub writable: bool,
     /// The registration of an image mount, which protects the image from removal.
     pub guard: Option<Guard>,
     /// Log file of a background process.
@@ -24,8 +28,6 @@ pub(in crate::cli) struct Job {
     pub options: Options,
 }
 
-/// How long a process waits after a signal for open files to be closed.
-const GRACE: Duration = Duration::from_secs(5);
 /// What the background process writes to its parent when the mount is live; any other line is an error message.
 const LIVE: &str = "live";
 
@@ -33,7 +35,7 @@ const LIVE: &str = "live";
 /// with the daemon's error.
 pub(in crate::cli) fn serve(job: Job, foreground: bool) -> anyhow::Result<()> {
     if foreground {
-        return run(job, || Ok(()));
+        return run(job, false, || Ok(()));
     }
     let log_path = job.log.clone();
     let opened = File::options().create(true).append(true).open(&log_path);
@@ -94,56 +96,47 @@ fn detach_and_run(mut job: Job, log_file: &File, mut to_parent: &PipeWriter) -> 
     if let Some(guard) = &mut job.guard {
         guard.set_pid(std::process::id())?;
     }
-    run(job, move || Ok(writeln!(to_parent, "{LIVE}")?))
+    run(job, true, move || Ok(writeln!(to_parent, "{LIVE}")?))
 }
 
-fn run(job: Job, live: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let Job { make, guard, mountpoint, options, .. } = job;
-    let served = mount_and_wait(make, &mountpoint, &options, live);
+fn run(job: Job, is_daemon: bool, live: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let Job { make, inodes, writable, mut guard, mountpoint, options, .. } = job;
+    let served = supervise(make, (inodes, writable), &mountpoint, options, is_daemon, guard.as_mut(), live);
     let released = guard.map(Guard::release);
     served?;
     Ok(released.transpose().map(drop)?)
 }
 
-fn mount_and_wait(
-    make: impl FnOnce() -> anyhow::Result<Fs>,
+/// Mounts, and supervises the server until the mount is gone.
+fn supervise(
+    make: Box<dyn FnOnce(Arc<Handover>) -> anyhow::Result<Fs>>,
+    (inodes, writable): (u64, bool),
     mountpoint: &Path,
-    options: &Options,
+    options: Options,
+    restarts_on_hangup: bool,
+    mut guard: Option<&mut Guard>,
     live: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let signals = Signals::block()?;
-    let session = fuse::mount(Arc::new(make()?), mountpoint, options)?;
-    let detach = session.detacher();
-    std::thread::Builder::new().name("plyfs-signals".into()).spawn(move || exit_on_signals(&signals, detach))?;
-    tracing::info!("serving {} at {}", options.source, mountpoint.display());
-    live()?;
-    session.run()?;
+    let handover = Arc::new(Handover::new(inodes)?);
+    let connection = Arc::new(Connection::mount(mountpoint, &options, writable)?);
+    let source = options.source.clone();
+    let supervisor = Supervisor { connection, handover, options, restarts_on_hangup };
+    let mut live = Some(live);
+    supervisor.run(
+        move |handover| make(handover).map_err(|e| e.to_string()),
+        |event| {
+            let noted = match event {
+                Event::Live => live.take().map_or(Ok(()), |live| {
+                    tracing::info!("serving {source} at {}", mountpoint.display());
+                    live()
+                }),
+                Event::Restarted { restarts } => guard.as_mut().map_or(Ok(()), |guard| Ok(guard.set_restarts(restarts)?)),
+            };
+            if let Err(e) = noted {
+                tracing::error!("{e}");
+            }
+        },
+    )?;
     tracing::info!("{} is unmounted", mountpoint.display());
     Ok(())
-}
-
-/// Handles termination signals. The first one detaches the mount and exits once all files are closed, or after
-/// [`GRACE`]; the second one exits at once. Neither leaves a dead mount behind.
-fn exit_on_signals(signals: &Signals, detach: impl Fn() -> std::io::Result<()>) {
-    let mut is_detached = false;
-    while let Ok(signal) = signals.wait() {
-        // Logged first: once the mount is gone, the process may end at any moment.
-        tracing::info!("signal {signal}: unmounting");
-        if let Err(e) = detach() {
-            tracing::error!("signal {signal}: cannot unmount: {e}");
-            continue;
-        }
-        if std::mem::replace(&mut is_detached, true) {
-            std::process::exit(0);
-        }
-        let force = || {
-            std::thread::sleep(GRACE);
-            tracing::warn!("files are still open after the grace period: exiting");
-            std::process::exit(0);
-        };
-        if let Err(e) = std::thread::Builder::new().name("plyfs-grace".into()).spawn(force) {
-            tracing::error!("cannot wait for open files: {e}");
-            std::process::exit(0);
-        }
-    }
 }

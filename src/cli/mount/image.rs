@@ -87,10 +87,11 @@ const COLUMNS: Columns = Columns {
         ("Mode", "MODE"),
         ("Mountpoint", "MOUNTPOINT"),
         ("PID", "PID"),
+        ("Restarts", "RESTARTS"),
         ("State", "STATE"),
     ],
 };
-const TABLE: &str = r"{{.ID}}\t{{.Image}}\t{{.ImageID}}\t{{.PID}}\t{{.Engine}}\t{{.Mode}}\t{{.State}}\t{{.Mountpoint}}";
+const TABLE: &str = r"{{.ID}}\t{{.Image}}\t{{.ImageID}}\t{{.PID}}\t{{.Restarts}}\t{{.Engine}}\t{{.Mode}}\t{{.State}}\t{{.Mountpoint}}";
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -98,8 +99,8 @@ Examples:
   plyfs mounts
   plyfs mounts --format '{{.Mode}} {{.Mountpoint}}'")]
 pub(in crate::cli) struct MountsArgs {
-    /// Output format: `table`, `table TEMPLATE`, `json`, or a Go template over ID, Image, ImageID, PID, Engine
-    /// (fuse or kernel), Mode (ro or rw), State (live, or dead if the process has ended), Mountpoint, CreatedSince
+    /// Output format: `table`, `table TEMPLATE`, `json`, or a Go template over ID, Image, ImageID, PID, Restarts
+    /// (how often the server has died and been restarted), Engine (fuse or kernel), Mode (ro or rw), State (live, or dead if the process has ended), Mountpoint, CreatedSince
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
     /// Only show mount IDs
@@ -325,7 +326,9 @@ fn start(store: &Store, image: &str, at: At<'_>, parsed: Parsed, kept: bool, for
         }
     };
     let job = daemon::Job {
-        make: Box::new(move || Ok(opened.into_fs(upper)?)),
+        inodes: opened.tree.nodes().len() as u64,
+        writable: upper.is_some(),
+        make: Box::new(move |handover| Ok(opened.into_fs(upper, Some(handover))?)),
         log: guard.log_path(),
         guard: Some(guard),
         mountpoint: mountpoint.clone(),
@@ -402,6 +405,7 @@ pub(in crate::cli) fn mounts(global: &Global, a: &MountsArgs) -> anyhow::Result<
             if m.writable { "rw" } else { "ro" }.to_owned(),
             crate::name::show(m.mountpoint.as_os_str().as_bytes()),
             if m.kernel.is_some() { "-".to_owned() } else { m.pid.to_string() },
+            m.restarts.to_string(),
             state.to_owned(),
         ]
     });

@@ -5,6 +5,7 @@ use super::inode_table::Data;
 use crate::backing::{Handle, read_exact};
 use crate::fs::lower_types::Piece;
 use crate::fs::{FsError, Ino};
+use crate::meta::Time;
 use crate::upper::timestamps;
 use crate::whiteout::Mark;
 use rustix::io::Errno;
@@ -60,6 +61,28 @@ impl Union {
         Ok(())
     }
 
+    /// [`crate::fs::Fs::kernel_mtime`].
+    pub fn kernel_mtime(&self, ino: Ino) -> Option<Time> {
+        {
+            let table = self.table();
+            let entry = table.get(ino).filter(|entry| entry.raw.is_some())?;
+            if entry.kernel_mtime.is_some() || !self.is_resumed() {
+                return entry.kernel_mtime;
+            }
+        }
+        // What the kernel told an earlier server has been written to disk.
+        let mtime = self.upper.backing().stat(self.handle(ino).ok()?.as_fd()).ok()?.mtime;
+        self.set_kernel_mtime(ino, mtime);
+        Some(mtime)
+    }
+
+    /// [`crate::fs::Fs::set_kernel_mtime`].
+    pub fn set_kernel_mtime(&self, ino: Ino, mtime: Time) {
+        if let Some(entry) = self.table_mut().get_mut(ino) {
+            entry.kernel_mtime = Some(mtime);
+        }
+    }
+
     /// [`crate::fs::Fs::keep_mtime`].
     pub fn keep_mtime(&self, ino: Ino) {
         let Some(known) = self.table().get(ino).and_then(|entry| entry.kernel_mtime) else { return };
@@ -75,6 +98,9 @@ impl Union {
     fn note_lost_write(&self, error: std::io::Error) -> FsError {
         if Errno::from_io_error(&error) == Some(Errno::IO) {
             self.upper.note_failure();
+            if let Some(handover) = &self.handover {
+                handover.set_lost_write();
+            }
         }
         error.into()
     }

@@ -36,11 +36,13 @@ mod lower_names;
 mod readdir;
 mod remove;
 mod rename;
+mod resume;
 mod xattr;
 
 use super::lower::Lower;
 use super::{Forms, FsError, Ino, ROOT};
 use crate::backing::{Handle, share};
+use crate::handover::Handover;
 use crate::meta::Kind;
 use crate::upper::Upper;
 use inode_table::{Data, Dir, Entry, Locks, NameState, Table};
@@ -71,6 +73,8 @@ pub struct Union {
     /// Whether every directory reports a link count of 1.
     static_nlink: bool,
     forms: Forms,
+    /// What the last server of the mount has left, and what this one leaves.
+    handover: Option<Arc<Handover>>,
 }
 
 /// The layer in which a name of the union was found.
@@ -93,7 +97,19 @@ impl Found {
 impl Union {
     /// Builds the union, and finishes copy-ups that a crash interrupted; a view ([`Upper::view`]) changes nothing on
     /// disk.
-    pub fn new(lower: Lower, upper: Upper, forms: Forms) -> Result<Union, FsError> {
+    pub fn new(
+        lower: Lower,
+        mut upper: Upper,
+        forms: Forms,
+        handover: Option<Arc<Handover>>,
+    ) -> Result<Union, FsError> {
+        let resumed = handover.clone().filter(|handover| handover.is_resumed());
+        if let Some(handover) = &resumed {
+            upper.reopen()?;
+            if handover.has_lost_write() {
+                upper.note_failure();
+            }
+        }
         let static_nlink = lower.has_static_nlink();
         let forms = if upper.has_marks() { forms } else { Forms { redirects: false, metacopies: false } };
         let union = Union {
@@ -107,10 +123,14 @@ impl Union {
             next_generation: AtomicU32::new(RandomState::new().hash_one(0) as u32),
             static_nlink,
             forms,
+            handover,
         };
         union.adopt_root()?;
         if !union.is_view() {
             union.finish_links()?;
+        }
+        if let Some(handover) = &resumed {
+            union.resume(handover)?;
         }
         Ok(union)
     }
@@ -334,7 +354,12 @@ impl Union {
         }
     }
 
+    /// Whether the kernel may have a reference to an inode.
     fn is_referenced(&self, ino: Ino) -> bool {
+        if self.is_resumed() {
+            // References given by earlier servers are not counted.
+            return true;
+        }
         let is_held = |count: &AtomicU64| count.load(Ordering::Relaxed) > 0;
         let own = || self.table().get(ino).is_some_and(|entry| is_held(&entry.locks.references));
         self.lower.references(ino, is_held).unwrap_or_else(own)
@@ -349,7 +374,8 @@ impl Union {
                 _ => None,
             }
         };
-        if dropped.is_some() {
+        if let Some(entry) = dropped {
+            self.leave_nothing_of(ino, &entry);
             // Closes the descriptor after the table's lock is released.
             self.upper.handles().take(ino);
         }

@@ -64,6 +64,7 @@ impl Union {
         }
         table.insert(ino, removed(kind));
         drop(table);
+        self.leave_removed(ino);
         self.drop_if_unreferenced(ino);
         Ok(())
     }
@@ -80,6 +81,7 @@ impl Union {
             self.load_all()?;
         }
         if let Some(entry) = self.table_mut().get_mut(ino).filter(|entry| entry.names.len() == 1) {
+            self.leave_descriptor(ino, &handle);
             entry.held = Some(handle);
         }
         self.upper.handles().take(ino);
@@ -89,8 +91,10 @@ impl Union {
     /// Drops the descriptor that [`Union::hold_if_last`] kept, because the name stays. It may be read-only.
     pub(super) fn release(&self, ino: Ino) {
         let held = self.table_mut().get_mut(ino).and_then(|entry| entry.held.take());
-        // Closes the descriptor after the table's lock is released.
-        drop(held);
+        // Closed after the table's lock is released.
+        if let Some(handle) = held {
+            self.leave_no_descriptor(&handle);
+        }
     }
 
     /// Frees an inode that has lost its last name and is not open.

@@ -268,6 +268,7 @@ impl Union {
             if table.get(replaced).is_none() {
                 let kind = self.lower.kind(replaced)?;
                 table.insert(replaced, removed(kind));
+                self.leave_removed(replaced);
             }
             if is_dir(&table, replaced) {
                 table.count_subdirs(to.dir, -1);

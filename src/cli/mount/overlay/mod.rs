@@ -134,8 +134,10 @@ pub(in crate::cli) fn overlay(a: &OverlayArgs) -> anyhow::Result<()> {
         None => "/dev/null".into(),
     };
     let job = daemon::Job {
-        make: Box::new(move || {
-            let fs = Fs::of_dirs(dirs, upper, parsed.forms);
+        inodes: 0,
+        writable: upper.is_some(),
+        make: Box::new(move |handover| {
+            let fs = Fs::of_dirs(dirs, upper, parsed.forms, Some(handover));
             fs.map_err(|e| anyhow::anyhow!("cannot use the upper directory with the lower directories: {e}"))
         }),
         guard: None,

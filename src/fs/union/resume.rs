@@ -1,0 +1,99 @@
+//! Handover of a union from server to server: what must be left to the next server of the mount, and taking over what
+//! the last one has left.
+
+use super::Union;
+use super::inode_table::{Data, Dir, Entry};
+use super::rename::removed;
+use crate::backing::{Handle, share};
+use crate::fs::{FsError, Ino};
+use crate::handover::Handover;
+use crate::meta::Kind;
+use crate::sys;
+use crate::whiteout::Mark;
+use std::os::fd::AsFd;
+
+impl Union {
+    /// Whether earlier servers of the mount have given the kernel references and inode numbers.
+    pub(super) fn is_resumed(&self) -> bool {
+        self.handover.as_ref().is_some_and(|handover| handover.is_resumed())
+    }
+
+    /// Takes over what the last server has left. The kernel knows inodes by their numbers only, so all directories of
+    /// the upper are loaded first: afterwards an inode of the image that is not in the table is unchanged.
+    pub(super) fn resume(&self, handover: &Handover) -> Result<(), FsError> {
+        self.load_all()?;
+        for (number, ino) in handover.all_held()? {
+            let handle = share(sys::adopt_descriptor(number));
+            if self.table().get(ino).is_some_and(|entry| !entry.is_removed()) {
+                // The server died before it removed the name.
+                handover.release(&handle);
+                continue;
+            }
+            let entry = self.held_entry(ino, handle)?;
+            self.table_mut().insert(ino, entry);
+        }
+        for ino in handover.removed() {
+            self.note_removed(ino)?;
+        }
+        Ok(())
+    }
+
+    /// Builds the table entry of an inode without names from its descriptor.
+    fn held_entry(&self, ino: Ino, handle: Handle) -> Result<Entry, FsError> {
+        let object = self.upper.object(handle.as_fd())?;
+        let mut entry = Entry::new(object.kind, Some(object.raw.ino));
+        match object.kind {
+            Kind::Dir => {
+                entry.dir = Some(Dir { lower: None, names: Some(Default::default()), subdirs: 0, default_acl: None });
+            }
+            Kind::File if self.upper.mark(handle.as_fd(), Mark::Metacopy)?.is_some() => {
+                entry.data = if self.lower.has(ino) { Data::Lower(ino, object.raw.size) } else { Data::Missing };
+            }
+            _ => {}
+        }
+        entry.held = Some(handle);
+        Ok(entry)
+    }
+
+    /// [`crate::fs::Fs::note_removed`].
+    pub fn note_removed(&self, ino: Ino) -> Result<(), FsError> {
+        if self.table().get(ino).is_none() && self.lower.has(ino) {
+            let kind = self.lower.kind(ino)?;
+            self.table_mut().insert(ino, removed(kind));
+            self.leave_removed(ino);
+        }
+        Ok(())
+    }
+
+    /// Leaves to the next server that an inode of the image has no name.
+    pub(super) fn leave_removed(&self, ino: Ino) {
+        if let Some(handover) = &self.handover {
+            handover.set_removed(ino, true);
+        }
+    }
+
+    /// Leaves the descriptor of an inode that is about to lose its last name.
+    pub(super) fn leave_descriptor(&self, ino: Ino, handle: &Handle) {
+        if let Some(handover) = &self.handover
+            && !handover.hold(handle, ino)
+        {
+            tracing::debug!("inode {ino} has no name and would not survive the death of this server");
+        }
+    }
+
+    /// Takes [`Union::leave_descriptor`] back, before the descriptor is closed.
+    pub(super) fn leave_no_descriptor(&self, handle: &Handle) {
+        if let Some(handover) = &self.handover {
+            handover.release(handle);
+        }
+    }
+
+    /// Takes back what was left of an inode that the kernel has forgotten.
+    pub(super) fn leave_nothing_of(&self, ino: Ino, entry: &Entry) {
+        let Some(handover) = &self.handover else { return };
+        handover.set_removed(ino, false);
+        if let Some(handle) = &entry.held {
+            handover.release(handle);
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! The supervisor: the process that keeps a FUSE connection and starts a new server on it when the last one dies.
+//!
+//! The supervisor mounts, forks the server and waits. It does nothing else, so it has little to fail by, and the kernel
+//! prefers the server when memory runs out. A server shares the supervisor's table of descriptors, so what it had open
+//! outlives it: of that the supervisor keeps what was handed over ([`Handover`]) and closes the rest. Programs on the
+//! mount notice a pause only: the new server makes the kernel send again what was not answered.
+//!
+//! Neither process may drop a descriptor that was open at the fork, as it would be closed for both. So a server ends by
+//! `_exit`, and the supervisor keeps all that it had open when it began.
+
+use super::connection::Connection;
+use super::{Options, detacher, serve};
+use crate::fs::Fs;
+use crate::handover::Handover;
+use crate::sys::{self, Ended, Fork, Received, Signals};
+use std::collections::VecDeque;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::mem::ManuallyDrop;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long open files are waited for after a signal to end.
+const GRACE: Duration = Duration::from_secs(5);
+/// A server that dies sooner after its start may die of what it has to do at the start, again and again.
+const SHORT_LIFE: Duration = Duration::from_millis(100);
+/// How many such deaths within [`PERIOD`] are followed by a restart at once, and by one at all.
+const PROMPT_RESTARTS: usize = 5;
+const MOST_RESTARTS: usize = 10;
+const PERIOD: Duration = Duration::from_secs(60);
+/// The first pause before a restart; each further one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// Added to the server's `oom_score_adj`, in thousandths of the machine's memory.
+const OOM_SCORE: i32 = 200;
+
+/// A supervised mount.
+pub struct Supervisor {
+    /// The mount.
+    pub connection: Arc<Connection>,
+    /// Its memory.
+    pub handover: Arc<Handover>,
+    /// Its options.
+    pub options: Options,
+    /// Whether SIGHUP restarts the server; else it ends the mount, as SIGTERM and SIGINT do.
+    pub restarts_on_hangup: bool,
+}
+
+/// What happens to a supervised mount.
+pub enum Event {
+    /// The mount is live.
+    Live,
+    /// The server has been restarted, for the `restarts`th time.
+    Restarted {
+        /// The number of restarts.
+        restarts: u32,
+    },
+}
+
+/// Why a mount is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// A system call of the supervisor failed.
+    #[error("cannot supervise the mount: {}", sys::describe(.0))]
+    Io(#[from] io::Error),
+    /// The first server could not begin; the message is its own.
+    #[error("{0}")]
+    Failed(String),
+    /// The server died, and this kernel cannot send again what it had not answered.
+    #[error("the server died ({0}), and before Linux 6.9 it cannot be replaced")]
+    Lost(String),
+}
+
+/// The end of a server.
+enum End {
+    /// The mount is gone.
+    Unmounted,
+    /// A signal ended the mount, but files are still open.
+    Abandoned,
+    /// It was killed for a restart.
+    Restart,
+    /// It died.
+    Died(Ended),
+}
+
+impl Supervisor {
+    /// Serves the mount until it is gone. `make` makes the file system; it is called in each server. This process must
+    /// have a single thread.
+    pub fn run<F>(&self, make: F, mut event: impl FnMut(Event)) -> Result<(), ServiceError>
+    where
+        F: FnOnce(Arc<Handover>) -> Result<Fs, String>,
+    {
+        // Dropped by no process: a server that fails to begin drops its copy.
+        let make = ManuallyDrop::new(make);
+        let signals = Signals::block_for_child()?;
+        let (errors, report) = io::pipe()?;
+        sys::set_nonblocking(&errors, true)?;
+        let kept = sys::descriptors()?;
+        let (mut restarts, mut deaths) = (0, VecDeque::new());
+        loop {
+            self.handover.begin_server();
+            let began = Instant::now();
+            let server = match sys::fork_sharing_descriptors()? {
+                Fork::Child => sys::leave(self.serve(ManuallyDrop::into_inner(make), &report)),
+                Fork::Parent(server) => server,
+            };
+            let ended = match self.wait(server, &signals, || event(Event::Live))? {
+                End::Unmounted | End::Abandoned => return Ok(()),
+                End::Restart => "killed for a restart".to_owned(),
+                End::Died(ended) => describe(ended),
+            };
+            if !self.handover.is_live() {
+                let _gone = sys::unmount(self.connection.mountpoint(), true);
+                return Err(ServiceError::Failed(said(&errors).unwrap_or(format!("the server died: {ended}"))));
+            }
+            if !self.connection.can_resend() {
+                return Err(ServiceError::Lost(ended));
+            }
+            sys::close_descriptors(|number| kept.contains(&number) || self.handover.held(number).is_some())?;
+            let reason = said(&errors).map(|said| format!(" ({said})")).unwrap_or_default();
+            let lived = began.elapsed();
+            let Some(pause) = pause(&mut deaths, lived) else {
+                tracing::error!("the server died again: {ended}{reason}; the mount answers EIO until it is unmounted");
+                return self.give_up(&signals);
+            };
+            std::thread::sleep(pause);
+            restarts += 1;
+            tracing::warn!("the server died after {lived:.1?}: {ended}{reason}; restart {restarts} after {pause:?}");
+            event(Event::Restarted { restarts });
+        }
+    }
+
+    /// Runs the server, in the forked process. Returns its exit code: 0 if the mount is gone.
+    fn serve(&self, make: impl FnOnce(Arc<Handover>) -> Result<Fs, String>, mut report: &PipeWriter) -> i32 {
+        let begun = sys::die_with_parent().map_err(|e| sys::describe(&e)).and_then(|()| {
+            if let Err(e) = sys::raise_oom_score(OOM_SCORE) {
+                tracing::debug!("the server's oom_score_adj stays what it was: {e}");
+            }
+            let fs = Arc::new(make(self.handover.clone())?);
+            // Not dropped with the session: its descriptors are the supervisor's too.
+            std::mem::forget(fs.clone());
+            let session = serve(&self.connection, fs, &self.options, Some(self.handover.clone()));
+            session.map_err(|e| format!("cannot serve the mount: {}", sys::describe(&e)))
+        });
+        let session = match begun {
+            Ok(session) => session,
+            Err(why) => {
+                // An error means that the supervisor has gone, and then this process is about to be killed.
+                let _unread = report.write_all(why.replace('\n', " ").as_bytes());
+                return 1;
+            }
+        };
+        self.handover.set_live();
+        if let Err(e) = sys::kill(sys::parent(), libc::SIGUSR1) {
+            tracing::error!("cannot tell the supervisor that the mount is live: {e}");
+        }
+        match session.run() {
+            Ok(()) => 0,
+            Err(e) => {
+                tracing::error!("the connection failed: {}", sys::describe(&e));
+                1
+            }
+        }
+    }
+
+    /// Waits until a server has ended, and handles signals meanwhile.
+    fn wait(&self, server: i32, signals: &Signals, mut live: impl FnMut()) -> io::Result<End> {
+        let mut grace: Option<Instant> = None;
+        let mut is_restart = false;
+        loop {
+            let left = grace.map(|end| end.saturating_duration_since(Instant::now()));
+            match signals.receive_within(left)? {
+                None => {
+                    tracing::warn!("files are still open after the grace period: exiting");
+                    return Ok(End::Abandoned);
+                }
+                Some(Received::Child) => {
+                    while let Some((child, ended)) = sys::wait_for_any(false)? {
+                        if child == server {
+                            return Ok(match ended {
+                                Ended::Code(0) => End::Unmounted,
+                                _ if grace.is_some() => End::Abandoned,
+                                _ if is_restart => End::Restart,
+                                ended => End::Died(ended),
+                            });
+                        }
+                    }
+                }
+                Some(Received::PassOn(libc::SIGUSR1)) => live(),
+                Some(Received::PassOn(libc::SIGHUP)) if self.restarts_on_hangup => {
+                    tracing::info!("SIGHUP: restarting the server");
+                    is_restart = true;
+                    sys::kill(server, libc::SIGKILL)?;
+                }
+                Some(Received::PassOn(signal) | Received::FromTerminal(signal)) if ENDING.contains(&signal) => {
+                    // Logged first: once the mount is gone, the process may end at any moment.
+                    tracing::info!("signal {signal}: unmounting");
+                    if let Err(e) = detacher(&self.connection)() {
+                        tracing::error!("signal {signal}: cannot unmount: {e}");
+                    } else if grace.replace(Instant::now() + GRACE).is_some() {
+                        return Ok(End::Abandoned);
+                    }
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// Answers all requests with EIO, so that no program waits for ever.
+    fn give_up(&self, signals: &Signals) -> Result<(), ServiceError> {
+        self.connection.resend()?;
+        let server = match sys::fork_sharing_descriptors()? {
+            Fork::Child => sys::leave(i32::from(self.connection.answer_with_errors().is_err())),
+            Fork::Parent(server) => server,
+        };
+        match self.wait(server, signals, || ())? {
+            End::Died(ended) => Err(ServiceError::Lost(describe(ended))),
+            End::Unmounted | End::Abandoned | End::Restart => Ok(()),
+        }
+    }
+}
+
+/// The signals that end a mount.
+const ENDING: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
+
+/// Returns how long to wait before the next server, given the times of the short-lived ones; `None` to give up.
+fn pause(deaths: &mut VecDeque<Instant>, lived: Duration) -> Option<Duration> {
+    if lived >= SHORT_LIFE {
+        return Some(Duration::ZERO);
+    }
+    let now = Instant::now();
+    deaths.push_back(now);
+    while deaths.front().is_some_and(|death| now - *death > PERIOD) {
+        deaths.pop_front();
+    }
+    match deaths.len() {
+        ..=PROMPT_RESTARTS => Some(Duration::ZERO),
+        count @ ..=MOST_RESTARTS => Some(FIRST_PAUSE * (1 << (count - PROMPT_RESTARTS - 1))),
+        _ => None,
+    }
+}
+
+fn describe(ended: Ended) -> String {
+    match ended {
+        Ended::Code(code) => format!("exit code {code}"),
+        Ended::Signal(signal) => format!("signal {signal}"),
+    }
+}
+
+/// Returns what a server that has ended reported, if anything.
+fn said(mut errors: &PipeReader) -> Option<String> {
+    let mut text = [0; 4096];
+    let length = errors.read(&mut text).ok().filter(|length| *length > 0)?;
+    Some(String::from_utf8_lossy(&text[..length]).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_that_die_at_once_are_restarted_less_and_less_often() {
+        let mut deaths = VecDeque::new();
+        let pauses: Vec<_> = (0..11).map(|_| pause(&mut deaths, Duration::ZERO)).collect();
+        let in_ms: Vec<_> = pauses.iter().map(|pause| pause.map(|pause| pause.as_millis())).collect();
+        let expected = [0, 0, 0, 0, 0, 250, 500, 1000, 2000, 4000].map(Some);
+        assert_eq!((&in_ms[..10], in_ms[10]), (&expected[..], None));
+        assert_eq!(pause(&mut deaths, Duration::from_secs(1)), Some(Duration::ZERO));
+    }
+}

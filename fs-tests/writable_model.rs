@@ -48,6 +48,13 @@ fn a_writable_mount_is_a_posix_tree() {
     soak("plyfs", Effort { runs: 8, ops: 700 }, PlyfsFs::MENU, &|| by_path(PlyfsFs::new(&[])));
 }
 
+#[test]
+fn a_writable_mount_is_a_posix_tree_while_its_server_is_killed() {
+    soak("plyfs, servers killed", Effort { runs: 8, ops: 2500 }, PlyfsFs::MENU, &|| {
+        by_path(PlyfsFs::new(&[]).with_server_kills())
+    });
+}
+
 /// Runs the same operations on both and compares each result.
 #[test]
 fn a_writable_mount_answers_as_a_plain_directory_does() {

@@ -13,6 +13,7 @@ use super::generate::Menu;
 use super::image::{image, layers, unpack};
 use super::place::{Overlay, OverlayFs, TestFs, View, kernel_view, make_dir};
 use crate::support::env::{Mount, TestEnv, run};
+use crate::support::killer::ServerKiller;
 use crate::support::nest::{NestedFs, UpperFs};
 use crate::support::oci::{Image, digest};
 use crate::support::tree::{Contents, diff, scan};
@@ -26,6 +27,9 @@ pub struct PlyfsFs {
     /// The digest of every layer's tar, which no run may change.
     layers: BTreeMap<String, String>,
     options: Vec<&'static str>,
+    /// Kills the server of the mount at random moments, if wanted.
+    killer: Option<ServerKiller>,
+    kills_servers: bool,
 }
 
 impl PlyfsFs {
@@ -43,9 +47,25 @@ impl PlyfsFs {
         let nest = NestedFs::with_upper(&env, upper_fs);
         let layers = digests(&env);
         assert_eq!(layers.len(), 3, "{layers:?}");
-        let mut test_fs = Self { mount: None, nest, env, layers, options: options.to_vec() };
+        let options = options.to_vec();
+        let mut test_fs = Self { mount: None, nest, env, layers, options, killer: None, kills_servers: false };
         test_fs.mount();
         test_fs
+    }
+
+    /// Kills the server of the mount again and again from now on.
+    pub fn with_server_kills(mut self) -> Self {
+        self.kills_servers = true;
+        self.start_killer();
+        self
+    }
+
+    fn start_killer(&mut self) {
+        if self.kills_servers {
+            let supervisor = supervisor(&self.env).as_raw_nonzero().get();
+            let seed = u64::from(rustix::process::getpid().as_raw_nonzero().unsigned_abs().get()) << 32;
+            self.killer = Some(ServerKiller::start(supervisor, seed ^ supervisor as u64, Duration::from_millis(40)));
+        }
     }
 
     fn mount(&mut self) {
@@ -53,10 +73,12 @@ impl PlyfsFs {
         let mut command = self.env.command(["mount"]);
         command.args(&self.options).arg("--upper").arg(upper).arg("--work").arg(work).arg("model:1");
         self.mount = Some(Mount::start(&self.env, &mut command));
+        self.start_killer();
     }
 
     /// Unmounts through plyfs, which waits for its daemon.
     fn unmount(&mut self) {
+        self.killer = None;
         if let Some(mount) = self.mount.take() {
             mount.unmount();
         }
@@ -93,6 +115,7 @@ impl TestFs for PlyfsFs {
     }
 
     fn kill(&mut self) {
+        self.killer = None;
         kill_daemon(&self.env, self.mount.take().expect("the file system is mounted"));
         self.mount();
     }
@@ -171,10 +194,15 @@ pub fn overlay(env: &TestEnv, nest: &NestedFs) -> Overlay {
     Overlay { lower: both.into(), upper, work, at, options }
 }
 
+/// Returns the registered process of the environment's only mount.
+fn supervisor(env: &TestEnv) -> Pid {
+    let pid = env.ok(["mounts", "--format", "{{.PID}}"]).trim().parse().ok().and_then(Pid::from_raw);
+    pid.expect("a daemon is registered")
+}
+
 /// Kills the daemon of the environment's only mount, and unmounts that.
 pub fn kill_daemon(env: &TestEnv, mount: Mount) {
-    let pid = env.ok(["mounts", "--format", "{{.PID}}"]).trim().parse().ok().and_then(Pid::from_raw);
-    let pid = pid.expect("a daemon is registered");
+    let pid = supervisor(env);
     kill_process(pid, Signal::KILL).unwrap();
     let stat = format!("/proc/{}/stat", pid.as_raw_nonzero());
     // A zombie that nobody has collected yet is dead too.

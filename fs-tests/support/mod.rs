@@ -9,6 +9,7 @@ pub mod env;
 pub mod erofs;
 pub mod faulty;
 pub mod handles;
+pub mod killer;
 pub mod nest;
 pub mod oci;
 pub mod podman;

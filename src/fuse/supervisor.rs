@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 /// How long open files are waited for after a signal to end.
 const GRACE: Duration = Duration::from_secs(5);
 /// A server that dies sooner after its start may die of what it has to do at the start, again and again.
-const SHORT_LIFE: Duration = Duration::from_millis(100);
+const SHORT_LIFE: Duration = Duration::from_millis(20);
 /// How many such deaths within [`PERIOD`] are followed by a restart at once, and by one at all.
 const PROMPT_RESTARTS: usize = 5;
 const MOST_RESTARTS: usize = 10;

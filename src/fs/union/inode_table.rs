@@ -9,6 +9,7 @@ use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use twox_hash::XxHash3_64;
 
 pub use crate::fs::lower_types::Name;
 
@@ -87,17 +88,14 @@ pub struct Dir {
 #[derive(Default)]
 pub struct Names {
     slots: HashMap<Name, Slot>,
-    /// Names by serial number, for listings: the newest first.
+    /// Names by their place in listings.
     order: BTreeMap<u64, Name>,
-    /// The newest serial number.
-    newest: u64,
 }
 
 #[derive(Clone, Copy)]
 struct Slot {
     what: NameState,
-    /// Assigned when the name is created, and kept while the name is visible, whatever inode it refers to.
-    serial: u64,
+    place: u64,
 }
 
 /// What a name of a directory of the upper is.
@@ -107,35 +105,40 @@ pub enum NameState {
     Whiteout,
 }
 
+/// The number of places in the listing of a directory. It must exceed the number of names by far.
+const PLACES: u64 = (1 << 30) - 1;
+
 impl Names {
     pub fn get(&self, name: &[u8]) -> Option<NameState> {
         self.slots.get(name).map(|slot| slot.what)
     }
 
-    /// Sets what a name is. A name that exists keeps its offset in listings; a hidden one gets a new serial number.
+    /// Sets what a name is.
     pub fn set(&mut self, name: &Name, what: NameState) {
-        let serial = match self.slots.get(name) {
-            Some(Slot { what: NameState::Inode(_), serial }) => *serial,
-            _ => {
-                self.remove(name);
-                self.newest += 1;
-                self.order.insert(self.newest, name.clone());
-                self.newest
-            }
-        };
-        self.slots.insert(name.clone(), Slot { what, serial });
+        if let Some(slot) = self.slots.get_mut(name) {
+            slot.what = what;
+            return;
+        }
+        // The place is a hash, so that a name has the same one for every server of a mount: a listing that one has begun
+        // another can continue. Of two names with one hash, the later gets the next free place.
+        let mut place = XxHash3_64::oneshot(name) % PLACES;
+        while self.order.contains_key(&place) {
+            place = (place + 1) % PLACES;
+        }
+        self.order.insert(place, name.clone());
+        self.slots.insert(name.clone(), Slot { what, place });
     }
 
     pub fn remove(&mut self, name: &[u8]) {
         if let Some(slot) = self.slots.remove(name) {
-            self.order.remove(&slot.serial);
+            self.order.remove(&slot.place);
         }
     }
 
-    /// Returns the names older than a serial number, the newest first, with their serial numbers.
-    pub fn older(&self, serial: u64) -> impl Iterator<Item = (u64, &Name, NameState)> {
-        let older = self.order.range(..serial).rev();
-        older.filter_map(|(serial, name)| Some((*serial, name, self.slots.get(name)?.what)))
+    /// Returns the names from a place on, in the order of their places.
+    pub fn from(&self, place: u64) -> impl Iterator<Item = (u64, &Name, NameState)> {
+        let rest = self.order.range(place..);
+        rest.filter_map(|(place, name)| Some((*place, name, self.slots.get(name)?.what)))
     }
 
     pub fn all(&self) -> impl Iterator<Item = (&Name, NameState)> {

@@ -1,0 +1,71 @@
+//! Kills the server of a mount again and again, while its supervisor lives.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// A thread that kills servers. Dropping it ends it.
+pub struct ServerKiller {
+    ends: Arc<AtomicBool>,
+    kills: Arc<AtomicU32>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// A server that dies sooner may be taken for one that cannot begin.
+const LIFE: Duration = Duration::from_millis(25);
+
+/// Returns the server that a supervisor has started last.
+pub fn server_of(supervisor: i32) -> Option<Pid> {
+    let children = std::fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).ok()?;
+    children.split_whitespace().last()?.parse().ok().and_then(Pid::from_raw)
+}
+
+impl ServerKiller {
+    /// Kills each server after [`LIFE`] and a random part of `most` more.
+    pub fn start(supervisor: i32, seed: u64, most: Duration) -> ServerKiller {
+        let (ends, kills) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+        let (stop, count) = (ends.clone(), kills.clone());
+        let thread = std::thread::spawn(move || {
+            let mut random = seed | 1;
+            while !stop.load(Ordering::Relaxed) {
+                // xorshift64
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                std::thread::sleep(LIFE + most.mul_f64((random % 1000) as f64 / 1000.0));
+                let Some(server) = server_of(supervisor) else { continue };
+                if kill_process(server, Signal::KILL).is_ok() {
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+                wait_for_next(supervisor, server);
+            }
+        });
+        ServerKiller { ends, kills, thread: Some(thread) }
+    }
+
+    /// How many servers it has killed.
+    pub fn kills(&self) -> u32 {
+        self.kills.load(Ordering::Relaxed)
+    }
+}
+
+/// Waits until the supervisor has started another server.
+fn wait_for_next(supervisor: i32, killed: Pid) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < deadline && server_of(supervisor).is_none_or(|server| server == killed) {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+impl Drop for ServerKiller {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+        eprintln!("{} servers killed", self.kills());
+    }
+}

@@ -182,7 +182,7 @@ fn every_listing_prints_one_json_object_per_line() {
     assert_eq!(keys(&["system", "df", "-v"]), images);
     assert_eq!(keys(&["history", "app:1"]), "Comment CreatedAt CreatedBy CreatedSince ID Size");
     assert_eq!(keys(&["system", "df"]), "Active Reclaimable Size TotalCount Type");
-    assert_eq!(keys(&["mounts"]), "CreatedSince Engine ID Image ImageID Mode Mountpoint PID State");
+    assert_eq!(keys(&["mounts"]), "CreatedSince Engine ID Image ImageID Mode Mountpoint PID Restarts State");
     let shown = env.ok(["mounts", "--format", "{{.Image}} {{.ImageID}} {{.Mode}} {{.Mountpoint}}"]);
     assert_eq!(shown, format!("app:1 {} ro {}\n", &id[..12], mount.path().display()));
     mount.unmount();
@@ -191,7 +191,7 @@ fn every_listing_prints_one_json_object_per_line() {
     assert_eq!(env.ok(["mounts", "--format", "{{.Mode}}"]), "rw\n");
     let table = env.ok(["mounts"]);
     let heads = table.lines().next().unwrap().split("   ").map(str::trim).filter(|head| !head.is_empty());
-    let want = ["MOUNT ID", "IMAGE", "IMAGE ID", "PID", "ENGINE", "MODE", "STATE", "MOUNTPOINT"];
+    let want = ["MOUNT ID", "IMAGE", "IMAGE ID", "PID", "RESTARTS", "ENGINE", "MODE", "STATE", "MOUNTPOINT"];
     assert_eq!(heads.collect::<Vec<_>>(), want);
     assert_eq!(run(&mut env.command(["mounts", "--format", "{{"])).code, 64);
     mount.unmount();

@@ -3,6 +3,7 @@
 
 use crate::support::env::{Mount, TestEnv, run};
 use crate::support::eventually;
+use crate::support::killer::server_of;
 use crate::support::oci::Image;
 use crate::support::small::processes;
 use crate::support::tar::Tar;
@@ -35,11 +36,13 @@ fn cpu_set(processors: &[usize]) -> CpuSet {
     set
 }
 
-/// The process ID of the daemon that serves a mount.
+/// The process ID of the server of a mount.
 fn server(mount: &Mount) -> u32 {
     let found = processes(&mount.path().display().to_string());
-    assert_eq!(found.len(), 1, "{found:?}");
-    found[0]
+    let servers: Vec<u32> =
+        found.iter().filter_map(|pid| server_of(*pid as i32)).map(|pid| pid.as_raw_nonzero().get() as u32).collect();
+    assert_eq!(servers.len(), 1, "{found:?}");
+    servers[0]
 }
 
 /// The affinity mask of each worker thread.

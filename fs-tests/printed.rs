@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::killer::server_of;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::support::env::{TestEnv, run};
@@ -100,8 +101,9 @@ fn gc_removes_what_a_killed_mount_left() {
     assert!(!table.contains(killed.at.to_str().unwrap()));
 }
 
-/// The store's files that a process has mapped, as device and inode numbers.
-fn mapped(root: &Path, pid: &str) -> BTreeSet<String> {
+/// The store's files that the server of a supervisor has mapped, as device and inode numbers.
+fn mapped(root: &Path, supervisor: &str) -> BTreeSet<String> {
+    let pid = server_of(supervisor.parse().unwrap()).unwrap().as_raw_nonzero();
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let of_store = maps.lines().filter(|line| line.contains(root.to_str().unwrap()));
     of_store.map(|line| line.split_whitespace().skip(3).take(2).collect::<Vec<_>>().join(" ")).collect()

@@ -1,7 +1,8 @@
 //! What a FUSE server leaves to the next one when it dies: shared memory that its supervisor keeps.
 //!
 //! A server's state is a cache of what is on disk, but for this: which requests had begun, which open descriptors
-//! belong to inodes without a name, and which inodes of the image have lost their last name. The supervisor makes the
+//! belong to inodes without a name, which inodes of the image have lost their last name, and the order in which names
+//! were created. The supervisor makes the
 //! memory, and every server of the mount, one after the other, is forked with it. All accesses are atomic and none
 //! waits, so a server that is killed at any moment leaves it usable.
 //!
@@ -13,6 +14,7 @@
 //! nothing else can have changed them, as the kernel holds the locks of the inodes concerned until the answer.
 
 use crate::sys::{self, SharedWords};
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
@@ -30,11 +32,20 @@ const UNFINISHED: u64 = u64::MAX;
 /// Descriptors from this number on are not handed over.
 const MOST_DESCRIPTORS: usize = 1 << 20;
 
+/// How many serial numbers of new names are kept. With more, a listing that goes on in the next server shows some names
+/// twice.
+const SERIALS: usize = 1 << 16;
+/// The words of a serial number: directory, hash of the name, number.
+const SERIAL: usize = 3;
+
 const FLAGS: usize = 0;
 const STARTS: usize = 1;
+/// How many serial numbers have been left.
+const SERIALS_LEFT: usize = 2;
 const FIRST_RECORD: usize = 8;
 const FIRST_DESCRIPTOR: usize = FIRST_RECORD + RECORDS * RECORD;
-const FIRST_INODE: usize = FIRST_DESCRIPTOR + MOST_DESCRIPTORS;
+const FIRST_SERIAL: usize = FIRST_DESCRIPTOR + MOST_DESCRIPTORS;
+const FIRST_INODE: usize = FIRST_SERIAL + SERIALS * SERIAL;
 
 /// Bits of the flags.
 const LIVE: u64 = 1;
@@ -127,7 +138,9 @@ impl Handover {
 
     /// Returns how things were before the request was executed for the first time; `None` if that had not begun.
     pub fn before(self: &Arc<Self>, request: u64) -> Option<(Before, Record)> {
-        let slot = (0..RECORDS).map(|number| FIRST_RECORD + number * RECORD).find(|slot| self.words[*slot].load(Ordering::Acquire) == request)?;
+        let slot = (0..RECORDS)
+            .map(|number| FIRST_RECORD + number * RECORD)
+            .find(|slot| self.words[*slot].load(Ordering::Acquire) == request)?;
         let word = |number: usize| self.words[slot + number].load(Ordering::Relaxed);
         Some(([word(1), word(2), word(3)], Record { handover: self.clone(), slot }))
     }
@@ -162,6 +175,28 @@ impl Handover {
     pub fn all_held(&self) -> io::Result<Vec<(i32, u64)>> {
         let open = sys::descriptors()?.into_iter();
         Ok(open.filter_map(|number| Some((number, self.held(number)?))).collect())
+    }
+
+    /// Leaves the serial number that a new name of a directory has in listings. The caller serializes the calls.
+    pub fn leave_serial(&self, dir: u64, name: u64, serial: u64) {
+        let count = self.words[SERIALS_LEFT].load(Ordering::Relaxed);
+        let slot = FIRST_SERIAL + count as usize % SERIALS * SERIAL;
+        for (number, word) in [dir, name, serial].into_iter().enumerate() {
+            self.words[slot + number].store(word, Ordering::Relaxed);
+        }
+        self.words[SERIALS_LEFT].store(count + 1, Ordering::Release);
+    }
+
+    /// Returns the last serial numbers, by directory and hash of the name.
+    pub fn serials(&self) -> HashMap<u64, HashMap<u64, u64>> {
+        let count = self.words[SERIALS_LEFT].load(Ordering::Acquire) as usize;
+        let mut all: HashMap<u64, HashMap<u64, u64>> = HashMap::new();
+        for number in count.saturating_sub(SERIALS)..count {
+            let slot = FIRST_SERIAL + number % SERIALS * SERIAL;
+            let [dir, name, serial] = [0, 1, 2].map(|word| self.words[slot + word].load(Ordering::Relaxed));
+            all.entry(dir).or_default().insert(name, serial);
+        }
+        all
     }
 
     /// Records whether an inode of the image has no name left.
@@ -221,6 +256,20 @@ mod tests {
         handover.words[FIRST_RECORD].store(UNFINISHED, Ordering::Relaxed);
         handover.begin_server();
         assert_eq!(handover.words[FIRST_RECORD].load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn the_last_serial_numbers_are_kept() {
+        let handover = Handover::new(0).unwrap();
+        for number in 0..SERIALS as u64 + 2 {
+            handover.leave_serial(number % 2, number, number + 5);
+        }
+        let left = handover.serials();
+        assert_eq!(left.values().map(HashMap::len).sum::<usize>(), SERIALS);
+        assert_eq!((left[&0].get(&0), left[&1].get(&1)), (None, None));
+        assert_eq!((left[&0][&2], left[&1][&3]), (7, 8));
+        handover.leave_serial(0, 2, 99);
+        assert_eq!(handover.serials()[&0][&2], 99);
     }
 
     #[test]

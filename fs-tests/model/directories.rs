@@ -147,7 +147,8 @@ pub fn in_process_with_refused(count: usize, user: User, refused: RefusedCalls) 
             descriptors: 4,
         };
         let upper = Upper::open(&settings, Box::new(LimitedBacking(refused))).unwrap();
-        Fs::of_dirs(LowerDirs::open(&options).map_err(|(_, e)| e).unwrap(), Some(upper), Forms::default(), None).unwrap()
+        Fs::of_dirs(LowerDirs::open(&options).map_err(|(_, e)| e).unwrap(), Some(upper), Forms::default(), None)
+            .unwrap()
     };
     Box::new(InodeHarness::new(Union::with_open(open), umask(), CHECKS))
 }

@@ -2,15 +2,15 @@
 
 use super::run_error::RunError;
 use super::userns::Mapping;
-use crate::fuse::{self, Options};
-use crate::image;
+use crate::fuse::{OnSignal, Options, ServiceError, SupervisedMount, Supervisor};
+use crate::image::{self, OpenTree};
 use crate::kernel::{self, Changes, Engine, KernelError};
 use crate::store::{Image, Store};
 use crate::sys::{self, MountFlags};
+use crate::upper::Upper;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// A root file system to mount.
 pub struct Root<'a> {
@@ -60,14 +60,28 @@ impl Root<'_> {
 
     fn mount_fuse(&self, at: &Path) -> Result<MountedRoot, RunError> {
         let own = |e: image::Error| RunError::own(e.to_string());
+        let others = sys::descriptors()?;
         let opened = image::open_tree(self.store, self.image).map_err(own)?;
         let open = |(upper, work)| image::open_upper(upper, work, &opened.tree, self.volatile);
         let upper = self.upper.clone().map(open).transpose().map_err(own)?;
-        let fs = opened.into_fs(upper, None).map_err(own)?;
+        let mounted = self.serve(at, opened, upper, &others).map_err(|e| RunError::own(e.to_string()))?;
+        Ok(MountedRoot { detach: Box::new(mounted.detacher()), finish: Box::new(|| mounted.finish()) })
+    }
+
+    /// Mounts by FUSE, with a process of its own that needs none of the `others` of this process's descriptors.
+    fn serve(
+        &self,
+        at: &Path,
+        opened: OpenTree,
+        upper: Option<Upper>,
+        others: &[i32],
+    ) -> Result<SupervisedMount, ServiceError> {
         // The process is root, in its user namespace at least.
         let options = Options::for_user(self.source, true);
-        let session = fuse::mount(Arc::new(fs), at, &options).map_err(|e| RunError::own(e.to_string()))?;
-        Ok(MountedRoot { detach: Box::new(session.detacher()), finish: Box::new(|| session.run()) })
+        let inodes = opened.tree.nodes().len() as u64;
+        let supervisor = Supervisor::mount(at, options, upper.is_some(), inodes, OnSignal::Ignored)?;
+        let make = |handover| opened.into_fs(upper, Some(handover)).map_err(|e| e.to_string());
+        supervisor.start(make, others)
     }
 
     /// Mounts by the kernel engine; in a user namespace only what changes.
@@ -91,7 +105,7 @@ impl Root<'_> {
         mounted
     }
 
-    /// Mounts kernel overlayfs over a read-only FUSE mount, which this process serves.
+    /// Mounts kernel overlayfs over a read-only FUSE mount.
     fn mount_over_fuse(
         &self,
         at: &Path,
@@ -103,15 +117,14 @@ impl Root<'_> {
             return Err(KernelError::OneUser);
         }
         let locked = kernel::prepare_native(self.store, self.image, changes)?;
-        let lower = image::open_tree(self.store, self.image)?.into_fs(None, None)?;
-        let options = Options::for_user(self.source, true);
-        let session =
-            fuse::mount(Arc::new(lower), wanted.scratch, &options).map_err(|e| KernelError::Lower(e.to_string()))?;
+        let others = sys::descriptors().map_err(|e| KernelError::Lower(sys::describe(&e)))?;
+        let lower = image::open_tree(self.store, self.image)?;
+        let served = self.serve(wanted.scratch, lower, None, &others).map_err(|e| KernelError::Lower(e.to_string()))?;
         // On an error the session ends with this process's mount namespace.
         kernel::mount_over(at, wanted, changes)?;
         let at = at.to_owned();
         let finish = move || {
-            let ended = session.run();
+            let ended = served.finish();
             drop(locked);
             ended
         };

@@ -27,8 +27,6 @@ const INIT_EXT: u32 = 1 << 30;
 const HAS_RESEND: u32 = 1 << 7;
 /// FUSE_NOTIFY_RESEND: the kernel queues again every request that was read and not answered.
 const NOTIFY_RESEND: i32 = 7;
-/// The bit that a request sent again has in its number (FUSE_UNIQUE_RESEND).
-const RESENT: u64 = 1 << 63;
 /// Opcodes of linux/fuse.h that have no answer.
 const UNANSWERED: [u32; 3] = [2, 36, 42];
 
@@ -39,12 +37,6 @@ pub struct Connection {
     init: Vec<u8>,
     mountpoint: PathBuf,
     st_dev: u64,
-}
-
-/// Splits a request's number into the number that it had when it was sent first, and whether this is not the first
-/// time.
-pub(super) fn request_number(unique: u64) -> (u64, bool) {
-    (unique & !RESENT, unique & RESENT != 0)
 }
 
 fn word(bytes: &[u8], at: usize) -> u32 {
@@ -92,8 +84,7 @@ impl Connection {
     /// Makes a session of a server on this connection. `is_first` says that no server is known to
     /// have answered INIT.
     pub(super) fn session(&self, server: Server, config: Config, is_first: bool) -> io::Result<Session<Server>> {
-        let (kernels, servers) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let (kernels, servers) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         rustix::io::write(&kernels, &self.init)?;
         let session = Session::from_fd(server, servers, config.acl, config)?;
         let mut answer = [0; REQUEST_BUFFER];

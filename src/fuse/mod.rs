@@ -6,20 +6,22 @@ mod connection;
 mod convert;
 mod governor;
 mod ids;
+mod ioctl;
 mod once;
 mod placement;
 mod pool;
 mod processors;
+mod reply;
 mod server;
 mod set_id;
 mod supervisor;
 mod traffic;
 mod wake;
 
-pub use connection::Connection;
+use connection::Connection;
 pub use ids::{IdMap, IdRange};
 pub use placement::Placing;
-pub use supervisor::{Event, ServiceError, Supervisor};
+pub use supervisor::{Event, OnSignal, ServiceError, SupervisedMount, Supervisor};
 pub use wake::Waking;
 
 use crate::fs::Fs;
@@ -30,7 +32,7 @@ use governor::Governor;
 use server::Server;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use traffic::Traffic;
@@ -139,36 +141,18 @@ pub enum MountError {
 /// The kernel's read-ahead, in KiB. Its default of 128 would split a request of the maximum size into eight.
 const READ_AHEAD_KIB: u32 = 1024;
 
-/// A live mount that threads of this process serve.
-pub struct Session {
+/// The threads of this process that serve a connection.
+struct Session {
     worker: JoinHandle<io::Result<()>>,
     governor: Governor,
-    connection: Arc<Connection>,
 }
 
-/// Mounts `fs` at the existing directory `at` and starts serving. The mount is live when this returns, and is lost if
-/// this process dies.
-pub fn mount(fs: Arc<Fs>, at: &Path, options: &Options) -> Result<Session, MountError> {
-    let connection = Arc::new(Connection::mount(at, options, fs.is_writable())?);
-    // The mount exists now: on an error it must be removed, as no process would serve it.
-    serve(&connection, fs, options, None).map_err(|e| {
-        let _gone = sys::unmount(connection.mountpoint(), true);
-        MountError::Refused { path: at.into(), why: why_refused(&e) }
-    })
-}
-
-/// Starts serving a connection. `handover` is the mount's memory, if a supervisor keeps it.
-fn serve(
-    connection: &Arc<Connection>,
-    fs: Arc<Fs>,
-    options: &Options,
-    handover: Option<Arc<Handover>>,
-) -> io::Result<Session> {
+/// Starts serving a connection. `handover` is the mount's memory.
+fn serve(connection: &Connection, fs: Arc<Fs>, options: &Options, handover: Arc<Handover>) -> io::Result<Session> {
     let traffic = Arc::new(Traffic::new());
     let waking = options.waking.resolve();
     let notifier = Arc::new(OnceLock::new());
-    let is_first = handover.as_ref().is_none_or(|handover| !handover.is_live());
-    let is_resumed = handover.as_ref().is_some_and(|handover| handover.is_resumed());
+    let (is_first, is_resumed) = (!handover.is_live(), handover.is_resumed());
     let server = Server::new(fs, traffic.clone(), notifier.clone(), options, handover);
     let session = connection.session(server, options.config(waking), is_first)?;
     notifier.get_or_init(|| session.notifier());
@@ -180,7 +164,7 @@ fn serve(
     if is_first && let Err(e) = sys::set_read_ahead(connection.st_dev(), READ_AHEAD_KIB) {
         tracing::debug!("the kernel's read-ahead stays what it was: {e}");
     }
-    Ok(Session { worker, governor, connection: connection.clone() })
+    Ok(Session { worker, governor })
 }
 
 /// Detaches all mounts of that device number, the latest first. An error if another mount covers one of them.
@@ -216,19 +200,14 @@ fn why_refused(error: &io::Error) -> String {
 /// Returns a function that detaches the mount of a connection at all its mountpoints, also where it was bind-mounted or
 /// moved to. It may be called from any thread. Open files stay usable, and the mount is served, until the last one is
 /// closed. An error if another mount covers it: detaching would remove that one as well.
-pub fn detacher(connection: &Connection) -> impl Fn() -> io::Result<()> + Send + 'static {
+fn detacher(connection: &Connection) -> impl Fn() -> io::Result<()> + Send + 'static {
     let device = connection.st_dev();
     move || detach_all(device)
 }
 
 impl Session {
-    /// Returns the [`detacher`] of the mount.
-    pub fn detacher(&self) -> impl Fn() -> io::Result<()> + Send + 'static {
-        detacher(&self.connection)
-    }
-
     /// Waits until the mount is detached and all its files are closed.
-    pub fn run(self) -> io::Result<()> {
+    fn run(self) -> io::Result<()> {
         let ended =
             self.worker.join().unwrap_or_else(|_| Err(io::Error::other("the thread that serves the mount failed")));
         drop(self.governor);

@@ -3,17 +3,18 @@
 use super::caller::Caller;
 use super::ids::Ids;
 use super::pool::Pool;
+use super::reply::{ABSENT, failed, reply_empty, reply_xattr};
 use super::set_id::Requester;
 use super::traffic::Traffic;
-use super::{Options, convert, once};
-use crate::handover::{Before, Handover, Record};
+use super::{Options, convert, ioctl, once};
 use crate::fs::{ACCESS_ACL, Attr, Change, Fs, FsError, New, Replace};
+use crate::handover::{Before, Handover, Record};
 use crate::meta::Kind;
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
+    IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow, WriteFlags,
 };
 use std::ffi::OsStr;
 use std::io;
@@ -21,7 +22,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 /// The cache timeout of attributes and entries: never. An image does not change, and an upper directory changes
 /// through this mount only. This is the longest time that does not overflow when the kernel converts it to jiffies.
@@ -40,8 +41,8 @@ pub struct Server {
     syncing: AtomicBool,
     /// Invalidates the kernel's caches. Set once the session is established.
     notifier: Arc<OnceLock<Notifier>>,
-    /// The mount's memory, if a supervisor keeps it.
-    handover: Option<Arc<Handover>>,
+    /// The mount's memory.
+    handover: Arc<Handover>,
     /// Whether the kernel enforces POSIX ACLs (FUSE_POSIX_ACL). That implies permission checks by the kernel, so it
     /// requires `default_permissions`; and it costs a request per inode whose permissions depend on the caller's
     /// groups, so only if there are ACLs.
@@ -61,7 +62,7 @@ impl Server {
         traffic: Arc<Traffic>,
         notifier: Arc<OnceLock<Notifier>>,
         options: &Options,
-        handover: Option<Arc<Handover>>,
+        handover: Arc<Handover>,
     ) -> Server {
         let honors_acls = options.default_permissions && options.acls && options.xattrs && fs.has_acls();
         let ids = Ids { users: options.users.clone(), groups: options.groups.clone() };
@@ -103,14 +104,13 @@ impl Server {
         now: impl FnOnce() -> Before,
         execute: impl FnOnce() -> T,
         recall: impl FnOnce(Before) -> T,
-    ) -> (T, Option<Record>) {
-        once::once(self.handover.as_ref(), request, now, execute, recall)
+    ) -> (T, Record) {
+        once::once(&self.handover, request, now, execute, recall)
     }
 
     /// [`once::record_mtime`], if the kernel maintains the file's times.
     fn record_mtime(&self, request: &Request, ino: INodeNo, keeps_mtime: bool) -> Option<Record> {
-        let handover = self.handover.as_ref().filter(|_| keeps_mtime);
-        once::record_mtime(handover, request, &self.fs, ino.0)
+        if keeps_mtime { once::record_mtime(&self.handover, request, &self.fs, ino.0) } else { None }
     }
 
     /// Creates an object, and replies.
@@ -192,52 +192,6 @@ fn forget_attributes(notifier: &OnceLock<Notifier>, ino: INodeNo) {
     if let Some(notifier) = notifier.get() {
         // With a negative offset no data is invalidated. An error only means that the inode is not cached.
         let _not_cached = notifier.inval_inode(ino, -1, 0);
-    }
-}
-
-/// Returns the errno for the caller. Logs the error if the store is damaged.
-fn failed(operation: &str, ino: INodeNo, error: &FsError) -> Errno {
-    if error.is_damage() {
-        tracing::error!("{operation} of inode {}: {error}", ino.0);
-    }
-    convert::errno(error)
-}
-
-fn reply_empty(reply: ReplyEmpty, operation: &str, ino: INodeNo, done: Result<(), FsError>) {
-    match done {
-        Ok(()) => reply.ok(),
-        Err(e) => reply.error(failed(operation, ino, &e)),
-    }
-}
-
-/// The reply for a name that does not exist: inode 0 makes the kernel cache a negative dentry. It ignores the other
-/// attributes.
-const ABSENT: FileAttr = FileAttr {
-    ino: INodeNo(0),
-    size: 0,
-    blocks: 0,
-    atime: UNIX_EPOCH,
-    mtime: UNIX_EPOCH,
-    ctime: UNIX_EPOCH,
-    crtime: UNIX_EPOCH,
-    kind: FileType::RegularFile,
-    perm: 0,
-    nlink: 0,
-    uid: 0,
-    gid: 0,
-    rdev: 0,
-    blksize: 0,
-    flags: 0,
-};
-
-fn reply_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
-    if size == 0 {
-        // Fits: the indexer limits values and lists to 64 KiB.
-        reply.size(value.len() as u32);
-    } else if value.len() > size as usize {
-        reply.error(convert::errno(&FsError::Range));
-    } else {
-        reply.data(value);
     }
 }
 
@@ -561,17 +515,16 @@ impl Filesystem for Server {
         reply: ReplyEmpty,
     ) {
         self.traffic.note(request);
-        let ((parent_ino, name), (new_ino, new_name)) = ((parent.0, name.as_bytes()), (new_parent.0, new_name.as_bytes()));
+        let ((parent_ino, name), (new_ino, new_name)) =
+            ((parent.0, name.as_bytes()), (new_parent.0, new_name.as_bytes()));
         let (moved, _record) = self.once(
             request,
             || {
-                let [old, new] = [(parent_ino, name), (new_ino, new_name)].map(|(dir, name)| once::number(&self.fs, dir, name));
+                let [old, new] =
+                    [(parent_ino, name), (new_ino, new_name)].map(|(dir, name)| once::number(&self.fs, dir, name));
                 [old, new, 0]
             },
-            || {
-                convert::replace(flags)
-                    .and_then(|replace| self.fs.rename(parent_ino, name, new_ino, new_name, replace))
-            },
+            || convert::replace(flags).and_then(|replace| self.fs.rename(parent_ino, name, new_ino, new_name, replace)),
             |[old, new, _]| match convert::replace(flags)? {
                 // Both names exist, each with the other's inode.
                 Replace::Exchange => Ok(vec![old, new]),
@@ -714,7 +667,11 @@ impl Filesystem for Server {
         let set = || self.fs.setxattr(ino.0, name, &value, flags);
         let (mut done, _record) = match flags & libc::XATTR_CREATE {
             0 => (set(), None),
-            _ => self.once(request, || [once::has_xattr(&self.fs, ino.0, name), 0, 0], set, |_| Ok(())),
+            _ => {
+                let now = || [once::has_xattr(&self.fs, ino.0, name), 0, 0];
+                let (done, record) = self.once(request, now, set, |_| Ok(()));
+                (done, Some(record))
+            }
         };
         if done.is_ok() && name == ACCESS_ACL {
             // The ACL change also changed the mode.
@@ -756,9 +713,9 @@ impl Filesystem for Server {
         reply: ReplyIoctl,
     ) {
         self.traffic.note(request);
-        match handle_ioctl(&self.fs, ino.0, command, given) {
+        match ioctl::handle(&self.fs, ino.0, command, given) {
             Ok(answer) => {
-                if matches!(command, FS_IOC_SETFLAGS | FS_IOC_FSSETXATTR) {
+                if ioctl::changes(command) {
                     // The ioctl changed the ctime.
                     forget_attributes(&self.notifier, ino);
                 }
@@ -809,28 +766,5 @@ impl<'a> Syncing<'a> {
 impl Drop for Syncing<'_> {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Relaxed);
-    }
-}
-
-// ioctl numbers of linux/fs.h.
-const FS_IOC_GETFLAGS: u32 = 0x8008_6601;
-const FS_IOC_SETFLAGS: u32 = 0x4008_6602;
-const FS_IOC_FSGETXATTR: u32 = 0x801c_581f;
-const FS_IOC_FSSETXATTR: u32 = 0x401c_5820;
-
-/// Handles the ioctls of chattr(1), lsattr(1) and project quotas.
-fn handle_ioctl(fs: &Fs, ino: u64, command: u32, given: &[u8]) -> Result<Vec<u8>, FsError> {
-    match command {
-        FS_IOC_GETFLAGS => Ok(fs.get_flags(ino)?.to_ne_bytes().to_vec()),
-        FS_IOC_SETFLAGS => {
-            let flags = given.first_chunk().ok_or(FsError::Invalid)?;
-            fs.set_flags(ino, u32::from_ne_bytes(*flags)).map(|()| Vec::new())
-        }
-        FS_IOC_FSGETXATTR => Ok(fs.get_attributes(ino)?.to_vec()),
-        FS_IOC_FSSETXATTR => {
-            let attributes = given.first_chunk().ok_or(FsError::Invalid)?;
-            fs.set_attributes(ino, attributes).map(|()| Vec::new())
-        }
-        _ => Err(FsError::NoControl),
     }
 }

@@ -9,13 +9,14 @@
 //! `_exit`, and the supervisor keeps all that it had open when it began.
 
 use super::connection::Connection;
-use super::{Options, detacher, serve};
+use super::{MountError, Options, detacher, serve};
 use crate::fs::Fs;
 use crate::handover::Handover;
 use crate::sys::{self, Ended, Fork, Received, Signals};
 use std::collections::VecDeque;
-use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::mem::ManuallyDrop;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,14 +35,35 @@ const OOM_SCORE: i32 = 200;
 
 /// A supervised mount.
 pub struct Supervisor {
-    /// The mount.
-    pub connection: Arc<Connection>,
-    /// Its memory.
-    pub handover: Arc<Handover>,
-    /// Its options.
-    pub options: Options,
-    /// Whether SIGHUP restarts the server; else it ends the mount, as SIGTERM and SIGINT do.
-    pub restarts_on_hangup: bool,
+    connection: Connection,
+    handover: Arc<Handover>,
+    options: Options,
+    signals: OnSignal,
+}
+
+/// What the signals do that a supervisor can get.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnSignal {
+    /// SIGTERM, SIGINT and SIGQUIT end the mount, SIGHUP restarts the server.
+    Daemon,
+    /// The same, but SIGHUP ends the mount too, as the end of the terminal.
+    Foreground,
+    /// Nothing: another process ends the mount.
+    Ignored,
+}
+
+impl OnSignal {
+    fn restarts(self, signal: i32) -> bool {
+        self == OnSignal::Daemon && signal == libc::SIGHUP
+    }
+
+    fn ends(self, signal: i32) -> bool {
+        match signal {
+            libc::SIGTERM | libc::SIGINT | libc::SIGQUIT => self != OnSignal::Ignored,
+            libc::SIGHUP => self == OnSignal::Foreground,
+            _ => false,
+        }
+    }
 }
 
 /// What happens to a supervised mount.
@@ -67,6 +89,9 @@ pub enum ServiceError {
     /// The server died, and this kernel cannot send again what it had not answered.
     #[error("the server died ({0}), and before Linux 6.9 it cannot be replaced")]
     Lost(String),
+    /// The file system cannot be mounted.
+    #[error(transparent)]
+    Mount(#[from] MountError),
 }
 
 /// The end of a server.
@@ -82,6 +107,20 @@ enum End {
 }
 
 impl Supervisor {
+    /// Mounts a file system at the existing directory `at`, without a server yet. `inodes` is the number of inodes of
+    /// the image, 0 for lower directories.
+    pub fn mount(
+        at: &Path,
+        options: Options,
+        writable: bool,
+        inodes: u64,
+        signals: OnSignal,
+    ) -> Result<Supervisor, ServiceError> {
+        let handover = Arc::new(Handover::new(inodes)?);
+        let connection = Connection::mount(at, &options, writable)?;
+        Ok(Supervisor { connection, handover, options, signals })
+    }
+
     /// Serves the mount until it is gone. `make` makes the file system; it is called in each server. This process must
     /// have a single thread.
     pub fn run<F>(&self, make: F, mut event: impl FnMut(Event)) -> Result<(), ServiceError>
@@ -128,6 +167,40 @@ impl Supervisor {
         }
     }
 
+    /// Does the same in a forked process, which ends with this one. Returns when the mount is live. The process closes
+    /// the descriptors `not_needed`. This process must have a single thread.
+    pub fn start<F>(self, make: F, not_needed: &[i32]) -> Result<SupervisedMount, ServiceError>
+    where
+        F: FnOnce(Arc<Handover>) -> Result<Fs, String>,
+    {
+        let (reports, mut report) = io::pipe()?;
+        match sys::fork()? {
+            Fork::Child => {
+                let begun = sys::die_with_parent()
+                    .and_then(|()| sys::close_descriptors(|number| number <= 2 || !not_needed.contains(&number)));
+                let ended = begun.map_err(ServiceError::Io).and_then(|()| {
+                    self.run(make, |event| match event {
+                        // An error means that the reader has gone, and this process is about to be killed.
+                        Event::Live => drop(writeln!(&report, "{LIVE}")),
+                        Event::Restarted { .. } => {}
+                    })
+                });
+                let told = ended.or_else(|why| report.write_all(why.to_string().replace('\n', " ").as_bytes()));
+                sys::leave(i32::from(told.is_err()));
+            }
+            Fork::Parent(_) => {}
+        }
+        drop(report);
+        let mut reports = BufReader::new(reports);
+        let mut line = String::new();
+        reports.read_line(&mut line)?;
+        match line.trim_end() {
+            LIVE => Ok(SupervisedMount { connection: self.connection, reports }),
+            "" => Err(ServiceError::Failed("the process that serves the mount died".into())),
+            why => Err(ServiceError::Failed(why.to_owned())),
+        }
+    }
+
     /// Runs the server, in the forked process. Returns its exit code: 0 if the mount is gone.
     fn serve(&self, make: impl FnOnce(Arc<Handover>) -> Result<Fs, String>, mut report: &PipeWriter) -> i32 {
         let begun = sys::die_with_parent().map_err(|e| sys::describe(&e)).and_then(|()| {
@@ -137,7 +210,7 @@ impl Supervisor {
             let fs = Arc::new(make(self.handover.clone())?);
             // Not dropped with the session: its descriptors are the supervisor's too.
             std::mem::forget(fs.clone());
-            let session = serve(&self.connection, fs, &self.options, Some(self.handover.clone()));
+            let session = serve(&self.connection, fs, &self.options, self.handover.clone());
             session.map_err(|e| format!("cannot serve the mount: {}", sys::describe(&e)))
         });
         let session = match begun {
@@ -185,12 +258,12 @@ impl Supervisor {
                     }
                 }
                 Some(Received::PassOn(libc::SIGUSR1)) => live(),
-                Some(Received::PassOn(libc::SIGHUP)) if self.restarts_on_hangup => {
-                    tracing::info!("SIGHUP: restarting the server");
+                Some(Received::PassOn(signal)) if self.signals.restarts(signal) => {
+                    tracing::info!("signal {signal}: restarting the server");
                     is_restart = true;
                     sys::kill(server, libc::SIGKILL)?;
                 }
-                Some(Received::PassOn(signal) | Received::FromTerminal(signal)) if ENDING.contains(&signal) => {
+                Some(Received::PassOn(signal) | Received::FromTerminal(signal)) if self.signals.ends(signal) => {
                     // Logged first: once the mount is gone, the process may end at any moment.
                     tracing::info!("signal {signal}: unmounting");
                     if let Err(e) = detacher(&self.connection)() {
@@ -218,8 +291,28 @@ impl Supervisor {
     }
 }
 
-/// The signals that end a mount.
-const ENDING: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
+/// What the process of [`Supervisor::start`] reports when the mount is live; anything else is an error message.
+const LIVE: &str = "live";
+
+/// A live mount that another process supervises ([`Supervisor::start`]).
+pub struct SupervisedMount {
+    connection: Connection,
+    reports: BufReader<PipeReader>,
+}
+
+impl SupervisedMount {
+    /// Returns the [`detacher`] of the mount.
+    pub fn detacher(&self) -> impl Fn() -> io::Result<()> + Send + 'static {
+        detacher(&self.connection)
+    }
+
+    /// Waits until the mount is detached, all its files are closed and the processes that served it have ended.
+    pub fn finish(mut self) -> io::Result<()> {
+        let mut why = String::new();
+        self.reports.read_to_string(&mut why)?;
+        if why.is_empty() { Ok(()) } else { Err(io::Error::other(why)) }
+    }
+}
 
 /// Returns how long to wait before the next server, given the times of the short-lived ones; `None` to give up.
 fn pause(deaths: &mut VecDeque<Instant>, lived: Duration) -> Option<Duration> {

@@ -20,8 +20,8 @@ pub use kernel_mount::{
 };
 pub use map::{Bytes, map};
 pub use mount::{
-    MountFlags, MountedAt, RemountFlags, device_of, is_disconnected, mount_fuse, mount_fuse_by_helper, mounts, remount, remount_flags,
-    set_read_ahead, takes_changes, unmount,
+    MountFlags, MountedAt, RemountFlags, device_of, is_disconnected, mount_fuse, mount_fuse_by_helper, mounts, remount,
+    remount_flags, set_read_ahead, takes_changes, unmount,
 };
 pub use namespace::{
     Namespaces, Restrictions, attach, become_user, copy_mount, die_with_parent, enter_mount_namespace,

@@ -130,10 +130,14 @@ fn require_single_thread() -> io::Result<()> {
     Err(io::Error::other("cannot fork while other threads are running"))
 }
 
-/// Returns the numbers of all open descriptors, among them one that this call closes again.
+/// Returns the numbers of all open descriptors.
 pub fn descriptors() -> io::Result<Vec<i32>> {
     let listed = std::fs::read_dir("/proc/self/fd")?;
-    Ok(listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
+    let mut numbers: Vec<i32> = listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    // The list has the descriptor that it was read by, which is closed now.
+    // SAFETY: F_GETFD touches no memory, and the error for a closed descriptor is the answer.
+    numbers.retain(|number| unsafe { libc::fcntl(*number, libc::F_GETFD) } >= 0);
+    Ok(numbers)
 }
 
 /// Closes all descriptors but those for which `keep` returns true. Nothing in this process may own one of the others:

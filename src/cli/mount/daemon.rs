@@ -3,7 +3,7 @@
 
 use crate::cli::log;
 use crate::fs::Fs;
-use crate::fuse::{Connection, Event, Options, Supervisor};
+use crate::fuse::{Event, OnSignal, Options, Supervisor};
 use crate::handover::Handover;
 use crate::store::mounts::Guard;
 use crate::sys::{self, Fork};
@@ -35,7 +35,7 @@ const LIVE: &str = "live";
 /// with the daemon's error.
 pub(in crate::cli) fn serve(job: Job, foreground: bool) -> anyhow::Result<()> {
     if foreground {
-        return run(job, false, || Ok(()));
+        return run(job, OnSignal::Foreground, || Ok(()));
     }
     let log_path = job.log.clone();
     let opened = File::options().create(true).append(true).open(&log_path);
@@ -96,12 +96,12 @@ fn detach_and_run(mut job: Job, log_file: &File, mut to_parent: &PipeWriter) -> 
     if let Some(guard) = &mut job.guard {
         guard.set_pid(std::process::id())?;
     }
-    run(job, true, move || Ok(writeln!(to_parent, "{LIVE}")?))
+    run(job, OnSignal::Daemon, move || Ok(writeln!(to_parent, "{LIVE}")?))
 }
 
-fn run(job: Job, is_daemon: bool, live: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+fn run(job: Job, signals: OnSignal, live: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
     let Job { make, inodes, writable, mut guard, mountpoint, options, .. } = job;
-    let served = supervise(make, (inodes, writable), &mountpoint, options, is_daemon, guard.as_mut(), live);
+    let served = supervise(make, (inodes, writable), &mountpoint, options, signals, guard.as_mut(), live);
     let released = guard.map(Guard::release);
     served?;
     Ok(released.transpose().map(drop)?)
@@ -113,14 +113,12 @@ fn supervise(
     (inodes, writable): (u64, bool),
     mountpoint: &Path,
     options: Options,
-    restarts_on_hangup: bool,
+    signals: OnSignal,
     mut guard: Option<&mut Guard>,
     live: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let handover = Arc::new(Handover::new(inodes)?);
-    let connection = Arc::new(Connection::mount(mountpoint, &options, writable)?);
     let source = options.source.clone();
-    let supervisor = Supervisor { connection, handover, options, restarts_on_hangup };
+    let supervisor = Supervisor::mount(mountpoint, options, writable, inodes, signals)?;
     let mut live = Some(live);
     supervisor.run(
         move |handover| make(handover).map_err(|e| e.to_string()),
@@ -130,7 +128,9 @@ fn supervise(
                     tracing::info!("serving {source} at {}", mountpoint.display());
                     live()
                 }),
-                Event::Restarted { restarts } => guard.as_mut().map_or(Ok(()), |guard| Ok(guard.set_restarts(restarts)?)),
+                Event::Restarted { restarts } => {
+                    guard.as_mut().map_or(Ok(()), |guard| Ok(guard.set_restarts(restarts)?))
+                }
             };
             if let Err(e) = noted {
                 tracing::error!("{e}");

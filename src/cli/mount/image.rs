@@ -91,7 +91,8 @@ const COLUMNS: Columns = Columns {
         ("State", "STATE"),
     ],
 };
-const TABLE: &str = r"{{.ID}}\t{{.Image}}\t{{.ImageID}}\t{{.PID}}\t{{.Restarts}}\t{{.Engine}}\t{{.Mode}}\t{{.State}}\t{{.Mountpoint}}";
+const TABLE: &str =
+    r"{{.ID}}\t{{.Image}}\t{{.ImageID}}\t{{.PID}}\t{{.Restarts}}\t{{.Engine}}\t{{.Mode}}\t{{.State}}\t{{.Mountpoint}}";
 
 #[derive(clap::Args)]
 #[command(after_help = "\

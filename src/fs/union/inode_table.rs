@@ -4,6 +4,7 @@
 
 use crate::backing::Handle;
 use crate::fs::Ino;
+use crate::handover::Handover;
 use crate::meta::{Kind, Time};
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, HashMap};
@@ -19,6 +20,8 @@ pub struct Table {
     entries: HashMap<Ino, Entry>,
     /// Inode numbers by the backing file system's inode numbers, to recognize hard links.
     by_raw: HashMap<u64, Ino>,
+    /// Where the serial numbers of new names are left to the next server of the mount.
+    handover: Option<Arc<Handover>>,
 }
 
 /// The state of an inode that is in the upper directory, or is the image's and has lost its last name.
@@ -88,14 +91,17 @@ pub struct Dir {
 #[derive(Default)]
 pub struct Names {
     slots: HashMap<Name, Slot>,
-    /// Names by their place in listings.
+    /// Names by serial number, for listings: the newest first.
     order: BTreeMap<u64, Name>,
+    /// How many names have got a serial number since the directory was loaded.
+    newest: u64,
 }
 
 #[derive(Clone, Copy)]
 struct Slot {
     what: NameState,
-    place: u64,
+    /// Assigned when the name is created, and kept while the name is visible, whatever inode it refers to.
+    serial: u64,
 }
 
 /// What a name of a directory of the upper is.
@@ -105,40 +111,67 @@ pub enum NameState {
     Whiteout,
 }
 
-/// The number of places in the listing of a directory. It must exceed the number of names by far.
-const PLACES: u64 = (1 << 30) - 1;
+/// The first serial number of a name that was created after its directory was loaded. Half of the room that
+/// offsets in listings have is below it.
+const FIRST_NEW: u64 = 1 << 29;
+
+fn hash(name: &[u8]) -> u64 {
+    XxHash3_64::oneshot(name)
+}
 
 impl Names {
     pub fn get(&self, name: &[u8]) -> Option<NameState> {
         self.slots.get(name).map(|slot| slot.what)
     }
 
-    /// Sets what a name is.
-    pub fn set(&mut self, name: &Name, what: NameState) {
-        if let Some(slot) = self.slots.get_mut(name) {
-            slot.what = what;
-            return;
+    /// Enters a name that a directory has when it is loaded. Its serial number is a hash, so that it is the same in the
+    /// next server of the mount.
+    pub fn load(&mut self, name: &Name, what: NameState) {
+        let mut serial = hash(name) % FIRST_NEW;
+        while self.order.contains_key(&serial) {
+            serial = (serial + 1) % FIRST_NEW;
         }
-        // The place is a hash, so that a name has the same one for every server of a mount: a listing that one has begun
-        // another can continue. Of two names with one hash, the later gets the next free place.
-        let mut place = XxHash3_64::oneshot(name) % PLACES;
-        while self.order.contains_key(&place) {
-            place = (place + 1) % PLACES;
+        self.order.insert(serial, name.clone());
+        self.slots.insert(name.clone(), Slot { what, serial });
+    }
+
+    /// Sets what a name is. A name that exists keeps its offset in listings; a hidden one gets a new serial number,
+    /// which is returned.
+    pub fn set(&mut self, name: &Name, what: NameState) -> Option<u64> {
+        if let Some(Slot { what: state @ NameState::Inode(_), .. }) = self.slots.get_mut(name) {
+            *state = what;
+            return None;
         }
-        self.order.insert(place, name.clone());
-        self.slots.insert(name.clone(), Slot { what, place });
+        self.remove(name);
+        let serial = FIRST_NEW + self.newest;
+        self.newest += 1;
+        self.order.insert(serial, name.clone());
+        self.slots.insert(name.clone(), Slot { what, serial });
+        Some(serial)
+    }
+
+    /// Gives names the serial numbers that they had in the last server, by the names' hashes.
+    fn restore(&mut self, serials: &HashMap<u64, u64>) {
+        for (name, slot) in &mut self.slots {
+            if let Some(serial) = serials.get(&hash(name)) {
+                self.order.remove(&slot.serial);
+                self.order.insert(*serial, name.clone());
+                slot.serial = *serial;
+            }
+        }
+        self.newest = serials.values().max().map_or(self.newest, |newest| newest - FIRST_NEW + 1);
     }
 
     pub fn remove(&mut self, name: &[u8]) {
         if let Some(slot) = self.slots.remove(name) {
-            self.order.remove(&slot.place);
+            self.order.remove(&slot.serial);
         }
     }
 
-    /// Returns the names from a place on, in the order of their places.
-    pub fn from(&self, place: u64) -> impl Iterator<Item = (u64, &Name, NameState)> {
-        let rest = self.order.range(place..);
-        rest.filter_map(|(place, name)| Some((*place, name, self.slots.get(name)?.what)))
+    /// Returns the names older than a serial number, the newest first, with their serial numbers.
+    pub fn older(&self, serial: u64) -> impl Iterator<Item = (u64, &Name, NameState)> {
+        let older = self.order.range(..serial).rev();
+        older.filter_map(|(serial, name)| Some((*serial, name, self.slots.get(name)?.what)))
     }
 
     pub fn all(&self) -> impl Iterator<Item = (&Name, NameState)> {
@@ -176,6 +209,21 @@ impl Table {
 
     pub fn get_mut(&mut self, ino: Ino) -> Option<&mut Entry> {
         self.entries.get_mut(&ino)
+    }
+
+    /// Makes a table that leaves to the next server of the mount what it must know.
+    pub fn new(handover: Option<Arc<Handover>>) -> Table {
+        Table { handover, ..Table::default() }
+    }
+
+    /// Takes over the serial numbers of names that the last server has left. All directories are loaded.
+    pub fn restore_serials(&mut self) {
+        let left = self.handover.as_ref().map(|handover| handover.serials()).unwrap_or_default();
+        for (dir, serials) in left {
+            if let Some(names) = self.names_mut(dir) {
+                names.restore(&serials);
+            }
+        }
     }
 
     /// Returns the directories that have not been loaded.
@@ -220,8 +268,9 @@ impl Table {
 
     /// Adds a name to an inode, in place of whatever the upper has under it.
     pub fn add_name(&mut self, dir: Ino, name: &Name, ino: Ino) {
-        if let Some(names) = self.names_mut(dir) {
-            names.set(name, NameState::Inode(ino));
+        let serial = self.names_mut(dir).and_then(|names| names.set(name, NameState::Inode(ino)));
+        if let (Some(handover), Some(serial)) = (&self.handover, serial) {
+            handover.leave_serial(dir, hash(name), serial);
         }
         if let Some(entry) = self.entries.get_mut(&ino) {
             entry.names.push((dir, name.clone()));

@@ -254,11 +254,11 @@ impl Union {
         let mut names = Names::default();
         for (name, seen) in found {
             let Seen::Inode { raw, number: Some(ino), kind, lower, data } = seen else {
-                names.set(&name, NameState::Whiteout);
+                names.load(&name, NameState::Whiteout);
                 continue;
             };
             subdirs += u32::from(kind == Kind::Dir);
-            names.set(&name, NameState::Inode(ino));
+            names.load(&name, NameState::Inode(ino));
             if let Some(entry) = table.get_mut(ino).filter(|entry| entry.raw == Some(raw)) {
                 if !entry.names.contains(&(dir, name.clone())) {
                     entry.names.push((dir, name));

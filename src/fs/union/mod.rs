@@ -115,7 +115,7 @@ impl Union {
         let union = Union {
             lower,
             upper,
-            table: RwLock::default(),
+            table: RwLock::new(Table::new(handover.clone())),
             renames: Mutex::default(),
             copying: std::array::from_fn(|_| Mutex::default()),
             numbering: Mutex::default(),

@@ -1,11 +1,13 @@
 //! Directory listings of the union, with offsets that stay valid while names change.
 //!
-//! Names that only the upper directory has are listed first, in the order of a hash; then the names of the image, at the
-//! offsets they have there, whether the upper has them too or not. A name keeps its offset for as long as it exists,
-//! also across copy-up, replacement and exchange, and for the next server of the mount. So a listing that runs while
-//! names change shows every name that stays exactly once; one that is created meanwhile is shown or not, as on ext4.
+//! Names that only the upper directory has are listed first: those created since the directory was loaded, the newest
+//! first, and the others in the order of a hash. Then the names of the image, at the offsets they have there, whether
+//! the upper has them too or not. A name keeps its offset for as long as it exists, also across copy-up, replacement and
+//! exchange, and in the next server of the mount. So a listing that runs while names change shows every name that stays
+//! exactly once, and it terminates: a name that is created or renamed meanwhile lies before the offset reached, or at
+//! one of the image's offsets, each of which is passed once.
 //!
-//! Offsets fit into 31 bits, for 32-bit programs.
+//! Offsets fit into 31 bits, for 32-bit programs, until a directory has had 2^29 new names.
 
 use super::Union;
 use super::inode_table::{Name, NameState};
@@ -15,8 +17,8 @@ use crate::fs::{FsError, Ino};
 use crate::meta::Kind;
 use std::sync::Arc;
 
-/// The first offset of names that the image does not have; their place is added to it. The image's offsets are smaller,
-/// though its names are listed later.
+/// The first offset of names that the image does not have; their serial number is added to it. The image's offsets are
+/// smaller, though its names are listed later.
 const OWN: u64 = 1 << 30;
 /// How many names one batch reads while the table is locked.
 const BATCH: usize = 256;
@@ -81,8 +83,8 @@ impl Union {
             Some(entry) => Ok(entry.kind),
             None => self.lower.kind(ino),
         };
-        let place = if from <= FIRST { Some(0) } else { from.checked_sub(OWN) };
-        for (place, name, what) in names.zip(place).into_iter().flat_map(|(names, place)| names.from(place)) {
+        let older_than = if from <= FIRST { Some(u64::MAX) } else { from.checked_sub(OWN) };
+        for (serial, name, what) in names.zip(older_than).into_iter().flat_map(|(names, newer)| names.older(newer)) {
             let NameState::Inode(ino) = what else { continue };
             if let Some(lower) = lower
                 && self.lower.find(lower, name)?.is_some()
@@ -92,10 +94,10 @@ impl Union {
             if batch.len() >= BATCH {
                 return Ok(batch);
             }
-            batch.push(Item { name: name.clone(), ino, kind: kind_of(ino)?, next: OWN + place + 1 });
+            batch.push(Item { name: name.clone(), ino, kind: kind_of(ino)?, next: OWN + serial });
         }
         let (Some(lower), Some(listing)) = (lower, &listing) else { return Ok(batch) };
-        let start = if place.is_some() { 0 } else { from - FIRST };
+        let start = if older_than.is_some() { 0 } else { from - FIRST };
         for item in listing.from(start as usize) {
             if batch.len() >= BATCH {
                 break;

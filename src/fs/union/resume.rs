@@ -22,6 +22,7 @@ impl Union {
     /// the upper are loaded first: afterwards an inode of the image that is not in the table is unchanged.
     pub(super) fn resume(&self, handover: &Handover) -> Result<(), FsError> {
         self.load_all()?;
+        self.table_mut().restore_serials();
         for (number, ino) in handover.all_held()? {
             let handle = share(sys::adopt_descriptor(number));
             if self.table().get(ino).is_some_and(|entry| !entry.is_removed()) {

@@ -47,6 +47,7 @@ mod running;
 mod running_debian;
 mod saving;
 mod searching;
+mod server_death;
 mod signatures;
 mod space;
 mod store;

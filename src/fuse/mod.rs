@@ -197,11 +197,10 @@ fn why_refused(error: &io::Error) -> String {
     }
 }
 
-/// Returns a function that detaches the mount of a connection at all its mountpoints, also where it was bind-mounted or
+/// Returns a function that detaches the mount with that device number at all its mountpoints, also where it was bind-mounted or
 /// moved to. It may be called from any thread. Open files stay usable, and the mount is served, until the last one is
 /// closed. An error if another mount covers it: detaching would remove that one as well.
-fn detacher(connection: &Connection) -> impl Fn() -> io::Result<()> + Send + 'static {
-    let device = connection.st_dev();
+fn detacher(device: u64) -> impl Fn() -> io::Result<()> + Send + 'static {
     move || detach_all(device)
 }
 

@@ -131,6 +131,12 @@ impl Server {
         self.reply_entry(reply, operation, parent, made);
     }
 
+    /// Returns those of renamed inodes that are directories: their parent may have changed.
+    fn moved(&self, renamed: &[u64]) -> Vec<u64> {
+        let is_dir = |ino: &&u64| self.fs.getattr(**ino).is_ok_and(|attr| attr.kind == Kind::Dir);
+        renamed.iter().filter(is_dir).copied().collect()
+    }
+
     /// Removes a name, and replies.
     fn remove(
         &self,
@@ -526,11 +532,10 @@ impl Filesystem for Server {
             },
             || convert::replace(flags).and_then(|replace| self.fs.rename(parent_ino, name, new_ino, new_name, replace)),
             |[old, new, _]| match convert::replace(flags)? {
-                // Both names exist, each with the other's inode.
-                Replace::Exchange => Ok(vec![old, new]),
+                Replace::Exchange => Ok(self.moved(&[old, new])),
                 Replace::Allow | Replace::Forbid => {
                     self.fs.note_removed(new)?;
-                    Ok(vec![old])
+                    Ok(self.moved(&[old]))
                 }
             },
         );

@@ -134,6 +134,7 @@ impl Supervisor {
         sys::set_nonblocking(&errors, true)?;
         let kept = sys::descriptors()?;
         let (mut restarts, mut deaths) = (0, VecDeque::new());
+        let mut begun = false;
         loop {
             self.handover.begin_server();
             let began = Instant::now();
@@ -141,7 +142,12 @@ impl Supervisor {
                 Fork::Child => sys::leave(self.serve(ManuallyDrop::into_inner(make), &report)),
                 Fork::Parent(server) => server,
             };
-            let ended = match self.wait(server, &signals, || event(Event::Live))? {
+            let live = || {
+                if !std::mem::replace(&mut begun, true) {
+                    event(Event::Live);
+                }
+            };
+            let ended = match self.wait(server, &signals, live)? {
                 End::Unmounted | End::Abandoned => return Ok(()),
                 End::Restart => "killed for a restart".to_owned(),
                 End::Died(ended) => describe(ended),
@@ -195,7 +201,7 @@ impl Supervisor {
         let mut line = String::new();
         reports.read_line(&mut line)?;
         match line.trim_end() {
-            LIVE => Ok(SupervisedMount { connection: self.connection, reports }),
+            LIVE => Ok(SupervisedMount { device: self.connection.st_dev(), reports }),
             "" => Err(ServiceError::Failed("the process that serves the mount died".into())),
             why => Err(ServiceError::Failed(why.to_owned())),
         }
@@ -266,7 +272,7 @@ impl Supervisor {
                 Some(Received::PassOn(signal) | Received::FromTerminal(signal)) if self.signals.ends(signal) => {
                     // Logged first: once the mount is gone, the process may end at any moment.
                     tracing::info!("signal {signal}: unmounting");
-                    if let Err(e) = detacher(&self.connection)() {
+                    if let Err(e) = detacher(self.connection.st_dev())() {
                         tracing::error!("signal {signal}: cannot unmount: {e}");
                     } else if grace.replace(Instant::now() + GRACE).is_some() {
                         return Ok(End::Abandoned);
@@ -296,14 +302,15 @@ const LIVE: &str = "live";
 
 /// A live mount that another process supervises ([`Supervisor::start`]).
 pub struct SupervisedMount {
-    connection: Connection,
+    /// Not the connection: while a process had it open, programs would wait for a server after the last one's death.
+    device: u64,
     reports: BufReader<PipeReader>,
 }
 
 impl SupervisedMount {
     /// Returns the [`detacher`] of the mount.
     pub fn detacher(&self) -> impl Fn() -> io::Result<()> + Send + 'static {
-        detacher(&self.connection)
+        detacher(self.device)
     }
 
     /// Waits until the mount is detached, all its files are closed and the processes that served it have ended.

@@ -1,0 +1,459 @@
+//! Mounts whose server dies: programs on them must notice a pause only.
+//!
+//! The tests of single operations kill the server at each system call that it makes for the operation, one after the
+//! other: `strace` counts the calls of each thread and kills at the given one. So every state that a death can leave is
+//! tried, among them those between a change and its answer.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, RenameFlags, XattrFlags, flock, renameat_with};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::env::{Mount, TestEnv};
+use crate::support::eventually;
+use crate::support::killer::{ServerKiller, server_of};
+use crate::support::oci::Image;
+use crate::support::tar::{Entry, Tar};
+
+/// More directories than any test needs: each case has one of its own.
+const CASES: u32 = 400;
+/// No operation makes more system calls than this.
+const MOST_CALLS: u32 = 150;
+
+/// A directory with an object of each kind, as each case finds it.
+fn entries() -> [(&'static str, &'static [u8]); 3] {
+    [("a", b"content of a\n"), ("b", b"b\n"), ("d/x", b"x\n")]
+}
+
+fn image() -> Vec<u8> {
+    let mut tar = Tar::new();
+    for case in 0..CASES {
+        tar = tar.dir(format!("c{case}")).dir(format!("c{case}/d")).dir(format!("c{case}/empty"));
+        for (name, content) in entries() {
+            tar = tar.file(format!("c{case}/{name}"), content);
+        }
+        tar = tar.symlink(format!("c{case}/l"), "a");
+    }
+    tar.finish()
+}
+
+/// Makes the same directory on a plain file system.
+fn make_plain(at: &Path) {
+    ["d", "empty"].iter().for_each(|dir| fs::create_dir_all(at.join(dir)).unwrap());
+    entries().iter().for_each(|(name, content)| fs::write(at.join(name), content).unwrap());
+    symlink("a", at.join("l")).unwrap();
+}
+
+/// The content of a directory: path, kind, mode, links, content, attribute of each object.
+fn describe(dir: &Path) -> Vec<String> {
+    let mut all = Vec::new();
+    let mut left = vec![dir.to_owned()];
+    while let Some(at) = left.pop() {
+        let entries = match fs::read_dir(&at) {
+            Ok(entries) => entries,
+            Err(error) => {
+                all.push(format!("{}: {error}", at.display()));
+                continue;
+            }
+        };
+        for entry in entries {
+            let path = entry.unwrap().path();
+            let found = path.symlink_metadata().unwrap();
+            let content = match found.file_type() {
+                kind if kind.is_file() => match fs::read(&path) {
+                    Ok(content) => String::from_utf8_lossy(&content).into_owned(),
+                    Err(error) => error.to_string(),
+                },
+                kind if kind.is_symlink() => fs::read_link(&path).unwrap().display().to_string(),
+                _ => String::new(),
+            };
+            let mut value = [0; 64];
+            let length = rustix::fs::lgetxattr(&path, "user.test", &mut value[..]).unwrap_or_default();
+            let name = path.strip_prefix(dir).unwrap().display();
+            let value = String::from_utf8_lossy(&value[..length]);
+            all.push(format!("{name} {:o} {} {content:?} {value:?}", found.mode(), found.nlink()));
+            if found.is_dir() {
+                left.push(path);
+            }
+        }
+    }
+    all.sort();
+    all
+}
+
+/// A writable mount of the image, and its supervisor.
+struct Served {
+    mount: Mount,
+    supervisor: i32,
+    env: TestEnv,
+}
+
+impl Served {
+    fn new(options: &[&str]) -> Served {
+        let env = TestEnv::new();
+        Image::new().layer(image()).tag("1").write_layout(&env.path("one"));
+        env.ok(["pull", "-q", &format!("oci:{}:1", env.path("one").display())]);
+        let upper = env.path("upper");
+        let mount = env.mount("one:1", &[&["--upper", upper.to_str().unwrap()], options].concat());
+        let supervisor = env.ok(["mounts", "--format", "{{.PID}}"]).trim().parse().unwrap();
+        Served { mount, supervisor, env }
+    }
+
+    fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.mount.path().join(name)
+    }
+
+    fn server(&self) -> Pid {
+        server_of(self.supervisor).expect("a server runs")
+    }
+
+    /// Kills the server and waits for the next one.
+    fn kill(&self) {
+        let server = self.server();
+        kill_process(server, Signal::KILL).unwrap();
+        eventually("the next server runs", || server_of(self.supervisor).is_some_and(|next| next != server));
+    }
+
+    fn restarts(&self) -> u32 {
+        self.env.ok(["mounts", "--format", "{{.Restarts}}"]).trim().parse().unwrap()
+    }
+
+    fn log(&self) -> String {
+        let dir = fs::read_dir(self.env.root().join("mounts")).unwrap().next().unwrap().unwrap();
+        fs::read_to_string(dir.path().join("log")).unwrap()
+    }
+}
+
+/// `strace` on a server, which dies when one of its threads makes that many system calls.
+struct Trap(Child);
+
+impl Trap {
+    fn set(server: Pid, call: u32) -> Trap {
+        let pid = server.as_raw_nonzero().to_string();
+        let inject = format!("inject=all:signal=SIGKILL:when={call}");
+        let mut command = Command::new("strace");
+        command.args(["-f", "-qq", "-o", "/dev/null", "-e", &inject, "-p", &pid]);
+        let trap = Trap(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        let is_traced = || {
+            let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+            tasks.flatten().all(|task| {
+                let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+                !status.contains("TracerPid:\t0\n")
+            })
+        };
+        eventually("strace has attached", is_traced);
+        // A server that dies sooner counts as one that cannot begin.
+        std::thread::sleep(Duration::from_millis(25));
+        trap
+    }
+}
+
+impl Drop for Trap {
+    fn drop(&mut self) {
+        // On SIGTERM it detaches, and the server goes on.
+        kill_process(Pid::from_child(&self.0), Signal::TERM).ok();
+        self.0.wait().ok();
+    }
+}
+
+/// Executes an operation again and again, with the server killed at its first, second, ... system call, until it
+/// survives. Each result and each tree must be those of a plain directory. `is_up` copies everything up before.
+fn dies_at_each_call(prepare: fn(&Path), act: fn(&Path) -> io::Result<String>) {
+    static PLAIN: AtomicU32 = AtomicU32::new(0);
+    // Without threads of the governor, whose system calls would be counted too.
+    let served = Served::new(&["-o", "wake=off,place=off"]);
+    let mut case = 0;
+    for is_up in [false, true] {
+        let prepare_all = |dir: &Path| {
+            if is_up {
+                for name in ["a", "b", "d", "d/x", "empty"] {
+                    fs::set_permissions(dir.join(name), PermissionsExt::from_mode(0o700)).unwrap();
+                }
+            }
+            prepare(dir);
+        };
+        let plain = served.env.path(format!("plain{}", PLAIN.fetch_add(1, Ordering::Relaxed)));
+        make_plain(&plain);
+        prepare_all(&plain);
+        let expected = act(&plain).map_err(|e| e.raw_os_error());
+        let expected = (expected, describe(&plain));
+        let mut deaths = 0;
+        for call in 1.. {
+            assert!(call < MOST_CALLS, "an operation never ends");
+            let dir = served.path(format!("c{case}"));
+            case += 1;
+            prepare_all(&dir);
+            let server = served.server();
+            let trap = Trap::set(server, call);
+            let result = act(&dir).map_err(|e| e.raw_os_error());
+            drop(trap);
+            let found = (result, describe(&dir));
+            assert_eq!(found, expected, "killed at call {call}; copied up before: {is_up}\n{}", served.log());
+            if served.server() == server {
+                break;
+            }
+            deaths += 1;
+        }
+        assert!(deaths >= 1, "the server was never killed");
+    }
+    let tree = describe(&served.path("c0"));
+    let upper = served.env.path("upper");
+    served.mount.unmount();
+    let again = served.env.mount("one:1", &["--upper", upper.to_str().unwrap()]);
+    assert_eq!(describe(&again.path().join("c0")), tree, "after a remount");
+}
+
+fn done(result: rustix::io::Result<()>) -> io::Result<String> {
+    result.map(|()| String::new()).map_err(io::Error::from)
+}
+
+fn ready(_: &Path) {}
+
+fn rename(dir: &Path, from: &str, to: &str, flags: RenameFlags) -> io::Result<String> {
+    done(renameat_with(CWD, dir.join(from), CWD, dir.join(to), flags))
+}
+
+macro_rules! operations {
+    ($($name:ident: $prepare:expr, $act:expr;)*) => {
+        $(
+            #[test]
+            fn $name() {
+                dies_at_each_call($prepare, $act);
+            }
+        )*
+    };
+}
+
+operations! {
+    a_directory_is_made_once: ready, |dir| fs::create_dir(dir.join("new")).map(|()| String::new());
+    a_file_is_created_exclusively_once: ready, |dir| {
+        File::create_new(dir.join("new")).and_then(|mut file| file.write_all(b"data")).map(|()| String::new())
+    };
+    a_fifo_is_made_once: ready, |dir| {
+        done(rustix::fs::mknodat(CWD, dir.join("new"), rustix::fs::FileType::Fifo, 0o640.into(), 0))
+    };
+    a_symbolic_link_is_made_once: ready, |dir| symlink("target", dir.join("new")).map(|()| String::new());
+    a_hard_link_is_made_once: ready, |dir| fs::hard_link(dir.join("a"), dir.join("new")).map(|()| String::new());
+    a_file_is_removed_once: ready, |dir| fs::remove_file(dir.join("a")).map(|()| String::new());
+    a_directory_is_removed_once: ready, |dir| fs::remove_dir(dir.join("empty")).map(|()| String::new());
+    a_file_is_renamed_once: ready, |dir| rename(dir, "a", "new", RenameFlags::empty());
+    a_file_replaces_another_once: ready, |dir| rename(dir, "a", "b", RenameFlags::empty());
+    a_file_is_moved_without_replacing_once: ready, |dir| rename(dir, "a", "d/new", RenameFlags::NOREPLACE);
+    files_are_exchanged_once: ready, |dir| rename(dir, "a", "d/x", RenameFlags::EXCHANGE);
+    a_directory_is_moved_once: ready, |dir| rename(dir, "d", "empty", RenameFlags::empty());
+    an_attribute_is_created_once: ready, |dir| {
+        done(rustix::fs::setxattr(dir.join("a"), "user.test", b"1", XattrFlags::CREATE))
+    };
+    an_attribute_is_replaced_once: |dir| {
+        rustix::fs::setxattr(dir.join("a"), "user.test", b"1", XattrFlags::CREATE).unwrap();
+    }, |dir| done(rustix::fs::setxattr(dir.join("a"), "user.test", b"2", XattrFlags::REPLACE));
+    an_attribute_is_removed_once: |dir| {
+        rustix::fs::setxattr(dir.join("a"), "user.test", b"1", XattrFlags::CREATE).unwrap();
+    }, |dir| done(rustix::fs::removexattr(dir.join("a"), "user.test"));
+    mode_owner_and_times_are_set: ready, |dir| {
+        fs::set_permissions(dir.join("a"), PermissionsExt::from_mode(0o4711))?;
+        std::os::unix::fs::chown(dir.join("a"), Some(3), Some(4))?;
+        fs::set_permissions(dir.join("a"), PermissionsExt::from_mode(0o4711))?;
+        Ok(format!("{:?}", dir.join("a").metadata().map(|found| (found.uid(), found.gid()))?))
+    };
+    data_is_appended_once: ready, |dir| {
+        let mut file = OpenOptions::new().append(true).open(dir.join("a"))?;
+        file.write_all(b"one\n")?;
+        file.sync_all()?;
+        file.write_all(b"two\n")?;
+        file.sync_all()?;
+        Ok(String::new())
+    };
+    a_file_is_cut_short: ready, |dir| {
+        OpenOptions::new().write(true).open(dir.join("a"))?.set_len(5)?;
+        Ok(String::new())
+    };
+    space_is_allocated_and_punched: ready, |dir| {
+        let file = OpenOptions::new().write(true).open(dir.join("a"))?;
+        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 100)?;
+        rustix::fs::fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 3, 4)?;
+        Ok(String::new())
+    };
+    a_range_is_copied: ready, |dir| {
+        let (from, to) = (File::open(dir.join("a"))?, OpenOptions::new().write(true).open(dir.join("b"))?);
+        let copied = rustix::fs::copy_file_range(&from, Some(&mut 2), &to, Some(&mut 1), 6)?;
+        Ok(copied.to_string())
+    };
+    listings_and_lookups_go_on: ready, |dir| {
+        let missing = dir.join("missing").symlink_metadata().map_err(|e| e.kind());
+        Ok(format!("{missing:?} {:?}", fs::read_link(dir.join("l"))?))
+    };
+}
+
+/// The kernel keeps the modification time of a file that it caches: write-back that the server dies in must not change
+/// it.
+#[test]
+fn write_back_that_the_server_dies_in_keeps_the_time_of_the_write() {
+    let served = Served::new(&["-o", "wake=off,place=off"]);
+    let cases = 1..20;
+    let mut times = Vec::new();
+    for call in cases.clone() {
+        let path = served.path(format!("c{call}/new"));
+        let mut file = File::create(&path).unwrap();
+        // Before the write: a program that starts closes the file, which writes it back.
+        let trap = Trap::set(served.server(), call);
+        file.write_all(b"written").unwrap();
+        file.sync_all().unwrap();
+        drop(trap);
+        times.push(path.metadata().unwrap().modified().unwrap());
+    }
+    let upper = served.env.path("upper");
+    let count = served.restarts();
+    assert!(count > 2, "{count} restarts");
+    served.mount.unmount();
+    let again = served.env.mount("one:1", &["--upper", upper.to_str().unwrap()]);
+    for (call, time) in cases.zip(times) {
+        let path = again.path().join(format!("c{call}/new"));
+        assert_eq!(path.metadata().unwrap().modified().unwrap(), time, "killed at call {call}");
+        assert_eq!(fs::read(&path).unwrap(), b"written");
+    }
+}
+
+#[test]
+fn open_files_locks_mappings_and_directories_go_on() {
+    let served = Served::new(&[]);
+    let (image, new) = (served.path("c0/a"), served.path("c0/new"));
+    let mut of_image = File::open(&image).unwrap();
+    let mut of_upper = OpenOptions::new().read(true).write(true).create_new(true).open(&new).unwrap();
+    of_upper.write_all(b"before\n").unwrap();
+    let locked = File::open(served.path("c1/a")).unwrap();
+    flock(&locked, FlockOperation::NonBlockingLockExclusive).unwrap();
+    fs::remove_file(&image).unwrap();
+    fs::remove_file(&new).unwrap();
+    let dir = rustix::fs::open(served.path("c0"), rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+    fs::create_dir(served.path("gone")).unwrap();
+    let gone = File::open(served.path("gone")).unwrap();
+    fs::remove_dir(served.path("gone")).unwrap();
+    for round in 0..3 {
+        served.kill();
+        let mut text = String::new();
+        of_image.seek(SeekFrom::Start(0)).unwrap();
+        of_image.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "content of a\n");
+        assert_eq!(of_image.metadata().unwrap().nlink(), 0);
+        of_upper.write_all(b"after\n").unwrap();
+        of_upper.sync_all().unwrap();
+        assert_eq!(of_upper.metadata().unwrap().len(), 7 + 6 * (round + 1));
+        assert_eq!(of_upper.metadata().unwrap().nlink(), 0);
+        let other = File::open(served.path("c1/a")).unwrap();
+        assert_eq!(flock(&other, FlockOperation::NonBlockingLockExclusive), Err(rustix::io::Errno::WOULDBLOCK));
+        assert!(rustix::fs::statat(&dir, "b", AtFlags::empty()).is_ok());
+        assert_eq!(gone.metadata().unwrap().nlink(), 0);
+        assert_eq!(rustix::fs::statat(&gone, "x", AtFlags::empty()).map(drop), Err(rustix::io::Errno::NOENT));
+    }
+    let mut bytes = vec![0; 7];
+    of_upper.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(bytes, b"before\n");
+    drop((of_image, of_upper, gone, dir, locked));
+    assert_eq!(served.restarts(), 3);
+    served.mount.unmount();
+}
+
+/// Guards against a server that keeps the descriptors of dead ones: each would leave some more.
+#[test]
+fn restarts_leave_no_descriptors_open() {
+    let served = Served::new(&[]);
+    let count = || fs::read_dir(format!("/proc/{}/fd", served.supervisor)).unwrap().count();
+    let touch = |number: u32| {
+        fs::write(served.path(format!("c{number}/new")), "new").unwrap();
+        fs::remove_file(served.path(format!("c{number}/new"))).unwrap();
+    };
+    (0..20).for_each(touch);
+    served.kill();
+    fs::read(served.path("c0/a")).unwrap();
+    let first = count();
+    for _ in 0..5 {
+        (0..20).for_each(touch);
+        served.kill();
+        fs::read(served.path("c0/a")).unwrap();
+    }
+    assert!(count() <= first + 2, "{} descriptors, {first} before", count());
+    served.mount.unmount();
+}
+
+#[test]
+fn each_restart_is_in_the_log_and_counted() {
+    let served = Served::new(&[]);
+    served.kill();
+    assert_eq!(fs::read(served.path("c0/b")).unwrap(), b"b\n");
+    assert_eq!(served.restarts(), 1);
+    let hangup = Pid::from_raw(served.supervisor).unwrap();
+    kill_process(hangup, Signal::HUP).unwrap();
+    eventually("the server is restarted on request", || served.restarts() == 2);
+    assert_eq!(fs::read(served.path("c1/b")).unwrap(), b"b\n");
+    let log = served.log();
+    assert!(log.contains("the server died after") && log.contains("signal 9"), "{log}");
+    assert!(log.contains("restarting the server"), "{log}");
+    served.mount.unmount();
+}
+
+#[test]
+fn a_server_that_cannot_live_leaves_errors_and_no_hanging_programs() {
+    let served = Served::new(&[]);
+    let mut last = served.server();
+    kill_process(last, Signal::KILL).unwrap();
+    // Each next one is killed as soon as it is there, until there is none.
+    eventually("the supervisor gives up", || {
+        let next = server_of(served.supervisor).filter(|next| *next != last);
+        if served.log().contains("answers EIO") {
+            return true;
+        }
+        if let Some(next) = next {
+            last = next;
+            kill_process(next, Signal::KILL).ok();
+        }
+        false
+    });
+    assert_eq!(fs::read(served.path("c7/a")).unwrap_err().raw_os_error(), Some(5));
+    served.mount.unmount();
+}
+
+#[test]
+fn a_containers_files_survive_the_death_of_their_server() {
+    let env = TestEnv::new();
+    let tar =
+        Tar::new().dir("bin").add(Entry::file("bin/busybox", fs::read("/bin/busybox").unwrap()).mode(0o755)).finish();
+    Image::new().layer(tar).tag("1").write_layout(&env.path("box"));
+    env.ok(["pull", "-q", &format!("oci:{}:1", env.path("box").display())]);
+    let script = "i=0; while [ $i -lt 300 ]; do /bin/busybox mkdir /d$i || exit 1; echo $i > /d$i/f || exit 2; \
+                  /bin/busybox mv /d$i /e$i || exit 3; i=$((i+1)); done; /bin/busybox ls -d /e[0-9]* | /bin/busybox wc -l";
+    let mut command = env.command(["run", "--rm", "--network", "none", "box:1", "/bin/busybox", "sh", "-c", script]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut killer = None;
+    eventually("the container's supervisor runs", || {
+        killer = supervisor_in(&env.root());
+        killer.is_some()
+    });
+    let killer = ServerKiller::start(killer.unwrap(), 77, Duration::from_millis(30));
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "300", "{output:?}");
+    assert!(killer.kills() > 0);
+}
+
+/// Returns the supervisor of the only FUSE mount of a container in that store: the parent of the process that has
+/// worker threads.
+fn supervisor_in(root: &Path) -> Option<i32> {
+    let is_of_store = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(root.to_str().unwrap())
+    };
+    let works = |server: Pid| {
+        let tasks = fs::read_dir(format!("/proc/{}/task", server.as_raw_nonzero())).into_iter().flatten().flatten();
+        let mut names = tasks.map(|task| fs::read_to_string(task.path().join("comm")).unwrap_or_default());
+        names.any(|name| name.starts_with("fuser"))
+    };
+    let pids = fs::read_dir("/proc").unwrap().flatten();
+    let mut pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.find(|pid| is_of_store(pid) && server_of(*pid).is_some_and(works))
+}

@@ -157,6 +157,12 @@ fn fsx_passes_on_directories() {
     }
 }
 
+#[test]
+fn fsx_passes_while_the_server_is_killed() {
+    fsx(&writable().with_server_kills(), &[WITH_MMAP, RESIZING, OTHERS], 15_000);
+    fsx(&WritableUnion::over_directories(layer(), 2).with_server_kills(), &[WITH_MMAP, RESIZING, OTHERS], 10_000);
+}
+
 /// Runs fsx twice: on a new file, and on a file of the image, which it truncates first. The content survives a remount.
 #[track_caller]
 fn fsx(union: &WritableUnion, weights: &[&str], operations: u32) {

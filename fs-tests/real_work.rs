@@ -117,10 +117,19 @@ fn database(at: &Path, what: &str) {
 /// The database is in the image: it is copied up while one process after another opens and maps it.
 #[test]
 fn a_database_written_by_several_processes_has_every_row() {
+    every_row_is_written(|union| union);
+}
+
+#[test]
+fn a_database_has_every_row_although_the_server_is_killed() {
+    every_row_is_written(WritableUnion::with_server_kills);
+}
+
+fn every_row_is_written(with: fn(WritableUnion) -> WritableUnion) {
     let scratch = tempfile::tempdir().unwrap();
     database(&scratch.path().join("db"), "make");
     let made = fs::read(scratch.path().join("db")).unwrap();
-    let union = WritableUnion::with_layer(Tar::new().dir("var").file("var/db", made).finish());
+    let union = with(WritableUnion::with_layer(Tar::new().dir("var").file("var/db", made).finish()));
     let mount = union.mount();
     database(&mount.path().join("var/db"), "write");
     union.unmount(mount);

@@ -9,8 +9,9 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, RenameFlags, XattrFlags, flock, renameat_with};
 use rustix::process::{Pid, Signal, kill_process};
@@ -131,7 +132,13 @@ impl Served {
 }
 
 /// `strace` on a server, which dies when one of its threads makes that many system calls.
-struct Trap(Child);
+struct Trap {
+    strace: Child,
+    is_over: Arc<AtomicBool>,
+}
+
+/// strace at times misses the end of a thread that it has killed, which then never ends: it is killed after this time.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Trap {
     fn set(server: Pid, call: u32) -> Trap {
@@ -139,7 +146,19 @@ impl Trap {
         let inject = format!("inject=all:signal=SIGKILL:when={call}");
         let mut command = Command::new("strace");
         command.args(["-f", "-qq", "-o", "/dev/null", "-e", &inject, "-p", &pid]);
-        let trap = Trap(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        let strace = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let trap = Trap { strace, is_over: Arc::default() };
+        let (is_over, strace) = (trap.is_over.clone(), Pid::from_child(&trap.strace));
+        std::thread::spawn(move || {
+            let deadline = Instant::now() + PATIENCE;
+            while !is_over.load(Ordering::Relaxed) {
+                if Instant::now() > deadline {
+                    kill_process(strace, Signal::KILL).ok();
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
         let is_traced = || {
             let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return true };
             tasks.flatten().all(|task| {
@@ -157,8 +176,9 @@ impl Trap {
 impl Drop for Trap {
     fn drop(&mut self) {
         // On SIGTERM it detaches, and the server goes on.
-        kill_process(Pid::from_child(&self.0), Signal::TERM).ok();
-        self.0.wait().ok();
+        kill_process(Pid::from_child(&self.strace), Signal::TERM).ok();
+        self.strace.wait().ok();
+        self.is_over.store(true, Ordering::Relaxed);
     }
 }
 
@@ -456,4 +476,89 @@ fn supervisor_in(root: &Path) -> Option<i32> {
     let pids = fs::read_dir("/proc").unwrap().flatten();
     let mut pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.find(|pid| is_of_store(pid) && server_of(*pid).is_some_and(works))
+}
+
+/// Installs a program, as a package manager does: a new file takes the place of the old one.
+fn install(program: &[u8], at: &Path) {
+    let new = at.with_extension("new");
+    fs::write(&new, program).unwrap();
+    fs::set_permissions(&new, PermissionsExt::from_mode(0o755)).unwrap();
+    fs::rename(new, at).unwrap();
+}
+
+#[test]
+fn an_installed_program_takes_a_live_mount_over() {
+    let env = TestEnv::new();
+    Image::new().layer(image()).tag("1").write_layout(&env.path("one"));
+    env.ok(["pull", "-q", &format!("oci:{}:1", env.path("one").display())]);
+    let (program, bytes) = (env.path("plyfs"), fs::read(env!("CARGO_BIN_EXE_plyfs")).unwrap());
+    install(&bytes, &program);
+    // A relative path: the new program must find it although the daemon has changed its directory.
+    let mut command = Command::new(&program);
+    command.current_dir(env.path("")).arg("--root").arg(env.root()).args(["mount", "--upper", "upper", "one:1"]);
+    let mount = Mount::start(&env, &mut command);
+    let supervisor: i32 = env.ok(["mounts", "--format", "{{.PID}}"]).trim().parse().unwrap();
+    let mut open = OpenOptions::new().read(true).write(true).create_new(true).open(mount.path().join("new")).unwrap();
+    open.write_all(b"open\n").unwrap();
+    fs::remove_file(mount.path().join("new")).unwrap();
+    let (at, ends) = (mount.path().to_owned(), Arc::new(AtomicBool::new(false)));
+    let load = std::thread::spawn({
+        let ends = ends.clone();
+        move || {
+            let mut count = 0;
+            while !ends.load(Ordering::Relaxed) {
+                let path = at.join(format!("load{count}"));
+                fs::write(&path, count.to_string()).unwrap();
+                assert_eq!(fs::read_to_string(&path).unwrap(), count.to_string());
+                count += 1;
+            }
+            count
+        }
+    });
+    for round in 1..4 {
+        install(&bytes, &program);
+        let installed = program.metadata().unwrap().ino();
+        env.ok([std::ffi::OsStr::new("mount"), "--restart-server".as_ref(), mount.path().as_os_str()]);
+        let runs = fs::metadata(format!("/proc/{supervisor}/exe")).unwrap().ino();
+        assert_eq!(runs, installed, "the installed program runs as the same process");
+        assert_eq!(env.ok(["mounts", "--format", "{{.PID}} {{.Restarts}}"]), format!("{supervisor} {round}\n"));
+        let refused = env.fails(["mount", "--upper", env.path("upper").to_str().unwrap(), "one:1", "/mnt"]);
+        assert!(refused.contains("in use"), "{refused}");
+    }
+    ends.store(true, Ordering::Relaxed);
+    assert!(load.join().unwrap() > 0);
+    let mut text = String::new();
+    open.seek(SeekFrom::Start(0)).unwrap();
+    open.read_to_string(&mut text).unwrap();
+    assert_eq!((text.as_str(), open.metadata().unwrap().nlink()), ("open\n", 0));
+    drop(open);
+    mount.unmount();
+    assert_eq!(fs::read(env.path("upper/load0")).unwrap(), b"0");
+}
+
+#[test]
+fn a_program_of_another_version_takes_nothing_over() {
+    let env = TestEnv::new();
+    Image::new().layer(image()).tag("1").write_layout(&env.path("one"));
+    env.ok(["pull", "-q", &format!("oci:{}:1", env.path("one").display())]);
+    let program = env.path("plyfs");
+    install(&fs::read(env!("CARGO_BIN_EXE_plyfs")).unwrap(), &program);
+    let mut command = Command::new(&program);
+    let mount = Mount::start(&env, command.arg("--root").arg(env.root()).args(["mount", "one:1"]));
+    let before = env.ok(["mounts", "--format", "{{.PID}}"]);
+    install(b"#!/bin/sh\necho 99\n", &program);
+    env.ok([std::ffi::OsStr::new("mount"), "--restart-server".as_ref(), mount.path().as_os_str()]);
+    assert_eq!(env.ok(["mounts", "--format", "{{.PID}}"]), before);
+    assert_eq!(fs::read(mount.path().join("c0/b")).unwrap(), b"b\n");
+    let dir = fs::read_dir(env.root().join("mounts")).unwrap().next().unwrap().unwrap();
+    let log = fs::read_to_string(dir.path().join("log")).unwrap();
+    assert!(log.contains("cannot take over (it says `99`, not 1)"), "{log}");
+    mount.unmount();
+}
+
+#[test]
+fn a_server_is_restarted_by_the_path_of_its_mount_only() {
+    let env = TestEnv::new();
+    let said = env.fails(["mount", "--restart-server", "/"]);
+    assert_eq!(said, "Error: / is not a mount of this store");
 }

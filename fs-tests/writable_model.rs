@@ -55,6 +55,15 @@ fn a_writable_mount_is_a_posix_tree_while_its_server_is_killed() {
     });
 }
 
+#[test]
+fn a_mount_of_directories_is_a_posix_tree_while_its_server_is_killed() {
+    for count in [1, 10] {
+        soak("directories, servers killed", Effort { runs: 3, ops: 2000 }, LowerDirsFs::MENU, &|| {
+            by_path(LowerDirsFs::new(count).with_server_kills())
+        });
+    }
+}
+
 /// Runs the same operations on both and compares each result.
 #[test]
 fn a_writable_mount_answers_as_a_plain_directory_does() {

@@ -15,6 +15,7 @@
 
 use crate::sys::{self, SharedWords};
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
@@ -51,6 +52,11 @@ const FIRST_INODE: usize = FIRST_SERIAL + SERIALS * SERIAL;
 const LIVE: u64 = 1;
 const LOST_WRITE: u64 = 2;
 
+/// The number of words for a mount of an image with that number of inodes.
+fn size(inodes: u64) -> io::Result<usize> {
+    Ok(FIRST_INODE + usize::try_from(inodes / 64 + 1).map_err(io::Error::other)?)
+}
+
 /// The memory of one mount.
 pub struct Handover {
     words: SharedWords,
@@ -74,8 +80,18 @@ impl Handover {
     /// Allocates the memory for a mount of an image with that number of inodes; 0 for lower directories, whose removed
     /// inodes are not recorded.
     pub fn new(inodes: u64) -> io::Result<Handover> {
-        let bits = usize::try_from(inodes / 64 + 1).map_err(io::Error::other)?;
-        Ok(Handover { words: SharedWords::new(FIRST_INODE + bits)?, inodes })
+        Ok(Handover { words: SharedWords::new(size(inodes)?)?, inodes })
+    }
+
+    /// Takes the memory over from the process that had this one's place before an exec. An error if it is not that of
+    /// such a mount.
+    pub fn of_file(memory: File, inodes: u64) -> io::Result<Handover> {
+        Ok(Handover { words: SharedWords::of_file(memory, size(inodes)?)?, inodes })
+    }
+
+    /// Returns the descriptor of the memory, for [`Handover::of_file`].
+    pub fn file(&self) -> &File {
+        self.words.file()
     }
 
     /// Begins a server. Not while another one runs.

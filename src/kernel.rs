@@ -144,7 +144,7 @@ pub fn mount_image(store: &Store, image: &Image, at: &Path, wanted: &Wanted<'_>)
             return Err(KernelError::Marks);
         }
         let opened = image::open_tree(store, image)?;
-        let upper = image::open_upper(changes.upper.into(), changes.work.into(), &opened.tree, false)?;
+        let upper = image::open_upper(changes.upper.into(), changes.work.into(), &opened.tree, false, &[])?;
         prepare(opened, upper, changes)
     };
     let _locked = wanted.changes.as_ref().map(prepare).transpose()?;

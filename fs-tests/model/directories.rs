@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags};
 use rustix::process::{Pid, Signal, kill_process};
@@ -23,6 +24,7 @@ use super::state::umask;
 use super::union::Union;
 use crate::support::env::{Mount, TestEnv, unmount, wait_until_unused};
 use crate::support::faulty::{LimitedBacking, RefusedCalls};
+use crate::support::killer::{ServerKiller, supervisor_of};
 use crate::support::nest::{NestedFs, UpperFs};
 use crate::support::tree::{Contents, Tree, diff, scan};
 use plyfs::fs::{Forms, Fs, LowerDirs, LowerDirsOptions};
@@ -169,6 +171,9 @@ pub struct LowerDirsFs {
     /// Further options, with a comma before them.
     options: &'static str,
     checks: Checks,
+    /// Kills the server of the mount at random moments, if wanted.
+    killer: Option<ServerKiller>,
+    kills_servers: bool,
 }
 
 /// The access and change times of every path.
@@ -220,9 +225,24 @@ impl LowerDirsFs {
         let layers = lowers(&env.path(""), count);
         let nest = NestedFs::with_upper(&env, upper_fs);
         let before = layers.iter().map(|layer| scan_layer(layer)).collect();
-        let mut test_fs = Self { mount: None, nest, env, layers, before, options, checks };
+        let (mount, killer, kills_servers) = (None, None, false);
+        let mut test_fs = Self { mount, nest, env, layers, before, options, checks, killer, kills_servers };
         test_fs.mount();
         test_fs
+    }
+
+    /// Kills the server of the mount again and again from now on.
+    pub fn with_server_kills(mut self) -> Self {
+        self.kills_servers = true;
+        self.start_killer();
+        self
+    }
+
+    fn start_killer(&mut self) {
+        if self.kills_servers {
+            let supervisor = supervisor_of(&self.nest.path("upper")).expect("the mount has a supervisor");
+            self.killer = Some(ServerKiller::start(supervisor, supervisor as u64, Duration::from_millis(40)));
+        }
     }
 
     fn mount(&mut self) {
@@ -231,9 +251,11 @@ impl LowerDirsFs {
         let dirs = format!("lowerdir={},upperdir={},workdir={}", layers.join(":"), upper.display(), work.display());
         let mut command = self.env.command(["overlay", "-o", &format!("{dirs}{}", self.options)]);
         self.mount = Some(Mount::start(&self.env, &mut command));
+        self.start_killer();
     }
 
     fn unmount(&mut self) {
+        self.killer = None;
         if let Some(mount) = self.mount.take() {
             unmount(mount.path());
             wait_until_unused(&self.nest.path("upper"));
@@ -252,19 +274,10 @@ impl TestFs for LowerDirsFs {
     }
 
     fn kill(&mut self) {
-        // It is the one process that has the upper directory open.
+        self.killer = None;
         let upper = self.nest.path("upper");
-        let served = |pid: &PathBuf| {
-            std::fs::read_dir(pid.join("fd"))
-                .into_iter()
-                .flatten()
-                .flatten()
-                .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target == upper))
-        };
-        let mut processes = std::fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
-        let daemon = processes.find(served).expect("somebody serves the mount");
-        let pid = daemon.file_name().unwrap().to_str().unwrap().parse().unwrap();
-        kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+        let supervisor = supervisor_of(&upper).expect("somebody serves the mount");
+        kill_process(Pid::from_raw(supervisor).unwrap(), Signal::KILL).unwrap();
         let dead = self.mount.take().expect("the file system is mounted");
         assert!(Command::new("umount").arg("-l").arg(dead.path()).status().unwrap().success());
         wait_until_unused(&upper);

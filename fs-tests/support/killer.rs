@@ -1,5 +1,6 @@
 //! Kills the server of a mount again and again, while its supervisor lives.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
@@ -21,6 +22,17 @@ const LIFE: Duration = Duration::from_millis(25);
 pub fn server_of(supervisor: i32) -> Option<Pid> {
     let children = std::fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).ok()?;
     children.split_whitespace().last()?.parse().ok().and_then(Pid::from_raw)
+}
+
+/// Returns the supervisor of the mount that has a directory as its upper directory.
+pub fn supervisor_of(upper: &Path) -> Option<i32> {
+    let has_open = |pid: i32| {
+        let all = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        all.map(|fd| std::fs::read_link(fd.path())).any(|target| target.is_ok_and(|target| target == upper))
+    };
+    let pids = std::fs::read_dir("/proc").ok()?.flatten();
+    let mut pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.find(|pid| has_open(*pid) && server_of(*pid).is_some_and(|server| has_open(server.as_raw_nonzero().get())))
 }
 
 impl ServerKiller {

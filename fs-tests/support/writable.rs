@@ -1,13 +1,16 @@
 //! A writable union for tests: an image or lower directories, with an upper directory that persists across mounts.
 
+use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
 use super::big_image;
 use super::env::{Mount, TestEnv, run, unmount, wait_until_unused};
+use super::killer::{ServerKiller, supervisor_of};
 use super::oci::{Compression, Image};
 
 /// The implementation that serves the union. The environment variable `PLYFS_TEST_ENGINE` selects another one than
@@ -30,7 +33,13 @@ pub struct WritableUnion {
     /// The layers as directories for the peers, topmost first.
     lower: Vec<PathBuf>,
     options: Vec<String>,
+    /// Kills the server of the mount every [`KILL_INTERVAL`], if wanted.
+    kills_servers: bool,
+    killer: RefCell<Option<ServerKiller>>,
 }
+
+/// The longest life of a server that is killed again and again.
+const KILL_INTERVAL: Duration = Duration::from_millis(175);
 
 impl Engine {
     fn from_env() -> Self {
@@ -103,9 +112,23 @@ impl WritableUnion {
         let env = TestEnv::new();
         fs::create_dir(env.path("upper")).unwrap();
         fs::create_dir(env.path("work")).unwrap();
-        let new =
-            Self { env, engine: Engine::from_env(), image: image.to_owned(), lower: Vec::new(), options: Vec::new() };
+        let new = Self {
+            env,
+            engine: Engine::from_env(),
+            image: image.to_owned(),
+            lower: Vec::new(),
+            options: Vec::new(),
+            kills_servers: std::env::var_os("PLYFS_TEST_KILL_SERVERS").is_some(),
+            killer: RefCell::default(),
+        };
         new.with_options(&[])
+    }
+
+    /// Kills the server of every mount from now on, several times a second. The environment variable
+    /// `PLYFS_TEST_KILL_SERVERS` does so for all tests.
+    pub fn with_server_kills(mut self) -> Self {
+        self.kills_servers = true;
+        self
     }
 
     /// Mount with these options of `-o` from now on, after the comma-separated list in the environment variable
@@ -142,12 +165,18 @@ impl WritableUnion {
             Engine::Overlayfs => drop(command.args(["-t", "overlay", "overlay", "-o", &all])),
             Engine::Directories | Engine::FuseOverlayfs => drop(command.args(["-o", &all])),
         }
-        Mount::start(&self.env, &mut command)
+        let mount = Mount::start(&self.env, &mut command);
+        if self.kills_servers && matches!(self.engine, Engine::Plyfs | Engine::Directories) {
+            let supervisor = supervisor_of(&self.env.path("upper")).expect("the mount has a supervisor");
+            *self.killer.borrow_mut() = Some(ServerKiller::start(supervisor, supervisor as u64, KILL_INTERVAL));
+        }
+        mount
     }
 
     /// Unmount, and require that it worked.
     #[track_caller]
     pub fn unmount(&self, mount: Mount) {
+        self.killer.take();
         if self.engine == Engine::Plyfs {
             return mount.unmount();
         }

@@ -247,6 +247,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Some("fuse-overlayfs") => {
             mount::overlay::as_fuse_overlayfs(&args[1..], std::env::var(LOG_VARIABLE).ok().as_deref())
         }
+        _ if args.len() == 2 && args[1] == mount::takeover::VERSION_COMMAND => mount::takeover::print_version(),
         _ if is_called_by_mount_fuse(&args) => helper(&args[1..], mount::image::Caller::MountFuse),
         _ => dispatch(&args),
     };

@@ -62,7 +62,7 @@ impl Root<'_> {
         let own = |e: image::Error| RunError::own(e.to_string());
         let others = sys::descriptors()?;
         let opened = image::open_tree(self.store, self.image).map_err(own)?;
-        let open = |(upper, work)| image::open_upper(upper, work, &opened.tree, self.volatile);
+        let open = |(upper, work)| image::open_upper(upper, work, &opened.tree, self.volatile, &[]);
         let upper = self.upper.clone().map(open).transpose().map_err(own)?;
         let mounted = self.serve(at, opened, upper, &others).map_err(|e| RunError::own(e.to_string()))?;
         Ok(MountedRoot { detach: Box::new(mounted.detacher()), finish: Box::new(|| mounted.finish()) })

@@ -30,6 +30,17 @@ const NOTIFY_RESEND: i32 = 7;
 /// Opcodes of linux/fuse.h that have no answer.
 const UNANSWERED: [u32; 3] = [2, 36, 42];
 
+/// What a connection is besides its descriptor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parts {
+    /// The kernel's INIT request.
+    pub init: Vec<u8>,
+    /// The mountpoint, as an absolute path.
+    pub mountpoint: PathBuf,
+    /// The device number of the file system.
+    pub st_dev: u64,
+}
+
 /// A mounted FUSE file system without a server.
 pub struct Connection {
     device: OwnedFd,
@@ -64,6 +75,16 @@ impl Connection {
             refused(e)
         })?;
         Ok(Connection { device, init, mountpoint, st_dev })
+    }
+
+    /// Takes a connection over from the process that had this one's place before an exec.
+    pub(super) fn of_parts(device: OwnedFd, parts: Parts) -> Connection {
+        Connection { device, init: parts.init, mountpoint: parts.mountpoint, st_dev: parts.st_dev }
+    }
+
+    /// Returns what [`Connection::of_parts`] takes, without the descriptor.
+    pub(super) fn parts(&self) -> Parts {
+        Parts { init: self.init.clone(), mountpoint: self.mountpoint.clone(), st_dev: self.st_dev }
     }
 
     /// The mountpoint, as an absolute path.

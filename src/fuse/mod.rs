@@ -19,9 +19,10 @@ mod traffic;
 mod wake;
 
 use connection::Connection;
+pub use connection::Parts;
 pub use ids::{IdMap, IdRange};
 pub use placement::Placing;
-pub use supervisor::{Event, OnSignal, ServiceError, SupervisedMount, Supervisor};
+pub use supervisor::{OnSignal, Owner, ServiceError, SupervisedMount, Supervisor};
 pub use wake::Waking;
 
 use crate::fs::Fs;

@@ -8,14 +8,16 @@
 //! Neither process may drop a descriptor that was open at the fork, as it would be closed for both. So a server ends by
 //! `_exit`, and the supervisor keeps all that it had open when it began.
 
-use super::connection::Connection;
+use super::connection::{Connection, Parts};
 use super::{MountError, Options, detacher, serve};
 use crate::fs::Fs;
 use crate::handover::Handover;
 use crate::sys::{self, Ended, Fork, Received, Signals};
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -66,15 +68,24 @@ impl OnSignal {
     }
 }
 
-/// What happens to a supervised mount.
-pub enum Event {
+/// The owner of a supervised mount, which is told what happens to it.
+pub trait Owner {
     /// The mount is live.
-    Live,
-    /// The server has been restarted, for the `restarts`th time.
-    Restarted {
-        /// The number of restarts.
-        restarts: u32,
-    },
+    fn live(&mut self);
+
+    /// The server has been restarted, for the `restarts`th time in this process.
+    fn restarted(&mut self, _restarts: u32) {}
+
+    /// A restart is wanted. Returns whether another program shall take this process's place ([`Owner::replace`]).
+    fn wants_replacement(&mut self) -> bool {
+        false
+    }
+
+    /// Executes that program in this process. It must keep the descriptors `kept` open: the connection, the memory,
+    /// and all that was open at the start or has been handed over. Returns only with an error.
+    fn replace(&mut self, _supervisor: &Supervisor, _kept: &[i32]) -> io::Error {
+        io::Error::other("there is no other program")
+    }
 }
 
 /// Why a mount is not served.
@@ -100,8 +111,8 @@ enum End {
     Unmounted,
     /// A signal ended the mount, but files are still open.
     Abandoned,
-    /// It was killed for a restart.
-    Restart,
+    /// It was killed for a restart, perhaps by another program.
+    Restart { is_replaced: bool },
     /// It died.
     Died(Ended),
 }
@@ -121,9 +132,30 @@ impl Supervisor {
         Ok(Supervisor { connection, handover, options, signals })
     }
 
+    /// Takes a mount over from the process that had this one's place before an exec ([`Owner::replace`]).
+    pub fn of_parts(
+        (device, parts): (OwnedFd, Parts),
+        (memory, inodes): (File, u64),
+        options: Options,
+        signals: OnSignal,
+    ) -> io::Result<Supervisor> {
+        let handover = Arc::new(Handover::of_file(memory, inodes)?);
+        Ok(Supervisor { connection: Connection::of_parts(device, parts), handover, options, signals })
+    }
+
+    /// Returns what [`Supervisor::of_parts`] takes: the connection and the memory.
+    pub fn parts(&self) -> ((BorrowedFd<'_>, Parts), &File) {
+        ((self.connection.as_fd(), self.connection.parts()), self.handover.file())
+    }
+
+    /// Returns the descriptors of inodes without names, which the next server needs.
+    pub fn all_held(&self) -> io::Result<Vec<i32>> {
+        Ok(self.handover.all_held()?.into_iter().map(|(number, _)| number).collect())
+    }
+
     /// Serves the mount until it is gone. `make` makes the file system; it is called in each server. This process must
     /// have a single thread.
-    pub fn run<F>(&self, make: F, mut event: impl FnMut(Event)) -> Result<(), ServiceError>
+    pub fn run<F>(&self, make: F, owner: &mut dyn Owner) -> Result<(), ServiceError>
     where
         F: FnOnce(Arc<Handover>) -> Result<Fs, String>,
     {
@@ -132,7 +164,8 @@ impl Supervisor {
         let signals = Signals::block_for_child()?;
         let (errors, report) = io::pipe()?;
         sys::set_nonblocking(&errors, true)?;
-        let kept = sys::descriptors()?;
+        let mut kept = sys::descriptors()?;
+        kept.retain(|number| self.handover.held(*number).is_none());
         let (mut restarts, mut deaths) = (0, VecDeque::new());
         let mut begun = false;
         loop {
@@ -142,15 +175,11 @@ impl Supervisor {
                 Fork::Child => sys::leave(self.serve(ManuallyDrop::into_inner(make), &report)),
                 Fork::Parent(server) => server,
             };
-            let live = || {
-                if !std::mem::replace(&mut begun, true) {
-                    event(Event::Live);
-                }
-            };
-            let ended = match self.wait(server, &signals, live)? {
+            let ended = self.wait(server, &signals, owner, &mut begun)?;
+            let (ended, is_replaced) = match ended {
                 End::Unmounted | End::Abandoned => return Ok(()),
-                End::Restart => "killed for a restart".to_owned(),
-                End::Died(ended) => describe(ended),
+                End::Restart { is_replaced } => ("killed for a restart".to_owned(), is_replaced),
+                End::Died(ended) => (describe(ended), false),
             };
             if !self.handover.is_live() {
                 let _gone = sys::unmount(self.connection.mountpoint(), true);
@@ -160,16 +189,20 @@ impl Supervisor {
                 return Err(ServiceError::Lost(ended));
             }
             sys::close_descriptors(|number| kept.contains(&number) || self.handover.held(number).is_some())?;
+            if is_replaced {
+                let error = owner.replace(self, &sys::descriptors()?);
+                tracing::error!("cannot run the new program: {}", sys::describe(&error));
+            }
             let reason = said(&errors).map(|said| format!(" ({said})")).unwrap_or_default();
             let lived = began.elapsed();
             let Some(pause) = pause(&mut deaths, lived) else {
                 tracing::error!("the server died again: {ended}{reason}; the mount answers EIO until it is unmounted");
-                return self.give_up(&signals);
+                return self.give_up(&signals, owner);
             };
             std::thread::sleep(pause);
             restarts += 1;
             tracing::warn!("the server died after {lived:.1?}: {ended}{reason}; restart {restarts} after {pause:?}");
-            event(Event::Restarted { restarts });
+            owner.restarted(restarts);
         }
     }
 
@@ -184,13 +217,7 @@ impl Supervisor {
             Fork::Child => {
                 let begun = sys::die_with_parent()
                     .and_then(|()| sys::close_descriptors(|number| number <= 2 || !not_needed.contains(&number)));
-                let ended = begun.map_err(ServiceError::Io).and_then(|()| {
-                    self.run(make, |event| match event {
-                        // An error means that the reader has gone, and this process is about to be killed.
-                        Event::Live => drop(writeln!(&report, "{LIVE}")),
-                        Event::Restarted { .. } => {}
-                    })
-                });
+                let ended = begun.map_err(ServiceError::Io).and_then(|()| self.run(make, &mut Reporter(&report)));
                 let told = ended.or_else(|why| report.write_all(why.to_string().replace('\n', " ").as_bytes()));
                 sys::leave(i32::from(told.is_err()));
             }
@@ -241,9 +268,9 @@ impl Supervisor {
     }
 
     /// Waits until a server has ended, and handles signals meanwhile.
-    fn wait(&self, server: i32, signals: &Signals, mut live: impl FnMut()) -> io::Result<End> {
+    fn wait(&self, server: i32, signals: &Signals, owner: &mut dyn Owner, begun: &mut bool) -> io::Result<End> {
         let mut grace: Option<Instant> = None;
-        let mut is_restart = false;
+        let mut restart = None;
         loop {
             let left = grace.map(|end| end.saturating_duration_since(Instant::now()));
             match signals.receive_within(left)? {
@@ -257,16 +284,19 @@ impl Supervisor {
                             return Ok(match ended {
                                 Ended::Code(0) => End::Unmounted,
                                 _ if grace.is_some() => End::Abandoned,
-                                _ if is_restart => End::Restart,
-                                ended => End::Died(ended),
+                                ended => restart.map_or(End::Died(ended), |is_replaced| End::Restart { is_replaced }),
                             });
                         }
                     }
                 }
-                Some(Received::PassOn(libc::SIGUSR1)) => live(),
+                Some(Received::PassOn(libc::SIGUSR1)) => {
+                    if !std::mem::replace(begun, true) {
+                        owner.live();
+                    }
+                }
                 Some(Received::PassOn(signal)) if self.signals.restarts(signal) => {
                     tracing::info!("signal {signal}: restarting the server");
-                    is_restart = true;
+                    restart = Some(owner.wants_replacement());
                     sys::kill(server, libc::SIGKILL)?;
                 }
                 Some(Received::PassOn(signal) | Received::FromTerminal(signal)) if self.signals.ends(signal) => {
@@ -284,21 +314,31 @@ impl Supervisor {
     }
 
     /// Answers all requests with EIO, so that no program waits for ever.
-    fn give_up(&self, signals: &Signals) -> Result<(), ServiceError> {
+    fn give_up(&self, signals: &Signals, owner: &mut dyn Owner) -> Result<(), ServiceError> {
         self.connection.resend()?;
         let server = match sys::fork_sharing_descriptors()? {
             Fork::Child => sys::leave(i32::from(self.connection.answer_with_errors().is_err())),
             Fork::Parent(server) => server,
         };
-        match self.wait(server, signals, || ())? {
+        match self.wait(server, signals, owner, &mut true)? {
             End::Died(ended) => Err(ServiceError::Lost(describe(ended))),
-            End::Unmounted | End::Abandoned | End::Restart => Ok(()),
+            End::Unmounted | End::Abandoned | End::Restart { .. } => Ok(()),
         }
     }
 }
 
 /// What the process of [`Supervisor::start`] reports when the mount is live; anything else is an error message.
 const LIVE: &str = "live";
+
+/// The owner in the process of [`Supervisor::start`].
+struct Reporter<'a>(&'a PipeWriter);
+
+impl Owner for Reporter<'_> {
+    fn live(&mut self) {
+        // An error means that the reader has gone, and this process is about to be killed.
+        let _unread = writeln!(self.0, "{LIVE}");
+    }
+}
 
 /// A live mount that another process supervises ([`Supervisor::start`]).
 pub struct SupervisedMount {

@@ -13,6 +13,7 @@ use crate::upper::{self, Below, Upper, User};
 use crate::{sys, tree};
 use std::fs::File;
 use std::io::{self, BufReader};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -42,16 +43,23 @@ impl OpenTree {
 }
 
 /// Opens an upper directory and its work directory for a mount of the image with that tree, by this process's user.
-pub fn open_upper(upper: PathBuf, work: PathBuf, tree: &Index, volatile: bool) -> Result<Upper> {
-    open_upper_with(upper, work, tree, volatile, false)
+/// `locks` are descriptors that may have its locks already ([`Upper::open_locked`]).
+pub fn open_upper(upper: PathBuf, work: PathBuf, tree: &Index, volatile: bool, locks: &[OwnedFd]) -> Result<Upper> {
+    open_upper_with((upper, work), tree, volatile, false, locks)
 }
 
 /// [`open_upper`] for kernel overlayfs in a user namespace, which needs native owners.
 pub fn open_native_upper(upper: PathBuf, work: PathBuf, tree: &Index) -> Result<Upper> {
-    open_upper_with(upper, work, tree, false, true)
+    open_upper_with((upper, work), tree, false, true, &[])
 }
 
-fn open_upper_with(upper: PathBuf, work: PathBuf, tree: &Index, volatile: bool, native_owners: bool) -> Result<Upper> {
+fn open_upper_with(
+    (upper, work): (PathBuf, PathBuf),
+    tree: &Index,
+    volatile: bool,
+    native_owners: bool,
+    locks: &[OwnedFd],
+) -> Result<Upper> {
     let descriptors = upper::most_descriptors()
         .map_err(|e| Error::Usage(format!("cannot raise the limit of open files: {}", sys::describe(&e))))?;
     let settings = upper::Settings {
@@ -63,7 +71,7 @@ fn open_upper_with(upper: PathBuf, work: PathBuf, tree: &Index, volatile: bool, 
         native_owners,
         descriptors,
     };
-    Ok(Upper::open(&settings, Box::new(backing::Disk))?)
+    Ok(Upper::open_locked(&settings, Box::new(backing::Disk), locks)?)
 }
 
 /// Opens an image for mounting. A cached tree is mapped and its checksum verified.

@@ -152,6 +152,13 @@ pub fn register(store: &Store, image: &Digest, reference: &str, mountpoint: &Pat
     begin(store, image, reference, Some(mountpoint), writable)
 }
 
+/// Takes over the registration of a mount from the process that had this one's place before an exec, with its lock.
+pub fn take_over(store: &Store, id: &str, held: File) -> Result<Guard> {
+    let dir = store.root().join("mounts").join(id);
+    let info = sealed::load::<Info>(&dir.join(INFO))?.ok_or_else(|| Error::NoSuchImage(id.to_owned()))?;
+    Ok(Guard { dir, store: store.clone(), held, info })
+}
+
 /// [`register`] for a mount at a directory inside the store, which is removed with the registration, as are the changes
 /// in [`Guard::own_upper`].
 pub fn register_own(store: &Store, image: &Digest, reference: &str, writable: bool) -> Result<Guard> {

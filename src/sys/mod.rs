@@ -13,7 +13,8 @@ mod wait;
 
 pub use error::{describe, is_callers};
 pub use fd::{
-    begin_write_back, file_handle, get_file_attributes, replace_descriptor, set_file_attributes, set_nonblocking,
+    begin_write_back, file_handle, get_file_attributes, keep_open_at_exec, replace_descriptor, set_close_on_exec,
+    set_file_attributes, set_nonblocking,
 };
 pub use kernel_mount::{
     INITIAL_USER_NAMESPACE, MountId, Overlay, is_mounted, is_overlay_upper, mount_erofs, mount_id, mount_overlay,

@@ -182,23 +182,21 @@ const VOLATILE: &str = "work/incompat/volatile";
 impl Upper {
     /// Opens and locks an upper directory and its work directory, and clears the work directory.
     pub fn open(settings: &Settings, backing: Box<dyn Backing>) -> Result<Upper, OpenError> {
+        Upper::open_locked(settings, backing, &[])
+    }
+
+    /// The same as [`Upper::open`], where this process may hold the locks already: by one of those descriptors.
+    pub fn open_locked(settings: &Settings, backing: Box<dyn Backing>, held: &[OwnedFd]) -> Result<Upper, OpenError> {
         let (upper, work) = (&settings.upper, &settings.work);
         let [root, top] = [open_dir(upper)?, open_dir(work)?];
         check_places(upper, work)?;
-        let locked = [lock(&*backing, &root, upper)?, lock(&*backing, &top, work)?];
+        let locked = [lock(&*backing, &root, upper, held)?, lock(&*backing, &top, work, held)?];
         wait_for_kernel(upper, work)?;
         let mark = work.join(VOLATILE);
         if mark.exists() && !is_of_this_boot(work) {
             return Err(OpenError::WasVolatile { upper: upper.clone(), mark });
         }
-        let [tmp, links] = [work.join("plyfs/tmp"), work.join("plyfs/links")].map(|path| open_dir(&path));
-        let (tmp, links) = (tmp?, links?);
-        // A group or ACLs that the parent directories hand down would be inherited by every new object.
-        clear_acls(&*backing, tmp.as_fd()).map_err(failed("use", work))?;
-        backing.chmod(tmp.as_fd(), 0o700).map_err(failed("use", work))?;
-        for left in backing.list(tmp.as_fd()).map_err(failed("read", work))? {
-            wipe(&*backing, tmp.as_fd(), &left.name).map_err(failed("clear", work))?;
-        }
+        let (tmp, links) = prepare_work(&*backing, work)?;
         // The features of a known directory are not probed again: a full file system can still be cleaned up.
         let bound = bound(&*backing, root.as_fd(), upper, &settings.below.mark())?;
         let marks = match bound {
@@ -329,6 +327,19 @@ impl Upper {
     }
 }
 
+/// Opens the two directories of the work directory, and clears the one for temporary objects.
+fn prepare_work(backing: &dyn Backing, work: &Path) -> Result<(OwnedFd, OwnedFd), OpenError> {
+    let [tmp, links] = [work.join("plyfs/tmp"), work.join("plyfs/links")].map(|path| open_dir(&path));
+    let (tmp, links) = (tmp?, links?);
+    // A group or ACLs that the parent directories hand down would be inherited by every new object.
+    clear_acls(backing, tmp.as_fd()).map_err(failed("use", work))?;
+    backing.chmod(tmp.as_fd(), 0o700).map_err(failed("use", work))?;
+    for left in backing.list(tmp.as_fd()).map_err(failed("read", work))? {
+        wipe(backing, tmp.as_fd(), &left.name).map_err(failed("clear", work))?;
+    }
+    Ok((tmp, links))
+}
+
 fn open_existing(path: &Path) -> Result<OwnedFd, OpenError> {
     std::fs::File::open(path).map(OwnedFd::from).map_err(failed("open", path))
 }
@@ -400,7 +411,16 @@ pub fn note_boot(work: &Path) -> Result<(), OpenError> {
 }
 
 /// Locks a directory exclusively. The lock belongs to the open file description, so forked processes hold it too.
-fn lock(backing: &dyn Backing, dir: &OwnedFd, path: &Path) -> Result<OwnedFd, OpenError> {
+/// One of `held` may be that open file description.
+fn lock(backing: &dyn Backing, dir: &OwnedFd, path: &Path, held: &[OwnedFd]) -> Result<OwnedFd, OpenError> {
+    let wanted = rustix::fs::fstat(dir).map_err(|e| failed("open", path)(e.into()))?;
+    let is_same = |found: &rustix::fs::Stat| (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino);
+    for other in held.iter().filter(|fd| rustix::fs::fstat(fd).is_ok_and(|found| is_same(&found))) {
+        // Succeeds if this description has the lock; one that has none conflicts with the one that has it.
+        if backing.lock(other.as_fd()).is_ok() {
+            return other.try_clone().map_err(failed("lock", path));
+        }
+    }
     let own = backing.open(dir.as_fd(), b".", OFlags::RDONLY | OFlags::DIRECTORY, 0).map_err(failed("open", path))?;
     let deadline = Instant::now() + LOCK_TIMEOUT;
     loop {

@@ -2,14 +2,15 @@
 //! gone or a signal ends it. Also a helper process for cleanup in the background ([`leave_to_child`]).
 
 use crate::cli::log;
+use crate::cli::mount::takeover::{Program, Taken};
 use crate::fs::Fs;
-use crate::fuse::{Event, OnSignal, Options, Supervisor};
+use crate::fuse::{OnSignal, Options, Owner, Supervisor};
 use crate::handover::Handover;
 use crate::store::mounts::Guard;
 use crate::sys::{self, Fork};
 use std::fs::File;
 use std::io::{BufRead, BufReader, PipeWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// A mount to serve.
@@ -26,6 +27,10 @@ pub(in crate::cli) struct Job {
     pub log: PathBuf,
     pub mountpoint: PathBuf,
     pub options: Options,
+    /// The program, to be replaced by a newer one.
+    pub program: Program,
+    /// The mount, if it exists and this process takes it over.
+    pub taken: Option<Taken>,
 }
 
 /// What the background process writes to its parent when the mount is live; any other line is an error message.
@@ -34,6 +39,11 @@ const LIVE: &str = "live";
 /// Mounts and serves. In the foreground it returns when the mount is gone; in the background when the mount is live, or
 /// with the daemon's error.
 pub(in crate::cli) fn serve(job: Job, foreground: bool) -> anyhow::Result<()> {
+    if job.taken.is_some() {
+        log::switch_to_daemon()?;
+        std::env::set_current_dir("/")?;
+        return run(job, OnSignal::Daemon, || Ok(())).inspect_err(|error| tracing::error!("{error}"));
+    }
     if foreground {
         return run(job, OnSignal::Foreground, || Ok(()));
     }
@@ -100,43 +110,61 @@ fn detach_and_run(mut job: Job, log_file: &File, mut to_parent: &PipeWriter) -> 
 }
 
 fn run(job: Job, signals: OnSignal, live: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let Job { make, inodes, writable, mut guard, mountpoint, options, .. } = job;
-    let served = supervise(make, (inodes, writable), &mountpoint, options, signals, guard.as_mut(), live);
-    let released = guard.map(Guard::release);
+    let Job { make, inodes, writable, guard, mountpoint, options, program, taken, .. } = job;
+    let source = options.source.clone();
+    // A takeover is a restart.
+    let before = guard.as_ref().map_or(0, |guard| guard.info().restarts) + u32::from(taken.is_some());
+    let supervisor = match taken {
+        Some(taken) => taken.supervisor(options, signals).map_err(anyhow::Error::from),
+        None => Supervisor::mount(&mountpoint, options, writable, inodes, signals).map_err(anyhow::Error::from),
+    };
+    let mut mount = Mount { live: Some(live), source, mountpoint, guard, before, program, inodes };
+    let served = supervisor.and_then(|supervisor| {
+        Ok(supervisor.run(move |handover| make(handover).map_err(|e| e.to_string()), &mut mount)?)
+    });
+    let released = mount.guard.map(Guard::release);
     served?;
+    tracing::info!("{} is unmounted", mount.mountpoint.display());
     Ok(released.transpose().map(drop)?)
 }
 
-/// Mounts, and supervises the server until the mount is gone.
-fn supervise(
-    make: Box<dyn FnOnce(Arc<Handover>) -> anyhow::Result<Fs>>,
-    (inodes, writable): (u64, bool),
-    mountpoint: &Path,
-    options: Options,
-    signals: OnSignal,
-    mut guard: Option<&mut Guard>,
-    live: impl FnOnce() -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let source = options.source.clone();
-    let supervisor = Supervisor::mount(mountpoint, options, writable, inodes, signals)?;
-    let mut live = Some(live);
-    supervisor.run(
-        move |handover| make(handover).map_err(|e| e.to_string()),
-        |event| {
-            let noted = match event {
-                Event::Live => live.take().map_or(Ok(()), |live| {
-                    tracing::info!("serving {source} at {}", mountpoint.display());
-                    live()
-                }),
-                Event::Restarted { restarts } => {
-                    guard.as_mut().map_or(Ok(()), |guard| Ok(guard.set_restarts(restarts)?))
-                }
-            };
-            if let Err(e) = noted {
-                tracing::error!("{e}");
-            }
-        },
-    )?;
-    tracing::info!("{} is unmounted", mountpoint.display());
-    Ok(())
+/// The supervised mount of this process.
+struct Mount<L> {
+    /// Called once, when the mount is live.
+    live: Option<L>,
+    source: String,
+    mountpoint: PathBuf,
+    guard: Option<Guard>,
+    /// The number of restarts when this process began to supervise the mount.
+    before: u32,
+    program: Program,
+    inodes: u64,
+}
+
+impl<L: FnOnce() -> anyhow::Result<()>> Owner for Mount<L> {
+    fn live(&mut self) {
+        tracing::info!("serving {} at {}", self.source, self.mountpoint.display());
+        self.restarted(0);
+        if let Some(Err(e)) = self.live.take().map(|live| live()) {
+            tracing::error!("{e}");
+        }
+    }
+
+    fn restarted(&mut self, restarts: u32) {
+        let count = self.before + restarts;
+        if let Some(guard) = self.guard.as_mut().filter(|guard| guard.info().restarts != count)
+            && let Err(e) = guard.set_restarts(count)
+        {
+            tracing::error!("{e}");
+        }
+    }
+
+    fn wants_replacement(&mut self) -> bool {
+        self.program.is_replaced()
+    }
+
+    fn replace(&mut self, supervisor: &Supervisor, kept: &[i32]) -> std::io::Error {
+        tracing::info!("the installed program takes over");
+        self.program.execute(supervisor, self.inodes, self.guard.as_ref(), kept)
+    }
 }

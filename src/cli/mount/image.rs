@@ -5,6 +5,7 @@ use crate::cli::mount::daemon;
 use crate::cli::mount::kernel;
 use crate::cli::mount::mountpoint;
 use crate::cli::mount::options::{self as mount_options, Parsed};
+use crate::cli::mount::takeover::{Program, Taken};
 use crate::cli::output::format::{self, Columns};
 use crate::cli::output::stdout as output;
 use crate::cli::output::units::ago;
@@ -12,7 +13,7 @@ use crate::cli::{Exit, Global, open_store, usage_errors};
 use crate::fuse::Options;
 use crate::image;
 use crate::kernel::Engine;
-use crate::store::{Store, mounts};
+use crate::store::{Image, Store, mounts};
 use crate::sys::{self, RemountFlags};
 use jiff::Timestamp;
 use std::ffi::{OsStr, OsString};
@@ -22,7 +23,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 #[derive(clap::Args)]
-#[command(override_usage = "plyfs mount [OPTIONS] IMAGE MOUNTPOINT\n       plyfs mount [OPTIONS] --print IMAGE")]
+#[command(
+    override_usage = "plyfs mount [OPTIONS] IMAGE MOUNTPOINT\n       plyfs mount [OPTIONS] --print IMAGE\n       \
+                         plyfs mount --restart-server MOUNTPOINT"
+)]
 #[command(after_help = "Examples:\n  plyfs mount debian:12 /mnt\n  plyfs mount --upper ./changes debian:12 /mnt\n  \
         plyfs mount -o nosuid,nodev,wake=off debian:12 /mnt\n  \
         tree=$(plyfs mount --rw --print debian:12) && plyfs umount \"$tree\"")]
@@ -47,6 +51,10 @@ pub(in crate::cli) struct MountArgs {
     /// Unmount a dead mount at the mountpoint first (a mount whose process has ended)
     #[arg(long, conflicts_with = "print")]
     replace: bool,
+    /// Restart the server of the mount at the mountpoint, with open files; if another version of plyfs has been
+    /// installed, that takes over
+    #[arg(long, conflicts_with_all = ["foreground", "upper", "rw", "print", "replace", "engine", "options"])]
+    restart_server: bool,
     /// Engine that serves the mount: fuse (a daemon), kernel (EROFS and overlayfs: no daemon; needs root and Linux 6.12)
     /// or auto (kernel where possible, else fuse) [default: fuse]
     #[arg(long, value_name = "ENGINE", value_parser = mount_options::engine)]
@@ -112,6 +120,10 @@ pub(in crate::cli) struct MountsArgs {
 }
 
 pub(in crate::cli) fn mount(global: &Global, a: &MountArgs) -> anyhow::Result<()> {
+    if a.restart_server {
+        let [at] = usage_errors::exactly("mount --restart-server", &a.args)?;
+        return restart_server(&global.store()?, Path::new(at));
+    }
     let (image, at) = match a.print {
         true => {
             let [image] = usage_errors::exactly("mount --print", &a.args)?;
@@ -152,6 +164,38 @@ pub(in crate::cli) fn mount(global: &Global, a: &MountArgs) -> anyhow::Result<()
         None => global.store()?,
     };
     start(&store, &image, at, parsed, a.rw, a.foreground)
+}
+
+/// How long `--restart-server` waits for the next server.
+const WAIT_FOR_RESTART: Duration = Duration::from_secs(30);
+
+/// Restarts the server of the mount at a path, and waits for the next one.
+fn restart_server(store: &Store, at: &Path) -> anyhow::Result<()> {
+    let at = at.canonicalize().map_err(|e| anyhow::anyhow!("cannot open {}: {}", at.display(), sys::describe(&e)))?;
+    let found = || mounts::by_mountpoint(store, &at);
+    let Some(mount) = found()? else { anyhow::bail!("{} is not a mount of this store", at.display()) };
+    if mount.kernel.is_some() {
+        anyhow::bail!("{} is a mount of the kernel engine, which has no server", at.display());
+    }
+    let asked = sys::kill(mount.pid as i32, libc::SIGHUP);
+    asked.map_err(|e| anyhow::anyhow!("cannot signal process {}: {}", mount.pid, sys::describe(&e)))?;
+    let deadline = Instant::now() + WAIT_FOR_RESTART;
+    while Instant::now() < deadline {
+        match found()? {
+            Some(now) if now.restarts > mount.restarts => return Ok(()),
+            Some(_) => std::thread::sleep(Duration::from_millis(5)),
+            None => anyhow::bail!(
+                "the mount at {} has ended: see {}",
+                at.display(),
+                mounts::log_path(store, &mount.id).display()
+            ),
+        }
+    }
+    anyhow::bail!(
+        "the server of {} was not restarted: see {}",
+        at.display(),
+        mounts::log_path(store, &mount.id).display()
+    )
 }
 
 /// Where to mount an image.
@@ -291,31 +335,34 @@ pub(in crate::cli) fn unmount_now(store: &Store, at: &Path) -> anyhow::Result<()
 }
 
 fn start(store: &Store, image: &str, at: At<'_>, parsed: Parsed, kept: bool, foreground: bool) -> anyhow::Result<()> {
-    let given = match at {
-        At::Given(at) => Some(mountpoint::directory(at, parsed.replace)?),
-        At::Own => None,
-    };
-    let found = store.resolve(image)?;
-    // Registered first, so that no other process removes the image before it is opened.
+    let taken = Taken::find()?;
     let writable = kept || parsed.upper.is_some();
-    let guard = match &given {
-        Some(mountpoint) => mounts::register(store, &found.id, image, mountpoint, writable)?,
-        None => mounts::register_own(store, &found.id, image, writable)?,
+    let (found, guard) = match taken.as_ref().and_then(|taken| taken.registration.as_ref()) {
+        Some((id, lock)) => {
+            let guard = mounts::take_over(store, id, lock.try_clone()?)?;
+            (store.resolve(&guard.info().image.to_string())?, guard)
+        }
+        None => register(store, image, &at, writable, parsed.replace)?,
     };
     let mountpoint = guard.info().mountpoint.clone();
+    let is_own = matches!(at, At::Own);
     let place = match &parsed.upper {
         Some(upper) => Some((upper.clone(), parsed.work.clone().unwrap_or_else(|| beside(upper)))),
-        None if kept && given.is_none() => Some(guard.own_upper()),
+        None if kept && is_own => Some(guard.own_upper()),
         None if kept => Some(store.kept_upper(&found.chain_id(), &mountpoint)),
         None => None,
     };
-    let show = || if given.is_none() { output::line(mountpoint.display()) } else { Ok(()) };
-    let guard = match kernel::mount(store, &found, guard, place.as_ref(), &parsed, foreground)? {
-        Some(guard) => guard,
-        None => return show(),
+    let show = || if is_own { output::line(mountpoint.display()) } else { Ok(()) };
+    let guard = match taken {
+        Some(_) => guard,
+        None => match kernel::mount(store, &found, guard, place.as_ref(), &parsed, foreground)? {
+            Some(guard) => guard,
+            None => return show(),
+        },
     };
+    let locks = taken.as_ref().map_or(&[][..], |taken| &taken.locks);
     let opened = image::open_tree(store, &found).map_err(anyhow::Error::from).and_then(|opened| {
-        let open = |(upper, work)| image::open_upper(upper, work, &opened.tree, parsed.volatile);
+        let open = |(upper, work)| image::open_upper(upper, work, &opened.tree, parsed.volatile, locks);
         let upper = place.map(open).transpose()?;
         Ok((opened, upper))
     });
@@ -334,9 +381,31 @@ fn start(store: &Store, image: &str, at: At<'_>, parsed: Parsed, kept: bool, for
         guard: Some(guard),
         mountpoint: mountpoint.clone(),
         options: parsed.options,
+        program: Program::own()?,
+        taken,
     };
     daemon::serve(job, foreground)?;
     show()
+}
+
+/// Finds an image and registers its mount, before its files are opened, so that no other process removes it.
+fn register(
+    store: &Store,
+    image: &str,
+    at: &At<'_>,
+    writable: bool,
+    replace: bool,
+) -> anyhow::Result<(Image, mounts::Guard)> {
+    let given = match at {
+        At::Given(at) => Some(mountpoint::directory(at, replace)?),
+        At::Own => None,
+    };
+    let found = store.resolve(image)?;
+    let guard = match &given {
+        Some(mountpoint) => mounts::register(store, &found.id, image, mountpoint, writable)?,
+        None => mounts::register_own(store, &found.id, image, writable)?,
+    };
+    Ok((found, guard))
 }
 
 /// The default work directory of an upper directory: its path with the suffix `.work`.

@@ -6,3 +6,4 @@ mod kernel;
 pub(super) mod mountpoint;
 pub(super) mod options;
 pub(super) mod overlay;
+pub(super) mod takeover;

@@ -127,6 +127,11 @@ impl Names {
     /// Enters a name that a directory has when it is loaded. Its serial number is a hash, so that it is the same in the
     /// next server of the mount.
     pub fn load(&mut self, name: &Name, what: NameState) {
+        // An object beside a whiteout of the same name comes after it, and counts.
+        if let Some(slot) = self.slots.get_mut(name) {
+            slot.what = what;
+            return;
+        }
         let mut serial = hash(name) % FIRST_NEW;
         while self.order.contains_key(&serial) {
             serial = (serial + 1) % FIRST_NEW;

@@ -6,6 +6,7 @@ mod options;
 use crate::backing::Disk;
 use crate::cli::mount::daemon;
 use crate::cli::mount::mountpoint;
+use crate::cli::mount::takeover::{Program, Taken};
 use crate::cli::{Cli, log};
 use crate::fs::{Fs, LowerDirs, LowerDirsOptions};
 use crate::sys;
@@ -14,6 +15,7 @@ use clap::CommandFactory;
 use options::Parsed;
 use std::ffi::OsString;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -118,7 +120,12 @@ pub(in crate::cli) fn overlay(a: &OverlayArgs) -> anyhow::Result<()> {
     for unknown in &parsed.unknown {
         options::warn_unknown(unknown);
     }
-    let mountpoint = mountpoint::directory(at, parsed.replace)?;
+    let taken = Taken::find()?;
+    let mountpoint = match &taken {
+        Some(taken) => taken.mountpoint().to_owned(),
+        None => mountpoint::directory(at, parsed.replace)?,
+    };
+    let locks = taken.as_ref().map_or(&[][..], |taken| &taken.locks);
     let writable = WritableDirs::check(&parsed)?;
     let layers = LowerDirsOptions {
         layers: parsed.lower.clone(),
@@ -128,7 +135,7 @@ pub(in crate::cli) fn overlay(a: &OverlayArgs) -> anyhow::Result<()> {
     let dirs = LowerDirs::open(&layers).map_err(|(path, e)| {
         anyhow::anyhow!("cannot open the lower directory {}: {}", path.display(), sys::describe(&e))
     })?;
-    let upper = writable.as_ref().map(|dirs| dirs.open(&parsed)).transpose()?;
+    let upper = writable.as_ref().map(|dirs| dirs.open(&parsed, locks)).transpose()?;
     let log = match &writable {
         Some(dirs) => dirs.work.join("plyfs/log"),
         None => "/dev/null".into(),
@@ -144,6 +151,8 @@ pub(in crate::cli) fn overlay(a: &OverlayArgs) -> anyhow::Result<()> {
         log,
         mountpoint,
         options: parsed.options,
+        program: Program::own()?,
+        taken,
     };
     daemon::serve(job, a.foreground || a.debug)
 }
@@ -187,7 +196,7 @@ impl WritableDirs {
         Ok(Some(writable))
     }
 
-    fn open(&self, parsed: &Parsed) -> anyhow::Result<Upper> {
+    fn open(&self, parsed: &Parsed, locks: &[OwnedFd]) -> anyhow::Result<Upper> {
         let settings = Settings {
             upper: self.upper.clone(),
             work: self.work.clone(),
@@ -197,6 +206,6 @@ impl WritableDirs {
             native_owners: false,
             descriptors: most_descriptors()?,
         };
-        Ok(Upper::open(&settings, Box::new(Disk))?)
+        Ok(Upper::open_locked(&settings, Box::new(Disk), locks)?)
     }
 }

@@ -380,6 +380,32 @@ fn open_files_locks_mappings_and_directories_go_on() {
     served.mount.unmount();
 }
 
+/// Guards against a deadlock: for lseek(2) the server makes the kernel write a file's dirty pages back, which waits for a
+/// server. If the one that asked is killed then, it cannot end before another one has answered.
+#[test]
+fn a_server_that_is_killed_while_it_waits_for_write_back_is_replaced() {
+    let served = Served::new(&[]);
+    let killer = ServerKiller::start(served.supervisor, 5, Duration::from_millis(10));
+    let deadline = Instant::now() + Duration::from_secs(4);
+    let seek = |number: usize| {
+        let path = served.path(format!("c0/seek{number}"));
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).unwrap();
+        let mut count = 0;
+        while Instant::now() < deadline {
+            file.write_all_at(&[1; 64 << 10], (count % 8) << 17).unwrap();
+            assert_eq!(rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(0)).unwrap(), 64 << 10);
+            count += 1;
+        }
+        assert!(count > 10, "{count}");
+    };
+    std::thread::scope(|scope| {
+        (0..3).for_each(|number| drop(scope.spawn(move || seek(number))));
+    });
+    assert!(killer.kills() > 10);
+    drop(killer);
+    served.mount.unmount();
+}
+
 /// Guards against a server that keeps the descriptors of dead ones: each would leave some more.
 #[test]
 fn restarts_leave_no_descriptors_open() {

@@ -41,6 +41,8 @@ const SERIAL: usize = 3;
 
 const FLAGS: usize = 0;
 const STARTS: usize = 1;
+/// The ID of a thread of the server.
+const THREAD: usize = 3;
 /// How many serial numbers have been left.
 const SERIALS_LEFT: usize = 2;
 const FIRST_RECORD: usize = 8;
@@ -116,6 +118,16 @@ impl Handover {
     /// Records that the mount is live.
     pub fn set_live(&self) {
         self.words[FLAGS].fetch_or(LIVE, Ordering::Release);
+    }
+
+    /// Returns the ID of a thread that the server has as long as it lives.
+    pub fn thread(&self) -> i32 {
+        self.words[THREAD].load(Ordering::Relaxed) as i32
+    }
+
+    /// Records such a thread.
+    pub fn set_thread(&self, id: i32) {
+        self.words[THREAD].store(id as u64, Ordering::Relaxed);
     }
 
     /// Whether a write to the disk has failed in this mount.

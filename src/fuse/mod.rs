@@ -34,7 +34,7 @@ use server::Server;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
 use traffic::Traffic;
 
@@ -154,14 +154,22 @@ fn serve(connection: &Connection, fs: Arc<Fs>, options: &Options, handover: Arc<
     let waking = options.waking.resolve();
     let notifier = Arc::new(OnceLock::new());
     let (is_first, is_resumed) = (!handover.is_live(), handover.is_resumed());
-    let server = Server::new(fs, traffic.clone(), notifier.clone(), options, handover);
+    let server = Server::new(fs, traffic.clone(), notifier.clone(), options, handover.clone());
     let session = connection.session(server, options.config(waking), is_first)?;
     notifier.get_or_init(|| session.notifier());
     let governor = Governor::start(&traffic, waking, options.placing, session.as_fd().try_clone_to_owned()?)?;
     if is_resumed {
         connection.resend()?;
     }
-    let worker = std::thread::Builder::new().name("plyfs-serve".into()).spawn(move || session.run())?;
+    let (begin, begun) = mpsc::channel();
+    let work = move || {
+        handover.set_thread(rustix::thread::gettid().as_raw_nonzero().get());
+        drop(begin);
+        session.run()
+    };
+    let worker = std::thread::Builder::new().name("plyfs-serve".into()).spawn(work)?;
+    // The thread closes the channel when its ID is known.
+    let _closed: Result<(), _> = begun.recv();
     if is_first && let Err(e) = sys::set_read_ahead(connection.st_dev(), READ_AHEAD_KIB) {
         tracing::debug!("the kernel's read-ahead stays what it was: {e}");
     }

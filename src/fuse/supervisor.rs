@@ -271,9 +271,21 @@ impl Supervisor {
     fn wait(&self, server: i32, signals: &Signals, owner: &mut dyn Owner, begun: &mut bool) -> io::Result<End> {
         let mut grace: Option<Instant> = None;
         let mut restart = None;
+        let mut thread = None;
         loop {
-            let left = grace.map(|end| end.saturating_duration_since(Instant::now()));
+            let mut left = grace.map(|end| end.saturating_duration_since(Instant::now()));
+            if let Some(ended) = thread.as_ref().filter(|_| grace.is_none()) {
+                signals.wait_or_readable(&[ended], None)?;
+                left = Some(STUCK);
+            }
             match signals.receive_within(left)? {
+                None if grace.is_none() => {
+                    if is_stuck(server) {
+                        return Ok(restart.map_or(End::Died(Ended::Signal(libc::SIGKILL)), |is_replaced| {
+                            End::Restart { is_replaced }
+                        }));
+                    }
+                }
                 None => {
                     tracing::warn!("files are still open after the grace period: exiting");
                     return Ok(End::Abandoned);
@@ -290,6 +302,8 @@ impl Supervisor {
                     }
                 }
                 Some(Received::PassOn(libc::SIGUSR1)) => {
+                    // An error means that the thread has ended already.
+                    thread = sys::thread_end(self.handover.thread()).ok();
                     if !std::mem::replace(begun, true) {
                         owner.live();
                     }
@@ -325,6 +339,36 @@ impl Supervisor {
             End::Unmounted | End::Abandoned | End::Restart { .. } => Ok(()),
         }
     }
+}
+
+/// How long after the death of its threads a server is waited for before [`is_stuck`] is asked.
+const STUCK: Duration = Duration::from_millis(10);
+
+/// Whether all that keeps a dying server from its end is a notification to the kernel that waits for a server: the
+/// kernel writes a file's pages back for it. Such a thread does nothing more when it returns from the call. One that
+/// waits for a disk is waited for.
+fn is_stuck(server: i32) -> bool {
+    let dir = format!("/proc/{server}/task");
+    let Ok(threads) = std::fs::read_dir(dir) else { return false };
+    let mut is_stuck = false;
+    for thread in threads.flatten().map(|entry| entry.path()) {
+        let read = |name: &str| std::fs::read_to_string(thread.join(name)).unwrap_or_default();
+        // The state is the first word after the name, which is in parentheses.
+        if read("stat").rsplit(") ").next().is_none_or(|rest| rest.starts_with(['Z', 'X'])) {
+            continue;
+        }
+        let call = read("syscall");
+        let mut words = call.split_whitespace();
+        let is_write = words.next().and_then(|number| number.parse().ok()) == Some(libc::SYS_writev);
+        let number = words.next().and_then(|number| i32::from_str_radix(number.trim_start_matches("0x"), 16).ok());
+        // Its descriptors are this process's.
+        let target = number.and_then(|number| std::fs::read_link(format!("/proc/self/fd/{number}")).ok());
+        if !is_write || target.is_none_or(|target| target != Path::new("/dev/fuse")) {
+            return false;
+        }
+        is_stuck = true;
+    }
+    is_stuck
 }
 
 /// What the process of [`Supervisor::start`] reports when the mount is live; anything else is an error message.

@@ -35,4 +35,4 @@ pub use process::{
 };
 pub use shared::SharedWords;
 pub use signals::{Received, Signals, begin_with_all_signals};
-pub use wait::{Ended, kill, leave, wait_for, wait_for_any};
+pub use wait::{Ended, kill, leave, thread_end, wait_for, wait_for_any};

@@ -1,7 +1,9 @@
 //! Signals: blocking and receiving them, forwarding them to a child, and a clean signal mask for programs.
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -126,6 +128,25 @@ impl Signals {
             if let Some(received) = self.receive_within(None)? {
                 return Ok(received);
             }
+        }
+    }
+
+    /// Waits until one of the signals is pending, which is not received, or one of the descriptors is readable, or the
+    /// limit is over.
+    pub fn wait_or_readable(&self, others: &[&OwnedFd], limit: Option<Duration>) -> io::Result<()> {
+        // SAFETY: the set is live plain data, and the result, if not -1, is a new descriptor that nothing else owns.
+        let pending = unsafe {
+            match libc::signalfd(-1, &self.set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
+                -1 => return Err(io::Error::last_os_error()),
+                number => OwnedFd::from_raw_fd(number),
+            }
+        };
+        let all = others.iter().copied().chain([&pending]);
+        let mut polled: Vec<PollFd<'_>> = all.map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+        match poll(&mut polled, limit.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(e) => Err(e.into()),
         }
     }
 

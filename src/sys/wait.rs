@@ -2,6 +2,7 @@
 
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
 
 /// Exit status of a process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,6 +59,18 @@ pub fn wait_for_any(block: bool) -> io::Result<Option<(i32, Ended)>> {
 /// Converts a wait status; `None` if the process was only stopped or continued.
 fn ended(status: WaitStatus) -> Option<Ended> {
     status.exit_status().map(Ended::Code).or(status.terminating_signal().map(Ended::Signal))
+}
+
+/// Returns a descriptor that is readable once the thread with that ID has ended (pidfd_open(2) with PIDFD_THREAD, Linux
+/// 6.9).
+pub fn thread_end(thread: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes numbers only, and the result, if not -1, is a new descriptor that nothing else owns.
+    unsafe {
+        match libc::syscall(libc::SYS_pidfd_open, thread, libc::O_EXCL) {
+            -1 => Err(io::Error::last_os_error()),
+            number => Ok(OwnedFd::from_raw_fd(number as i32)),
+        }
+    }
 }
 
 /// Sends a signal to a process.

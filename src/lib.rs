@@ -41,7 +41,7 @@
 //! | [`upper`] | the writable directory: its form, its work directory, single objects made whole and put in place by one call; views of it |
 //! | [`fs`] | inodes and operations, without a kernel: tests call it directly; lower layers (an image, or plain directories) as they are, or their union with an upper; what differs between them |
 //! | [`handover`] | shared memory in which a FUSE server leaves to the next one what is not on disk: requests under way, descriptors of removed inodes |
-//! | [`fuse`] | the FUSE server: converts requests, calls `fs`, replies; the governor (cheap wake-ups, worker placement); set-ID bits; the only module that names fuser |
+//! | [`fuse`] | the supervisor, which keeps the connection and restarts the server; the FUSE server: converts requests, calls `fs`, replies; exactly-once execution; the governor (cheap wake-ups, worker placement); set-ID bits; the only module that names fuser |
 //! | [`kernel`] | the kernel engine: mounts an image by EROFS and overlayfs, without a daemon |
 //! | [`container`] | containers: the sandbox process (PID 1 of a PID namespace) and its root file system, users and paths in it, runtime spec, monitor, exec, copy; chroot |
 //! | [`cli`] | the command line: arguments, Docker's messages and exit codes, the mount helper, the daemon that serves a mount |

@@ -161,12 +161,14 @@ fn is_mounted(at: &Path) -> bool {
     table.lines().any(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point) == at))
 }
 
-/// The running process that has the mount point as an argument.
+/// The running process that has the mount point as an argument; if it supervises another one, that.
 fn daemon_of(at: &Path) -> Option<u32> {
     let at = at.display().to_string();
     let processes = fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    processes.filter(|pid| *pid != std::process::id()).find(|pid| {
+    let found = processes.filter(|pid| *pid != std::process::id()).find(|pid| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         line.split(|byte| *byte == 0).any(|word| word == at.as_bytes())
-    })
+    })?;
+    let children = fs::read_to_string(format!("/proc/{found}/task/{found}/children")).unwrap_or_default();
+    Some(children.split_whitespace().last().and_then(|child| child.parse().ok()).unwrap_or(found))
 }

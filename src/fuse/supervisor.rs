@@ -162,6 +162,7 @@ impl Supervisor {
         // Dropped by no process: a server that fails to begin drops its copy.
         let make = ManuallyDrop::new(make);
         let signals = Signals::block_for_child()?;
+        let own = std::process::id() as i32;
         let (errors, report) = io::pipe()?;
         sys::set_nonblocking(&errors, true)?;
         let mut kept = sys::descriptors()?;
@@ -172,7 +173,7 @@ impl Supervisor {
             self.handover.begin_server();
             let began = Instant::now();
             let server = match sys::fork_sharing_descriptors()? {
-                Fork::Child => sys::leave(self.serve(ManuallyDrop::into_inner(make), &report)),
+                Fork::Child => sys::leave(self.serve(ManuallyDrop::into_inner(make), &report, own)),
                 Fork::Parent(server) => server,
             };
             let ended = self.wait(server, &signals, owner, &mut begun)?;
@@ -234,8 +235,14 @@ impl Supervisor {
         }
     }
 
-    /// Runs the server, in the forked process. Returns its exit code: 0 if the mount is gone.
-    fn serve(&self, make: impl FnOnce(Arc<Handover>) -> Result<Fs, String>, mut report: &PipeWriter) -> i32 {
+    /// Runs the server, in the forked process. Returns its exit code: 0 if the mount is gone. The process
+    /// `supervisor` is told when the mount is live.
+    fn serve(
+        &self,
+        make: impl FnOnce(Arc<Handover>) -> Result<Fs, String>,
+        mut report: &PipeWriter,
+        supervisor: i32,
+    ) -> i32 {
         let begun = sys::die_with_parent().map_err(|e| sys::describe(&e)).and_then(|()| {
             if let Err(e) = sys::raise_oom_score(OOM_SCORE) {
                 tracing::debug!("the server's oom_score_adj stays what it was: {e}");
@@ -255,7 +262,7 @@ impl Supervisor {
             }
         };
         self.handover.set_live();
-        if let Err(e) = sys::kill(sys::parent(), libc::SIGUSR1) {
+        if let Err(e) = sys::kill(supervisor, libc::SIGUSR1) {
             tracing::error!("cannot tell the supervisor that the mount is live: {e}");
         }
         match session.run() {
@@ -392,7 +399,7 @@ pub struct SupervisedMount {
 }
 
 impl SupervisedMount {
-    /// Returns the [`detacher`] of the mount.
+    /// Returns a function that detaches the mount at all its mountpoints, from any thread.
     pub fn detacher(&self) -> impl Fn() -> io::Result<()> + Send + 'static {
         detacher(self.device)
     }

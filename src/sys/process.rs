@@ -110,12 +110,6 @@ fn fork_with(flags: i32) -> io::Result<Fork> {
     }
 }
 
-/// Returns the parent's PID.
-pub fn parent() -> i32 {
-    // SAFETY: getppid takes nothing and cannot fail.
-    unsafe { libc::getppid() }
-}
-
 /// Adds to this process's `oom_score_adj`: when memory runs out, the kernel kills it sooner.
 pub fn raise_oom_score(by: i32) -> io::Result<()> {
     let path = "/proc/self/oom_score_adj";

@@ -5,12 +5,16 @@ use super::Union;
 use super::inode_table::{Data, Dir, Entry};
 use super::rename::removed;
 use crate::backing::{Handle, share};
-use crate::fs::{FsError, Ino};
+use crate::fs::{FsError, Ino, ROOT};
 use crate::handover::Handover;
 use crate::meta::Kind;
 use crate::sys;
 use crate::whiteout::Mark;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// How many threads load an upper directory at most.
+const MOST_LOADERS: usize = 8;
 
 impl Union {
     /// Whether earlier servers of the mount have given the kernel references and inode numbers.
@@ -21,6 +25,7 @@ impl Union {
     /// Takes over what the last server has left. The kernel knows inodes by their numbers only, so all directories of
     /// the upper are loaded first: afterwards an inode of the image that is not in the table is unchanged.
     pub(super) fn resume(&self, handover: &Handover) -> Result<(), FsError> {
+        self.load_in_parallel()?;
         self.load_all()?;
         self.table_mut().restore_serials();
         for (number, ino) in handover.all_held()? {
@@ -35,6 +40,32 @@ impl Union {
         }
         for ino in handover.removed() {
             self.note_removed(ino)?;
+        }
+        Ok(())
+    }
+
+    /// Loads all directories of the upper by several threads: programs wait for it.
+    fn load_in_parallel(&self) -> Result<(), FsError> {
+        let workers = std::thread::available_parallelism().map_or(1, |count| count.get().min(MOST_LOADERS));
+        let mut level = vec![ROOT];
+        while !level.is_empty() {
+            let next = AtomicUsize::new(0);
+            let load = || {
+                while let Some(dir) = level.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    self.ensure_loaded(*dir)?;
+                }
+                Ok::<(), FsError>(())
+            };
+            std::thread::scope(|scope| {
+                let others: Vec<_> = (1..workers.min(level.len())).map(|_| scope.spawn(load)).collect();
+                let own = load();
+                for other in others {
+                    other.join().map_err(|_| FsError::Damaged("a thread that loads the upper directory failed"))??;
+                }
+                own
+            })?;
+            // Each directory that has been loaded may have more, which have not.
+            level = self.table().unread();
         }
         Ok(())
     }

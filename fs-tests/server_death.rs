@@ -7,6 +7,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, RenameFlags, XattrFlags, flock, renameat_with};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::env::{Mount, TestEnv};
+use crate::support::env::{Mount, TestEnv, run};
 use crate::support::eventually;
 use crate::support::killer::{ServerKiller, server_of};
 use crate::support::oci::Image;
@@ -431,6 +432,10 @@ fn restarts_leave_no_descriptors_open() {
 #[test]
 fn each_restart_is_in_the_log_and_counted() {
     let served = Served::new(&[]);
+    let score =
+        |pid: i32| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().parse::<i32>().unwrap();
+    let server = served.server().as_raw_nonzero().get();
+    assert!(score(server) > score(served.supervisor), "the kernel must prefer the server when memory runs out");
     served.kill();
     assert_eq!(fs::read(served.path("c0/b")).unwrap(), b"b\n");
     assert_eq!(served.restarts(), 1);
@@ -485,6 +490,38 @@ fn a_containers_files_survive_the_death_of_their_server() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "300", "{output:?}");
     assert!(killer.kills() > 0);
+}
+
+/// The user ID of `nobody`: fusermount3 serves only users of the password database.
+const NOBODY: u32 = 65534;
+
+#[test]
+fn a_plain_users_mount_survives_the_death_of_its_server() {
+    let env = TestEnv::new();
+    Image::new().layer(image()).tag("1").write_layout(&env.path("one"));
+    env.ok(["pull", "-q", &format!("oci:{}:1", env.path("one").display())]);
+    fs::set_permissions(env.path(""), PermissionsExt::from_mode(0o755)).unwrap();
+    for name in ["root", "at", "mine"] {
+        fs::create_dir_all(env.path(name)).unwrap();
+        let owner = format!("{NOBODY}:{NOBODY}");
+        assert!(Command::new("chown").args(["-R", &owner]).arg(env.path(name)).status().unwrap().success());
+    }
+    let (upper, at) = (env.path("mine/upper").display().to_string(), env.path("at"));
+    let user = |args: &[&str]| run(&mut env.as_user(NOBODY, args));
+    let mounted = user(&["mount", "--upper", &upper, "one:1", at.to_str().unwrap()]);
+    assert_eq!(mounted.code, 0, "{mounted:?}");
+    let supervisor = user(&["mounts", "--format", "{{.PID}}"]).stdout.trim().parse().unwrap();
+    let killer = ServerKiller::start(supervisor, 9, Duration::from_millis(30));
+    let script = "i=0; while [ $i -lt 300 ]; do mkdir n$i && echo $i >n$i/f && mv n$i m$i && ln m$i/f m$i/g && \
+                  rm m$i/f && chown 5:6 m$i/g 2>/dev/null; [ $(cat m$i/g) = $i ] || exit 1; i=$((i+1)); done; \
+                  rm -r c0 c1 && ls -d m* | wc -l";
+    let output = run(Command::new("sh").args(["-c", script]).current_dir(&at).uid(NOBODY).gid(NOBODY));
+    let kills = killer.kills();
+    drop(killer);
+    let ended = user(&["umount", at.to_str().unwrap()]);
+    assert_eq!((output.code, output.stdout.trim()), (0, "300"), "{output:?}");
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert!(kills > 3, "{kills} kills");
 }
 
 /// Returns the supervisor of the only FUSE mount of a container in that store: the parent of the process that has

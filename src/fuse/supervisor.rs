@@ -159,6 +159,18 @@ impl Supervisor {
     where
         F: FnOnce(Arc<Handover>) -> Result<Fs, String>,
     {
+        self.keep_serving(make, owner).inspect_err(|_| {
+            // Nobody has used it, and no process will serve it.
+            if !self.handover.is_live() {
+                let _gone = sys::unmount(self.connection.mountpoint(), true);
+            }
+        })
+    }
+
+    fn keep_serving<F>(&self, make: F, owner: &mut dyn Owner) -> Result<(), ServiceError>
+    where
+        F: FnOnce(Arc<Handover>) -> Result<Fs, String>,
+    {
         // Dropped by no process: a server that fails to begin drops its copy.
         let make = ManuallyDrop::new(make);
         let signals = Signals::block_for_child()?;
@@ -183,7 +195,6 @@ impl Supervisor {
                 End::Died(ended) => (describe(ended), false),
             };
             if !self.handover.is_live() {
-                let _gone = sys::unmount(self.connection.mountpoint(), true);
                 return Err(ServiceError::Failed(said(&errors).unwrap_or(format!("the server died: {ended}"))));
             }
             if !self.connection.can_resend() {

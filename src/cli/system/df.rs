@@ -1,4 +1,4 @@
-//! `system df`: disk usage of images and containers.
+//! `system df`: disk usage of images, containers and indexes.
 
 use crate::cli::container::ps::written;
 use crate::cli::filter::created;
@@ -11,7 +11,7 @@ use crate::digest::Digest;
 use crate::store::containers::{self, Status};
 use crate::store::{Image, Store, mounts};
 use jiff::Timestamp;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const COLUMNS: Columns = Columns {
     type_name: "*formatter.diskUsageImagesContext",
@@ -25,6 +25,49 @@ const COLUMNS: Columns = Columns {
 };
 const TABLE: &str = r"{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}";
 const TABLE_OF_IMAGES: &str = r"{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}\t{{.SharedSize}}\t{{.UniqueSize}}\t{{.Containers}}";
+
+/// The files that describe layers and images: the layers' indexes, the merged indexes and the EROFS images.
+#[derive(Default)]
+struct Indexes {
+    count: u64,
+    size: u64,
+    /// Those of active images.
+    active: u64,
+    used: u64,
+}
+
+impl Indexes {
+    fn find(store: &Store, images: &[Image], active: &[&Image]) -> anyhow::Result<Indexes> {
+        let layers = |images: &mut dyn Iterator<Item = &Image>| -> BTreeSet<Digest> {
+            images.flat_map(|image| image.layers.iter().map(|layer| layer.diff_id.clone())).collect()
+        };
+        let used_layers = layers(&mut active.iter().copied());
+        let mut found = Indexes::default();
+        for id in layers(&mut images.iter()) {
+            // One that is missing is made again when it is needed.
+            if let Ok(file) = store.layer_index(&id).metadata() {
+                found.add(file.len(), used_layers.contains(&id));
+            }
+        }
+        let chains: BTreeSet<String> = active.iter().map(|image| image.chain_id().hex().to_owned()).collect();
+        for entry in std::fs::read_dir(store.root().join("trees"))? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let chain = name.split('.').next().unwrap_or_default();
+            found.add(entry.metadata()?.len(), chains.contains(chain));
+        }
+        Ok(found)
+    }
+
+    fn add(&mut self, size: u64, is_active: bool) {
+        self.count += 1;
+        self.size += size;
+        if is_active {
+            self.active += 1;
+            self.used += size;
+        }
+    }
+}
 
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  plyfs system df\n  plyfs system df -v --format json")]
@@ -77,6 +120,7 @@ pub(in crate::cli) fn df(global: &Global, a: &DfArgs) -> anyhow::Result<()> {
     let active: Vec<&Image> = catalog.images().iter().filter(|i| users.count(i) > 0).collect();
     let used: BTreeMap<_, _> = active.iter().flat_map(|i| &i.layers).map(|l| (&l.diff_id, l.size)).collect();
     let free = total - used.values().sum::<u64>().min(total);
+    let indexes = Indexes::find(&store, catalog.images(), &active)?;
     let percent = |part: u64, whole: u64| match whole {
         0 => String::new(),
         _ => format!(" ({}%)", u128::from(part) * 100 / u128::from(whole)),
@@ -96,6 +140,13 @@ pub(in crate::cli) fn df(global: &Global, a: &DfArgs) -> anyhow::Result<()> {
             units::precise_size(users.written),
             users.images.len().to_string(),
             "Containers".into(),
+        ]),
+        row([
+            indexes.active.to_string(),
+            units::precise_size(indexes.size - indexes.used) + &percent(indexes.size - indexes.used, indexes.size),
+            units::precise_size(indexes.size),
+            indexes.count.to_string(),
+            "Indexes".into(),
         ]),
     ];
     format::list(a.format.as_deref(), TABLE, &COLUMNS, table)

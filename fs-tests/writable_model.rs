@@ -50,7 +50,7 @@ fn a_writable_mount_is_a_posix_tree() {
 
 #[test]
 fn a_writable_mount_is_a_posix_tree_while_its_server_is_killed() {
-    soak("plyfs, servers killed", Effort { runs: 8, ops: 2500 }, PlyfsFs::MENU, &|| {
+    soak("plyfs, servers killed", Effort { runs: 5, ops: 2500 }, PlyfsFs::MENU, &|| {
         by_path(PlyfsFs::new(&[]).with_server_kills())
     });
 }
@@ -58,7 +58,7 @@ fn a_writable_mount_is_a_posix_tree_while_its_server_is_killed() {
 #[test]
 fn a_mount_of_directories_is_a_posix_tree_while_its_server_is_killed() {
     for count in [1, 10] {
-        soak("directories, servers killed", Effort { runs: 3, ops: 2000 }, LowerDirsFs::MENU, &|| {
+        soak("directories, servers killed", Effort { runs: 2, ops: 2000 }, LowerDirsFs::MENU, &|| {
             by_path(LowerDirsFs::new(count).with_server_kills())
         });
     }

@@ -122,9 +122,11 @@ fn run(job: Job, signals: OnSignal, live: impl FnOnce() -> anyhow::Result<()>) -
     let served = supervisor.and_then(|supervisor| {
         Ok(supervisor.run(move |handover| make(handover).map_err(|e| e.to_string()), &mut mount)?)
     });
+    if served.is_ok() {
+        tracing::info!("{} is unmounted", mount.mountpoint.display());
+    }
     let released = mount.guard.map(Guard::release);
     served?;
-    tracing::info!("{} is unmounted", mount.mountpoint.display());
     Ok(released.transpose().map(drop)?)
 }
 

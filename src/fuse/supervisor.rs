@@ -345,7 +345,8 @@ impl Supervisor {
         }
     }
 
-    /// Answers all requests with EIO, so that no program waits for ever.
+    /// Starts a process that answers every request with EIO, and waits until the mount is gone. Without it every program
+    /// on the mount would hang.
     fn give_up(&self, signals: &Signals, owner: &mut dyn Owner) -> Result<(), ServiceError> {
         self.connection.resend()?;
         let server = match sys::fork_sharing_descriptors()? {

@@ -109,7 +109,8 @@ Examples:
   plyfs mounts --format '{{.Mode}} {{.Mountpoint}}'")]
 pub(in crate::cli) struct MountsArgs {
     /// Output format: `table`, `table TEMPLATE`, `json`, or a Go template over ID, Image, ImageID, PID, Restarts
-    /// (how often the server has died and been restarted), Engine (fuse or kernel), Mode (ro or rw), State (live, or dead if the process has ended), Mountpoint, CreatedSince
+    /// (how often the server has died and been restarted), Engine (fuse or kernel), Mode (ro or rw), State (live, or
+    /// dead if the process has ended), Mountpoint, CreatedSince
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
     /// Only show mount IDs

@@ -30,7 +30,9 @@ pub(super) fn once<T>(
 ) -> (T, Record) {
     let (number, is_resent) = request_number(request.unique().0);
     let now = now();
-    match handover.before(number).filter(|_| is_resent) {
+    // Records are searched for a request that is sent again only: there are many.
+    let earlier = if is_resent { handover.before(number) } else { None };
+    match earlier {
         Some((before, record)) if before != now => (recall(before), record),
         Some((_, record)) => (execute(), record),
         None => {

@@ -5,7 +5,7 @@ use crate::support::bed::{UnionFixture, at, disk, take_snapshot};
 use crate::support::tar::Tar;
 use plyfs::fs::{Change, Fs, FsError, Ino, New, ROOT, Replace};
 use plyfs::meta::Kind;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -71,18 +71,44 @@ fn is_tolerable(error: &FsError) -> bool {
     !error.is_damage()
 }
 
+/// Looks an inode up, and keeps a reference to it for a while, as the kernel does: it must answer, with a name or not.
+fn hold(fs: &Fs, names: &RwLock<()>, random: &mut Random, held: &mut Vec<Ino>) -> Result<(), FsError> {
+    let running = fs.begin();
+    // The kernel removes no name that is being looked up.
+    let alone = names.write().unwrap();
+    if let Ok(attr) = fs.lookup(dir(fs, random), random.pick(NAMES)) {
+        fs.remember(attr.ino);
+        held.push(attr.ino);
+    }
+    drop((alone, running));
+    if held.len() > 3 {
+        let ino = held.remove(random.below(3) as usize);
+        let _running = fs.begin();
+        let answer = fs.getattr(ino);
+        fs.forget(ino, 1);
+        answer?;
+    }
+    Ok(())
+}
+
 #[test]
 fn concurrent_threads_neither_deadlock_nor_corrupt_a_union() {
     let seed = u64::from(std::process::id());
     println!("seed {seed}");
     let fixture = image();
     let fs = Arc::new(fixture.open(disk));
-    let (done, all) = mpsc::channel();
+    let (names, (done, all)) = (Arc::new(RwLock::new(())), mpsc::channel());
     let start = |thread| {
-        let (fs, done) = (fs.clone(), done.clone());
+        let (fs, names, done) = (fs.clone(), names.clone(), done.clone());
         std::thread::spawn(move || {
             let mut random = Random::new(seed + thread);
-            let wrong = (0..STEPS).find_map(|_| step(&fs, &mut random).err().filter(|e| !is_tolerable(e)));
+            let mut held = Vec::new();
+            let wrong = (0..STEPS).find_map(|_| {
+                let (running, changing) = (fs.begin(), names.read().unwrap());
+                let done = step(&fs, &mut random);
+                drop((changing, running));
+                done.err().filter(|e| !is_tolerable(e)).or(hold(&fs, &names, &mut random, &mut held).err())
+            });
             done.send(wrong.map(|e| e.to_string())).unwrap();
         })
     };

@@ -8,6 +8,8 @@
 //! PLYFS_MODEL_RUNS=200 cargo test --test fs writable_model                       # many
 //! ```
 
+use std::time::Duration;
+
 use crate::model::by_inode::InodeHarness;
 use crate::model::check::{Checker, Checks};
 use crate::model::directories::{LowerDirsFs, in_process, in_process_with_refused};
@@ -22,11 +24,15 @@ use crate::model::place::{OverlayFs, PlainFs, View};
 use crate::model::run::{Effort, by_path, compare, execute, replay, search, shrink, soak};
 use crate::model::state::{Model, umask};
 use crate::model::union::Union;
+use crate::support::killer::Disturbance;
 use crate::support::env::TestEnv;
 use crate::support::faulty::RefusedCalls;
 use crate::support::nest::UpperFs;
 use crate::support::tree::{Contents, Tree, scan};
 use plyfs::upper::User;
+
+/// The longest time between two deaths of a server.
+const KILL_INTERVAL: Duration = Duration::from_millis(40);
 
 #[test]
 fn the_model_is_right_about_a_plain_directory() {
@@ -51,7 +57,7 @@ fn a_writable_mount_is_a_posix_tree() {
 #[test]
 fn a_writable_mount_is_a_posix_tree_while_its_server_is_killed() {
     soak("plyfs, servers killed", Effort { runs: 5, ops: 2500 }, PlyfsFs::MENU, &|| {
-        by_path(PlyfsFs::new(&[]).with_server_kills())
+        by_path(PlyfsFs::new(&[]).disturbed_by(Disturbance::kills(KILL_INTERVAL)))
     });
 }
 
@@ -59,7 +65,20 @@ fn a_writable_mount_is_a_posix_tree_while_its_server_is_killed() {
 fn a_mount_of_directories_is_a_posix_tree_while_its_server_is_killed() {
     for count in [1, 10] {
         soak("directories, servers killed", Effort { runs: 2, ops: 2000 }, LowerDirsFs::MENU, &|| {
-            by_path(LowerDirsFs::new(count).with_server_kills())
+            by_path(LowerDirsFs::new(count).disturbed_by(Disturbance::kills(KILL_INTERVAL)))
+        });
+    }
+}
+
+/// What the kernel has forgotten is unloaded, and loaded again when it is needed.
+#[test]
+fn a_writable_mount_is_a_posix_tree_while_the_kernel_forgets_inodes() {
+    for disturbance in [Disturbance::forgets, || Disturbance::kills_and_forgets(KILL_INTERVAL)] {
+        soak("plyfs, inodes forgotten", Effort { runs: 3, ops: 1000 }, PlyfsFs::MENU, &|| {
+            by_path(PlyfsFs::new(&[]).disturbed_by(disturbance()))
+        });
+        soak("directories, inodes forgotten", Effort { runs: 2, ops: 700 }, LowerDirsFs::MENU, &|| {
+            by_path(LowerDirsFs::new(3).disturbed_by(disturbance()))
         });
     }
 }

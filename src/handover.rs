@@ -38,6 +38,8 @@ const MOST_DESCRIPTORS: usize = 1 << 20;
 const SERIALS: usize = 1 << 16;
 /// The words of a serial number: directory, hash of the name, number.
 const SERIAL: usize = 3;
+/// In place of a serial number: those before of the directory do not count. No new name has it.
+const DROPPED: u64 = 0;
 
 const FLAGS: usize = 0;
 const STARTS: usize = 1;
@@ -215,6 +217,11 @@ impl Handover {
         self.words[SERIALS_LEFT].store(count + 1, Ordering::Release);
     }
 
+    /// Takes back the serial numbers that were left of names in a directory. The caller serializes the calls.
+    pub fn drop_serials(&self, dir: u64) {
+        self.leave_serial(dir, 0, DROPPED);
+    }
+
     /// Returns the last serial numbers, by directory and hash of the name.
     pub fn serials(&self) -> HashMap<u64, HashMap<u64, u64>> {
         let count = self.words[SERIALS_LEFT].load(Ordering::Acquire) as usize;
@@ -222,7 +229,10 @@ impl Handover {
         for number in count.saturating_sub(SERIALS)..count {
             let slot = FIRST_SERIAL + number % SERIALS * SERIAL;
             let [dir, name, serial] = [0, 1, 2].map(|word| self.words[slot + word].load(Ordering::Relaxed));
-            all.entry(dir).or_default().insert(name, serial);
+            match serial {
+                DROPPED => drop(all.remove(&dir)),
+                _ => drop(all.entry(dir).or_default().insert(name, serial)),
+            }
         }
         all
     }
@@ -298,6 +308,9 @@ mod tests {
         assert_eq!((left[&0][&2], left[&1][&3]), (7, 8));
         handover.leave_serial(0, 2, 99);
         assert_eq!(handover.serials()[&0][&2], 99);
+        handover.drop_serials(0);
+        handover.leave_serial(0, 3, 100);
+        assert_eq!(handover.serials()[&0], HashMap::from([(3, 100)]));
     }
 
     #[test]

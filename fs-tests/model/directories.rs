@@ -7,7 +7,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags};
 use rustix::process::{Pid, Signal, kill_process};
@@ -24,7 +23,7 @@ use super::state::umask;
 use super::union::Union;
 use crate::support::env::{Mount, TestEnv, unmount, wait_until_unused};
 use crate::support::faulty::{LimitedBacking, RefusedCalls};
-use crate::support::killer::{ServerKiller, supervisor_of};
+use crate::support::killer::{Disturbance, supervisor_of};
 use crate::support::nest::{NestedFs, UpperFs};
 use crate::support::tree::{Contents, Tree, diff, scan};
 use plyfs::fs::{Forms, Fs, LowerDirs, LowerDirsOptions};
@@ -171,9 +170,7 @@ pub struct LowerDirsFs {
     /// Further options, with a comma before them.
     options: &'static str,
     checks: Checks,
-    /// Kills the server of the mount at random moments, if wanted.
-    killer: Option<ServerKiller>,
-    kills_servers: bool,
+    disturbance: Disturbance,
 }
 
 /// The access and change times of every path.
@@ -225,24 +222,17 @@ impl LowerDirsFs {
         let layers = lowers(&env.path(""), count);
         let nest = NestedFs::with_upper(&env, upper_fs);
         let before = layers.iter().map(|layer| scan_layer(layer)).collect();
-        let (mount, killer, kills_servers) = (None, None, false);
-        let mut test_fs = Self { mount, nest, env, layers, before, options, checks, killer, kills_servers };
+        let (mount, disturbance) = (None, Disturbance::default());
+        let mut test_fs = Self { mount, nest, env, layers, before, options, checks, disturbance };
         test_fs.mount();
         test_fs
     }
 
-    /// Kills the server of the mount again and again from now on.
-    pub fn with_server_kills(mut self) -> Self {
-        self.kills_servers = true;
-        self.start_killer();
+    /// Disturbs the mount from now on.
+    pub fn disturbed_by(mut self, disturbance: Disturbance) -> Self {
+        self.disturbance = disturbance;
+        self.disturbance.start(&self.nest.path("upper"));
         self
-    }
-
-    fn start_killer(&mut self) {
-        if self.kills_servers {
-            let supervisor = supervisor_of(&self.nest.path("upper")).expect("the mount has a supervisor");
-            self.killer = Some(ServerKiller::start(supervisor, supervisor as u64, Duration::from_millis(40)));
-        }
     }
 
     fn mount(&mut self) {
@@ -251,11 +241,11 @@ impl LowerDirsFs {
         let dirs = format!("lowerdir={},upperdir={},workdir={}", layers.join(":"), upper.display(), work.display());
         let mut command = self.env.command(["overlay", "-o", &format!("{dirs}{}", self.options)]);
         self.mount = Some(Mount::start(&self.env, &mut command));
-        self.start_killer();
+        self.disturbance.start(&upper);
     }
 
     fn unmount(&mut self) {
-        self.killer = None;
+        self.disturbance.stop();
         if let Some(mount) = self.mount.take() {
             unmount(mount.path());
             wait_until_unused(&self.nest.path("upper"));
@@ -274,7 +264,7 @@ impl TestFs for LowerDirsFs {
     }
 
     fn kill(&mut self) {
-        self.killer = None;
+        self.disturbance.stop();
         let upper = self.nest.path("upper");
         let supervisor = supervisor_of(&upper).expect("somebody serves the mount");
         kill_process(Pid::from_raw(supervisor).unwrap(), Signal::KILL).unwrap();

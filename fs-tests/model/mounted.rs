@@ -13,7 +13,7 @@ use super::generate::Menu;
 use super::image::{image, layers, unpack};
 use super::place::{Overlay, OverlayFs, TestFs, View, kernel_view, make_dir};
 use crate::support::env::{Mount, TestEnv, run};
-use crate::support::killer::ServerKiller;
+use crate::support::killer::Disturbance;
 use crate::support::nest::{NestedFs, UpperFs};
 use crate::support::oci::{Image, digest};
 use crate::support::tree::{Contents, diff, scan};
@@ -27,9 +27,7 @@ pub struct PlyfsFs {
     /// The digest of every layer's tar, which no run may change.
     layers: BTreeMap<String, String>,
     options: Vec<&'static str>,
-    /// Kills the server of the mount at random moments, if wanted.
-    killer: Option<ServerKiller>,
-    kills_servers: bool,
+    disturbance: Disturbance,
 }
 
 impl PlyfsFs {
@@ -48,37 +46,29 @@ impl PlyfsFs {
         let layers = digests(&env);
         assert_eq!(layers.len(), 3, "{layers:?}");
         let options = options.to_vec();
-        let mut test_fs = Self { mount: None, nest, env, layers, options, killer: None, kills_servers: false };
+        let mut test_fs = Self { mount: None, nest, env, layers, options, disturbance: Disturbance::default() };
         test_fs.mount();
         test_fs
     }
 
-    /// Kills the server of the mount again and again from now on.
-    pub fn with_server_kills(mut self) -> Self {
-        self.kills_servers = true;
-        self.start_killer();
+    /// Disturbs the mount from now on.
+    pub fn disturbed_by(mut self, disturbance: Disturbance) -> Self {
+        self.disturbance = disturbance;
+        self.disturbance.start(&self.nest.path("upper"));
         self
-    }
-
-    fn start_killer(&mut self) {
-        if self.kills_servers {
-            let supervisor = supervisor(&self.env).as_raw_nonzero().get();
-            let seed = u64::from(rustix::process::getpid().as_raw_nonzero().unsigned_abs().get()) << 32;
-            self.killer = Some(ServerKiller::start(supervisor, seed ^ supervisor as u64, Duration::from_millis(40)));
-        }
     }
 
     fn mount(&mut self) {
         let (upper, work) = (self.nest.path("upper"), self.nest.path("work"));
         let mut command = self.env.command(["mount"]);
-        command.args(&self.options).arg("--upper").arg(upper).arg("--work").arg(work).arg("model:1");
+        command.args(&self.options).arg("--upper").arg(&upper).arg("--work").arg(work).arg("model:1");
         self.mount = Some(Mount::start(&self.env, &mut command));
-        self.start_killer();
+        self.disturbance.start(&upper);
     }
 
     /// Unmounts through plyfs, which waits for its daemon.
     fn unmount(&mut self) {
-        self.killer = None;
+        self.disturbance.stop();
         if let Some(mount) = self.mount.take() {
             mount.unmount();
         }
@@ -115,7 +105,7 @@ impl TestFs for PlyfsFs {
     }
 
     fn kill(&mut self) {
-        self.killer = None;
+        self.disturbance.stop();
         kill_daemon(&self.env, self.mount.take().expect("the file system is mounted"));
         self.mount();
     }

@@ -97,6 +97,7 @@ impl Inodes for Union {
     }
 
     fn forget(&self, ino: u64, count: u64) {
+        let _running = self.fs().begin();
         self.fs().forget(ino, count);
     }
 

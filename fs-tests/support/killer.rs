@@ -1,4 +1,4 @@
-//! Kills the server of a mount again and again, while its supervisor lives.
+//! Disturbs a mount while a test uses it: kills its server again and again, or makes the kernel forget inodes.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,6 +13,81 @@ pub struct ServerKiller {
     ends: Arc<AtomicBool>,
     kills: Arc<AtomicU32>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What is done to the mounts of a test, from [`Disturbance::start`] to [`Disturbance::stop`].
+#[derive(Default)]
+pub struct Disturbance {
+    /// Servers are killed after [`LIFE`] and a random part of this.
+    kills: Option<Duration>,
+    forgets: bool,
+    running: Option<(Option<ServerKiller>, Option<Forgetter>)>,
+}
+
+impl Disturbance {
+    /// Kills each server after [`LIFE`] and a random part of `most` more.
+    pub fn kills(most: Duration) -> Disturbance {
+        Disturbance { kills: Some(most), ..Disturbance::default() }
+    }
+
+    /// Makes the kernel forget all inodes that are not in use, again and again.
+    pub fn forgets() -> Disturbance {
+        Disturbance { forgets: true, ..Disturbance::default() }
+    }
+
+    /// Both.
+    pub fn kills_and_forgets(most: Duration) -> Disturbance {
+        Disturbance { forgets: true, ..Disturbance::kills(most) }
+    }
+
+    /// Begins with the mount that has a directory as its upper directory.
+    pub fn start(&mut self, upper: &Path) {
+        let killer = self.kills.map(|most| {
+            let supervisor = supervisor_of(upper).expect("the mount has a supervisor");
+            let seed = u64::from(std::process::id()) << 32;
+            ServerKiller::start(supervisor, seed ^ supervisor as u64, most)
+        });
+        self.running = Some((killer, self.forgets.then(Forgetter::start)));
+    }
+
+    /// Ends, before the unmount.
+    pub fn stop(&mut self) {
+        self.running = None;
+    }
+}
+
+/// A thread that makes the kernel drop its caches of names and inodes. Dropping it ends it.
+struct Forgetter {
+    ends: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Makes the kernel drop the names and inodes that are not in use from its caches.
+pub fn drop_inodes() {
+    std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+}
+
+impl Forgetter {
+    fn start() -> Forgetter {
+        let ends = Arc::new(AtomicBool::new(false));
+        let stop = ends.clone();
+        let thread = std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                drop_inodes();
+                std::thread::sleep(Duration::from_millis(3));
+            }
+        });
+        Forgetter { ends, thread: Some(thread) }
+    }
+}
+
+impl Drop for Forgetter {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+    }
 }
 
 /// A server that dies sooner may be taken for one that cannot begin.

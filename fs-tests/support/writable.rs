@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::big_image;
 use super::env::{Mount, TestEnv, run, unmount, wait_until_unused};
-use super::killer::{ServerKiller, supervisor_of};
+use super::killer::Disturbance;
 use super::oci::{Compression, Image};
 
 /// The implementation that serves the union. The environment variable `PLYFS_TEST_ENGINE` selects another one than
@@ -33,9 +33,7 @@ pub struct WritableUnion {
     /// The layers as directories for the peers, topmost first.
     lower: Vec<PathBuf>,
     options: Vec<String>,
-    /// Kills the server of the mount every [`KILL_INTERVAL`], if wanted.
-    kills_servers: bool,
-    killer: RefCell<Option<ServerKiller>>,
+    disturbance: RefCell<Disturbance>,
 }
 
 /// The longest life of a server that is killed again and again.
@@ -118,16 +116,16 @@ impl WritableUnion {
             image: image.to_owned(),
             lower: Vec::new(),
             options: Vec::new(),
-            kills_servers: std::env::var_os("PLYFS_TEST_KILL_SERVERS").is_some(),
-            killer: RefCell::default(),
+            disturbance: RefCell::default(),
         };
-        new.with_options(&[])
+        let kills = std::env::var_os("PLYFS_TEST_KILL_SERVERS").is_some();
+        if kills { new.with_server_kills() } else { new }.with_options(&[])
     }
 
     /// Kills the server of every mount from now on, several times a second. The environment variable
     /// `PLYFS_TEST_KILL_SERVERS` does so for all tests.
     pub fn with_server_kills(mut self) -> Self {
-        self.kills_servers = true;
+        self.disturbance = RefCell::new(Disturbance::kills(KILL_INTERVAL));
         self
     }
 
@@ -166,9 +164,8 @@ impl WritableUnion {
             Engine::Directories | Engine::FuseOverlayfs => drop(command.args(["-o", &all])),
         }
         let mount = Mount::start(&self.env, &mut command);
-        if self.kills_servers && matches!(self.engine, Engine::Plyfs | Engine::Directories) {
-            let supervisor = supervisor_of(&self.env.path("upper")).expect("the mount has a supervisor");
-            *self.killer.borrow_mut() = Some(ServerKiller::start(supervisor, supervisor as u64, KILL_INTERVAL));
+        if matches!(self.engine, Engine::Plyfs | Engine::Directories) {
+            self.disturbance.borrow_mut().start(&self.env.path("upper"));
         }
         mount
     }
@@ -176,7 +173,7 @@ impl WritableUnion {
     /// Unmount, and require that it worked.
     #[track_caller]
     pub fn unmount(&self, mount: Mount) {
-        self.killer.take();
+        self.disturbance.borrow_mut().stop();
         if self.engine == Engine::Plyfs {
             return mount.unmount();
         }

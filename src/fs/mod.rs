@@ -26,6 +26,7 @@ pub use layer_diff::NewLayer;
 pub use lowerdirs::{LowerDirs, Options as LowerDirsOptions};
 pub use readdir::DirEntry;
 pub use tar_export::ExportError;
+pub use union::Running;
 
 pub use crate::backing::acl::ACCESS as ACCESS_ACL;
 use crate::handover::Handover;
@@ -171,6 +172,15 @@ impl Fs {
         match &self.0 {
             Shown::Lower(lower) => lower.generation(ino),
             Shown::Union(union) => union.generation(ino),
+        }
+    }
+
+    /// Begins a request, unless the file system is read-only. Inode numbers that are looked up are valid until the
+    /// request ends; after it, only those with a kernel reference.
+    pub fn begin(&self) -> Option<Running<'_>> {
+        match &self.0 {
+            Shown::Lower(_) => None,
+            Shown::Union(union) => Some(union.begin()),
         }
     }
 

@@ -7,7 +7,7 @@ use super::reply::{ABSENT, failed, reply_empty, reply_xattr};
 use super::set_id::Requester;
 use super::traffic::Traffic;
 use super::{Options, convert, ioctl, once};
-use crate::fs::{ACCESS_ACL, Attr, Change, Fs, FsError, New, Replace};
+use crate::fs::{ACCESS_ACL, Attr, Change, Fs, FsError, New, Replace, Running};
 use crate::handover::{Before, Handover, Record};
 use crate::meta::Kind;
 use fuser::{
@@ -69,6 +69,12 @@ impl Server {
         let (pool, syncing, xattrs) = (Pool::default(), AtomicBool::new(false), options.xattrs);
         let (checks, keeps_times) = (options.default_permissions, false);
         Server { fs, traffic, pool, syncing, notifier, handover, honors_acls, checks, keeps_times, xattrs, ids }
+    }
+
+    /// Begins a request that is executed in this worker.
+    fn begin(&self, request: &Request) -> Option<Running<'_>> {
+        self.traffic.note(request);
+        self.fs.begin()
     }
 
     /// Converts attributes, with owners mapped to shown IDs.
@@ -185,7 +191,10 @@ impl Server {
     ) {
         if slow {
             let fs = self.fs.clone();
-            self.pool.run(move || then(what(&fs)));
+            self.pool.run(move || {
+                let _running = fs.begin();
+                then(what(&fs));
+            });
         } else {
             then(what(&self.fs));
         }
@@ -250,7 +259,7 @@ impl Filesystem for Server {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         let found = match name.as_bytes() {
             // open_by_handle_at(2) of an inode that is not in the kernel's cache.
             b"." => self.fs.by_number(parent.0),
@@ -264,7 +273,7 @@ impl Filesystem for Server {
     }
 
     fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         match self.fs.getattr(ino.0) {
             Ok(attr) => reply.attr(&NO_EXPIRY, &self.show(&attr)),
             Err(e) => reply.error(failed("getattr", ino, &e)),
@@ -272,7 +281,7 @@ impl Filesystem for Server {
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         match self.fs.readlink(ino.0) {
             Ok(target) => reply.data(&target),
             Err(e) => reply.error(failed("readlink", ino, &e)),
@@ -281,13 +290,13 @@ impl Filesystem for Server {
 
     /// ENOSYS: the kernel sends no further open requests, and keeps cached pages across opens (FUSE_NO_OPEN_SUPPORT).
     fn open(&self, request: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         reply.error(Errno::ENOSYS);
     }
 
     /// ENOSYS, as for [`Server::open`].
     fn opendir(&self, request: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         reply.error(Errno::ENOSYS);
     }
 
@@ -302,7 +311,7 @@ impl Filesystem for Server {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         self.traffic.note_data(size);
         match self.fs.read(ino.0, offset, size) {
             Ok(bytes) => reply.data(&bytes),
@@ -311,7 +320,7 @@ impl Filesystem for Server {
     }
 
     fn readdir(&self, request: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         let listed = self.fs.readdir(ino.0, offset, |entry| {
             reply.add(INodeNo(entry.ino), entry.next, convert::kind(entry.kind), OsStr::from_bytes(entry.name))
         });
@@ -322,7 +331,7 @@ impl Filesystem for Server {
     }
 
     fn readdirplus(&self, request: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         let listed = self.fs.readdirplus(ino.0, offset, |entry, attr| {
             let name = OsStr::from_bytes(entry.name);
             let (shown, generation) = (self.show(attr), self.generation(entry.ino));
@@ -340,7 +349,7 @@ impl Filesystem for Server {
     }
 
     fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         let name_max = crate::name::NAME_MAX as u32;
         match self.fs.statfs() {
             Ok(stat) => reply.statfs(
@@ -358,7 +367,7 @@ impl Filesystem for Server {
     }
 
     fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         if !self.xattrs {
             return reply.error(Errno::ENOSYS);
         }
@@ -372,7 +381,7 @@ impl Filesystem for Server {
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         if !self.xattrs {
             return reply.error(Errno::ENOSYS);
         }
@@ -383,7 +392,7 @@ impl Filesystem for Server {
     }
 
     fn lseek(&self, request: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         let writable = self.fs.is_writable();
         let notifier = self.notifier.clone();
         let seek = move |fs: &Fs| {
@@ -401,6 +410,7 @@ impl Filesystem for Server {
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
+        let _running = self.fs.begin();
         self.fs.forget(ino.0, count);
     }
 
@@ -425,7 +435,7 @@ impl Filesystem for Server {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         let (atime, mtime) = (atime.map(convert::set_time), mtime.map(convert::set_time));
         let (uid, gid) = (uid.map(|id| self.ids.users.stored(id)), gid.map(|id| self.ids.groups.stored(id)));
         let ctime = ctime.map(convert::time_of).filter(|_| self.keeps_times);
@@ -470,26 +480,26 @@ impl Filesystem for Server {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         let new =
             Kind::of(mode).map(|kind| New { rdev, ..self.new_of(request, kind, mode, umask) }).ok_or(FsError::Invalid);
         self.make(request, reply, ("mknod", parent, name), new);
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         let new = self.new_of(request, Kind::Dir, mode, umask);
         self.make(request, reply, ("mkdir", parent, name), Ok(new));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         let new = New { target: target.as_os_str().as_bytes(), ..self.new_of(request, Kind::Symlink, 0o777, 0) };
         self.make(request, reply, ("symlink", parent, name), Ok(new));
     }
 
     fn link(&self, request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         let name = name.as_bytes();
         let (made, _record) = self.once(
             request,
@@ -501,12 +511,12 @@ impl Filesystem for Server {
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         self.remove(request, reply, ("unlink", parent, name), Fs::unlink);
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         self.remove(request, reply, ("rmdir", parent, name), Fs::rmdir);
     }
 
@@ -520,7 +530,7 @@ impl Filesystem for Server {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         let ((parent_ino, name), (new_ino, new_name)) =
             ((parent.0, name.as_bytes()), (new_parent.0, new_name.as_bytes()));
         let (moved, _record) = self.once(
@@ -560,7 +570,7 @@ impl Filesystem for Server {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         let written = bytes.len() as u32;
         self.traffic.note_data(written);
         let held_back = self.keeps_times || flags.contains(WriteFlags::FUSE_WRITE_CACHE);
@@ -599,7 +609,7 @@ impl Filesystem for Server {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         let slow = self.fs.is_slow_to_write(ino.0);
         let keeps_mtime = self.keeps_times;
         let record = self.record_mtime(request, ino, keeps_mtime);
@@ -632,7 +642,7 @@ impl Filesystem for Server {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         let keeps_mtime = self.keeps_times;
         let strip = self.set_id_stripper(request, to, false);
         let copy = move |fs: &Fs| {
@@ -663,7 +673,7 @@ impl Filesystem for Server {
         _: u32,
         reply: ReplyEmpty,
     ) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         if !self.xattrs {
             return reply.error(Errno::ENOSYS);
         }
@@ -689,7 +699,7 @@ impl Filesystem for Server {
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         if !self.xattrs {
             return reply.error(Errno::ENOSYS);
         }
@@ -717,7 +727,7 @@ impl Filesystem for Server {
         _: u32,
         reply: ReplyIoctl,
     ) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         match ioctl::handle(&self.fs, ino.0, command, given) {
             Ok(answer) => {
                 if ioctl::changes(command) {
@@ -738,7 +748,7 @@ impl Filesystem for Server {
 
     /// ENOSYS on a read-only mount: the kernel sends no further fsync requests.
     fn fsync(&self, request: &Request, ino: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
-        self.traffic.note(request);
+        let _running = self.begin(request);
         if !self.fs.is_writable() {
             return reply.error(Errno::ENOSYS);
         }

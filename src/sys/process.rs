@@ -117,6 +117,15 @@ pub fn raise_oom_score(by: i32) -> io::Result<()> {
     std::fs::write(path, (now + by).min(1000).to_string())
 }
 
+/// Returns memory that the allocator holds free to the kernel, where the C library can (glibc).
+pub fn return_free_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim(3) releases memory that the allocator itself holds to be free, and is thread-safe.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 fn require_single_thread() -> io::Result<()> {
     if std::fs::read_dir("/proc/self/task")?.count() == 1 {
         return Ok(());

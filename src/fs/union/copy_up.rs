@@ -194,7 +194,7 @@ impl Union {
         self.upper.claim_name(made.handle.as_fd(), &name)?;
         self.keeping_times(parent, |dir| Ok(made.put(Place { dir: dir.as_fd(), name: &name })?))?;
         let mut entry = self.entry_of(ino, &draft, raw);
-        entry.dir = Some(Dir { lower: Some(ino), names: Some(Names::default()), subdirs, default_acl: None });
+        entry.dir = Some(Box::new(Dir { subdirs, ..*Dir::new(Some(ino), Some(Names::default())) }));
         let mut table = self.table_mut();
         table.insert(ino, entry);
         table.add_name(parent, &name, ino);

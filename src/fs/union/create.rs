@@ -50,7 +50,7 @@ impl Union {
         entry.capable = false;
         entry.kernel_mtime = (new.kind == Kind::File).then_some(object.raw.mtime);
         if new.kind == Kind::Dir {
-            entry.dir = Some(Dir { lower: None, names: Some(Names::default()), subdirs: 0, default_acl: None });
+            entry.dir = Some(Dir::new(None, Some(Names::default())));
         }
         self.enter_new(dir, &name, ino, entry);
         self.upper.handles().put(ino, handle);

@@ -9,7 +9,7 @@ use crate::meta::{Kind, Time};
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use twox_hash::XxHash3_64;
 
 pub use crate::fs::lower_types::Name;
@@ -47,7 +47,7 @@ pub struct Entry {
     pub held: Option<Handle>,
     /// The generation: distinguishes inodes that have the number at different times. Set once it has been needed.
     pub generation: Option<u32>,
-    pub dir: Option<Dir>,
+    pub dir: Option<Box<Dir>>,
     pub locks: Arc<Locks>,
 }
 
@@ -71,9 +71,13 @@ pub struct Locks {
     pub load: Mutex<()>,
     /// File: shared by writes; exclusive for setting capabilities, and for writing to a file that has some.
     pub privileges: RwLock<()>,
-    /// The number of kernel references to an inode that the image does not have.
+    /// The number of kernel references to an inode that the image does not have, and [`INHERITED`].
     pub references: AtomicU64,
 }
+
+/// The bit of [`Locks::references`] of an inode that the kernel may also have references to that earlier servers of the
+/// mount have given; their number is unknown.
+pub const INHERITED: u64 = 1 << 63;
 
 /// The state of a directory of the upper.
 pub struct Dir {
@@ -85,6 +89,15 @@ pub struct Dir {
     pub subdirs: u32,
     /// The default ACL, once read.
     pub default_acl: Option<Option<Arc<[u8]>>>,
+    /// An inode in it because of which it could not be unloaded.
+    pub blocker: Option<Ino>,
+}
+
+impl Dir {
+    /// The state of a directory with those names, `None` if they have not been loaded.
+    pub fn new(lower: Option<Ino>, names: Option<Names>) -> Box<Dir> {
+        Box::new(Dir { lower, names, subdirs: 0, default_acl: None, blocker: None })
+    }
 }
 
 /// The names of a directory of the upper.
@@ -179,6 +192,11 @@ impl Names {
         older.filter_map(|(serial, name)| Some((*serial, name, self.slots.get(name)?.what)))
     }
 
+    /// Whether a name was created after the directory was loaded. Then loading it again would change the order.
+    pub fn has_new(&self) -> bool {
+        self.newest > 0
+    }
+
     pub fn all(&self) -> impl Iterator<Item = (&Name, NameState)> {
         self.slots.iter().map(|(name, slot)| (name, slot.what))
     }
@@ -200,6 +218,13 @@ impl Entry {
             dir: None,
             locks: Arc::default(),
         }
+    }
+
+    /// Adds a hard link.
+    pub fn add_name(&mut self, dir: Ino, name: Name) {
+        // Most inodes have one name, and there may be millions.
+        self.names.reserve_exact(1);
+        self.names.push((dir, name));
     }
 
     pub fn is_removed(&self) -> bool {
@@ -231,6 +256,13 @@ impl Table {
         }
     }
 
+    /// Notes that earlier servers of the mount may have given references to all inodes.
+    pub fn inherit(&self) {
+        for entry in self.entries.values() {
+            entry.locks.references.fetch_or(INHERITED, Ordering::Relaxed);
+        }
+    }
+
     /// Returns the directories that have not been loaded.
     pub fn unread(&self) -> Vec<Ino> {
         let is_unread = |entry: &Entry| entry.dir.as_ref().is_some_and(|dir| dir.names.is_none());
@@ -259,6 +291,28 @@ impl Table {
         Some(entry)
     }
 
+    /// Removes the names of a directory, which can be loaded again, and the inodes that have no other name. Returns what
+    /// was removed: it may be much, so it should be freed after the table's lock is released.
+    pub fn unload(&mut self, dir: Ino) -> (Option<Names>, Vec<(Ino, Entry)>) {
+        let Some(names) = self.dir_mut(dir).and_then(|here| here.names.take()) else { return (None, Vec::new()) };
+        if let Some(handover) = self.handover.as_ref().filter(|_| names.has_new()) {
+            handover.drop_serials(dir);
+        }
+        let mut removed = Vec::new();
+        for (name, what) in names.all() {
+            let NameState::Inode(ino) = what else { continue };
+            self.lose_name(dir, name, ino);
+            if self.get(ino).is_some_and(Entry::is_removed) {
+                removed.extend(self.remove(ino).map(|entry| (ino, entry)));
+            }
+        }
+        if self.entries.len() < self.entries.capacity() / 4 {
+            self.entries.shrink_to(self.entries.len() * 2);
+            self.by_raw.shrink_to(self.by_raw.len() * 2);
+        }
+        (Some(names), removed)
+    }
+
     pub fn names(&self, dir: Ino) -> Option<&Names> {
         self.entries.get(&dir)?.dir.as_ref()?.names.as_ref()
     }
@@ -268,7 +322,7 @@ impl Table {
     }
 
     pub fn dir_mut(&mut self, dir: Ino) -> Option<&mut Dir> {
-        self.entries.get_mut(&dir)?.dir.as_mut()
+        self.entries.get_mut(&dir)?.dir.as_deref_mut()
     }
 
     /// Adds a name to an inode, in place of whatever the upper has under it.
@@ -278,7 +332,7 @@ impl Table {
             handover.leave_serial(dir, hash(name), serial);
         }
         if let Some(entry) = self.entries.get_mut(&ino) {
-            entry.names.push((dir, name.clone()));
+            entry.add_name(dir, name.clone());
         }
     }
 

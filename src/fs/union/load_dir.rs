@@ -261,14 +261,14 @@ impl Union {
             names.load(&name, NameState::Inode(ino));
             if let Some(entry) = table.get_mut(ino).filter(|entry| entry.raw == Some(raw)) {
                 if !entry.names.contains(&(dir, name.clone())) {
-                    entry.names.push((dir, name));
+                    entry.add_name(dir, name);
                 }
                 continue;
             }
             let mut entry = Entry::new(kind, Some(raw));
-            entry.names.push((dir, name));
+            entry.add_name(dir, name);
             entry.data = data;
-            entry.dir = (kind == Kind::Dir).then_some(Dir { lower, names: None, subdirs: 0, default_acl: None });
+            entry.dir = (kind == Kind::Dir).then(|| Dir::new(lower, None));
             table.insert(ino, entry);
         }
         for item in below.iter().flat_map(|listing| listing.from(0)) {

@@ -46,7 +46,10 @@ impl Union {
         }
         let found = (0..TRIES).find_map(|_| self.try_generation(ino).transpose()).and_then(Result::ok);
         // Without file handles below: a counter, unique in this mount and unlikely to recur in others.
-        let new = || self.next_generation.fetch_add(1, Ordering::Relaxed);
+        let new = || {
+            self.counts_generations.store(true, Ordering::Relaxed);
+            self.next_generation.fetch_add(1, Ordering::Relaxed)
+        };
         let mut table = self.table_mut();
         match table.get_mut(ino) {
             Some(entry) => *entry.generation.get_or_insert_with(|| found.unwrap_or_else(new)),

@@ -37,6 +37,7 @@ mod readdir;
 mod remove;
 mod rename;
 mod resume;
+mod unload;
 mod xattr;
 
 use super::lower::Lower;
@@ -45,13 +46,15 @@ use crate::backing::{Handle, share};
 use crate::handover::Handover;
 use crate::meta::Kind;
 use crate::upper::Upper;
-use inode_table::{Data, Dir, Entry, Locks, NameState, Table};
+use inode_table::{Data, Dir, Entry, INHERITED, Locks, NameState, Table};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use unload::Forgotten;
+pub use unload::Running;
 
 /// How often a lookup is retried when concurrent renames keep moving the object.
 const TRIES: usize = 64;
@@ -70,11 +73,14 @@ pub struct Union {
     all_loaded: AtomicBool,
     /// The next generation number for inodes on file systems without file handles.
     next_generation: AtomicU32,
+    /// Whether such a number has been used.
+    counts_generations: AtomicBool,
     /// Whether every directory reports a link count of 1.
     static_nlink: bool,
     forms: Forms,
     /// What the last server of the mount has left, and what this one leaves.
     handover: Option<Arc<Handover>>,
+    forgotten: Forgotten,
 }
 
 /// The layer in which a name of the union was found.
@@ -121,9 +127,11 @@ impl Union {
             numbering: Mutex::default(),
             all_loaded: AtomicBool::new(false),
             next_generation: AtomicU32::new(RandomState::new().hash_one(0) as u32),
+            counts_generations: AtomicBool::new(false),
             static_nlink,
             forms,
             handover,
+            forgotten: Forgotten::default(),
         };
         union.adopt_root()?;
         if !union.is_view() {
@@ -161,9 +169,9 @@ impl Union {
         let opaque = self.upper.is_opaque(root.as_fd())?;
         let mut entry = Entry::new(Kind::Dir, Some(raw.ino));
         // The root is listed as a name in itself, so that it never counts as removed.
-        entry.names.push((ROOT, Arc::from(&b"/"[..])));
+        entry.add_name(ROOT, Arc::from(&b"/"[..]));
         let lower = (!opaque).then_some(ROOT);
-        entry.dir = Some(Dir { lower, names: None, subdirs: 0, default_acl: None });
+        entry.dir = Some(Dir::new(lower, None));
         self.table_mut().insert(ROOT, entry);
         Ok(())
     }
@@ -325,7 +333,7 @@ impl Union {
         Ok(Some((handle, refusal)))
     }
 
-    /// Adds one kernel reference to an inode.
+    /// Adds one kernel reference to an inode. During a request ([`Union::begin`]).
     pub fn remember(&self, ino: Ino) {
         let counted = self.lower.references(ino, |count| count.fetch_add(1, Ordering::Relaxed));
         if counted.is_none()
@@ -335,34 +343,36 @@ impl Union {
         }
     }
 
-    /// Drops `count` kernel references. An inode without names and references is freed.
+    /// Drops `count` kernel references. An inode without names and references is freed; others may be unloaded.
     pub fn forget(&self, ino: Ino, count: u64) {
-        let left = {
-            let fewer = |held: u64| Some(held.saturating_sub(count));
-            let take = |counter: &AtomicU64| {
-                let before = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).unwrap_or_default();
-                before.saturating_sub(count)
-            };
-            let own = || self.table().get(ino).map(|entry| take(&entry.locks.references));
-            match self.lower.references(ino, take).or_else(own) {
-                Some(left) => left,
-                None => return,
-            }
+        let take = |counter: &AtomicU64| {
+            let fewer = |held: u64| Some(held & INHERITED | (held & !INHERITED).saturating_sub(count));
+            let before = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).unwrap_or_default();
+            (before & !INHERITED).saturating_sub(count)
         };
-        if left == 0 {
+        let own = || self.table().get(ino).map(|entry| take(&entry.locks.references));
+        if self.lower.references(ino, take).or_else(own) == Some(0) {
+            // The kernel cannot have got an inode without names again, so it has no inherited reference either.
             self.drop_removed(ino);
+            self.note_forgotten(ino);
         }
     }
 
     /// Whether the kernel may have a reference to an inode.
     fn is_referenced(&self, ino: Ino) -> bool {
-        if self.is_resumed() {
+        self.is_known(ino, self.table().get(ino))
+    }
+
+    /// The same for an inode whose entry is `entry`.
+    fn is_known(&self, ino: Ino, entry: Option<&Entry>) -> bool {
+        if self.is_resumed() && self.lower.has(ino) {
             // References given by earlier servers are not counted.
             return true;
         }
         let is_held = |count: &AtomicU64| count.load(Ordering::Relaxed) > 0;
-        let own = || self.table().get(ino).is_some_and(|entry| is_held(&entry.locks.references));
-        self.lower.references(ino, is_held).unwrap_or_else(own)
+        // Lower directories that have been loaded meanwhile may count an inode from now on.
+        self.lower.references(ino, is_held).unwrap_or_default()
+            || entry.is_some_and(|entry| is_held(&entry.locks.references))
     }
 
     /// Removes an inode without names from the table once the kernel holds no reference to it.

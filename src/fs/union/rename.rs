@@ -290,7 +290,7 @@ impl Union {
 pub(super) fn removed(kind: Kind) -> Entry {
     let mut entry = Entry::new(kind, None);
     if kind == Kind::Dir {
-        entry.dir = Some(super::Dir { lower: None, names: Some(Default::default()), subdirs: 0, default_acl: None });
+        entry.dir = Some(super::Dir::new(None, Some(Default::default())));
     }
     entry
 }

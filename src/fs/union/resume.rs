@@ -27,7 +27,10 @@ impl Union {
     pub(super) fn resume(&self, handover: &Handover) -> Result<(), FsError> {
         self.load_in_parallel()?;
         self.load_all()?;
-        self.table_mut().restore_serials();
+        let mut table = self.table_mut();
+        table.restore_serials();
+        table.inherit();
+        drop(table);
         for (number, ino) in handover.all_held()? {
             let handle = share(sys::adopt_descriptor(number));
             if self.table().get(ino).is_some_and(|entry| !entry.is_removed()) {
@@ -76,7 +79,7 @@ impl Union {
         let mut entry = Entry::new(object.kind, Some(object.raw.ino));
         match object.kind {
             Kind::Dir => {
-                entry.dir = Some(Dir { lower: None, names: Some(Default::default()), subdirs: 0, default_acl: None });
+                entry.dir = Some(Dir::new(None, Some(Default::default())));
             }
             Kind::File if self.upper.mark(handle.as_fd(), Mark::Metacopy)?.is_some() => {
                 entry.data = if self.lower.has(ino) { Data::Lower(ino, object.raw.size) } else { Data::Missing };

@@ -4,6 +4,7 @@
 //! other: `strace` counts the calls of each thread and kills at the given one. So every state that a death can leave is
 //! tried, among them those between a change and its answer.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
@@ -19,7 +20,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::env::{Mount, TestEnv, run};
 use crate::support::eventually;
-use crate::support::killer::{ServerKiller, server_of};
+use crate::support::killer::{ServerKiller, drop_inodes, server_of, supervisor_of};
 use crate::support::oci::Image;
 use crate::support::tar::{Entry, Tar};
 
@@ -427,6 +428,106 @@ fn restarts_leave_no_descriptors_open() {
     }
     assert!(count() <= first + 2, "{} descriptors, {first} before", count());
     served.mount.unmount();
+}
+
+/// A control group with a memory limit. Dropping it removes it, once its processes have ended.
+struct MemoryLimit {
+    dir: PathBuf,
+    file: &'static str,
+}
+
+impl MemoryLimit {
+    /// Returns `None` if no memory controller is mounted.
+    fn new(processes: &[i32], bytes: u64) -> Option<MemoryLimit> {
+        let found = [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")];
+        let name = format!("plyfs-test-{}", std::process::id());
+        let group = |(root, file): (&str, &'static str)| {
+            let dir = Path::new(root).join(&name);
+            fs::create_dir(&dir).ok()?;
+            Some(MemoryLimit { dir, file }).filter(|limit| limit.dir.join(file).exists())
+        };
+        let limit = found.into_iter().find_map(group)?;
+        limit.set(bytes);
+        processes.iter().for_each(|pid| fs::write(limit.dir.join("cgroup.procs"), pid.to_string()).unwrap());
+        Some(limit)
+    }
+
+    fn set(&self, bytes: u64) {
+        fs::write(self.dir.join(self.file), bytes.to_string()).unwrap();
+    }
+}
+
+impl Drop for MemoryLimit {
+    fn drop(&mut self) {
+        eventually("the control group is empty", || fs::remove_dir(&self.dir).is_ok() || !self.dir.exists());
+    }
+}
+
+#[test]
+fn a_server_that_is_killed_for_its_memory_while_it_lists_a_directory_is_replaced() {
+    const NAMES: usize = 40_000;
+    let served = Served::new(&[]);
+    fs::create_dir(served.path("big")).unwrap();
+    (0..NAMES).for_each(|number| drop(File::create(served.path(format!("big/{number}"))).unwrap()));
+    let Some(limit) = MemoryLimit::new(&[served.supervisor], 6 << 20) else {
+        println!("no memory controller is mounted here");
+        return served.mount.unmount();
+    };
+    drop_inodes();
+    // The next one is in the control group.
+    kill_process(served.server(), Signal::KILL).unwrap();
+    let listed = std::thread::spawn({
+        let dir = served.path("big");
+        move || fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect::<BTreeSet<_>>()
+    });
+    eventually("a server is killed for its memory", || served.restarts() > 1);
+    limit.set(1 << 30);
+    assert_eq!(listed.join().unwrap().len(), NAMES);
+    let log = served.log();
+    assert!(log.contains("signal 9"), "{log}");
+    served.mount.unmount();
+}
+
+/// Walks over more names than the server may keep, a part at a time. 540 bytes are kept of each that the kernel knows.
+#[test]
+fn names_that_the_kernel_has_forgotten_take_no_memory() {
+    const PARTS: usize = 8;
+    const NAMES: usize = 10_000;
+    let served = Served::new(&[]);
+    let upper = served.env.path("upper");
+    let name = |part: usize, number: usize| format!("part{part}/{number}");
+    for part in 0..PARTS {
+        fs::create_dir(served.path(format!("part{part}"))).unwrap();
+        (0..NAMES).for_each(|number| fs::write(upper.join(name(part, number)), number.to_string()).unwrap());
+    }
+    served.mount.unmount();
+    let mount = served.env.mount("one:1", &["--upper", upper.to_str().unwrap()]);
+    let supervisor = supervisor_of(&upper).unwrap();
+    let private = || {
+        let server = server_of(supervisor).unwrap().as_raw_nonzero();
+        let all = fs::read_to_string(format!("/proc/{server}/smaps_rollup")).unwrap();
+        let lines = all.lines().filter(|line| line.starts_with("Private"));
+        lines.map(|line| line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap()).sum::<usize>() << 10
+    };
+    for part in 0..PARTS {
+        let dir = mount.path().join(format!("part{part}"));
+        let walked = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len() > 0).count();
+        assert_eq!(walked, NAMES);
+        // Changed while it is loaded for the first time: read below when it is loaded again.
+        fs::rename(dir.join("0"), dir.join("moved")).unwrap();
+        fs::remove_file(dir.join("1")).unwrap();
+        rustix::fs::sync();
+        (0..3).for_each(|_| drop_inodes());
+    }
+    assert!(private() < PARTS * NAMES * 540 * 3 / 5, "{} bytes are kept", private());
+    for part in 0..PARTS {
+        let path = |number| mount.path().join(name(part, number));
+        assert_eq!(fs::read_to_string(path(777)).unwrap(), "777");
+        assert_eq!(fs::read_to_string(mount.path().join(format!("part{part}/moved"))).unwrap(), "0");
+        assert!(!path(0).exists() && !path(1).exists());
+        assert_eq!(fs::read_dir(mount.path().join(format!("part{part}"))).unwrap().count(), NAMES - 1);
+    }
+    mount.unmount();
 }
 
 #[test]

@@ -62,9 +62,9 @@ struct Forgetter {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Makes the kernel drop the names and inodes that are not in use from its caches.
+/// Makes the kernel drop the names, inodes and pages that are not in use from its caches.
 pub fn drop_inodes() {
-    std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+    std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
 }
 
 impl Forgetter {

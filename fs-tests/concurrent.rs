@@ -5,8 +5,8 @@ use crate::support::bed::{UnionFixture, at, disk, take_snapshot};
 use crate::support::tar::Tar;
 use plyfs::fs::{Change, Fs, FsError, Ino, New, ROOT, Replace};
 use plyfs::meta::Kind;
-use std::sync::{Arc, RwLock};
 use std::sync::mpsc;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 const THREADS: u64 = 6;

@@ -2,10 +2,12 @@
 //! the same.
 
 use std::fs;
+use std::time::Duration;
 
 use serde_json::json;
 
 use super::support::env;
+use super::support::killer::ServerKiller;
 use super::support::nest::UpperFs;
 use super::support::oci::Image;
 use super::support::podman::{LIST_TREE, PodmanUser, Store, assert_same, compare, compare_on, is_kernel_overlayfs};
@@ -533,6 +535,17 @@ fn containers_can_start_at_the_same_time() {
 #[ignore = "long: scripts/soak runs it"]
 fn images_are_built() {
     compare(PodmanUser::Root, ALLOWED_DIFFERENCES, built);
+}
+
+#[test]
+#[ignore = "long: scripts/soak runs it"]
+fn images_are_built_although_the_servers_are_killed() {
+    compare(PodmanUser::Root, ALLOWED_DIFFERENCES, |store| {
+        let killer =
+            (!store.is_peer()).then(|| ServerKiller::start_in(&store.env.path(""), 3, Duration::from_millis(175)));
+        built(store);
+        assert!(killer.is_none_or(|killer| killer.kills() > 0), "no server was killed");
+    });
 }
 
 #[test]

@@ -139,6 +139,49 @@ fn every_row_is_written(with: fn(WritableUnion) -> WritableUnion) {
     union.assert_lower_unchanged();
 }
 
+/// Makes a PostgreSQL cluster in a directory, runs transactions of pgbench in it, and checks its pages, its indexes and
+/// the sums that each transaction keeps equal; then again after a crash of PostgreSQL itself.
+const POSTGRESQL: &str = r#"
+set -eu
+bin=$(ls -d /usr/lib/postgresql/*/bin | tail -1); data=$1/data
+as() { setpriv --reuid=postgres --regid=postgres --clear-groups -- "$@"; }
+sql() { as "$bin/psql" -h "$1" -qAtc "$2" postgres; }
+mkdir "$data" "$1/socket"; chown postgres: "$data" "$1/socket"
+as "$bin/initdb" -k -A trust "$data" >/dev/null
+start() {
+    as "$bin/pg_ctl" -s -w -D "$data" -l "$data/log" -o "-k $1/socket -c listen_addresses= -c max_wal_size=64MB" start
+}
+start "$1"
+trap 'as "$bin/pg_ctl" -s -D "$data" -m immediate stop || true' EXIT
+as "$bin/pgbench" -h "$1/socket" -iqs 5 postgres 2>/dev/null
+as "$bin/pgbench" -h "$1/socket" -n -c 4 -j 2 -T "$2" postgres >"$1/result"
+grep -q 'number of failed transactions: 0 ' "$1/result"
+for _ in 1 2; do
+    test 1 = "$(sql "$1/socket" 'SELECT count(DISTINCT sum) FROM (SELECT sum(abalance) FROM pgbench_accounts
+        UNION ALL SELECT sum(tbalance) FROM pgbench_tellers UNION ALL SELECT sum(bbalance) FROM pgbench_branches
+        UNION ALL SELECT sum(delta) FROM pgbench_history) s')"
+    sql "$1/socket" 'CREATE EXTENSION IF NOT EXISTS amcheck'
+    as "$bin/pg_amcheck" -h "$1/socket" --heapallindexed postgres
+    as "$bin/pg_ctl" -s -D "$data" -m immediate stop
+    start "$1"
+done
+as "$bin/pg_ctl" -s -w -D "$data" stop
+trap - EXIT
+as "$bin/pg_checksums" --check "$data" >/dev/null
+"#;
+
+#[test]
+#[ignore = "long: scripts/soak runs it"]
+fn postgresql_keeps_every_transaction_although_the_server_is_killed() {
+    let union = WritableUnion::with_layer(Tar::new().dir("srv").finish()).with_server_kills();
+    let mount = union.mount();
+    let output = run(Command::new("bash").args(["-c", POSTGRESQL, "-"]).arg(mount.path()).arg("20"));
+    assert_eq!(output.code, 0, "{output:#?}");
+    let transactions = fs::read_to_string(mount.path().join("result")).unwrap();
+    println!("{transactions}");
+    union.unmount(mount);
+}
+
 #[test]
 fn a_removed_tree_stays_removed() {
     let union = WritableUnion::debian();

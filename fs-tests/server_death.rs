@@ -20,7 +20,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::env::{Mount, TestEnv, run};
 use crate::support::eventually;
-use crate::support::killer::{ServerKiller, drop_inodes, server_of, supervisor_of};
+use crate::support::killer::{ServerKiller, drop_inodes, server_of, supervisor_of, supervisors_in};
 use crate::support::oci::Image;
 use crate::support::tar::{Entry, Tar};
 
@@ -511,7 +511,8 @@ fn names_that_the_kernel_has_forgotten_take_no_memory() {
     };
     for part in 0..PARTS {
         let dir = mount.path().join(format!("part{part}"));
-        let walked = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len() > 0).count();
+        let walked =
+            fs::read_dir(&dir).unwrap().filter(|entry| entry.as_ref().unwrap().metadata().unwrap().len() > 0).count();
         assert_eq!(walked, NAMES);
         // Changed while it is loaded for the first time: read below when it is loaded again.
         fs::rename(dir.join("0"), dir.join("moved")).unwrap();
@@ -584,7 +585,7 @@ fn a_containers_files_survive_the_death_of_their_server() {
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut killer = None;
     eventually("the container's supervisor runs", || {
-        killer = supervisor_in(&env.root());
+        killer = supervisors_in(&env.root()).into_iter().next();
         killer.is_some()
     });
     let killer = ServerKiller::start(killer.unwrap(), 77, Duration::from_millis(30));
@@ -623,23 +624,6 @@ fn a_plain_users_mount_survives_the_death_of_its_server() {
     assert_eq!((output.code, output.stdout.trim()), (0, "300"), "{output:?}");
     assert_eq!(ended.code, 0, "{ended:?}");
     assert!(kills > 3, "{kills} kills");
-}
-
-/// Returns the supervisor of the only FUSE mount of a container in that store: the parent of the process that has
-/// worker threads.
-fn supervisor_in(root: &Path) -> Option<i32> {
-    let is_of_store = |pid: &i32| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&line).contains(root.to_str().unwrap())
-    };
-    let works = |server: Pid| {
-        let tasks = fs::read_dir(format!("/proc/{}/task", server.as_raw_nonzero())).into_iter().flatten().flatten();
-        let mut names = tasks.map(|task| fs::read_to_string(task.path().join("comm")).unwrap_or_default());
-        names.any(|name| name.starts_with("fuser"))
-    };
-    let pids = fs::read_dir("/proc").unwrap().flatten();
-    let mut pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.find(|pid| is_of_store(pid) && server_of(*pid).is_some_and(works))
 }
 
 /// Installs a program, as a package manager does: a new file takes the place of the old one.

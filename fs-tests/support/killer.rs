@@ -110,9 +110,36 @@ pub fn supervisor_of(upper: &Path) -> Option<i32> {
     pids.find(|pid| has_open(*pid) && server_of(*pid).is_some_and(|server| has_open(server.as_raw_nonzero().get())))
 }
 
+/// Returns the supervisors with working servers whose command lines name a directory.
+pub fn supervisors_in(root: &Path) -> Vec<i32> {
+    let is_of_store = |pid: &i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(root.to_str().unwrap())
+    };
+    let works = |server: Pid| {
+        let tasks =
+            std::fs::read_dir(format!("/proc/{}/task", server.as_raw_nonzero())).into_iter().flatten().flatten();
+        let mut names = tasks.map(|task| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default());
+        names.any(|name| name.starts_with("fuser"))
+    };
+    let pids = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| is_of_store(pid) && server_of(*pid).is_some_and(works)).collect()
+}
+
 impl ServerKiller {
-    /// Kills each server after [`LIFE`] and a random part of `most` more.
+    /// Kills each server of a supervisor after [`LIFE`] and a random part of `most` more.
     pub fn start(supervisor: i32, seed: u64, most: Duration) -> ServerKiller {
+        ServerKiller::run(seed, most, move || vec![supervisor])
+    }
+
+    /// The same for all mounts whose command lines name a directory.
+    pub fn start_in(root: &Path, seed: u64, most: Duration) -> ServerKiller {
+        let root = root.to_owned();
+        ServerKiller::run(seed, most, move || supervisors_in(&root))
+    }
+
+    fn run(seed: u64, most: Duration, supervisors: impl Fn() -> Vec<i32> + Send + 'static) -> ServerKiller {
         let (ends, kills) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
         let (stop, count) = (ends.clone(), kills.clone());
         let thread = std::thread::spawn(move || {
@@ -123,11 +150,13 @@ impl ServerKiller {
                 random ^= random >> 7;
                 random ^= random << 17;
                 std::thread::sleep(LIFE + most.mul_f64((random % 1000) as f64 / 1000.0));
-                let Some(server) = server_of(supervisor) else { continue };
-                if kill_process(server, Signal::KILL).is_ok() {
-                    count.fetch_add(1, Ordering::Relaxed);
+                for supervisor in supervisors() {
+                    let Some(server) = server_of(supervisor) else { continue };
+                    if kill_process(server, Signal::KILL).is_ok() {
+                        count.fetch_add(1, Ordering::Relaxed);
+                    }
+                    wait_for_next(supervisor, server);
                 }
-                wait_for_next(supervisor, server);
             }
         });
         ServerKiller { ends, kills, thread: Some(thread) }
@@ -142,7 +171,8 @@ impl ServerKiller {
 /// Waits until the supervisor has started another server.
 fn wait_for_next(supervisor: i32, killed: Pid) {
     let deadline = Instant::now() + Duration::from_secs(5);
-    while Instant::now() < deadline && server_of(supervisor).is_none_or(|server| server == killed) {
+    let lives = || Path::new(&format!("/proc/{supervisor}")).exists();
+    while Instant::now() < deadline && lives() && server_of(supervisor).is_none_or(|server| server == killed) {
         std::thread::sleep(Duration::from_micros(200));
     }
 }

@@ -31,7 +31,8 @@ pub use namespace::{
 };
 pub use process::{
     Fork, adopt_descriptor, close_descriptors, close_inherited, descriptors, detach_from_terminal, fork, fork_first,
-    fork_sharing_descriptors, is_root, proc_dir, raise_descriptor_limit, raise_oom_score, return_free_memory, user_name,
+    fork_sharing_descriptors, is_root, proc_dir, raise_descriptor_limit, raise_oom_score, return_free_memory,
+    user_name,
 };
 pub use shared::SharedWords;
 pub use signals::{Received, Signals, begin_with_all_signals};

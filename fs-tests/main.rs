@@ -25,6 +25,7 @@ mod hostile;
 mod importing;
 mod kernel_engine;
 mod listing;
+mod looking;
 mod merge_model;
 mod mirrors;
 mod model;

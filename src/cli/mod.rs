@@ -11,6 +11,7 @@ mod filter;
 mod image;
 mod interrupt;
 mod log;
+mod look;
 mod mount;
 mod output;
 mod registry;
@@ -112,8 +113,8 @@ enum Command {
     Rm(container::lifecycle::RmArgs),
     /// Copy files between a container and the host
     Cp(container::cp::CpArgs),
-    /// Show the changes in a container or an upper directory
-    Diff(container::diff::DiffArgs),
+    /// Show the changes in a container or an upper directory, or what differs between two images
+    Diff(look::diff::DiffArgs),
     /// Create an image from the changes in a container or an upper directory
     Commit(container::commit::CommitArgs),
     /// List containers
@@ -124,6 +125,16 @@ enum Command {
     Inspect(image::inspect::InspectArgs),
     /// Show the history of an image
     History(image::history::HistoryArgs),
+    /// List files of an image or a container
+    Ls(look::ls::LsArgs),
+    /// Print files of an image or a container
+    Cat(look::cat::CatArgs),
+    /// Show the disk usage of files of an image or a container
+    Du(look::du::DuArgs),
+    /// Search for files in an image or a container
+    Find(look::find::FindArgs),
+    /// Show what each layer of an image does, to all files or to one path
+    Layers(look::layers::LayersArgs),
     /// Add a name to an image
     Tag(image::tag::TagArgs),
     /// Remove images
@@ -161,6 +172,9 @@ enum Command {
     Version(system::store::VersionArgs),
     /// Print a shell completion script
     Completion(completion::CompletionArgs),
+    /// Complete the last word of a command line
+    #[command(hide = true)]
+    Complete(completion::CompleteArgs),
     /// Write the manual pages
     #[command(hide = true)]
     Man(completion::ManArgs),
@@ -195,7 +209,7 @@ enum ContainerCommand {
     /// Copy files between a container and the host
     Cp(container::cp::CpArgs),
     /// Show the changes in a container
-    Diff(container::diff::DiffArgs),
+    Diff(look::diff::DiffArgs),
     /// Create an image from the changes in a container
     Commit(container::commit::CommitArgs),
 }
@@ -317,7 +331,7 @@ fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
         Command::Wait(a) | Command::Container(ContainerCommand::Wait(a)) => container::lifecycle::wait_for(global, &a),
         Command::Rm(a) | Command::Container(ContainerCommand::Rm(a)) => container::lifecycle::rm(global, &a),
         Command::Cp(a) | Command::Container(ContainerCommand::Cp(a)) => container::cp::cp(global, &a),
-        Command::Diff(a) | Command::Container(ContainerCommand::Diff(a)) => container::diff::diff(global, &a),
+        Command::Diff(a) | Command::Container(ContainerCommand::Diff(a)) => look::diff::diff(global, &a),
         Command::Commit(a) | Command::Container(ContainerCommand::Commit(a)) => container::commit::commit(global, &a),
         Command::Ps(a) | Command::Container(ContainerCommand::Ls(a)) => container::ps::ps(global, &a),
         Command::Images(a) | Command::Image(ImageCommand::Ls(a)) => image::images::images(global, &a),
@@ -325,6 +339,11 @@ fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
         Command::Container(ContainerCommand::Inspect(a)) => image::inspect::inspect_containers(global, a),
         Command::Image(ImageCommand::Inspect(a)) => image::inspect::inspect_images(global, &a),
         Command::History(a) | Command::Image(ImageCommand::History(a)) => image::history::history(global, &a),
+        Command::Ls(a) => look::ls::ls(global, &a),
+        Command::Cat(a) => look::cat::cat(global, &a),
+        Command::Du(a) => look::du::du(global, &a),
+        Command::Find(a) => look::find::find(global, &a),
+        Command::Layers(a) => look::layers::layers(global, &a),
         Command::Image(ImageCommand::Prune(a)) => image::prune::prune(global, &a),
         Command::Tag(a) | Command::Image(ImageCommand::Tag(a)) => image::tag::tag(global, &a),
         Command::Rmi(a) | Command::Image(ImageCommand::Rm(a)) => image::tag::rmi(global, &a),
@@ -341,6 +360,7 @@ fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
         Command::Version(a) => system::store::version(&a),
         Command::Completion(a) => completion::completion(&a),
         Command::Man(a) => completion::man(&a),
+        Command::Complete(a) => completion::complete(&a),
     }
 }
 

@@ -85,7 +85,7 @@ pub(in crate::cli) fn one_or_two<'a>(verb: &str, args: &'a [String]) -> anyhow::
 }
 
 /// Requires that `plyfs VERB` has no arguments.
-pub(in crate::cli) fn none(verb: &str, args: &[String]) -> anyhow::Result<()> {
+pub(in crate::cli) fn none<T>(verb: &str, args: &[T]) -> anyhow::Result<()> {
     if args.is_empty() { Ok(()) } else { Err(wrong_count(verb, "accepts no arguments")) }
 }
 

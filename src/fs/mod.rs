@@ -28,7 +28,7 @@ pub use readdir::DirEntry;
 pub use tar_export::ExportError;
 pub use union::Running;
 
-pub use crate::backing::acl::ACCESS as ACCESS_ACL;
+pub use crate::backing::acl::{ACCESS as ACCESS_ACL, DEFAULT as DEFAULT_ACL};
 use crate::handover::Handover;
 use crate::layer::Index;
 use crate::meta::Time;

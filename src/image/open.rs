@@ -93,6 +93,15 @@ pub fn open_tree(store: &Store, image: &Image) -> Result<OpenTree> {
     Ok(OpenTree { tree, tars })
 }
 
+/// Opens the indexes of an image's layers, bottom first. One that is missing or damaged is made again.
+pub fn open_layers(store: &Store, image: &Image) -> Result<Vec<Index>> {
+    let open = |diff_id: &Digest| match usable(&store.layer_index(diff_id), diff_id) {
+        Some(index) => Ok(index),
+        None => open_index(&Session::begin(store)?, diff_id),
+    };
+    image.layers.iter().map(|layer| open(&layer.diff_id)).collect()
+}
+
 /// Opens the tars of an image's layers, bottom first. Only their length is checked, as hashing them would take too
 /// long.
 pub(super) fn open_tars(store: &Store, image: &Image) -> Result<Vec<File>> {

@@ -1,19 +1,11 @@
 //! `commit`: creates an image from the changes of a container or an upper directory.
 
-use super::changes::{Target, UpperArgs, changes, of_container, of_upper, sync};
+use super::changes::{UpperArgs, of_container, of_upper};
 use crate::cli::image::import;
 use crate::cli::output::stdout as output;
 use crate::cli::{Global, interrupt, usage_errors};
-use crate::container::rootfs::Rootfs;
 use crate::image::commit::{self, Wanted};
-use crate::name::show;
-use crate::store::Store;
-use crate::sys;
 use jiff::Timestamp;
-use std::collections::BTreeSet;
-use std::ffi::OsStr;
-use std::io::ErrorKind;
-use std::os::unix::ffi::OsStrExt;
 
 #[derive(clap::Args)]
 #[command(
@@ -76,46 +68,8 @@ pub(in crate::cli) fn commit(global: &Global, a: &CommitArgs) -> anyhow::Result<
         name: name.map(import::name_of).transpose()?,
     };
     let image = interrupt::in_session(&store, |session| {
-        write_back(&store, &target)?;
+        target.write_back(&store)?;
         target.consistently(|| commit::commit(session, &wanted, &|text| tracing::warn!("{text}")))
     })?;
     output::line(image.id)
-}
-
-/// Maximum passes over files that writeback has copied up. Each pass finds fewer.
-const ROUNDS: usize = 4;
-
-/// Writes back the dirty pages of live mounts. The first write of a file copies up its data, so that new files may
-/// appear in the upper directory, and need another pass.
-fn write_back(store: &Store, target: &Target) -> anyhow::Result<()> {
-    if target.live.is_empty() {
-        return Ok(());
-    }
-    let roots = target.live.iter().map(sync).collect::<anyhow::Result<Vec<Rootfs>>>()?;
-    let mut done = BTreeSet::new();
-    for _ in 0..ROUNDS {
-        let files =
-            target.consistently(|| changes(store, target))?.into_iter().filter(|(_, changed)| changed.is_file());
-        let new: Vec<Vec<u8>> = files.map(|(path, _)| path).filter(|path| !done.contains(path)).collect();
-        if new.is_empty() {
-            break;
-        }
-        for root in &roots {
-            flush(root, &new)?;
-        }
-        done.extend(new);
-    }
-    Ok(())
-}
-
-/// Waits until files of a mount are written, with fdatasync(2). Skips removed files and objects of other types.
-fn flush(root: &Rootfs, paths: &[Vec<u8>]) -> anyhow::Result<()> {
-    for path in paths {
-        match root.open_file(OsStr::from_bytes(path)).and_then(|file| file.sync_data()) {
-            Ok(()) => {}
-            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidInput) => {}
-            Err(e) => anyhow::bail!("cannot sync {}: {}", show(path), sys::describe(&e)),
-        }
-    }
-    Ok(())
 }

@@ -90,8 +90,7 @@ pub(in crate::cli) struct CreateArgs {
 
 /// Finds the image, or pulls it. The process must be single-threaded, and still is afterwards.
 pub(in crate::cli) fn image(store: &Store, wanted: &str, a: &ContainerArgs) -> anyhow::Result<Image> {
-    a.missing.bring_in(store, wanted)?;
-    Ok(store.resolve(wanted)?)
+    a.missing.bring_in(store, wanted)
 }
 
 /// Describes a container without a name; does not register it in the store.

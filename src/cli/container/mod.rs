@@ -2,12 +2,11 @@
 
 pub(super) mod attach;
 pub(super) mod bundle;
-mod changes;
+pub(super) mod changes;
 pub(super) mod chroot;
 pub(super) mod commit;
 pub(super) mod cp;
 pub(super) mod create;
-pub(super) mod diff;
 pub(super) mod exec;
 pub(super) mod inspect;
 pub(super) mod lifecycle;

@@ -5,6 +5,7 @@ use crate::cli::output::format::{self, Columns, Row};
 use crate::cli::output::units;
 use crate::cli::output::units::ago;
 use crate::cli::{Global, usage_errors};
+use crate::store::{Image, Store};
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
@@ -72,6 +73,18 @@ pub(in crate::cli) fn history(global: &Global, a: &HistoryArgs) -> anyhow::Resul
     let is_default = matches!(a.format.as_deref(), None | Some("" | "table"));
     let format = if a.quiet && is_default { Some("{{.ID}}") } else { a.format.as_deref() };
     format::list(format, if a.human { TABLE } else { TABLE_FOR_MACHINES }, &COLUMNS, rows)
+}
+
+/// Returns the command of each layer of an image, the bottom one first; empty where the config has none.
+pub(in crate::cli) fn commands(store: &Store, image: &Image) -> anyhow::Result<Vec<String>> {
+    let config = config(store, image)?;
+    let steps = config.get("history").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let is_layer = |step: &&Value| !step.get("empty_layer").and_then(Value::as_bool).unwrap_or(false);
+    let text =
+        |step: &Value| step.get("created_by").and_then(Value::as_str).unwrap_or_default().replace(['\t', '\n'], " ");
+    let mut commands: Vec<String> = steps.iter().filter(is_layer).map(text).collect();
+    commands.resize(image.layers.len(), String::new());
+    Ok(commands)
 }
 
 fn cells(step: &Map<String, Value>, size: u64, a: &HistoryArgs, now: Timestamp) -> Row {

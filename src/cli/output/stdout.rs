@@ -2,17 +2,30 @@
 
 use crate::sys;
 use serde::Serialize;
-use std::io::{self, Write};
+use std::io::{self, BufWriter, StdoutLock, Write};
+
+/// The capacity of [`writer`] in bytes.
+const BUFFER: usize = 1 << 16;
 
 /// Prints text without changes, and flushes.
 pub(in crate::cli) fn text(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    let done = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    done.map_err(|e| match e.kind() {
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(failed)
+}
+
+/// Returns a buffered writer to standard output, for much output or such that is no text. Its errors go through
+/// [`failed`]; the caller flushes it.
+pub(in crate::cli) fn writer() -> BufWriter<StdoutLock<'static>> {
+    BufWriter::with_capacity(BUFFER, io::stdout().lock())
+}
+
+/// Describes an error of a write to standard output.
+pub(in crate::cli) fn failed(error: io::Error) -> anyhow::Error {
+    match error.kind() {
         // Kept as an io::Error: the program then exits without a message.
-        io::ErrorKind::BrokenPipe => e.into(),
-        _ => anyhow::anyhow!("cannot write to standard output: {}", sys::describe(&e)),
-    })
+        io::ErrorKind::BrokenPipe => error.into(),
+        _ => anyhow::anyhow!("cannot write to standard output: {}", sys::describe(&error)),
+    }
 }
 
 /// Prints one line.

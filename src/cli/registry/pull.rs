@@ -5,16 +5,18 @@ use crate::cli::output::stdout as output;
 use crate::cli::registry::options::RegistryArgs;
 use crate::cli::{Exit, Global, config, interrupt, usage_errors};
 use crate::container::sandbox;
+use crate::digest::Digest;
 use crate::image::Platform;
 use crate::image::progress::Progress;
 use crate::image::pull::{Pulled, pull as take};
 use crate::image::source::{self, LoadFrom, Source, Want};
 use crate::image::verify::Key;
 use crate::reference::{DEFAULT_TAG, Reference};
-use crate::store::{Session, Store};
+use crate::store::{self, Image, Session, Store};
 use crate::sys::{self, Fork, Signals};
-use std::fs;
-use std::io::{self, IsTerminal};
+use rustix::pipe::PipeFlags;
+use std::fs::{self, File};
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -78,10 +80,10 @@ impl PlatformArg {
     }
 }
 
-/// Options of `run` and `create` for an image that is not in the store.
+/// Options for an image that may not be in the store.
 #[derive(clap::Args)]
 pub(in crate::cli) struct MissingArgs {
-    /// Pull the image before creating the container: missing, always or never
+    /// Pull the image first: missing, always or never
     #[arg(long, value_name = "WHEN", default_value = "missing", hide_possible_values = true)]
     pull: When,
     #[command(flatten)]
@@ -98,50 +100,68 @@ enum When {
 }
 
 impl MissingArgs {
-    /// Pulls the image if `--pull` requires it, with progress on stderr. The process must be single-threaded and stays
-    /// so: a child process pulls.
-    pub(in crate::cli) fn bring_in(&self, store: &Store, wanted: &str) -> anyhow::Result<()> {
-        let is_there = match store.resolve(wanted) {
-            Err(crate::store::Error::NoSuchImage(_)) => false,
-            other => other.map(|_| true)?,
-        };
-        if self.pull == When::Never || (is_there && self.pull == When::Missing) {
-            return Ok(());
+    /// Finds an image, or pulls it if `--pull` requires that, with progress on stderr. `wanted` may be a source too, such
+    /// as `oci:DIR`. The process must be single-threaded and stays so: a child process pulls.
+    pub(in crate::cli) fn bring_in(&self, store: &Store, wanted: &str) -> anyhow::Result<Image> {
+        let there = store.resolve(wanted);
+        // An image may have a name that looks like a source.
+        let is_source = there.is_err() && source::is_source(wanted);
+        let is_absent = is_source || matches!(there, Err(store::Error::NoSuchImage(_)));
+        if !is_absent && (there.is_err() || self.pull != When::Always) || is_absent && self.pull == When::Never {
+            return Ok(there?);
         }
-        let named: Reference = wanted.parse()?;
-        if !is_there {
-            let whole = named.clone().or_latest();
+        if is_absent && !is_source {
+            let whole = wanted.parse::<Reference>()?.or_latest();
             output::complaint(format_args!("Unable to find image '{}' locally", whole.familiar()));
         }
+        let id = self.pull_in_child(store, wanted)?;
+        store.catalog()?.get(&id).cloned().ok_or_else(|| store::Error::NoSuchImage(wanted.into()).into())
+    }
+
+    /// Pulls an image in a child process, and returns its ID.
+    fn pull_in_child(&self, store: &Store, wanted: &str) -> anyhow::Result<Digest> {
+        let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         // Signals of the terminal end the child, which cleans up; this process waits for it.
         let signals = Signals::block_for_child()?;
         let child = match sys::fork()? {
             Fork::Parent(child) => child,
             Fork::Child => {
-                let done = signals.let_through().map_err(anyhow::Error::from).and_then(|()| self.pull(store, &named));
+                let pulled = signals.let_through().map_err(anyhow::Error::from).and_then(|()| self.pull(store, wanted));
+                let done = pulled.and_then(|id| Ok(File::from(write).write_all(id.to_string().as_bytes())?));
                 if let Err(error) = &done {
                     output::complaint(format_args!("Error: {error}"));
                 }
                 sys::leave(if done.is_ok() { 0 } else { 125 })
             }
         };
+        drop(write);
         let ended = sandbox::wait(child, &signals)?;
         signals.let_through()?;
-        match ended.code() {
-            0 => Ok(()),
-            code => Err(Exit::Said(u8::try_from(code).unwrap_or(125)).into()),
+        if ended.code() != 0 {
+            return Err(Exit::Said(u8::try_from(ended.code()).unwrap_or(125)).into());
         }
+        let mut id = String::new();
+        File::from(read).read_to_string(&mut id)?;
+        Ok(id.parse()?)
     }
 
-    fn pull(&self, store: &Store, named: &Reference) -> anyhow::Result<()> {
-        // Progress must not mix with the container's output.
+    fn pull(&self, store: &Store, wanted: &str) -> anyhow::Result<Digest> {
+        // Progress must not mix with the command's output.
         rustix::stdio::dup2_stdout(io::stderr())?;
-        let report = Arc::new(Report::new(Kind::Auto, named.path(), true));
+        let named: Option<Reference> = if source::is_source(wanted) { None } else { Some(wanted.parse()?) };
+        let report = match &named {
+            Some(named) => Report::new(Kind::Auto, named.path(), true),
+            None => Report::new(Kind::Auto, wanted, false),
+        };
+        let report = Arc::new(report);
         let progress: Arc<dyn Progress> = report.clone();
         let settings = self.registry.settings();
         let want = self.platform.want(false);
         let all = interrupt::in_session(store, |session| {
-            let source = source::open_registry(named, &settings, None, store);
+            let source = match &named {
+                Some(named) => source::open_registry(named, &settings, None, store),
+                None => source::open(wanted, session)?,
+            };
             let done = take(session, &*source, &want, &progress);
             report.end();
             Ok(done?)
@@ -150,7 +170,8 @@ impl MissingArgs {
             let title = pulled.names.first().map_or_else(|| pulled.image.id.to_string(), Reference::familiar);
             report.result(status(pulled.up_to_date, &title))?;
         }
-        Ok(())
+        let first = all.first().ok_or_else(|| store::Error::NoSuchImage(wanted.into()))?;
+        Ok(first.image.id.clone())
     }
 }
 

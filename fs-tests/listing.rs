@@ -221,6 +221,10 @@ fn version_completion_and_man_pages_are_generated() {
     let bash = env.path("completion");
     std::fs::write(&bash, env.ok(["completion", "bash"])).unwrap();
     assert_eq!(run(std::process::Command::new("bash").arg("-n").arg(&bash)).code, 0);
+    for (shell, script) in [("zsh", env.path("zsh")), ("fish", env.path("fish"))] {
+        std::fs::write(&script, env.ok(["completion", shell])).unwrap();
+        assert_eq!(run(std::process::Command::new(shell).arg("-n").arg(&script)).code, 0, "{shell}");
+    }
     assert_eq!(run(&mut env.command(["completion", "tcsh"])).code, 125);
     assert_eq!(run(&mut env.command(["completion"])).code, 1);
     let pages = env.path("man");
@@ -228,6 +232,44 @@ fn version_completion_and_man_pages_are_generated() {
     env.ok(["man", pages.to_str().unwrap()]);
     let page = std::fs::read_to_string(pages.join("plyfs-images.1")).unwrap();
     assert!(page.contains(".TH") && page.contains("no\\-trunc"), "{page}");
+}
+
+#[test]
+fn names_and_paths_of_images_are_completed() {
+    let env = TestEnv::new();
+    let tar =
+        Tar::new().dir("etc").file("etc/passwd", "").file("etc/paths", "").dir("etc/pam.d").file("etc/new\nline", "");
+    Image::new().layer(tar.finish()).tag("1").write_layout(&env.path("app"));
+    env.ok(["pull", "-q", &format!("oci:{}:1", env.path("app").display())]);
+    for (words, expected) in [
+        (&["ls", ""][..], "app:1\n"),
+        (&["ls", "-l", "app:"], "app:1\n"),
+        (&["cat", "app:1", "/etc/pa"], "/etc/pam.d/\n/etc/passwd\n/etc/paths\n"),
+        (&["du", "-h", "app:1", "e"], "etc/\n"),
+        (&["find", "app:1", ""], "etc/\n"),
+        (&["layers", "app:1", "/etc/n"], ""),
+        (&["diff", "app:1", "a"], "app:1\n"),
+        (&["diff", "app:1", "app:1", "/"], "/etc/\n"),
+        (&["ls", "absent:1", "/"], ""),
+        (&["images", ""], ""),
+        (&["ls", "--bogus", ""], ""),
+    ] {
+        assert_eq!(env.ok([&["complete"], words].concat()), expected, "{words:?}");
+    }
+    // As bash calls the function: it has split the line at the colon.
+    let script = "source \"$1\"; PATH=$2:$PATH PLYFS_ROOT=$3; export PLYFS_ROOT; COMP_LINE=$4; COMP_POINT=${#4}; \
+                  COMP_WORDS=(plyfs); COMP_CWORD=0; _plyfs_in_images plyfs '' ''; echo \"${COMPREPLY[*]}\"";
+    let file = env.path("completion");
+    std::fs::write(&file, env.ok(["completion", "bash"])).unwrap();
+    let programs = std::path::Path::new(env!("CARGO_BIN_EXE_plyfs")).parent().unwrap();
+    for (line, expected) in
+        [("plyfs ls app:", "1\n"), ("plyfs cat app:1 /etc/pas", "/etc/passwd\n"), ("plyfs du ", "app:1\n")]
+    {
+        let mut bash = std::process::Command::new("bash");
+        let bash = bash.args(["-c", script, "-"]).args([&file, programs, &env.root()]).arg(line);
+        let output = run(bash);
+        assert_eq!(output.stdout, expected, "{line}: {}", output.stderr);
+    }
 }
 
 #[test]

@@ -3,9 +3,10 @@
 use crate::browse::{entries, join, resolve};
 use crate::cli::look::target::open_image;
 use crate::cli::output::stdout as output;
-use crate::cli::{Cli, Command, usage_errors};
+use crate::cli::{Cli, Command, Global, usage_errors};
 use crate::meta::Kind;
-use crate::store::{Store, containers};
+use crate::reference::Reference;
+use crate::store::{Image, Store, containers};
 use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
 use std::ffi::OsString;
@@ -109,7 +110,7 @@ pub(in crate::cli) fn man(a: &ManArgs) -> anyhow::Result<()> {
 
 /// Prints what the last word of a command line can be completed to, one candidate per line: the name of an image or a
 /// container, or a path in an image, with a slash after a directory. Prints nothing if the command takes no such word.
-pub(in crate::cli) fn complete(a: &CompleteArgs) -> anyhow::Result<()> {
+pub(in crate::cli) fn complete(global: &Global, a: &CompleteArgs) -> anyhow::Result<()> {
     let words = std::iter::once(OsString::from("plyfs")).chain(a.words.iter().cloned());
     let Ok(cli) = Cli::try_parse_from(words) else { return Ok(()) };
     let (args, most_images) = match &cli.command {
@@ -122,7 +123,7 @@ pub(in crate::cli) fn complete(a: &CompleteArgs) -> anyhow::Result<()> {
         _ => return Ok(()),
     };
     let Some((last, before)) = args.split_last() else { return Ok(()) };
-    let store = cli.global.store()?;
+    let store = if cli.global.root.is_some() { cli.global.store()? } else { global.store()? };
     let found = if before.len() < most_images {
         names(&store, last)?
     } else {
@@ -132,9 +133,9 @@ pub(in crate::cli) fn complete(a: &CompleteArgs) -> anyhow::Result<()> {
 }
 
 fn names(store: &Store, prefix: &OsString) -> anyhow::Result<Vec<String>> {
-    let images = store.catalog()?;
-    let images =
-        images.images().iter().flat_map(|image| image.references().map(|name| name.familiar()).collect::<Vec<_>>());
+    let catalog = store.catalog()?;
+    let images = catalog.images().iter().flat_map(Image::references).filter(|name| name.digest().is_none());
+    let images = images.map(Reference::familiar);
     let containers = containers::list(store)?.into_iter().map(|container| container.name);
     let fits = |name: &String| name.as_bytes().starts_with(prefix.as_bytes());
     Ok(images.chain(containers).filter(fits).collect())

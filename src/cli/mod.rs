@@ -360,7 +360,7 @@ fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
         Command::Version(a) => system::store::version(&a),
         Command::Completion(a) => completion::completion(&a),
         Command::Man(a) => completion::man(&a),
-        Command::Complete(a) => completion::complete(&a),
+        Command::Complete(a) => completion::complete(global, &a),
     }
 }
 

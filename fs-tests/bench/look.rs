@@ -72,7 +72,7 @@ fn bench(options: &Options) -> Outcome<()> {
     fs::write(at.join("etc/changed"), "changed").map_err(|e| e.to_string())?;
     plyfs(&["umount", &text(&at)])?;
     plyfs(&["commit", "--upper", &text(&upper), CHANGED])?;
-    let layers: Vec<String> = lower(&cache)?.iter().map(|layer| text(layer)).collect();
+    let layers: Vec<String> = lower(&cache.join("debian"))?.iter().map(|layer| text(layer)).collect();
     run(&words(&[
         "mount",
         "-t",

@@ -72,10 +72,12 @@ const IMPORTS: &[(&str, &[&str])] = &[
         "container",
         &["backing", "digest", "fs", "fuse", "image", "kernel", "layer", "meta", "name", "store", "sys", "upper"],
     ),
+    ("browse", &["digest", "fs", "image", "layer", "meta", "name", "store", "tree"]),
     (
         "cli",
         &[
             "backing",
+            "browse",
             "container",
             "digest",
             "fs",
@@ -84,6 +86,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "image",
             "kernel",
             "layer",
+            "meta",
             "name",
             "reference",
             "registry",

@@ -7,6 +7,7 @@
 mod completion;
 mod config;
 mod container;
+mod explore;
 mod filter;
 mod image;
 mod interrupt;
@@ -124,6 +125,8 @@ enum Command {
     Inspect(image::inspect::InspectArgs),
     /// Show the history of an image
     History(image::history::HistoryArgs),
+    /// Explore the layers and files of an image on a terminal
+    Explore(explore::ExploreArgs),
     /// Add a name to an image
     Tag(image::tag::TagArgs),
     /// Remove images
@@ -325,6 +328,7 @@ fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
         Command::Container(ContainerCommand::Inspect(a)) => image::inspect::inspect_containers(global, a),
         Command::Image(ImageCommand::Inspect(a)) => image::inspect::inspect_images(global, &a),
         Command::History(a) | Command::Image(ImageCommand::History(a)) => image::history::history(global, &a),
+        Command::Explore(a) => explore::explore(global, &a),
         Command::Image(ImageCommand::Prune(a)) => image::prune::prune(global, &a),
         Command::Tag(a) | Command::Image(ImageCommand::Tag(a)) => image::tag::tag(global, &a),
         Command::Rmi(a) | Command::Image(ImageCommand::Rm(a)) => image::tag::rmi(global, &a),

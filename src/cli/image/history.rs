@@ -74,6 +74,14 @@ pub(in crate::cli) fn history(global: &Global, a: &HistoryArgs) -> anyhow::Resul
     format::list(format, if a.human { TABLE } else { TABLE_FOR_MACHINES }, &COLUMNS, rows)
 }
 
+/// Returns the command that made each layer, the bottom one first, as far as the config's history has them.
+pub(in crate::cli) fn layer_commands(config: &Map<String, Value>) -> Vec<String> {
+    let steps = config.get("history").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let made_layer = |step: &&Value| !step.get("empty_layer").and_then(Value::as_bool).unwrap_or(false);
+    let command = |step: &Value| step.get("created_by").and_then(Value::as_str).unwrap_or_default().to_owned();
+    steps.iter().filter(made_layer).map(command).collect()
+}
+
 fn cells(step: &Map<String, Value>, size: u64, a: &HistoryArgs, now: Timestamp) -> Row {
     let text = |name: &str| step.get(name).and_then(Value::as_str).unwrap_or_default();
     let created: Option<Timestamp> = text("created").parse().ok();

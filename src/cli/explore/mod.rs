@@ -90,6 +90,7 @@ fn run(state: &mut State, screen: &mut Screen, has_colors: bool) -> anyhow::Resu
     let mut is_changed = true;
     while !state.is_done {
         if is_changed {
+            state.refresh();
             screen.frame(state.areas.size, |buffer| draw::draw(state, has_colors, buffer))?;
             is_changed = false;
         }

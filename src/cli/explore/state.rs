@@ -72,6 +72,16 @@ pub(super) struct Prompt {
     from: Option<Item>,
 }
 
+/// Work that is done once for a burst of keys: in a large image it takes longer than the next key is away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Pending {
+    None,
+    /// Another layer is selected.
+    Layer,
+    /// Another text is to be searched for.
+    Search,
+}
+
 /// Everything that is shown.
 pub(super) struct State {
     pub stack: Stack,
@@ -92,6 +102,7 @@ pub(super) struct State {
     /// Whether the program must end.
     pub is_done: bool,
     pub areas: Areas,
+    pending: Pending,
     /// The paths of the expanded directories.
     open: HashSet<Vec<u8>>,
 }
@@ -115,6 +126,7 @@ impl State {
             message: String::new(),
             is_done: false,
             areas: Areas::default(),
+            pending: Pending::None,
             open: HashSet::new(),
         };
         state.rows = state.build()?;
@@ -128,9 +140,12 @@ impl State {
         self.settle();
     }
 
-    /// Handles a key. An error is shown, and ends nothing.
+    /// Handles a key. An error is shown, and ends nothing. [`State::refresh`] must be called before the state is drawn.
     pub fn key(&mut self, key: KeyEvent) {
         self.message.clear();
+        if !self.continues(key) {
+            self.refresh();
+        }
         if key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c') {
             self.is_done = true;
             return;
@@ -146,6 +161,29 @@ impl State {
         self.settle();
     }
 
+    /// Does what the last keys have left to do.
+    pub fn refresh(&mut self) {
+        let done = match std::mem::replace(&mut self.pending, Pending::None) {
+            Pending::None => return,
+            Pending::Layer => self.choose(self.layer.at),
+            Pending::Search => {
+                let from = self.prompt.as_ref().and_then(|prompt| prompt.from);
+                self.search(true, from, true)
+            }
+        };
+        self.report(done);
+        self.settle();
+    }
+
+    /// Whether a key only adds to the pending work.
+    fn continues(&self, key: KeyEvent) -> bool {
+        match self.pending {
+            Pending::None => true,
+            Pending::Layer => Scroll::at(0).key(key.code, 1, 1),
+            Pending::Search => matches!(key.code, KeyCode::Char(_) | KeyCode::Backspace),
+        }
+    }
+
     /// Handles a click or the wheel; returns whether anything has changed.
     pub fn mouse(&mut self, event: MouseEvent) -> bool {
         let by = match event.kind {
@@ -156,6 +194,10 @@ impl State {
         };
         self.message.clear();
         let at = (event.column, event.row);
+        let is_over_layers = self.areas.line_of(self.areas.layers, at).is_some();
+        if !(is_over_layers && by != 0 && self.pending == Pending::Layer) {
+            self.refresh();
+        }
         let done = if by == 0 { self.click(at) } else { self.wheel(at, by) };
         self.report(done);
         self.settle();
@@ -250,7 +292,7 @@ impl State {
         if matches!(key.code, KeyCode::Enter | KeyCode::Right) {
             self.pane = Pane::Tree;
         } else if self.layer.key(key.code, self.layers.len(), self.areas.layers.height.into()) {
-            return self.choose(self.layer.at);
+            self.pending = Pending::Layer;
         }
         Ok(())
     }
@@ -350,9 +392,8 @@ impl State {
             _ => return Ok(()),
         }
         if prompt.ask == Ask::Search {
-            let from = prompt.from;
             self.pattern.clone_from(&prompt.text);
-            self.search(true, from, true)?;
+            self.pending = Pending::Search;
         }
         Ok(())
     }
@@ -411,7 +452,9 @@ impl State {
             Overlay::None if self.areas.line_of(self.areas.layers, at).is_some() => {
                 let before = self.layer.at;
                 self.layer.step(by, self.layers.len());
-                return if self.layer.at == before { Ok(()) } else { self.choose(self.layer.at) };
+                if self.layer.at != before {
+                    self.pending = Pending::Layer;
+                }
             }
             Overlay::None => self.row.step(by, self.rows.len()),
             Overlay::Help(scroll) => scroll.top = scroll.top.saturating_add_signed(by),

@@ -16,6 +16,7 @@ mod corpus;
 mod crash;
 mod damage;
 mod documents;
+mod exploring;
 mod exporting;
 mod external;
 mod faults;

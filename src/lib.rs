@@ -44,7 +44,7 @@
 //! | [`fuse`] | the supervisor, which keeps the connection and restarts the server; the FUSE server: converts requests, calls `fs`, replies; exactly-once execution; the governor (cheap wake-ups, worker placement); set-ID bits; the only module that names fuser |
 //! | [`kernel`] | the kernel engine: mounts an image by EROFS and overlayfs, without a daemon |
 //! | [`container`] | containers: the sandbox process (PID 1 of a PID namespace) and its root file system, users and paths in it, runtime spec, monitor, exec, copy; chroot |
-//! | [`browse`] | looking into images without a mount: paths, listings, layers, the comparison of two images |
+//! | [`browse`] | looking into images without a mount: paths, listings, what each layer changes and wastes, the comparison of two images |
 //! | [`cli`] | the command line: arguments, Docker's messages and exit codes, the mount helper, the daemon that serves a mount |
 //!
 //! # Invariants

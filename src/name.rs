@@ -59,26 +59,24 @@ pub fn is_valid(name: &[u8]) -> bool {
         && !name.contains(&0)
 }
 
-/// Characters that make a terminal show something else than what is there: bidirectional controls and separators of
-/// lines (Unicode UAX 9, UTR 36).
-const CONTROLS: &[char] = &[
-    '\u{61c}', '\u{200e}', '\u{200f}', '\u{2028}', '\u{2029}', '\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}',
-    '\u{202e}', '\u{2066}', '\u{2067}', '\u{2068}', '\u{2069}',
-];
-
-/// Formats a path as one printable line: UTF-8 where valid, `\xNN` otherwise; control characters, and those that change
-/// the direction of text or begin a line, escaped.
+/// Formats a path as one printable line: UTF-8 where valid, `\xNN` otherwise. Control characters, line separators and
+/// characters that change the direction of text are escaped: a terminal would show another name than the real one.
 pub fn show(path: &[u8]) -> String {
     let mut line = String::with_capacity(path.len());
     for chunk in path.utf8_chunks() {
         for c in chunk.valid().chars() {
-            if c.is_control() || CONTROLS.contains(&c) { line.extend(c.escape_default()) } else { line.push(c) }
+            if c.is_control() || is_layout_control(c) { line.extend(c.escape_default()) } else { line.push(c) }
         }
         for byte in chunk.invalid() {
             line.push_str(&format!("\\x{byte:02x}"));
         }
     }
     line
+}
+
+/// Whether a character changes the direction of the text around it, or ends a line.
+fn is_layout_control(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
@@ -111,6 +109,14 @@ mod tests {
     #[test]
     fn every_path_shows_on_one_line() {
         assert_eq!(show(b"a\xffb\n"), "a\\xffb\\n");
-        assert_eq!(show("a\u{202e}b".as_bytes()), "a\\u{202e}b");
+    }
+
+    #[test]
+    fn characters_that_change_the_direction_of_text_are_escaped() {
+        let marks = ['\u{61c}', '\u{200e}', '\u{200f}', '\u{2028}', '\u{2029}'];
+        for c in marks.into_iter().chain('\u{202a}'..='\u{202e}').chain('\u{2066}'..='\u{2069}') {
+            assert_eq!(show(format!("a{c}b").as_bytes()), format!("a\\u{{{:x}}}b", u32::from(c)));
+        }
+        assert_eq!(show("עברית".as_bytes()), "עברית");
     }
 }

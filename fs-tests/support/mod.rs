@@ -8,6 +8,7 @@ pub mod chroot;
 pub mod env;
 pub mod erofs;
 pub mod faulty;
+pub mod grid;
 pub mod handles;
 pub mod killer;
 pub mod nest;

@@ -8,8 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::process::Pid;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -142,18 +143,51 @@ impl Screen {
     }
 }
 
+/// A model of what a terminal shows.
+pub trait Model {
+    /// Processes a program's output.
+    fn feed(&mut self, bytes: &[u8]);
+    /// Changes the size.
+    fn resize(&mut self, columns: usize, rows: usize);
+    /// All text.
+    fn text(&self) -> String;
+}
+
+impl Model for Screen {
+    fn feed(&mut self, bytes: &[u8]) {
+        Screen::feed(self, bytes);
+    }
+
+    fn resize(&mut self, columns: usize, rows: usize) {
+        Screen::resize(self, columns, rows);
+    }
+
+    fn text(&self) -> String {
+        Screen::text(self)
+    }
+}
+
 /// A program on its own pseudo-terminal, killed on drop.
-pub struct Terminal {
+pub struct Terminal<M = Screen> {
     /// What the terminal shows.
-    pub screen: Screen,
+    pub screen: M,
+    /// The terminal's settings before the program ran.
+    pub settings: Termios,
     child: Child,
     controller: File,
     output: Receiver<Vec<u8>>,
 }
 
 impl Terminal {
-    /// Runs a command on a terminal, with default signal dispositions.
+    /// Runs a command that prints lines on a terminal, with default signal dispositions.
     pub fn run(command: &Command, columns: u16, rows: u16) -> Self {
+        Terminal::run_on(Screen::new(columns.into(), rows.into()), command, columns, rows)
+    }
+}
+
+impl<M: Model> Terminal<M> {
+    /// Runs a command on a terminal of that model, with default signal dispositions.
+    pub fn run_on(screen: M, command: &Command, columns: u16, rows: u16) -> Self {
         let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&controller).unwrap();
         unlockpt(&controller).unwrap();
@@ -171,6 +205,7 @@ impl Terminal {
             };
         }
         let end = || user.try_clone().unwrap();
+        let settings = tcgetattr(&user).unwrap();
         let child = outer.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
         let controller = File::from(controller);
         let (sender, output) = channel();
@@ -184,12 +219,22 @@ impl Terminal {
                 }
             }
         });
-        Self { screen: Screen::new(columns.into(), rows.into()), child, controller, output }
+        Self { screen, settings, child, controller, output }
+    }
+
+    /// The program's process ID.
+    pub fn process(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// The terminal's settings now.
+    pub fn settings_now(&self) -> Termios {
+        tcgetattr(&self.controller).unwrap()
     }
 
     /// Waits until the screen satisfies `shown`.
     #[track_caller]
-    pub fn wait_until(&mut self, what: &str, shown: impl Fn(&Screen) -> bool) {
+    pub fn wait_until(&mut self, what: &str, shown: impl Fn(&M) -> bool) {
         let until = Instant::now() + TIMEOUT;
         while !shown(&self.screen) {
             match self.output.recv_timeout(until.saturating_duration_since(Instant::now())) {
@@ -225,7 +270,7 @@ impl Terminal {
     }
 }
 
-impl Drop for Terminal {
+impl<M> Drop for Terminal<M> {
     fn drop(&mut self) {
         // The program may have ended, and an error cannot be reported during a panic.
         let _ended = self.child.kill().and_then(|()| self.child.wait());

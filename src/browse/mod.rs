@@ -7,6 +7,8 @@ mod layers;
 mod owners;
 mod packages;
 mod path;
+mod stack;
+mod waste;
 
 pub use compare::{Changed, Difference, Differences, Side, compare};
 pub use content::digest;
@@ -15,3 +17,5 @@ pub use layers::{Counts, Did, Layers, Place};
 pub use owners::Owners;
 pub use packages::{Packages, Upgrade, packages, upgrades};
 pub use path::{PathError, resolve};
+pub use stack::{DirSizes, Item, Mark, Stack, Tree, View};
+pub use waste::{Waste, WastedFile};

@@ -7,6 +7,7 @@
 mod completion;
 mod config;
 mod container;
+mod explore;
 mod filter;
 mod image;
 mod interrupt;
@@ -135,6 +136,8 @@ enum Command {
     Find(look::find::FindArgs),
     /// Show what each layer of an image does, to all files or to one path
     Layers(look::layers::LayersArgs),
+    /// Explore the layers and files of an image on a terminal
+    Explore(explore::ExploreArgs),
     /// Add a name to an image
     Tag(image::tag::TagArgs),
     /// Remove images
@@ -344,6 +347,7 @@ fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
         Command::Du(a) => look::du::du(global, &a),
         Command::Find(a) => look::find::find(global, &a),
         Command::Layers(a) => look::layers::layers(global, &a),
+        Command::Explore(a) => explore::explore(global, &a),
         Command::Image(ImageCommand::Prune(a)) => image::prune::prune(global, &a),
         Command::Tag(a) | Command::Image(ImageCommand::Tag(a)) => image::tag::tag(global, &a),
         Command::Rmi(a) | Command::Image(ImageCommand::Rm(a)) => image::tag::rmi(global, &a),

@@ -48,6 +48,14 @@ impl Listing<'_> {
 }
 
 impl Lower {
+    /// Returns the image's merged index; `None` for lower directories.
+    pub fn index(&self) -> Option<&Index> {
+        match self {
+            Lower::Image(image) => Some(&image.tree),
+            Lower::LowerDirs(_) => None,
+        }
+    }
+
     /// Whether the inode number is known and belongs to the lower layers.
     pub fn has(&self, ino: Ino) -> bool {
         match self {

@@ -112,6 +112,15 @@ impl Fs {
         self.union().is_ok()
     }
 
+    /// Returns the merged index of an image without an upper directory; `None` for anything else. An inode's number is
+    /// its position in the index plus one.
+    pub fn index(&self) -> Option<&Index> {
+        match &self.0 {
+            Shown::Lower(lower) => lower.index(),
+            Shown::Union(_) => None,
+        }
+    }
+
     /// Whether any inode has a POSIX ACL, or may get one: the kernel must then be told to enforce ACLs.
     pub fn has_acls(&self) -> bool {
         match &self.0 {

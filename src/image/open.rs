@@ -12,7 +12,7 @@ use crate::store::{self, Image, Session, Store, chain_ids};
 use crate::upper::{self, Below, Upper, User};
 use crate::{sys, tree};
 use std::fs::File;
-use std::io::{self, BufReader};
+use std::io::{self, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -124,6 +124,21 @@ pub(super) fn open_tars(store: &Store, image: &Image) -> Result<Vec<File>> {
         tars.push(tar);
     }
     Ok(tars)
+}
+
+/// Merges the bottom layers of an image, whose indexes are `layers`. The result is mapped from a file without a name on
+/// the store's file system, so that it takes no private memory and is gone with its mapping.
+pub fn merge_layers(store: &Store, layers: &[Index], origin: &str) -> Result<Index> {
+    let chain = chain_ids(layers.iter().map(Index::source)).pop().unwrap_or_else(|| Digest::of(b""));
+    let bytes = tree::merge(&chain, layers)
+        .map_err(|problem| Error::Merge { origin: origin.to_owned(), problem: Box::new(problem) })?;
+    let mut file = tempfile::tempfile_in(store.root()).map_err(store::Error::io("write to", store.root()))?;
+    file.write_all(&bytes).map_err(store::Error::io("write to", store.root()))?;
+    drop(bytes);
+    // The merge took several times the memory of its result.
+    sys::return_free_memory();
+    let mapped = sys::map(&file).map_err(store::Error::io("map a file of", store.root()))?;
+    Index::open(mapped).map_err(|why| Error::Broken { image: origin.to_owned(), what: why.to_string() })
 }
 
 /// An image's EROFS file and its devices.

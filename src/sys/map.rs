@@ -26,7 +26,8 @@ impl Deref for Bytes {
 /// Maps the whole of `file` for reading.
 ///
 /// `file` must be a file of the store: those are published by rename when complete and never written or truncated
-/// afterwards, which the soundness of the mapping requires. After a disk error, reading the mapping raises SIGBUS,
+/// afterwards, which the soundness of the mapping requires; or a file without a name that this process has written and
+/// does not write again. After a disk error, reading the mapping raises SIGBUS,
 /// and a system call on a part of it fails with EFAULT.
 pub fn map(file: &File) -> io::Result<Bytes> {
     if file.metadata()?.len() == 0 {

@@ -1,0 +1,30 @@
+//! The help of `explore`.
+
+/// The lines, at most 76 columns wide.
+pub(super) const LINES: &[&str] = &[
+    "Keys",
+    "",
+    "  Tab             switch between layers and tree",
+    "  Up Down         move (also k and j)",
+    "  PgUp PgDn       move by a page",
+    "  Home End        first and last line (also g and G)",
+    "  Right Left      expand or collapse a directory; to its parent",
+    "  Enter           expand a directory, or view a file",
+    "  m               show as of this layer, only this layer's changes,",
+    "                  or the whole image",
+    "  s               sort by name or by size",
+    "  /               search names as you type; n and N: next, previous",
+    "  w               list wasted space: files that a later layer hides",
+    "  x               extract the selected entry to the host",
+    "  ?               this help",
+    "  q, Ctrl-C       quit",
+    "",
+    "Viewer: h switches between text and hex, q closes.",
+    "Mouse: a click selects and expands, the wheel scrolls.",
+    "",
+    "Marks, relative to the layers below:",
+    "",
+    "  +  added by this layer",
+    "  ~  changed by this layer, or something below it is",
+    "  -  removed by this layer",
+];

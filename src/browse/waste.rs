@@ -344,7 +344,7 @@ mod tests {
             (seed >> 33) as usize % below
         };
         let (mut images, mut wasted) = (0, 0);
-        for _ in 0..3000 {
+        for _ in 0..10_000 {
             let layers: Vec<Vec<Put>> = (0..4)
                 .map(|_| {
                     let entries = 1 + random(5);

@@ -88,6 +88,13 @@ pub(in crate::cli) fn explore(global: &Global, a: &ExploreArgs) -> anyhow::Resul
 fn run(state: &mut State, screen: &mut Screen, has_colors: bool) -> anyhow::Result<()> {
     let mut is_changed = true;
     while !state.is_done {
+        // Asked each time: crossterm loses a change of the size that comes together with a key, and its event has the
+        // size of the controlling terminal, which may be another one.
+        let size = Screen::size()?;
+        if size != state.areas.size {
+            state.resize(size);
+            is_changed = true;
+        }
         if is_changed {
             state.refresh();
             screen.frame(state.areas.size, |buffer| draw::draw(state, has_colors, buffer))?;
@@ -103,11 +110,7 @@ fn run(state: &mut State, screen: &mut Screen, has_colors: bool) -> anyhow::Resu
                     is_changed = true;
                 }
                 Event::Mouse(event) => is_changed |= state.mouse(event),
-                // The event has the size of the controlling terminal, which may be another one.
-                Event::Resize(..) => {
-                    state.resize(Screen::size()?);
-                    is_changed = true;
-                }
+                Event::Resize(..) => is_changed = true,
                 _ => {}
             }
             if state.is_done {

@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn lines_are_cut_at_the_width() {
         assert_eq!(text(b"abcdef\n", 4), ("abcd".into(), 4));
-        assert_eq!(text(b"abcd\nx", 4), ("abcd".into(), 4));
+        assert_eq!(text(b"abcd\nx", 4), ("abcd".into(), 5));
         assert_eq!(text(b"\nx", 4), (String::new(), 1));
         assert_eq!(text(b"ab\r\nx", 4), ("ab".into(), 4));
         assert_eq!(text("漢字漢".as_bytes(), 5), ("漢字".into(), 6));

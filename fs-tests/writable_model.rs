@@ -345,3 +345,24 @@ fn regression_removing_a_directory_through_a_path_inside_it() {
         &|| by_path(PlainFs::new()),
     );
 }
+
+/// The kernel went on with the listing in a cache that an older one had filled.
+#[test]
+fn regression_a_listing_misses_no_name_that_was_created_during_an_older_listing() {
+    for disturbance in [Disturbance::default, || Disturbance::kills(KILL_INTERVAL)] {
+        replay(
+            &[
+                Mkdir { at: "x", mode: 0o700 },
+                Hold { slot: 3, at: "x", write: false },
+                Hold { slot: 2, at: "x", write: false },
+                Create { at: "x/e", mode: 0o644, excl: false },
+                HeldListBegin { slot: 2 },
+                Create { at: "x/<.wh.255>", mode: 0o644, excl: true },
+                HeldListBegin { slot: 3 },
+                HeldListEnd { slot: 2 },
+                HeldListEnd { slot: 3 },
+            ],
+            &|| by_path(PlyfsFs::new(&[]).disturbed_by(disturbance())),
+        );
+    }
+}

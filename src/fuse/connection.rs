@@ -136,7 +136,7 @@ impl Connection {
     /// Answers every request with EIO, until the mount is gone.
     pub(super) fn answer_with_errors(&self) -> io::Result<()> {
         // The kernel wants a buffer for the largest request.
-        let mut request = vec![0; (super::server::MAX_REQUEST as usize) + REQUEST_BUFFER];
+        let mut request = vec![0; (super::negotiate::MAX_REQUEST as usize) + REQUEST_BUFFER];
         loop {
             match rustix::io::read(&self.device, &mut *request) {
                 Ok(length) if length >= IN_HEADER && !UNANSWERED.contains(&word(&request, 4)) => {

@@ -7,6 +7,8 @@ mod convert;
 mod governor;
 mod ids;
 mod ioctl;
+mod listings;
+mod negotiate;
 mod once;
 mod placement;
 mod pool;
@@ -15,6 +17,7 @@ mod reply;
 mod server;
 mod set_id;
 mod supervisor;
+mod syncing;
 mod traffic;
 mod wake;
 

@@ -2,17 +2,20 @@
 
 use super::caller::Caller;
 use super::ids::Ids;
+use super::listings::Listings;
+use super::negotiate::negotiate;
 use super::pool::Pool;
 use super::reply::{ABSENT, failed, reply_empty, reply_xattr};
 use super::set_id::Requester;
+use super::syncing::Syncing;
 use super::traffic::Traffic;
 use super::{Options, convert, ioctl, once};
 use crate::fs::{ACCESS_ACL, Attr, Change, Fs, FsError, New, Replace, Running};
 use crate::handover::{Before, Handover, Record};
 use crate::meta::Kind;
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyData, ReplyDirectory,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, Generation, INodeNo, IoctlFlags,
+    KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
     Request, TimeOrNow, WriteFlags,
 };
@@ -20,18 +23,13 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 /// The cache timeout of attributes and entries: never. An image does not change, and an upper directory changes
 /// through this mount only. This is the longest time that does not overflow when the kernel converts it to jiffies.
 const NO_EXPIRY: Duration = Duration::from_secs(1 << 31);
-/// The maximum of background requests in flight, such as write-back and read-ahead (`max_background`).
-const BACKGROUND: u16 = 64;
-/// The largest request that the kernel sends by default, in bytes (fs.fuse.max_pages_limit).
-pub(super) const MAX_REQUEST: u32 = 1 << 20;
-
 /// The FUSE server of one mount.
 pub struct Server {
     fs: Arc<Fs>,
@@ -43,6 +41,7 @@ pub struct Server {
     notifier: Arc<OnceLock<Notifier>>,
     /// The mount's memory.
     handover: Arc<Handover>,
+    listings: Listings,
     /// Whether the kernel enforces POSIX ACLs (FUSE_POSIX_ACL). That implies permission checks by the kernel, so it
     /// requires `default_permissions`; and it costs a request per inode whose permissions depend on the caller's
     /// groups, so only if there are ACLs.
@@ -68,7 +67,21 @@ impl Server {
         let ids = Ids { users: options.users.clone(), groups: options.groups.clone() };
         let (pool, syncing, xattrs) = (Pool::default(), AtomicBool::new(false), options.xattrs);
         let (checks, keeps_times) = (options.default_permissions, false);
-        Server { fs, traffic, pool, syncing, notifier, handover, honors_acls, checks, keeps_times, xattrs, ids }
+        let listings = Listings::new(handover.is_resumed());
+        Server {
+            fs,
+            traffic,
+            pool,
+            syncing,
+            notifier,
+            handover,
+            listings,
+            honors_acls,
+            checks,
+            keeps_times,
+            xattrs,
+            ids,
+        }
     }
 
     /// Begins a request that is executed in this worker.
@@ -134,7 +147,19 @@ impl Server {
             || self.fs.make(parent.0, name, &new?),
             |_| self.fs.lookup(parent.0, name),
         );
+        self.changed(parent.0);
         self.reply_entry(reply, operation, parent, made);
+    }
+
+    /// Invalidates the kernel's cache of a directory's entries if a listing that fills it is under way. Before the
+    /// answer to the request that has changed a name.
+    fn changed(&self, dir: u64) {
+        if self.listings.must_tell(dir)
+            && let Some(notifier) = self.notifier.get()
+        {
+            // An error only means that the directory is not cached.
+            let _not_cached = notifier.inval_inode(INodeNo(dir), 0, 0);
+        }
     }
 
     /// Returns those of renamed inodes that are directories: their parent may have changed.
@@ -158,6 +183,7 @@ impl Server {
             || remove(&self.fs, parent.0, name),
             |[removed, ..]| self.fs.note_removed(removed),
         );
+        self.changed(parent.0);
         reply_empty(reply, operation, parent, done);
     }
 
@@ -212,49 +238,7 @@ fn forget_attributes(notifier: &OnceLock<Notifier>, ino: INodeNo) {
 
 impl Filesystem for Server {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let wanted = [
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_NO_OPEN_SUPPORT,
-            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
-            InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            // NFS file handles may outlive their inode: lookups of a removed inode's number fail, and a later inode
-            // with the same number has another generation.
-            InitFlags::FUSE_EXPORT_SUPPORT,
-        ];
-        for flag in wanted {
-            if config.add_capabilities(flag).is_err() {
-                tracing::warn!("this kernel's FUSE lacks {flag:?}: some operations will be slower");
-            }
-        }
-        if self.fs.is_writable() {
-            let written = [InitFlags::FUSE_WRITEBACK_CACHE, InitFlags::FUSE_DONT_MASK, InitFlags::FUSE_HAS_IOCTL_DIR];
-            // Without it the kernel clears set-ID bits itself, with a getxattr request before each write and chown.
-            if config.add_capabilities(InitFlags::FUSE_HANDLE_KILLPRIV_V2).is_err() {
-                tracing::debug!("this kernel's FUSE asks for file capabilities before each write");
-            }
-            for flag in written {
-                if config.add_capabilities(flag).is_err() {
-                    tracing::warn!(
-                        "this kernel's FUSE lacks {flag:?}: writing will be slower, or modes be masked twice"
-                    );
-                }
-            }
-            self.keeps_times = config.capabilities().contains(InitFlags::FUSE_WRITEBACK_CACHE);
-            if let Err(fits) = config.set_max_background(BACKGROUND) {
-                config.set_max_background(fits).ok();
-            }
-        }
-        if self.honors_acls && config.add_capabilities(InitFlags::FUSE_POSIX_ACL).is_err() {
-            tracing::warn!("this kernel's FUSE does not support POSIX ACLs: they are shown, but not enforced");
-        }
-        // Both calls fail only for a value out of range, and return the nearest valid one.
-        if let Err(fits) = config.set_max_write(MAX_REQUEST) {
-            config.set_max_write(fits).ok();
-        }
-        if let Err(fits) = config.set_max_readahead(MAX_REQUEST) {
-            config.set_max_readahead(fits).ok();
-        }
+        self.keeps_times = negotiate(config, self.fs.is_writable(), self.honors_acls);
         Ok(())
     }
 
@@ -321,9 +305,12 @@ impl Filesystem for Server {
 
     fn readdir(&self, request: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let _running = self.begin(request);
+        let mut is_end = true;
         let listed = self.fs.readdir(ino.0, offset, |entry| {
+            is_end = false;
             reply.add(INodeNo(entry.ino), entry.next, convert::kind(entry.kind), OsStr::from_bytes(entry.name))
         });
+        self.listings.note(ino.0, is_end);
         match listed {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(failed("readdir", ino, &e)),
@@ -332,7 +319,9 @@ impl Filesystem for Server {
 
     fn readdirplus(&self, request: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         let _running = self.begin(request);
+        let mut is_end = true;
         let listed = self.fs.readdirplus(ino.0, offset, |entry, attr| {
+            is_end = false;
             let name = OsStr::from_bytes(entry.name);
             let (shown, generation) = (self.show(attr), self.generation(entry.ino));
             let full = reply.add(INodeNo(entry.ino), entry.next, name, &NO_EXPIRY, &shown, generation);
@@ -342,6 +331,7 @@ impl Filesystem for Server {
             }
             full
         });
+        self.listings.note(ino.0, is_end);
         match listed {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(failed("readdirplus", ino, &e)),
@@ -411,6 +401,7 @@ impl Filesystem for Server {
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
         let _running = self.fs.begin();
+        self.listings.forget(ino.0);
         self.fs.forget(ino.0, count);
     }
 
@@ -507,6 +498,7 @@ impl Filesystem for Server {
             || self.fs.link(ino.0, parent.0, name),
             |_| self.fs.lookup(parent.0, name),
         );
+        self.changed(parent.0);
         self.reply_entry(reply, "link", ino, made);
     }
 
@@ -555,6 +547,8 @@ impl Filesystem for Server {
                 let _not_cached = notifier.inval_inode(INodeNo(*dir), 0, 0);
             }
         }
+        self.changed(parent_ino);
+        self.changed(new_ino);
         reply_empty(reply, "rename", parent, moved.map(drop));
     }
 
@@ -765,21 +759,5 @@ impl Filesystem for Server {
 
     fn fsyncdir(&self, request: &Request, ino: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
         self.fsync(request, ino, handle, data_only, reply);
-    }
-}
-
-/// The right to run fsync in a worker instead of the pool; at most one worker has it.
-struct Syncing<'a>(&'a AtomicBool);
-
-impl<'a> Syncing<'a> {
-    /// Returns `None` if another worker is in fsync.
-    fn begin(flag: &'a AtomicBool) -> Option<Syncing<'a>> {
-        (!flag.swap(true, Ordering::Relaxed)).then_some(Syncing(flag))
-    }
-}
-
-impl Drop for Syncing<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
     }
 }

@@ -314,7 +314,7 @@ fn a_failed_write_to_stdout_is_reported() {
 fn help_fits_a_terminal_and_shows_the_usage_of_each_verb() {
     let env = TestEnv::new();
     let containers = "run create start bundle exec logs cp stop kill wait rm diff commit ps chroot";
-    let images = "pull push load save import export images inspect history ls cat du find layers tag rmi login logout search \
+    let images = "pull push load save import export images inspect history ls cat du find layers explore tag rmi login logout search \
          mount umount mounts";
     let groups = ["", "container", "image", "manifest", "system"];
     for verb in [containers, images].into_iter().flat_map(str::split_whitespace).chain(groups) {

@@ -139,7 +139,7 @@ fn tree_line(state: &State, row: &Row, width: u16) -> anyhow::Result<String> {
     };
     let mut line = format!("{mark} ");
     if width >= WIDE_TREE {
-        line += &format!("{} {:>11} ", mode_text(node), owner(node));
+        line += &format!("{} {:>11} ", mode_text(node), shortened(&owner(state, node), 11));
     }
     line += &format!("{:>7} ", units::size(state.stack.size(state.view, &row.item)?));
     // Deep directories are not indented further: their names must be seen.
@@ -164,8 +164,10 @@ fn target(index: &Index, node: &Node) -> anyhow::Result<String> {
     Ok(format!(" -> {}", show(index.target(node)?)))
 }
 
-fn owner(node: &Node) -> String {
-    format!("{}:{}", node.uid, node.gid)
+/// The names of user and group that the image has, or their numbers.
+fn owner(state: &State, node: &Node) -> String {
+    let (user, group) = (state.owners.user(node.uid.get()), state.owners.group(node.gid.get()));
+    show(format!("{user}:{group}").as_bytes())
 }
 
 /// Formats an inode's kind and permissions. A hard link to a file of a lower layer has no kind of its own.
@@ -185,7 +187,7 @@ fn detail(state: &State, canvas: &mut Canvas<'_>) {
 fn entry_detail(state: &State, row: &Row) -> anyhow::Result<String> {
     let (_, node) = state.stack.node(state.view, &row.item)?;
     let size = units::size(state.stack.size(state.view, &row.item)?);
-    let start = format!("{} {} {size} ", mode_text(node), owner(node));
+    let start = format!("{} {} {size} ", mode_text(node), owner(state, node));
     let width = usize::from(state.areas.detail.width).saturating_sub(start.width());
     let path = show(&state.path(state.row.at)?);
     Ok(start + &shortened(&format!("/{path}"), width))

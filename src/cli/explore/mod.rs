@@ -23,6 +23,8 @@ use std::time::Duration;
 
 /// The most events that are handled before the next frame.
 const BURST: usize = 256;
+/// How often the size of the terminal is asked for while no event comes.
+const SIZE_INTERVAL: Duration = Duration::from_millis(500);
 
 #[derive(clap::Args)]
 #[command(override_usage = "plyfs explore [OPTIONS] IMAGE")]
@@ -101,7 +103,7 @@ fn run(state: &mut State, screen: &mut Screen, has_colors: bool) -> anyhow::Resu
             is_changed = false;
         }
         for at in 0..BURST {
-            if at > 0 && !event::poll(Duration::ZERO)? {
+            if !event::poll(if at == 0 { SIZE_INTERVAL } else { Duration::ZERO })? {
                 break;
             }
             match event::read()? {

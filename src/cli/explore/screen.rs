@@ -7,7 +7,7 @@ use ratatui::buffer::Buffer;
 use ratatui::crossterm::cursor::Show;
 use ratatui::crossterm::style::Print;
 use ratatui::crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode};
-use ratatui::crossterm::{execute, queue};
+use ratatui::crossterm::{event, execute, queue};
 use ratatui::layout::{Position, Rect, Size};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::tcgetwinsize;
@@ -45,6 +45,8 @@ impl Screen {
         std::thread::Builder::new().name("plyfs-signals".into()).spawn(signalled)?;
         std::thread::Builder::new().name("plyfs-hangup".into()).spawn(exit_on_hangup)?;
         let mut out = io::stdout().lock();
+        // Begins to receive SIGWINCH: a change of the size after the first frame must not be lost.
+        event::poll(Duration::ZERO)?;
         execute!(out, EnterAlternateScreen, Print(MOUSE_ON))?;
         Ok(screen)
     }

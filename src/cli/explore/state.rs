@@ -4,7 +4,7 @@ use super::extract;
 use super::geometry::{Areas, Scroll, WASTE_HEADING, areas};
 use super::help;
 use super::viewer::Viewer;
-use crate::browse::{Item, Stack, View};
+use crate::browse::{Item, Owners, Stack, View};
 use crate::cli::output::units;
 use crate::fs::Fs;
 use crate::meta::Kind;
@@ -85,6 +85,7 @@ enum Pending {
 /// Everything that is shown.
 pub(super) struct State {
     pub stack: Stack,
+    pub owners: Owners,
     pub title: String,
     pub layers: Vec<Layer>,
     pub layer: Scroll,
@@ -112,6 +113,7 @@ impl State {
     pub fn new(stack: Stack, title: String, layers: Vec<Layer>, size: Size) -> anyhow::Result<State> {
         let mut state = State {
             layer: Scroll::at(layers.len().saturating_sub(1)),
+            owners: Owners::of(stack.whole().fs()),
             stack,
             title,
             layers,

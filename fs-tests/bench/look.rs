@@ -36,6 +36,7 @@ const GOALS: &[(&str, Goal)] = &[
     ("layers PATH", Goal::Below(10.0)),
     ("ls -lR", Goal::Ratio(BASE, 0.5)),
     ("diff, one layer", Goal::Below(20.0)),
+    ("explore", Goal::Below(50.0)),
 ];
 
 fn main() -> std::process::ExitCode {
@@ -119,6 +120,8 @@ const SCRIPTS: &[(&str, &str)] = &[
     ("find -name", "exec PLYFS find oci:latest -name '*.conf'"),
     ("du -s", "exec PLYFS du -s oci:latest"),
     ("diff, one layer", "exec PLYFS diff oci:latest changed:1"),
+    // Typed ahead: it draws its first screen, and ends.
+    ("explore", "echo q | script -qec 'PLYFS explore oci:latest' /dev/null"),
 ];
 const PEER: &[(&str, &str)] = &[
     ("ls /etc", "exec ls etc"),
@@ -133,6 +136,7 @@ fn time(samples: &mut Samples, row: &str, engine: &str, script: &str) -> Outcome
     let used = watched::run(&["env", "LC_ALL=C", "bash", "-c", script])?;
     samples.add(row, Unit::Milliseconds, engine, milliseconds(used.took));
     if row == "ls -lR" {
+        samples.add("ls -lR, peak", Unit::Mebibytes, engine, used.peak);
         samples.add("ls -lR, anon", Unit::Mebibytes, engine, used.anonymous);
     }
     Ok(())

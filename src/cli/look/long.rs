@@ -18,7 +18,8 @@ pub(super) struct Style {
     pub(super) owners: Option<Owners>,
     /// Sizes with units.
     pub(super) human: bool,
-    zone: TimeZone,
+    /// The local time zone, read when the first time is shown: that takes longer than the rest of a short listing.
+    zone: Option<TimeZone>,
     now: i64,
     /// The last time that was formatted: entries of a layer often have the same.
     last: Option<(i64, String)>,
@@ -62,7 +63,7 @@ impl Marks {
 
 impl Style {
     pub(super) fn new(owners: Option<Owners>, human: bool) -> Style {
-        Style { owners, human, zone: TimeZone::system(), now: Timestamp::now().as_second(), last: None }
+        Style { owners, human, zone: None, now: Timestamp::now().as_second(), last: None }
     }
 
     /// Formats a size or a number of bytes.
@@ -80,8 +81,9 @@ impl Style {
         let is_recent = sec <= self.now && sec > self.now - RECENT;
         let text = match Timestamp::from_second(sec) {
             Ok(time) => {
+                let zone = self.zone.get_or_insert_with(TimeZone::system).clone();
                 let format = if is_recent { "%b %e %H:%M" } else { "%b %e  %Y" };
-                time.to_zoned(self.zone.clone()).strftime(format).to_string()
+                time.to_zoned(zone).strftime(format).to_string()
             }
             Err(_) => sec.to_string(),
         };

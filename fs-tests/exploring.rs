@@ -440,7 +440,7 @@ fn hostile_names_never_reach_the_terminal_raw() {
     });
     let env = store(&image);
     let mut terminal = explore(&env, (120, 40));
-    // The model fails the test for every raw control character.
+    // `Grid` panics at each raw control character.
     for text in ["\\u{1b}[31mred", "\\u{202e}txt.exe", "c\\nnewline", "\\u{9b}csi", "g\\xff", "-> \\u{1b}]0;title"] {
         assert!(terminal.screen.has(text), "{text}: {}", terminal.screen.lines().join("\n"));
     }

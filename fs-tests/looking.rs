@@ -245,7 +245,7 @@ fn layers_say_what_they_add_change_and_remove() {
 }
 
 /// The layers of two images that begin with the same one.
-fn two_images() -> [Image; 2] {
+fn three_images() -> [Image; 3] {
     let base = || {
         let mut tar = Tar::new().dir("same").dir("d").dir("swap").file("swap/inside", "x").file("keep", "k");
         for number in 0..50 {
@@ -275,19 +275,24 @@ fn two_images() -> [Image; 2] {
         .file("var/lib/dpkg/status", status)
         .finish();
     let above = Tar::new().dir("same").opaque("same").file("same/7", "same").file("same/8", "SAME").finish();
-    [Image::new().layer(base.clone()).layer(one).tag("1"), Image::new().layer(base).layer(two).layer(above).tag("2")]
+    [
+        Image::new().layer(base.clone()).layer(one).tag("1"),
+        Image::new().layer(base.clone()).layer(two).layer(above).tag("2"),
+        // An opaque root hides all of the layer that both have.
+        Image::new().layer(base).layer(Tar::new().opaque("").file("keep", "k").finish()).tag("3"),
+    ]
 }
 
 #[test]
 fn two_images_differ_as_their_mounts_do() {
     let env = TestEnv::new();
-    for (image, tag) in two_images().into_iter().zip(["1", "2"]) {
+    for (image, tag) in three_images().into_iter().zip(["1", "2", "3"]) {
         let layout = env.path(format!("pair{tag}")).join("pair");
         fs::create_dir_all(&layout).unwrap();
         image.write_layout(&layout);
         env.ok(["pull", "-q", &format!("oci:{}:{tag}", layout.display())]);
     }
-    for (old, new) in [("pair:1", "pair:2"), ("pair:2", "pair:1"), ("pair:1", "pair:1")] {
+    for (old, new) in [("pair:1", "pair:2"), ("pair:2", "pair:1"), ("pair:1", "pair:1"), ("pair:1", "pair:3")] {
         let mounts = [env.mount(old, &[]), env.mount(new, &[])];
         let [before, after] = [0, 1].map(|at: usize| scan(mounts[at].path(), Contents::Hash));
         let mut expected: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();

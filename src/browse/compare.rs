@@ -95,10 +95,15 @@ struct Both<'a> {
 pub fn compare(old: &Side, new: &Side, at: &[u8]) -> Result<Differences, FsError> {
     let tops: Vec<(&Index, u32)> = old.own.iter().chain(&new.own).map(|index| (index, 0)).collect();
     let mut comparison = Comparison { old: &old.fs, new: &new.fs, found: Differences::new(), todo: Vec::new() };
-    let (mut path, mut touched) = (b"/".to_vec(), Some(tops));
+    let mut is_opaque = false;
+    for (index, root) in &tops {
+        is_opaque |= index.node(*root)?.has(node_flags::OPAQUE);
+    }
+    let (mut path, mut touched) = (b"/".to_vec(), (!is_opaque).then_some(tops));
     let (mut left, mut right) = (Some(old.fs.getattr(ROOT)?), Some(new.fs.getattr(ROOT)?));
     for part in at.split(|byte| *byte == b'/').filter(|part| !part.is_empty()) {
-        touched = below(&touched, part)?.unwrap_or_default();
+        let Some(found) = below(&touched, part)? else { return Ok(Differences::new()) };
+        touched = found;
         left = child(&old.fs, left, part)?;
         right = child(&new.fs, right, part)?;
         path = join(&path, part);

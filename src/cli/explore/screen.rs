@@ -18,7 +18,8 @@ use std::time::Duration;
 /// command does: each would wake the program.
 const MOUSE_ON: &str = "\x1b[?1000h\x1b[?1006h";
 const MOUSE_OFF: &str = "\x1b[?1006l\x1b[?1000l";
-/// How long a signal waits for a frame that is being written. A terminal that does not read would hold it for ever.
+/// How long a signal waits for a frame that is being written. A terminal that reads nothing blocks the write without
+/// end.
 const FRAME_LIMIT: Duration = Duration::from_secs(1);
 /// The exit code after a hangup: 128 + SIGHUP.
 pub(super) const HANGUP: u8 = 129;

@@ -38,6 +38,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("whiteout", &["meta", "name"]),
     ("sys", &[]),
     ("template", &[]),
+    ("dockerfile", &[]),
     ("reference", &["digest"]),
     ("backing", &["meta", "sys", "whiteout"]),
     ("layer", &["backing", "digest", "meta", "name", "sys", "whiteout"]),
@@ -54,6 +55,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         &[
             "backing",
             "digest",
+            "dockerfile",
             "erofs",
             "fs",
             "handover",

@@ -29,6 +29,7 @@
 //! | [`name`] | one checked path component, and a path inside a layer |
 //! | [`meta`] | file kinds, modes, owners, times, extended attributes |
 //! | [`whiteout`] | whiteouts and opaque marks: how layers and upper directories record deletions |
+//! | [`dockerfile`] | Dockerfiles: the parser, variables, and the instructions that change an image's config |
 //! | [`mod@reference`] | names of images: `name`, `name:tag`, `name@digest` |
 //! | [`registry`] | the distribution protocol: credentials, tokens, mirrors, manifests, blob streams, uploads, search |
 //! | [`template`] | Go templates over plain data, as `--format` takes them |
@@ -45,6 +46,7 @@
 //! | [`kernel`] | the kernel engine: mounts an image by EROFS and overlayfs, without a daemon |
 //! | [`container`] | containers: the sandbox process (PID 1 of a PID namespace) and its root file system, users and paths in it, runtime spec, monitor, exec, copy; chroot |
 //! | [`browse`] | looking into images without a mount: paths, listings, what each layer changes and wastes, the comparison of two images |
+//! | [`build`] | building images from Dockerfiles: the plan of stages, steps, copied files as layers, the cache's keys |
 //! | [`cli`] | the command line: arguments, Docker's messages and exit codes, the mount helper, the daemon that serves a mount |
 //!
 //! # Invariants
@@ -83,9 +85,11 @@
 
 pub mod backing;
 pub mod browse;
+pub mod build;
 pub mod cli;
 pub mod container;
 pub mod digest;
+pub mod dockerfile;
 pub mod erofs;
 pub mod fs;
 pub mod fuse;

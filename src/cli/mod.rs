@@ -4,6 +4,7 @@
 //! Exit codes: 0 for success; 1 for failures and a wrong number of arguments; 64 for a bad template; 125 for unknown or
 //! malformed flags; 141 if the reader of the output closed the pipe.
 
+mod build;
 mod completion;
 mod config;
 mod container;
@@ -20,6 +21,7 @@ mod system;
 mod usage_errors;
 
 use crate::store::Store;
+use build::prune::BuilderCommand;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -88,6 +90,8 @@ enum Command {
     Load(registry::pull::LoadArgs),
     /// Save images to an archive
     Save(image::save::SaveArgs),
+    /// Build an image from a Dockerfile
+    Build(build::BuildArgs),
     /// Create an image from a tar archive of a file system
     Import(image::import::ImportArgs),
     /// Export the file system of an image as a tar archive
@@ -151,6 +155,12 @@ enum Command {
     /// Inspect image manifests in registries
     #[command(subcommand, arg_required_else_help = true)]
     Manifest(registry::manifest::ManifestCommand),
+    /// Build images, and manage the build cache
+    #[command(subcommand, arg_required_else_help = true)]
+    Builder(build::prune::BuilderCommand),
+    /// The same under the name of Docker's plugin
+    #[command(subcommand, arg_required_else_help = true, hide = true)]
+    Buildx(build::prune::BuilderCommand),
     /// Manage containers
     #[command(subcommand, arg_required_else_help = true)]
     Container(ContainerCommand),
@@ -178,6 +188,9 @@ enum Command {
     /// Complete the last word of a command line
     #[command(hide = true)]
     Complete(completion::CompleteArgs),
+    /// Run one step of a build, which is on standard input
+    #[command(hide = true)]
+    BuildStep,
     /// Write the manual pages
     #[command(hide = true)]
     Man(completion::ManArgs),
@@ -230,6 +243,8 @@ enum ImageCommand {
     Load(registry::pull::LoadArgs),
     /// Save images to an archive
     Save(image::save::SaveArgs),
+    /// Build an image from a Dockerfile
+    Build(build::BuildArgs),
     /// Create an image from a tar archive of a file system
     Import(image::import::ImportArgs),
     /// Show detailed information on images
@@ -322,6 +337,14 @@ fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
         Command::Load(a) | Command::Image(ImageCommand::Load(a)) => registry::pull::load(global, &a),
         Command::Save(a) | Command::Image(ImageCommand::Save(a)) => image::save::save(global, &a),
         Command::Import(a) | Command::Image(ImageCommand::Import(a)) => image::import::import(global, &a),
+        Command::Build(a)
+        | Command::Image(ImageCommand::Build(a))
+        | Command::Builder(BuilderCommand::Build(a))
+        | Command::Buildx(BuilderCommand::Build(a)) => build::build(global, &a),
+        Command::Builder(BuilderCommand::Prune(a)) | Command::Buildx(BuilderCommand::Prune(a)) => {
+            build::prune::prune(global, &a)
+        }
+        Command::BuildStep => build::build_step(),
         Command::Export(a) => image::export::export(global, &a),
         Command::Run(a) | Command::Container(ContainerCommand::Run(a)) => container::run::run(global, &a),
         Command::Create(a) | Command::Container(ContainerCommand::Create(a)) => container::run::create(global, &a),

@@ -10,10 +10,12 @@ use super::sandbox::{self, StartupPipe};
 use super::userns::Mapping;
 use super::volumes::{copy_of, copy_of_source};
 use super::{User, user};
-use crate::store::containers::Bind;
+use crate::store::containers::{Bind, Network, Tmpfs};
 use crate::sys::{self, Ended, Fork, Namespaces, Restrictions, Signals};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
@@ -44,6 +46,12 @@ pub struct Plan {
     pub writable: bool,
     /// Bind mounts that the user requested.
     pub binds: Vec<Bind>,
+    /// tmpfs mounts that the user requested.
+    pub tmpfs: Vec<Tmpfs>,
+    /// The network: the host's, or a namespace without any.
+    pub network: Network,
+    /// A file for the list of the paths that are created only as mount points, as JSON.
+    pub made: Option<PathBuf>,
     /// `USER[:GROUP]`, resolved in the image; empty for root.
     pub user: String,
     /// The working directory; created if missing and the root file system is writable.
@@ -85,11 +93,17 @@ fn begin(plan: &Plan, mut startup: StartupPipe, signals: &Signals) -> Result<i32
 /// Prepares the root file system; returns it and the command's user.
 fn prepare(plan: &Plan) -> Result<(Rootfs, User), RunError> {
     let failed = |e: io::Error| RunError::own(format!("cannot open the image: {}", sys::describe(&e)));
-    sys::unshare(Namespaces { mount: true, ..Namespaces::default() }).map_err(failed)?;
+    let network = plan.network == Network::None;
+    sys::unshare(Namespaces { mount: true, network, ..Namespaces::default() }).map_err(failed)?;
     let root = Rootfs::open(&plan.at).map_err(failed)?;
     let user = user::resolve(&root, &plan.user).map_err(|e| RunError::own(e.to_string()))?;
-    let mounts = Mounts { plan, root };
+    let mounts = Mounts { plan, root, made: RefCell::default() };
     mounts.mount_all()?;
+    if let Some(file) = &plan.made {
+        let written = serde_json::to_vec(&*mounts.made.borrow()).map_err(io::Error::from);
+        let written = written.and_then(|list| std::fs::write(file, list));
+        written.map_err(|e| RunError::own(format!("cannot write {}: {}", file.display(), sys::describe(&e))))?;
+    }
     if plan.writable {
         let made = mounts.root.make_mountpoint(&plan.directory, true);
         made.map_err(|e| unusable_directory(&plan.directory, &e))?;
@@ -100,6 +114,8 @@ fn prepare(plan: &Plan) -> Result<(Rootfs, User), RunError> {
 struct Mounts<'a> {
     plan: &'a Plan,
     root: Rootfs,
+    /// The paths created as mount points, relative to the root.
+    made: RefCell<BTreeSet<String>>,
 }
 
 impl Mounts<'_> {
@@ -110,6 +126,9 @@ impl Mounts<'_> {
         usual.map_err(|e| RunError::own(format!("cannot mount /proc, /sys and /dev: {}", sys::describe(&e))))?;
         for bind in &self.plan.binds {
             self.volume(bind)?;
+        }
+        for tmpfs in &self.plan.tmpfs {
+            self.tmpfs(tmpfs)?;
         }
         for path in NETWORK_FILES.iter().filter(|path| !self.plan.binds.iter().any(|bind| bind.target == **path)) {
             // Not fatal: only name resolution may fail.
@@ -124,10 +143,17 @@ impl Mounts<'_> {
         Ok(())
     }
 
+    /// Opens a mount point, which is created if it is missing.
+    fn mountpoint(&self, at: &str, is_dir: bool) -> io::Result<OwnedFd> {
+        let (place, made) = self.root.mountpoint(at, is_dir)?;
+        self.made.borrow_mut().extend(made.into_iter().map(|path| path.to_string_lossy().into_owned()));
+        Ok(place)
+    }
+
     /// Attaches a mount. Returns false if the mount point is missing and cannot be created.
     fn put(&self, mount: &OwnedFd, at: &str, is_dir: bool) -> io::Result<bool> {
-        match self.root.mountpoint(at, is_dir) {
-            Ok((place, _)) => sys::attach(mount, &place).map(|()| true),
+        match self.mountpoint(at, is_dir) {
+            Ok(place) => sys::attach(mount, &place).map(|()| true),
             Err(e) => match Errno::from_io_error(&e) {
                 Some(Errno::ROFS | Errno::NOTDIR | Errno::ISDIR | Errno::LOOP | Errno::ACCESS) => Ok(false),
                 _ => Err(e),
@@ -198,15 +224,27 @@ impl Mounts<'_> {
     fn volume(&self, bind: &Bind) -> Result<(), RunError> {
         let (copy, is_dir) = copy_of_source(bind)
             .map_err(|e| RunError::own(format!("cannot mount {}: {}", bind.source, sys::describe(&e))))?;
-        let placed = self.root.mountpoint(&bind.target, is_dir).and_then(|(place, _)| sys::attach(&copy, &place));
-        placed.map_err(|e| {
-            let why = match Errno::from_io_error(&e) {
-                Some(Errno::ROFS) => "the image has no such mount point: create it with --rw".to_owned(),
-                _ => sys::describe(&e),
-            };
-            RunError::own(format!("cannot mount {} at {}: {why}", bind.source, bind.target))
-        })
+        let placed = self.mountpoint(&bind.target, is_dir).and_then(|place| sys::attach(&copy, &place));
+        placed.map_err(|e| not_mounted(&bind.source, &bind.target, &e))
     }
+
+    fn tmpfs(&self, tmpfs: &Tmpfs) -> Result<(), RunError> {
+        let settings = tmpfs.options.split(',').filter_map(|option| option.split_once('='));
+        let settings: Vec<(&str, &str)> = [("source", "tmpfs")].into_iter().chain(settings).collect();
+        let placed = sys::new_file_system("tmpfs", &settings, CLOSED).and_then(|mount| {
+            let place = self.mountpoint(&tmpfs.target, true)?;
+            sys::attach(&mount, &place)
+        });
+        placed.map_err(|e| not_mounted("a tmpfs", &tmpfs.target, &e))
+    }
+}
+
+fn not_mounted(source: &str, target: &str, error: &io::Error) -> RunError {
+    let why = match Errno::from_io_error(error) {
+        Some(Errno::ROFS) => "the image has no such mount point: create it with --rw".to_owned(),
+        _ => sys::describe(error),
+    };
+    RunError::own(format!("cannot mount {source} at {target}: {why}"))
 }
 
 fn attach_dir(dev: &OwnedFd, name: &str, mount: &OwnedFd) -> io::Result<()> {

@@ -90,25 +90,12 @@ fn begin(job: Job<'_>, dir: &Path) -> Result<(i32, RunningStreams), RunError> {
         let state = State { made: made.clone(), ..job.before.clone() };
         job.held.set_state(&state).map_err(|e| RunError::own(e.to_string()))?;
     }
-    let log = runtime::log(dir);
-    let _none = fs::remove_file(&log);
-    let mut call = runtime::call(&job.runtime, dir, &log);
-    call.args(["run", "--detach", "--bundle", ".", "--pid-file", runtime::PID_FILE]);
-    let ends = streams::create(&job.streams, &mut call).map_err(failed("create pipes"))?;
-    call.arg(&job.container.id);
-    // Locks the parent cgroup against removal until the container's own cgroup exists.
-    let parent = runtime::keep_parent_cgroup();
-    let child = call
-        .spawn()
-        .map_err(|e| RunError::own(format!("cannot run {}: {}", job.runtime.display(), sys::describe(&e))))?;
-    // Closes this process's copies of the container's pipe ends.
-    drop(call);
-    if sys::wait_for(child.id() as i32).map_err(failed("wait for the runtime"))? != Ended::Code(0) {
-        return Err(runtime::why(&job.runtime, &log));
-    }
-    drop(parent);
-    let text = fs::read_to_string(runtime::PID_FILE).map_err(failed("read the container's PID"))?;
-    let first = text.trim().parse().map_err(|_| RunError::own("the runtime wrote no PID"))?;
+    let mut ends = None;
+    let first = runtime::start(&job.runtime, dir, &job.container.id, |call| {
+        ends = Some(streams::create(&job.streams, call).map_err(failed("create pipes"))?);
+        Ok(())
+    })?;
+    let ends = ends.ok_or_else(|| RunError::own("the container has no streams"))?;
     let Job { held, runtime, monitor, streams, caller, attached, .. } = job;
     let state = State {
         status: Status::Running,
@@ -128,7 +115,7 @@ fn begin(job: Job<'_>, dir: &Path) -> Result<(i32, RunningStreams), RunError> {
     Ok((first, running))
 }
 
-fn mount_proc() -> io::Result<()> {
+pub(super) fn mount_proc() -> io::Result<()> {
     let closed = Restrictions { read_only: false, no_devices: true, no_programs: true };
     let proc = sys::new_file_system("proc", &[("source", "proc")], closed)?;
     let at = rustix::fs::open("/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;

@@ -8,7 +8,7 @@
 //! For a container, the `monitor` serves the root file system. `init`, in the sandbox, writes the OCI `bundle` (`spec`,
 //! `volumes`), calls the OCI `runtime`, and copies the standard streams (`streams`, `log`). Other processes send
 //! requests to `init` (`control`), access the container's files (`access`, `copy`) and start more processes in it
-//! (`exec`).
+//! (`exec`). A `step` is one command of a build.
 
 pub mod access;
 pub mod bundle;
@@ -27,6 +27,7 @@ pub mod runtime;
 pub mod sandbox;
 pub mod signals;
 pub mod spec;
+pub mod step;
 pub mod streams;
 pub mod user;
 pub mod userns;

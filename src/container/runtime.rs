@@ -19,7 +19,7 @@ const STATE: &str = "state";
 /// The runtime's log in a container's folder.
 const LOG: &str = "runtime.log";
 /// The PID file in a container's folder: the PID of its first process in the sandbox's PID namespace.
-pub(super) const PID_FILE: &str = "pid";
+const PID_FILE: &str = "pid";
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Finds the runtime `wanted`, a name or a path, or else the first installed one of [`KNOWN`]. `search` is the value of
@@ -61,9 +61,35 @@ pub(super) fn call(program: &Path, dir: &Path, log: &Path) -> Command {
     command
 }
 
-/// The log path of [`call`]s that start a container.
-pub(super) fn log(dir: &Path) -> PathBuf {
-    dir.join(LOG)
+/// Starts the container `id` from the bundle in the current directory, which is the container's folder `dir`. The
+/// runtime has exited when this returns the PID of the container's first process, which is this process's child.
+/// `prepare` sets the standard streams and is dropped with the call's copies of them.
+pub(super) fn start(
+    program: &Path,
+    dir: &Path,
+    id: &str,
+    prepare: impl FnOnce(&mut Command) -> Result<(), RunError>,
+) -> Result<i32, RunError> {
+    let failed = |what: &'static str| move |e: io::Error| RunError::own(format!("cannot {what}: {}", sys::describe(&e)));
+    let log = dir.join(LOG);
+    let _none = fs::remove_file(&log);
+    let mut call = call(program, dir, &log);
+    call.args(["run", "--detach", "--bundle", ".", "--pid-file", PID_FILE]);
+    prepare(&mut call)?;
+    call.arg(id);
+    // Locks the parent cgroup against removal until the container's own cgroup exists.
+    let parent = keep_parent_cgroup();
+    let spawned = call.spawn();
+    let child =
+        spawned.map_err(|e| RunError::own(format!("cannot run {}: {}", program.display(), sys::describe(&e))))?;
+    // Closes this process's copies of the container's pipe ends.
+    drop(call);
+    if sys::wait_for(child.id() as i32).map_err(failed("wait for the runtime"))? != sys::Ended::Code(0) {
+        return Err(why(program, &log));
+    }
+    drop(parent);
+    let text = fs::read_to_string(PID_FILE).map_err(failed("read the container's PID"))?;
+    text.trim().parse().map_err(|_| RunError::own("the runtime wrote no PID"))
 }
 
 /// The error of a failed call, from the runtime's log, with Docker's exit code for it.
@@ -138,7 +164,7 @@ fn remove_parent_cgroups<'a>(parents: impl Iterator<Item = &'a Path>) {
 
 /// Locks the containers' parent cgroup against removal until the result is dropped: a runtime creates first the parent,
 /// then the container's own cgroup. `None` if the lock cannot be had in time.
-pub(super) fn keep_parent_cgroup() -> Option<File> {
+fn keep_parent_cgroup() -> Option<File> {
     let all = File::open(CGROUPS).ok()?;
     let deadline = Instant::now() + PARENT_LIMIT;
     while all.try_lock_shared().is_err() {

@@ -49,7 +49,15 @@ struct Group {
 /// The supplementary groups are those in /etc/group that list the user, unless `spec` has a group. The primary group is
 /// always among them: otherwise a set-group-ID program would drop it, and gain access that the group is denied.
 pub fn resolve(root: &Rootfs, spec: &str) -> Result<User, UserError> {
-    let accounts = read(root, "/etc/passwd")?;
+    resolve_with(|path| read(root, path), spec)
+}
+
+/// [`resolve`] with a function that reads /etc/passwd and /etc/group; a missing one is empty.
+pub fn resolve_with(
+    read: impl Fn(&'static str) -> Result<String, UserError>,
+    spec: &str,
+) -> Result<User, UserError> {
+    let accounts = read("/etc/passwd")?;
     let accounts: Vec<Account> = lines(&accounts).filter_map(account).collect();
     let (name, group) = spec.split_once(':').unwrap_or((spec, ""));
     let number = if name.is_empty() { Some(0) } else { number(name)? };
@@ -62,7 +70,7 @@ pub fn resolve(root: &Rootfs, spec: &str) -> Result<User, UserError> {
     if user.home.is_empty() {
         user.home = "/".to_owned();
     }
-    let groups = read(root, "/etc/group")?;
+    let groups = read("/etc/group")?;
     let groups: Vec<Group> = lines(&groups).filter_map(parse_group).collect();
     if !group.is_empty() {
         user.gid = find_group(&groups, group)?;

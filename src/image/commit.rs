@@ -3,8 +3,8 @@
 //! The layer is written and read at the same time, through the same pipeline as an imported tar: it is hashed and
 //! indexed while it is written, once, into the store.
 
-use super::dockerfile;
-use super::import::{New, publish_or_roll_back, put, take};
+use crate::dockerfile;
+use super::import::{New, Taken, publish_or_roll_back, put, take, take_into};
 use super::manifest::{DOCUMENT_CAP, LAYERS_CAP};
 use super::{Error, Result, open};
 use crate::digest::Digest;
@@ -82,9 +82,32 @@ pub fn commit(session: &Session, wanted: &Wanted<'_>, warn: &dyn Fn(&str)) -> Re
         let (taken, lost) = pipe_layer(&layer, newest, |tar| take(session, tar, &origin, warn))?;
         lost.iter().for_each(|line| warn(line));
         let document = document.with_layer(&taken.diff_id, wanted)?;
-        let new = New { below: &image.layers, document, created: wanted.created, name: wanted.name.as_ref() };
-        put(session, taken, new, &origin, made)
+        let layers = image.layers.clone();
+        let new = New { layers, document, created: wanted.created, names: wanted.name.as_slice() };
+        put(session, &taken, new, &origin, made)
     })
+}
+
+/// Writes the changes in an upper directory, which is not mounted, as a layer into the new folder `dir`; returns `None`
+/// if there are no changes. `left_out` as in [`Wanted`], `newest` in seconds.
+pub fn capture(
+    store: &Store,
+    image: &Image,
+    upper: &Path,
+    left_out: &BTreeSet<Vec<u8>>,
+    newest: Option<i64>,
+    dir: &Path,
+    warn: &dyn Fn(&str),
+) -> Result<Option<Taken>> {
+    let fs = open_view(store, image, upper)?;
+    let changes = fs.changes(left_out).map_err(Error::Changes)?;
+    if changes.is_empty() {
+        return Ok(None);
+    }
+    let layer = NewLayer::of(&fs, &changes, left_out)?;
+    let (taken, lost) = pipe_layer(&layer, newest, |tar| take_into(dir.into(), tar, "the step's changes", warn))?;
+    lost.iter().for_each(|line| warn(line));
+    Ok(Some(taken))
 }
 
 /// Writes a layer into a pipe while `take` reads it. Returns the error of the side that failed first.

@@ -3,13 +3,14 @@
 //! The tar is read by the same pipeline as a pulled layer, in one pass; its digest is known only at the end, so the
 //! session's intent is written then, before anything is published.
 
-use super::dockerfile::{self, BadChange};
+use crate::dockerfile::{self, BadChange};
 use super::manifest::PLAIN_LAYER;
 use super::{Error, FORMATS, Platform, Problem, Result, open, pipeline, pull};
 use crate::digest::Digest;
 use crate::reference::Reference;
 use crate::store::{self, Image, Intent, LayerRecord, Session, chain_ids, gc};
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::fs;
 use std::io::Read;
@@ -50,8 +51,8 @@ pub fn import(
     publish_or_roll_back(session, |made| {
         let taken = take(session, tar, origin, warn)?;
         let document = document(wanted, &taken.diff_id);
-        let new = New { below: &[], document, created: wanted.created, name: wanted.name.as_ref() };
-        put(session, taken, new, origin, made)
+        let new = New { layers: vec![], document, created: wanted.created, names: wanted.name.as_slice() };
+        put(session, &taken, new, origin, made)
     })
 }
 
@@ -71,20 +72,39 @@ pub(super) fn publish_or_roll_back(
     committed
 }
 
-/// A layer in the session's folder, complete but not published.
-pub(super) struct Taken {
+/// A layer in a folder, complete but not published.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Taken {
     dir: PathBuf,
     /// DiffID: digest of the tar.
     pub diff_id: Digest,
-    size: u64,
+    /// Size of the tar, in bytes.
+    pub size: u64,
     /// Size of the input, in bytes.
     compressed_size: u64,
 }
 
-/// Reads a tar, plain or compressed, through the pipeline.
+impl Taken {
+    /// The layer's record in the catalog.
+    pub fn record(&self) -> LayerRecord {
+        LayerRecord {
+            diff_id: self.diff_id.clone(),
+            blob: None,
+            media_type: PLAIN_LAYER.into(),
+            compressed_size: self.compressed_size,
+            size: self.size,
+        }
+    }
+}
+
+/// Reads a tar, plain or compressed, through the pipeline into the session's folder.
 pub(super) fn take(session: &Session, tar: Box<dyn Read + Send>, origin: &str, warn: &dyn Fn(&str)) -> Result<Taken> {
+    take_into(session.temp_path("layer"), tar, origin, warn)
+}
+
+/// Reads a tar, plain or compressed, through the pipeline into a new folder `dir`.
+pub fn take_into(dir: PathBuf, tar: Box<dyn Read + Send>, origin: &str, warn: &dyn Fn(&str)) -> Result<Taken> {
     let wrong = |problem| Error::Source { origin: origin.to_owned(), problem: Box::new(problem) };
-    let dir = session.temp_path("layer");
     fs::create_dir(&dir).map_err(store::Error::io("make", &dir))?;
     let expected = pipeline::Expected { blob: None, diff_id: None };
     let done = pipeline::run(tar, &expected, &dir.join("layer.tar"), &AtomicBool::new(false), &|_| ());
@@ -98,52 +118,79 @@ pub(super) fn take(session: &Session, tar: Box<dyn Read + Send>, origin: &str, w
     Ok(Taken { dir, diff_id, size, compressed_size })
 }
 
-/// Parameters for publishing a taken layer as an image.
-pub(super) struct New<'a> {
-    /// The layers below it, which are in the store.
-    pub below: &'a [LayerRecord],
+/// Publishes a taken layer, unless the store has it. The session's intent has the layer.
+pub fn publish_layer(session: &Session, taken: &Taken, made: &mut Intent) -> Result<()> {
+    let Taken { dir, diff_id, .. } = taken;
+    let recorded = pull::recorded_sizes(&session.store().catalog()?);
+    if !pull::has_whole(session, diff_id, recorded.get(diff_id).copied())? && session.publish_layer(dir, diff_id)? {
+        made.layers.insert(diff_id.clone());
+    }
+    Ok(())
+}
+
+/// An image whose layers are in the store.
+pub struct New<'a> {
+    /// The layers, bottom first.
+    pub layers: Vec<LayerRecord>,
     /// The image's document.
     pub document: Vec<u8>,
     /// Creation time of the image.
     pub created: Timestamp,
-    /// Name for the image.
-    pub name: Option<&'a Reference>,
+    /// Names for the image.
+    pub names: &'a [Reference],
 }
 
-/// Publishes layer, tree and document; `made` collects what is new.
-pub(super) fn put(session: &Session, taken: Taken, new: New<'_>, origin: &str, made: &mut Intent) -> Result<Image> {
-    let Taken { dir, diff_id, size, compressed_size } = taken;
-    let id = Digest::of(&new.document);
-    let diff_ids: Vec<&Digest> = new.below.iter().map(|layer| &layer.diff_id).chain([&diff_id]).collect();
-    let chain = chain_ids(diff_ids.iter().copied()).pop().unwrap_or_else(|| diff_id.clone());
-    session.intend(&Intent {
-        layers: diff_ids.iter().map(|layer| (*layer).clone()).collect(),
-        blobs: [id.clone()].into(),
-        trees: [chain.clone()].into(),
-    })?;
-    let recorded = pull::recorded_sizes(&session.store().catalog()?);
-    if !pull::has_whole(session, &diff_id, recorded.get(&diff_id).copied())? && session.publish_layer(&dir, &diff_id)? {
-        made.layers.insert(diff_id.clone());
+impl New<'_> {
+    /// What the image needs, its layers and documents.
+    pub fn intent(&self) -> Intent {
+        Intent {
+            layers: self.layers.iter().map(|layer| layer.diff_id.clone()).collect(),
+            blobs: [Digest::of(&self.document)].into(),
+            trees: [self.chain()].into(),
+        }
     }
+
+    fn chain(&self) -> Digest {
+        chain_ids(self.layers.iter().map(|layer| &layer.diff_id)).pop().unwrap_or_else(|| Digest::of(b""))
+    }
+}
+
+/// Publishes the tree and the document of an image; `made` collects what is new. The session's intent has all parts.
+pub(super) fn compose(session: &Session, new: New<'_>, origin: &str, made: &mut Intent) -> Result<Image> {
+    let (id, chain) = (Digest::of(&new.document), new.chain());
     if open::map_tree(session.store(), &chain).is_none() {
         made.trees.insert(chain);
+        let diff_ids: Vec<&Digest> = new.layers.iter().map(|layer| &layer.diff_id).collect();
         open::make_tree(session, &diff_ids, origin)?;
     }
     if session.publish_blob(&id, &new.document)? {
         made.blobs.insert(id.clone());
     }
-    let own = LayerRecord { diff_id, blob: None, media_type: PLAIN_LAYER.into(), compressed_size, size };
     Ok(Image {
         id,
         manifest: None,
         indexes: Vec::new(),
         others: Vec::new(),
-        layers: new.below.iter().cloned().chain([own]).collect(),
-        tags: new.name.iter().map(|name| (*name).clone()).collect(),
+        layers: new.layers,
+        tags: new.names.to_vec(),
         digests: Vec::new(),
         created: Some(new.created.to_string()),
         pulled: Timestamp::now().to_string(),
     })
+}
+
+/// Adds an image, whose layers are in the store, to the catalog; or leaves the store unchanged.
+pub fn publish(session: &Session, new: New<'_>, origin: &str) -> Result<Image> {
+    session.intend(&new.intent())?;
+    publish_or_roll_back(session, |made| compose(session, new, origin, made))
+}
+
+/// Publishes a taken layer on top of the layers of `new`, and the image; `made` collects what is new.
+pub(super) fn put(session: &Session, taken: &Taken, mut new: New<'_>, origin: &str, made: &mut Intent) -> Result<Image> {
+    new.layers.push(taken.record());
+    session.intend(&new.intent())?;
+    publish_layer(session, taken, made)?;
+    compose(session, new, origin, made)
 }
 
 /// Makes the image's document, with fields in Docker's order.

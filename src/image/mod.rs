@@ -8,7 +8,6 @@
 
 pub mod commit;
 pub mod deflate;
-pub mod dockerfile;
 mod erofs;
 mod free_space;
 pub mod fsck;
@@ -28,13 +27,13 @@ pub mod save;
 pub mod source;
 pub mod verify;
 
-pub use open::{ErofsImage, OpenTree, merge_layers, open_erofs, open_layers, open_native_upper, open_tree, open_upper};
+pub use open::{ErofsImage, OpenTree, merge_layers, open_erofs, open_layers, open_native_upper, open_single, open_tree, open_upper};
 pub use platform::Platform;
 
 use crate::digest::{Digest, VerifyError};
 use crate::erofs::WriteError;
 use crate::store::Formats;
-use crate::{fs, layer, reference, registry, store, sys, tree, upper};
+use crate::{dockerfile, fs, layer, reference, registry, store, sys, tree, upper};
 use std::io;
 use std::path::PathBuf;
 
@@ -125,6 +124,23 @@ impl Problem {
 /// Decompresses a stream by gzip, zstd, xz or bzip2, or passes a plain one through.
 pub fn plain<R: io::Read>(stream: R) -> std::result::Result<impl io::Read, Problem> {
     inflate::Inflate::new(stream, |cause| Problem::read("the stream", None, cause))
+}
+
+/// Returns the platform in an image's config.
+pub fn platform_of(store: &store::Store, image: &store::Image) -> Result<Platform> {
+    let bytes = store.blob(&image.id, manifest::DOCUMENT_CAP)?;
+    let platform = serde_json::from_slice::<Platform>(&bytes);
+    platform.map_err(|_| Error::Broken { image: image.title(), what: "its config names no platform".into() })
+}
+
+/// Whether a file is a tar, plain or compressed: its first header is one.
+pub fn is_archive(file: std::fs::File) -> bool {
+    let Ok(mut stream) = plain(file) else { return false };
+    let mut header = tar::Header::new_old();
+    let is_whole = io::Read::read_exact(&mut stream, header.as_mut_bytes()).is_ok();
+    let stated = header.cksum().ok();
+    header.set_cksum();
+    is_whole && stated.is_some_and(|sum| sum > 0) && header.cksum().ok() == stated
 }
 
 /// Error of an image operation. Each prints as one complete line.

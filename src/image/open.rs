@@ -126,6 +126,16 @@ pub(super) fn open_tars(store: &Store, image: &Image) -> Result<Vec<File>> {
     Ok(tars)
 }
 
+/// Opens a layer in a folder, which is in no store, as a file system.
+pub fn open_single(store: &Store, dir: &Path, diff_id: &Digest, origin: &str) -> Result<Fs> {
+    let broken = |what: String| Error::Broken { image: origin.to_owned(), what };
+    let index = usable(&dir.join("index"), diff_id).ok_or_else(|| broken("its index cannot be read back".into()))?;
+    let tree = merge_layers(store, &[index], origin)?;
+    let tar = File::open(dir.join("layer.tar")).and_then(Data::open);
+    let tar = tar.map_err(store::Error::io("open", dir))?;
+    Ok(Fs::new(tree, vec![tar]))
+}
+
 /// Merges the bottom layers of an image, whose indexes are `layers`. The result is mapped from a file without a name on
 /// the store's file system, so that it takes no private memory and is gone with its mapping.
 pub fn merge_layers(store: &Store, layers: &[Index], origin: &str) -> Result<Index> {

@@ -10,6 +10,7 @@
 mod auth;
 mod blob;
 mod client;
+mod download;
 pub mod credential_store;
 pub mod credentials;
 mod helper;
@@ -24,6 +25,7 @@ mod upload;
 mod url;
 
 pub use blob::Blob;
+pub use download::download;
 pub use repository::{Manifest, Referrer, Repository};
 pub use upload::{Upload, UploadStart};
 

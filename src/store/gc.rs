@@ -1,7 +1,7 @@
 //! Garbage collection: finds and removes layers, documents, trees, sessions and files that nothing refers to.
 
 use super::session::{self, Found};
-use super::{Catalog, Error, Formats, Intent, Lock, Result, Store, containers, folder, mounts, partial, publish};
+use super::{Catalog, Error, Formats, Intent, Lock, Result, Store, builds, containers, folder, mounts, partial, publish};
 use crate::digest::{Algorithm, Digest};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -100,6 +100,7 @@ fn search(store: &Store, lock: &Lock, catalog: &Catalog, formats: Formats) -> Re
     }
     found.extend(mounts::stale(store, lock)?.into_iter().map(|path| garbage(Kind::Mount, path)));
     found.extend(containers::stale(store, lock)?.into_iter().map(|path| garbage(Kind::Container, path)));
+    found.extend(builds::stale(store, lock)?.into_iter().map(|path| garbage(Kind::Stray, path)));
     let torn = [store.catalog_path(), store.catalog_backup_path()].map(|path| publish::beside(&path));
     found.extend(torn.into_iter().filter(|path| path.exists()).map(|path| garbage(Kind::Partial, path)));
     Ok((found, unreadable))
@@ -264,6 +265,8 @@ fn needed(store: &Store, lock: &Lock, catalog: &Catalog) -> Result<(Intent, Vec<
         needed.blobs.extend(image.blobs().cloned());
         needed.trees.insert(image.chain_id());
     }
+    let cached = builds::list(store)?.into_iter().filter_map(|entry| entry.step?.layer);
+    needed.layers.extend(cached.map(|layer| layer.diff_id));
     Ok((needed, unreadable))
 }
 
@@ -295,7 +298,7 @@ fn garbage(kind: Kind, path: PathBuf) -> Garbage {
 }
 
 /// Disk space used under `path`, in bytes; what cannot be read counts as zero.
-fn disk_usage(path: &Path) -> u64 {
+pub(super) fn disk_usage(path: &Path) -> u64 {
     let Ok(meta) = fs::symlink_metadata(path) else { return 0 };
     let below = if meta.is_dir() { folder::list(path).unwrap_or_default() } else { vec![] };
     meta.blocks() * 512 + below.iter().map(|(_, path)| disk_usage(path)).sum::<u64>()

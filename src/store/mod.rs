@@ -22,6 +22,7 @@
 //!     log                        the daemon's log; those of the last few mounts are kept
 //!     merged/ upper/ work/       of a mount whose mountpoint is in the store; removed with it
 //!   uppers/<id>/                 changes of `mount --rw`, by image and mountpoint: `upper` and `work`
+//!   builds/                      results of build steps, and cache mounts (see [`builds`])
 //!   containers/<id>/             a container's configuration, state and changes (see [`containers`])
 //! ```
 //!
@@ -54,6 +55,7 @@
 //! and complete layers that no image refers to; the next pull of the image uses them, otherwise `system gc` removes
 //! them.
 
+pub mod builds;
 mod catalog;
 pub mod containers;
 mod folder;
@@ -199,6 +201,7 @@ impl Store {
             "mounts",
             "uppers",
             "containers",
+            "builds",
         ] {
             let path = store.root.join(folder);
             if !path.is_dir() {
@@ -211,7 +214,7 @@ impl Store {
     /// The folders directly below the root. Each has mode 0700 itself, because a root that existed before may be open
     /// to others.
     pub fn folders(&self) -> impl Iterator<Item = PathBuf> {
-        ["blobs", "layers", "trees", "tmp", "mounts", "uppers", "containers"]
+        ["blobs", "layers", "trees", "tmp", "mounts", "uppers", "containers", "builds"]
             .into_iter()
             .map(|folder| self.root.join(folder))
     }

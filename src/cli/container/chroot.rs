@@ -12,7 +12,7 @@ use crate::container::sandbox::{self, Sandbox};
 use crate::container::spec::PATH;
 use crate::container::userns::Mapping;
 use crate::kernel::Engine;
-use crate::store::containers::{list_of, text_of};
+use crate::store::containers::{Network, list_of, text_of};
 use crate::store::{Image, Store, mounts};
 use serde_json::{Map, Value};
 use std::ffi::OsString;
@@ -132,6 +132,9 @@ fn plan(store: &Store, image: &Image, command: &[OsString], a: &ChrootArgs) -> a
         at: PathBuf::new(),
         writable: a.rw || a.upper.is_some(),
         binds: a.volume.iter().map(|text| volume(text)).collect::<anyhow::Result<_>>()?,
+        tmpfs: Vec::new(),
+        network: Network::Host,
+        made: None,
         user: a.user.clone().unwrap_or_else(|| text_of(config, "User").to_owned()),
         directory: Path::new("/").join(directory),
         env: environment(&list_of(config, "Env"), &a.env),

@@ -65,10 +65,14 @@ pub(in crate::cli) fn prune(global: &Global, a: &PruneArgs) -> anyhow::Result<()
     output::line(format_args!("Total reclaimed space: {}", units::size(freed)))
 }
 
-/// Prompts for confirmation; anything but yes is a no.
 fn confirm(all: bool) -> anyhow::Result<bool> {
     let what = if all { "images without at least one container associated to them" } else { "dangling images" };
-    output::text(&format!("WARNING! This will remove all {what}.\nAre you sure you want to continue? [y/N] "))?;
+    confirmed(&format!("WARNING! This will remove all {what}."))
+}
+
+/// Prints a warning and prompts for confirmation; anything but yes is a no.
+pub(in crate::cli) fn confirmed(warning: &str) -> anyhow::Result<bool> {
+    output::text(&format!("{warning}\nAre you sure you want to continue? [y/N] "))?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y"))

@@ -92,25 +92,48 @@ pub(in crate::cli) struct MissingArgs {
     registry: RegistryArgs,
 }
 
+/// When an image is pulled first.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum When {
+pub(in crate::cli) enum When {
     Missing,
     Always,
     Never,
 }
 
 impl MissingArgs {
-    /// Finds an image, or pulls it if `--pull` requires that, with progress on stderr. `wanted` may be a source too, such
-    /// as `oci:DIR`. The process must be single-threaded and stays so: a child process pulls.
+    /// Finds an image, or pulls it if `--pull` requires that ([`Missing::bring_in`]).
     pub(in crate::cli) fn bring_in(&self, store: &Store, wanted: &str) -> anyhow::Result<Image> {
+        let want = self.platform.want(false);
+        Missing { pull: self.pull, want, registry: &self.registry }.bring_in(store, wanted, |_| true)
+    }
+}
+
+/// How an image that may not be in the store is found.
+pub(in crate::cli) struct Missing<'a> {
+    pub(in crate::cli) pull: When,
+    pub(in crate::cli) want: Want,
+    pub(in crate::cli) registry: &'a RegistryArgs,
+}
+
+impl Missing<'_> {
+    /// Finds an image, or pulls it if `pull` requires that or the one in the store does not suit, with progress on
+    /// stderr. `wanted` may be a source too, such as `oci:DIR`. The process must be single-threaded and stays so: a
+    /// child process pulls.
+    pub(in crate::cli) fn bring_in(
+        &self,
+        store: &Store,
+        wanted: &str,
+        suits: impl Fn(&Image) -> bool,
+    ) -> anyhow::Result<Image> {
         let there = store.resolve(wanted);
         // An image may have a name that looks like a source.
         let is_source = there.is_err() && source::is_source(wanted);
-        let is_absent = is_source || matches!(there, Err(store::Error::NoSuchImage(_)));
+        let is_unsuited = there.as_ref().is_ok_and(|image| !suits(image));
+        let is_absent = is_source || is_unsuited || matches!(there, Err(store::Error::NoSuchImage(_)));
         if !is_absent && (there.is_err() || self.pull != When::Always) || is_absent && self.pull == When::Never {
             return Ok(there?);
         }
-        if is_absent && !is_source {
+        if is_absent && !is_source && !is_unsuited {
             let whole = wanted.parse::<Reference>()?.or_latest();
             output::complaint(format_args!("Unable to find image '{}' locally", whole.familiar()));
         }
@@ -156,7 +179,7 @@ impl MissingArgs {
         let report = Arc::new(report);
         let progress: Arc<dyn Progress> = report.clone();
         let settings = self.registry.settings();
-        let want = self.platform.want(false);
+        let want = self.want.clone();
         let all = interrupt::in_session(store, |session| {
             let source = match &named {
                 Some(named) => source::open_registry(named, &settings, None, store),

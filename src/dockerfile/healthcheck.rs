@@ -1,7 +1,7 @@
 //! The `HEALTHCHECK` instruction: a container's health command, interval, timeout and retries.
 
 use super::Result;
-use super::lexer::{Form, form};
+use super::words::{self, Command};
 use serde_json::{Map, Value, json};
 
 /// Flags with a duration, and their names in the config.
@@ -16,23 +16,20 @@ const LEAST: i128 = 1_000_000;
 
 /// Parses `NONE`, or `[--interval=TIME] [--timeout=TIME] [--start-period=TIME] [--start-interval=TIME] [--retries=N]
 /// CMD ...`.
-pub(super) fn check(mut rest: &str) -> Result<Value> {
+pub(super) fn check(flags: &[(String, Option<String>)], rest: &str) -> Result<Value> {
     let mut found = Map::new();
-    while let Some(flag) = rest.strip_prefix("--") {
-        let (word, tail) = flag.split_once(char::is_whitespace).unwrap_or((flag, ""));
-        let (name, value) = word.split_once('=').unwrap_or((word, ""));
-        let (key, value) = setting(name, value)?;
+    for (name, value) in flags {
+        let (key, value) = setting(name, value.as_deref().unwrap_or_default())?;
         found.extend(value.map(|value| (key.to_owned(), value)));
-        rest = tail.trim_start();
     }
     let (kind, command) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
     let test = match kind.to_ascii_uppercase().as_str() {
         "" => return Err("HEALTHCHECK requires at least one argument".into()),
         "NONE" if !command.is_empty() => return Err("HEALTHCHECK NONE takes no arguments".into()),
         "NONE" => return Ok(json!({ "Test": ["NONE"] })),
-        "CMD" => match form(command.trim())? {
-            Form::Text(text) if !text.is_empty() => vec!["CMD-SHELL".to_owned(), text.to_owned()],
-            Form::List(list) if !list.is_empty() => [vec!["CMD".to_owned()], list].concat(),
+        "CMD" => match words::command(command.trim())? {
+            Command::Text(text) if !text.is_empty() => vec!["CMD-SHELL".to_owned(), text],
+            Command::List(list) if !list.is_empty() => [vec!["CMD".to_owned()], list].concat(),
             _ => return Err("Missing command after HEALTHCHECK CMD".into()),
         },
         other => return Err(format!("Unknown type \"{other}\" in HEALTHCHECK (try CMD)")),
@@ -69,6 +66,12 @@ fn setting(name: &str, value: &str) -> Result<(&'static str, Option<Value>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn check(text: &str) -> Result<Value> {
+        let line = format!("HEALTHCHECK {text}");
+        let split = super::super::lexer::split_instruction(&line, '\\');
+        super::check(&split.flags, split.rest)
+    }
 
     #[test]
     fn every_form() {

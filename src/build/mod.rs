@@ -276,7 +276,8 @@ impl Build<'_> {
     fn warn_unused_args(&self) {
         let shared = self.shared.lock();
         let global: BTreeSet<&String> = self.options.file.args.iter().map(|(name, _)| name).collect();
-        let unused = self.options.args.keys().filter(|name| !shared.used_args.contains(*name) && !global.contains(name));
+        let unused =
+            self.options.args.keys().filter(|name| !shared.used_args.contains(*name) && !global.contains(name));
         let unused: Vec<&str> = unused.filter(|name| !state::is_proxy(name)).map(String::as_str).collect();
         if !unused.is_empty() {
             self.watch.warn(&format!("One or more build-args [{}] were not consumed", unused.join(" ")));
@@ -293,9 +294,9 @@ impl Build<'_> {
             created,
             names: &self.options.names,
         };
-        let published = self.need(new.intent()).and_then(|()| {
-            import::publish(self.session, new, "the build").map_err(|e| e.to_string())
-        });
+        let published = self
+            .need(new.intent())
+            .and_then(|()| import::publish(self.session, new, "the build").map_err(|e| e.to_string()));
         match published {
             Ok(image) => {
                 self.watch.output(step, format!("writing image {}\n", image.id).as_bytes());

@@ -107,7 +107,8 @@ mod tests {
         let lines = "# c\n*.md\n!README*.md\nREADME-secret.md\n/temp?\n*/b*\n**/*.go\n!keep/**\n dir/ \n[a-c].txt\n";
         let patterns = Patterns::parse(lines).unwrap();
         let excluded = |path: &str| patterns.exclude(path.as_bytes());
-        for path in ["a.md", "README-secret.md", "tempa", "x/bin", "x/bin/y", "m.go", "a/b/m.go", "dir", "dir/x/y", "b.txt"]
+        for path in
+            ["a.md", "README-secret.md", "tempa", "x/bin", "x/bin/y", "m.go", "a/b/m.go", "dir", "dir/x/y", "b.txt"]
         {
             assert!(excluded(path), "{path}");
         }

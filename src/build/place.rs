@@ -180,7 +180,9 @@ impl<'a> NewFiles<'a> {
     fn xattrs(&self, attr: &Attr) -> Result<Vec<Xattr>, String> {
         let names = self.fs.listxattr(attr.ino, true).map_err(|e| e.to_string())?;
         let names = names.split(|b| *b == 0).filter(|name| !name.is_empty());
-        let one = |name: &[u8]| Ok((name.to_vec(), self.fs.getxattr(attr.ino, name).map_err(|e| e.to_string())?.into_owned()));
+        let one = |name: &[u8]| {
+            Ok((name.to_vec(), self.fs.getxattr(attr.ino, name).map_err(|e| e.to_string())?.into_owned()))
+        };
         let mut all = names.map(one).collect::<Result<Vec<Xattr>, String>>()?;
         all.sort();
         Ok(all)

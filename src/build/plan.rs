@@ -102,9 +102,9 @@ impl Plan {
         }
         plan.target = match request.target {
             None => file.stages.len() - 1,
-            Some(name) => plan.stage(name, file.stages.len()).ok_or_else(|| {
-                Error::new(None, format!("target stage \"{name}\" could not be found"))
-            })?,
+            Some(name) => plan
+                .stage(name, file.stages.len())
+                .ok_or_else(|| Error::new(None, format!("target stage \"{name}\" could not be found")))?,
         };
         plan.visit(file, plan.target, &mut Vec::new())?;
         Ok(plan)
@@ -138,7 +138,8 @@ impl Plan {
             None => self.platform.clone(),
         };
         // A stage by its number is no base in Docker either.
-        let by_name = self.names[..number].iter().rposition(|other| other.as_deref() == Some(&name.to_ascii_lowercase()));
+        let by_name =
+            self.names[..number].iter().rposition(|other| other.as_deref() == Some(&name.to_ascii_lowercase()));
         Ok(match by_name {
             Some(stage) => Base::Stage(stage),
             None if name == "scratch" => Base::Scratch,
@@ -255,8 +256,16 @@ mod tests {
         for (text, target, why) in [
             ("FROM a", Some("x"), "target stage \"x\" could not be found"),
             ("FROM $X", None, "line 1: base name ($X) should not be blank"),
-            ("FROM a AS x\nCOPY --from=y / /\nFROM b AS y\nCOPY --from=x / /", None, "line 3: circular dependency detected on stage: y"),
-            ("FROM a\nCOPY --from=3 / /", None, "line 2: invalid from flag value 3: there is no stage of that number above"),
+            (
+                "FROM a AS x\nCOPY --from=y / /\nFROM b AS y\nCOPY --from=x / /",
+                None,
+                "line 3: circular dependency detected on stage: y",
+            ),
+            (
+                "FROM a\nCOPY --from=3 / /",
+                None,
+                "line 2: invalid from flag value 3: there is no stage of that number above",
+            ),
             ("FROM --platform=x a", None, "line 1: FROM: `x` is not a platform (wanted OS/ARCH or OS/ARCH/VARIANT)"),
         ] {
             assert_eq!(plan(text, target).unwrap_err(), why, "{text}");

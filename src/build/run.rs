@@ -7,8 +7,8 @@ use super::place::NewFiles;
 use super::stage::{StageRun, image_of};
 use super::steps::{Made, key};
 use super::{Build, Result, StepId, state};
-use crate::container::step::{self, Isolation, Mounted, Step, StepMount};
 use crate::container::RunError;
+use crate::container::step::{self, Isolation, Mounted, Step, StepMount};
 use crate::dockerfile::{self, Command, Instruction};
 use crate::image::{commit, import::Taken};
 use crate::meta::Time;
@@ -258,7 +258,11 @@ impl StageRun<'_> {
             "tmpfs" => {
                 let target = target(None)?;
                 let size = mount.size.as_ref().map(|size| format!("size={size}")).unwrap_or_default();
-                Ok(Some((StepMount { target: target.clone(), what: Mounted::Tmpfs(size) }, format!("tmpfs {target}"), None)))
+                Ok(Some((
+                    StepMount { target: target.clone(), what: Mounted::Tmpfs(size) },
+                    format!("tmpfs {target}"),
+                    None,
+                )))
             }
             "secret" => {
                 let id = mount.id.clone().or_else(|| {
@@ -300,8 +304,15 @@ impl StageRun<'_> {
         let mut files = NewFiles::new(&empty, build.now());
         let sources = vec![Source::Path(tree, source)];
         let exclude = Patterns::default();
-        let wanted =
-            Wanted { sources, target: "/m", owner: None, mode: None, parents: false, exclude: &exclude, now: Time::default() };
+        let wanted = Wanted {
+            sources,
+            target: "/m",
+            owner: None,
+            mode: None,
+            parents: false,
+            exclude: &exclude,
+            now: Time::default(),
+        };
         copy::copy(&mut files, wanted)?;
         let mut data = DataDigests::default();
         let content = items::content(&files.items, &mut data).map_err(|e| sys::describe(&e))?.to_string();
@@ -403,7 +414,8 @@ impl MountFields {
 impl Build<'_> {
     /// Runs a job in a new process, and passes its output on.
     fn spawn(&self, job: &Job, step: StepId) -> Outcome<()> {
-        let failed = |e: std::io::Error| format!("cannot run {}: {}", self.options.program.display(), sys::describe(&e));
+        let failed =
+            |e: std::io::Error| format!("cannot run {}: {}", self.options.program.display(), sys::describe(&e));
         let request = serde_json::to_vec(job).map_err(|e| e.to_string())?;
         let mut command = process::Command::new(&self.options.program);
         command.arg("build-step").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -455,9 +467,9 @@ impl Build<'_> {
             other => other,
         };
         let handlers = fs::read_dir("/proc/sys/fs/binfmt_misc").into_iter().flatten().flatten();
-        let is_there = handlers.filter(|entry| entry.file_name().to_string_lossy().contains(machine)).any(|entry| {
-            fs::read_to_string(entry.path()).is_ok_and(|text| text.starts_with("enabled"))
-        });
+        let is_there = handlers
+            .filter(|entry| entry.file_name().to_string_lossy().contains(machine))
+            .any(|entry| fs::read_to_string(entry.path()).is_ok_and(|text| text.starts_with("enabled")));
         if is_there {
             return Ok(());
         }

@@ -106,12 +106,15 @@ impl Tree {
             Tree::Disk(disk) => {
                 let place = match disk.root.locate(Path::new(std::ffi::OsStr::from_bytes(path))) {
                     Ok(place) => place,
-                    Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
+                    Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                        return Ok(None);
+                    }
                     Err(e) => return Err(sys::describe(&e)),
                 };
                 let real = fs::read_link(format!("/proc/self/fd/{}", place.as_raw_fd()));
                 let node = real.and_then(|real| disk.node(real)).map_err(|e| sys::describe(&e))?;
-                let hidden = disk.ignored.exclude(&node.path) && !(node.kind == Kind::Dir && disk.ignored.have_exceptions());
+                let hidden =
+                    disk.ignored.exclude(&node.path) && !(node.kind == Kind::Dir && disk.ignored.have_exceptions());
                 Ok((node.path.is_empty() || !hidden).then_some(node))
             }
             Tree::Image(fs) => match browse::resolve(fs, path, true) {
@@ -195,7 +198,8 @@ impl Tree {
                         continue;
                     }
                     let mut value = vec![0; 64 << 10];
-                    let length = rustix::fs::lgetxattr(path, name, &mut value[..]).map_err(|e| sys::describe(&e.into()))?;
+                    let length =
+                        rustix::fs::lgetxattr(path, name, &mut value[..]).map_err(|e| sys::describe(&e.into()))?;
                     value.truncate(length);
                     all.push((name.as_bytes().to_vec(), value));
                 }

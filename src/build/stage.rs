@@ -58,9 +58,10 @@ impl<'a> StageRun<'a> {
             Base::Scratch => State::scratch(&options.platform),
             Base::Stage(base) => State::of_stage(&*build.wait_for(*base)?),
             Base::Image(name) => {
-                let image = options.images.get(name).ok_or_else(|| {
-                    Error::new(Some(stage.line), format!("the image {} is not there", name.name))
-                })?;
+                let image = options
+                    .images
+                    .get(name)
+                    .ok_or_else(|| Error::new(Some(stage.line), format!("the image {} is not there", name.name)))?;
                 let failed = |why: String| Error::new(Some(stage.line), why);
                 let layers = image.layers.iter().map(|layer| layer.diff_id.clone()).collect();
                 let needed = Intent { layers, trees: [image.chain_id()].into(), ..Intent::default() };

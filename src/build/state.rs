@@ -1,9 +1,9 @@
 //! The state of a stage between two instructions: config, arguments, layers and history.
 
+use crate::digest::Digest;
 use crate::dockerfile::Config;
 use crate::image::Platform;
 use crate::store::{LayerRecord, chain_ids};
-use crate::digest::Digest;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;

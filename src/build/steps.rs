@@ -169,7 +169,8 @@ fn owner(fs: &Fs, spec: &str) -> Outcome<(u32, u32)> {
 
 /// The destination in the image: absolute, with a slash at its end if it must be a directory.
 fn target(work_dir: &str, given: &str) -> String {
-    let is_dir = given.is_empty() || given == "." || given.ends_with('/') || given.ends_with("/.") || given.ends_with("..");
+    let is_dir =
+        given.is_empty() || given == "." || given.ends_with('/') || given.ends_with("/.") || given.ends_with("..");
     let whole = if given.starts_with('/') { given.to_owned() } else { format!("{work_dir}/{given}") };
     let clean = patterns::clean(&whole);
     format!("/{clean}{}", if is_dir && !clean.is_empty() { "/" } else { "" })
@@ -274,7 +275,10 @@ impl StageRun<'_> {
         let (chown, chmod) = (word(&given.chown)?, word(&given.chmod)?);
         let mode = chmod.as_ref().map(|text| match u32::from_str_radix(text, 8) {
             Ok(mode) if mode <= 0o7777 => Ok(mode),
-            _ => Err(Error::new(Some(line), format!("invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777"))),
+            _ => Err(Error::new(
+                Some(line),
+                format!("invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777"),
+            )),
         });
         let target = target(&self.work_dir(), &self.expand(&given.target, line)?);
         let exclude = given.exclude.iter().map(|pattern| self.expand(pattern, line)).collect::<Result<Vec<_>>>()?;
@@ -361,7 +365,9 @@ impl StageRun<'_> {
                 dockerfile::Source::Path(url) if given.is_add && is_url(url) => {
                     all.push(self.download(url, given.checksum.as_deref())?);
                 }
-                dockerfile::Source::Path(path) if given.is_add && (path.starts_with("git@") || path.ends_with(".git")) => {
+                dockerfile::Source::Path(path)
+                    if given.is_add && (path.starts_with("git@") || path.ends_with(".git")) =>
+                {
                     return Err(format!("ADD {path}: git repositories are not supported; clone it into the context"));
                 }
                 dockerfile::Source::Path(path) => {

@@ -95,6 +95,9 @@ fn prepare(plan: &Plan) -> Result<(Rootfs, User), RunError> {
     let failed = |e: io::Error| RunError::own(format!("cannot open the image: {}", sys::describe(&e)));
     let network = plan.network == Network::None;
     sys::unshare(Namespaces { mount: true, network, ..Namespaces::default() }).map_err(failed)?;
+    if network {
+        sys::bring_loopback_up().map_err(failed)?;
+    }
     let root = Rootfs::open(&plan.at).map_err(failed)?;
     let user = user::resolve(&root, &plan.user).map_err(|e| RunError::own(e.to_string()))?;
     let mounts = Mounts { plan, root, made: RefCell::default() };

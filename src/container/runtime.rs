@@ -70,7 +70,8 @@ pub(super) fn start(
     id: &str,
     prepare: impl FnOnce(&mut Command) -> Result<(), RunError>,
 ) -> Result<i32, RunError> {
-    let failed = |what: &'static str| move |e: io::Error| RunError::own(format!("cannot {what}: {}", sys::describe(&e)));
+    let failed =
+        |what: &'static str| move |e: io::Error| RunError::own(format!("cannot {what}: {}", sys::describe(&e)));
     let log = dir.join(LOG);
     let _none = fs::remove_file(&log);
     let mut call = call(program, dir, &log);

@@ -112,7 +112,8 @@ pub fn upper(dir: &Path) -> PathBuf {
 /// Runs the step; its changes are in [`upper`] afterwards. The process must be single-threaded; without root's rights
 /// it is root in a user namespace afterwards.
 pub fn run(mut step: Step<'_>) -> Result<Ran, RunError> {
-    let failed = |what: &'static str| move |e: io::Error| RunError::own(format!("cannot {what}: {}", sys::describe(&e)));
+    let failed =
+        |what: &'static str| move |e: io::Error| RunError::own(format!("cannot {what}: {}", sys::describe(&e)));
     let mapping = sandbox::isolate().map_err(|e| RunError::own(e.to_string()))?;
     for name in [ROOTFS, "upper", "work"] {
         DirBuilder::new().mode(0o755).create(step.dir.join(name)).map_err(failed("create the step's folders"))?;
@@ -280,7 +281,8 @@ fn plan(step: &Step<'_>, mapping: Option<&Mapping>) -> Plan {
 
 /// Starts the command in the runtime; returns its PID.
 fn begin(step: &Step<'_>, program: &Path, mapping: Option<&Mapping>) -> Result<i32, RunError> {
-    let failed = |what: &'static str| move |e: io::Error| RunError::own(format!("cannot {what}: {}", sys::describe(&e)));
+    let failed =
+        |what: &'static str| move |e: io::Error| RunError::own(format!("cannot {what}: {}", sys::describe(&e)));
     sys::unshare(Namespaces { mount: true, ..Namespaces::default() }).map_err(failed("create a mount namespace"))?;
     mount_proc().map_err(failed("mount /proc for the runtime"))?;
     std::env::set_current_dir(step.dir).map_err(failed("change to the step's folder"))?;

@@ -53,10 +53,7 @@ pub fn resolve(root: &Rootfs, spec: &str) -> Result<User, UserError> {
 }
 
 /// [`resolve`] with a function that reads /etc/passwd and /etc/group; a missing one is empty.
-pub fn resolve_with(
-    read: impl Fn(&'static str) -> Result<String, UserError>,
-    spec: &str,
-) -> Result<User, UserError> {
+pub fn resolve_with(read: impl Fn(&'static str) -> Result<String, UserError>, spec: &str) -> Result<User, UserError> {
     let accounts = read("/etc/passwd")?;
     let accounts: Vec<Account> = lines(&accounts).filter_map(account).collect();
     let (name, group) = spec.split_once(':').unwrap_or((spec, ""));

@@ -1,9 +1,9 @@
 //! Config changes: applies Dockerfile instructions to an image's config (`config` in its document).
 
+use super::Result;
 use super::expand::{Lookup, expand};
 use super::instruction::Change;
 use super::words::Command;
-use super::Result;
 use serde_json::{Map, Value, json};
 
 /// Default shell for the shell form, unless the config names one.
@@ -92,7 +92,9 @@ impl Config {
         match command {
             Command::List(list) => list.clone(),
             Command::Text(text) => {
-                let words = |list: &Value| list.as_array().map(|l| l.iter().filter_map(|w| w.as_str().map(str::to_owned)).collect());
+                let words = |list: &Value| {
+                    list.as_array().map(|l| l.iter().filter_map(|w| w.as_str().map(str::to_owned)).collect())
+                };
                 let own: Option<Vec<String>> = self.fields.get("Shell").and_then(words);
                 let mut line = own.filter(|own| !own.is_empty()).unwrap_or_else(|| SHELL.map(str::to_owned).to_vec());
                 line.push(text.clone());

@@ -182,7 +182,8 @@ pub(super) fn change(split: &Split<'_>, escape: char) -> Result<Change> {
 /// Suggests the instruction that differs in few letters.
 fn suggestion(name: &str) -> String {
     let near = NAMES.iter().map(|known| (distance(name, known), known)).min();
-    near.filter(|(distance, _)| distance * 2 <= name.len()).map_or_else(String::new, |(_, known)| format!(" (did you mean {known}?)"))
+    near.filter(|(distance, _)| distance * 2 <= name.len())
+        .map_or_else(String::new, |(_, known)| format!(" (did you mean {known}?)"))
 }
 
 /// Levenshtein distance.
@@ -244,7 +245,9 @@ fn from(split: &Split<'_>) -> Result<Base> {
         let mut letters = name.bytes();
         let first = letters.next().is_some_and(|b| b.is_ascii_lowercase());
         if !first || !letters.all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b)) {
-            return Err(format!("invalid name for build stage: \"{name}\", name can't start with a number or contain symbols"));
+            return Err(format!(
+                "invalid name for build stage: \"{name}\", name can't start with a number or contain symbols"
+            ));
         }
         if name == "scratch" || name == "context" {
             return Err(format!("the name {name} is reserved and cannot be that of a build stage"));
@@ -297,16 +300,23 @@ fn copy(split: &Split<'_>, line: &Line) -> Result<CopyFiles> {
     let (excludes, others): (Vec<_>, Vec<_>) = split.flags.iter().cloned().partition(|(name, _)| name == "exclude");
     let [from, chown, chmod, checksum, link, parents, keep] =
         flags(&others, ["from", "chown", "chmod", "checksum", "link", "parents", "keep-git-dir"])?;
-    for (flag, given, only_add) in
-        [("from", &from, false), ("parents", &parents, false), ("checksum", &checksum, true), ("keep-git-dir", &keep, true)]
-    {
+    for (flag, given, only_add) in [
+        ("from", &from, false),
+        ("parents", &parents, false),
+        ("checksum", &checksum, true),
+        ("keep-git-dir", &keep, true),
+    ] {
         if given.is_some() && is_add != only_add {
             return Err(format!("unknown flag: --{flag}"));
         }
     }
     let mut words = list(split.rest)?;
     let target = words.pop().filter(|_| !words.is_empty());
-    let target = target.ok_or_else(|| format!("{name} requires at least two arguments, but only one was provided. Destination could not be determined"))?;
+    let target = target.ok_or_else(|| {
+        format!(
+            "{name} requires at least two arguments, but only one was provided. Destination could not be determined"
+        )
+    })?;
     let mut heredocs = line.heredocs.iter();
     let source = |word: String| match lexer::operator(&word) {
         Some(_) => heredocs.next().cloned().map(Source::Heredoc).ok_or_else(|| format!("{word} has no heredoc")),

@@ -111,7 +111,8 @@ fn apply_lines(config: &mut Config, change: &str) -> std::result::Result<(), Bad
     let wrong = |line: &str, why| BadChange { line: line.to_owned(), why };
     for line in lexer::lines(change, '\\').map_err(|e| wrong(change, e.why))? {
         let split = lexer::split_instruction(&line.text, '\\');
-        let is_change = !matches!(split.name.as_str(), "ADD" | "ARG" | "COPY" | "FROM" | "MAINTAINER" | "RUN" | "SHELL");
+        let is_change =
+            !matches!(split.name.as_str(), "ADD" | "ARG" | "COPY" | "FROM" | "MAINTAINER" | "RUN" | "SHELL");
         if !is_change || !instruction::is_known(&split.name) {
             return Err(wrong(&line.text, format!("{} is not a valid change command", split.name)));
         }
@@ -246,8 +247,16 @@ mod tests {
             ("FROM a\n\nFOO x", 3, "unknown instruction: FOO"),
             ("FROM a\nRUNN x", 2, "unknown instruction: RUNN (did you mean RUN?)"),
             ("FROM", 1, "FROM requires either one or three arguments"),
-            ("FROM a AS 1x", 1, "invalid name for build stage: \"1x\", name can't start with a number or contain symbols"),
-            ("FROM a\nCOPY x", 2, "COPY requires at least two arguments, but only one was provided. Destination could not be determined"),
+            (
+                "FROM a AS 1x",
+                1,
+                "invalid name for build stage: \"1x\", name can't start with a number or contain symbols",
+            ),
+            (
+                "FROM a\nCOPY x",
+                2,
+                "COPY requires at least two arguments, but only one was provided. Destination could not be determined",
+            ),
             ("FROM a\nCOPY --chwon=1 x y", 2, "unknown flag: --chwon"),
             ("FROM a\nADD --from=x a b", 2, "unknown flag: --from"),
             ("FROM a\nRUN", 2, "RUN requires at least one argument"),

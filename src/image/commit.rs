@@ -3,11 +3,11 @@
 //! The layer is written and read at the same time, through the same pipeline as an imported tar: it is hashed and
 //! indexed while it is written, once, into the store.
 
-use crate::dockerfile;
 use super::import::{New, Taken, publish_or_roll_back, put, take, take_into};
 use super::manifest::{DOCUMENT_CAP, LAYERS_CAP};
 use super::{Error, Result, open};
 use crate::digest::Digest;
+use crate::dockerfile;
 use crate::fs::{Data, ExportError, Fs, NewLayer};
 use crate::reference::Reference;
 use crate::store::{Image, Intent, Session, Store};

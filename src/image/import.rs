@@ -3,10 +3,10 @@
 //! The tar is read by the same pipeline as a pulled layer, in one pass; its digest is known only at the end, so the
 //! session's intent is written then, before anything is published.
 
-use crate::dockerfile::{self, BadChange};
 use super::manifest::PLAIN_LAYER;
 use super::{Error, FORMATS, Platform, Problem, Result, open, pipeline, pull};
 use crate::digest::Digest;
+use crate::dockerfile::{self, BadChange};
 use crate::reference::Reference;
 use crate::store::{self, Image, Intent, LayerRecord, Session, chain_ids, gc};
 use jiff::Timestamp;
@@ -186,7 +186,13 @@ pub fn publish(session: &Session, new: New<'_>, origin: &str) -> Result<Image> {
 }
 
 /// Publishes a taken layer on top of the layers of `new`, and the image; `made` collects what is new.
-pub(super) fn put(session: &Session, taken: &Taken, mut new: New<'_>, origin: &str, made: &mut Intent) -> Result<Image> {
+pub(super) fn put(
+    session: &Session,
+    taken: &Taken,
+    mut new: New<'_>,
+    origin: &str,
+    made: &mut Intent,
+) -> Result<Image> {
     new.layers.push(taken.record());
     session.intend(&new.intent())?;
     publish_layer(session, taken, made)?;

@@ -27,7 +27,9 @@ pub mod save;
 pub mod source;
 pub mod verify;
 
-pub use open::{ErofsImage, OpenTree, merge_layers, open_erofs, open_layers, open_native_upper, open_single, open_tree, open_upper};
+pub use open::{
+    ErofsImage, OpenTree, merge_layers, open_erofs, open_layers, open_native_upper, open_single, open_tree, open_upper,
+};
 pub use platform::Platform;
 
 use crate::digest::{Digest, VerifyError};

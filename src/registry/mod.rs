@@ -10,9 +10,9 @@
 mod auth;
 mod blob;
 mod client;
-mod download;
 pub mod credential_store;
 pub mod credentials;
+mod download;
 mod helper;
 mod http;
 pub mod identity;

@@ -101,7 +101,11 @@ pub fn list(store: &Store) -> Result<Vec<Entry>> {
         let step: Option<Step> = sealed::load(&path).unwrap_or_default();
         all.extend(step.map(|step| Entry { used: used(&path), step: Some(step), path }));
     }
-    all.extend(folder::list(&mounts(store))?.into_iter().map(|(_, path)| Entry { used: used(&path), step: None, path }));
+    all.extend(folder::list(&mounts(store))?.into_iter().map(|(_, path)| Entry {
+        used: used(&path),
+        step: None,
+        path,
+    }));
     all.sort_by_key(|entry| entry.used);
     Ok(all)
 }

@@ -1,8 +1,11 @@
 //! Garbage collection: finds and removes layers, documents, trees, sessions and files that nothing refers to.
 
 use super::session::{self, Found};
-use super::{Catalog, Error, Formats, Intent, Lock, Result, Store, builds, containers, folder, mounts, partial, publish};
+use super::{
+    Catalog, Error, Formats, Intent, Lock, Result, Store, builds, containers, folder, mounts, partial, publish,
+};
 use crate::digest::{Algorithm, Digest};
+use crate::sys;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
@@ -210,11 +213,18 @@ pub fn take_back(store: &Store, made: &Intent, formats: Formats) -> Result<()> {
 }
 
 /// Removes unfinished sessions of dead processes, unless another process holds the store's lock: a later one will.
-pub fn reap_partials(store: &Store) -> Result<()> {
-    let Some(lock) = store.try_lock_exclusive()? else { return Ok(()) };
+/// Returns whether one had to be left, because this process may not remove it: a build step of an unprivileged user has
+/// files of subordinate IDs, which root in the user's namespace may remove.
+pub fn reap_partials(store: &Store) -> Result<bool> {
+    let Some(lock) = store.try_lock_exclusive()? else { return Ok(false) };
+    let mut left = false;
     for entry in session::find(store, &lock)? {
-        if let Found::Dead(path) = entry {
-            unlink(&path)?;
+        let Found::Dead(path) = entry else { continue };
+        match unlink(&path) {
+            Err(Error::Io { cause, .. }) if cause.kind() == io::ErrorKind::PermissionDenied && !sys::is_root() => {
+                left = true;
+            }
+            done => done?,
         }
     }
     let is_old = |path: &PathBuf| {
@@ -222,7 +232,7 @@ pub fn reap_partials(store: &Store) -> Result<()> {
         changed.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > DOWNLOAD_LIFE))
     };
     partial::idle(store)?.iter().filter(|found| is_old(&found.path)).for_each(partial::Idle::remove);
-    Ok(())
+    Ok(left)
 }
 
 /// Removes partial blobs that no process is fetching. Only an explicit request does this.

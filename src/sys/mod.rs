@@ -25,9 +25,9 @@ pub use mount::{
     remount_flags, set_read_ahead, takes_changes, unmount,
 };
 pub use namespace::{
-    Namespaces, Restrictions, attach, become_user, copy_mount, die_with_parent, enter_mount_namespace,
-    enter_process_namespace, enter_root, enter_user_namespace, isolate_mounts, make_read_only, new_file_system,
-    quiet_copy, set_groups, unshare,
+    Namespaces, Restrictions, attach, become_user, bring_loopback_up, copy_mount, die_with_parent,
+    enter_mount_namespace, enter_process_namespace, enter_root, enter_user_namespace, isolate_mounts, make_read_only,
+    new_file_system, quiet_copy, set_groups, unshare,
 };
 pub use process::{
     Fork, adopt_descriptor, close_descriptors, close_inherited, descriptors, detach_from_terminal, fork, fork_first,

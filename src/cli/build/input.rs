@@ -42,7 +42,8 @@ impl Input {
             "{context}: a remote build context is not supported: fetch it, and name its directory"
         );
         let dir = Path::new(context);
-        let meta = fs::metadata(dir).map_err(|e| anyhow::anyhow!("path \"{context}\" not found: {}", sys::describe(&e)))?;
+        let meta =
+            fs::metadata(dir).map_err(|e| anyhow::anyhow!("path \"{context}\" not found: {}", sys::describe(&e)))?;
         anyhow::ensure!(meta.is_dir(), "unable to prepare context: {context} is not a directory");
         Input::of_dir(dir, file, None)
     }
@@ -59,7 +60,8 @@ impl Input {
         } else {
             let name = path.display().to_string();
             let opened = fs::File::open(&path);
-            let opened = opened.map_err(|e| anyhow::anyhow!("failed to read dockerfile: open {name}: {}", sys::describe(&e)))?;
+            let opened =
+                opened.map_err(|e| anyhow::anyhow!("failed to read dockerfile: open {name}: {}", sys::describe(&e)))?;
             read(opened, &name)?
         };
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -71,7 +73,8 @@ impl Input {
             Err(e) => anyhow::bail!("cannot read {}: {}", ignore.display(), sys::describe(&e)),
         };
         let patterns = Patterns::parse(&lines).map_err(|why| anyhow::anyhow!("{}: {why}", ignore.display()))?;
-        let disk = Disk::open(dir, patterns).map_err(|e| anyhow::anyhow!("cannot read {}: {}", dir.display(), sys::describe(&e)))?;
+        let disk = Disk::open(dir, patterns)
+            .map_err(|e| anyhow::anyhow!("cannot read {}: {}", dir.display(), sys::describe(&e)))?;
         let name = if file == Some(Path::new("-")) { "Dockerfile".to_owned() } else { name };
         Ok(Input { name, text, context: Some(Arc::new(Tree::Disk(disk))), _unpacked: unpacked })
     }
@@ -94,7 +97,11 @@ impl Input {
         let tar = Command::new("tar").arg("-xf").arg(&saved).arg("-C").arg(&unpacked).stdin(Stdio::null()).output();
         let tar = tar.map_err(|e| anyhow::anyhow!("cannot run tar to unpack the context: {}", sys::describe(&e)))?;
         let said = String::from_utf8_lossy(&tar.stderr);
-        anyhow::ensure!(tar.status.success(), "cannot unpack the context: {}", said.lines().next().unwrap_or("tar failed"));
+        anyhow::ensure!(
+            tar.status.success(),
+            "cannot unpack the context: {}",
+            said.lines().next().unwrap_or("tar failed")
+        );
         Input::of_dir(&unpacked, file, Some(dir))
     }
 
@@ -127,7 +134,9 @@ impl Input {
 
 fn read(from: impl Read, name: &str) -> anyhow::Result<String> {
     let mut bytes = Vec::new();
-    from.take(FILE_CAP + 1).read_to_end(&mut bytes).map_err(|e| anyhow::anyhow!("cannot read {name}: {}", sys::describe(&e)))?;
+    from.take(FILE_CAP + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| anyhow::anyhow!("cannot read {name}: {}", sys::describe(&e)))?;
     anyhow::ensure!(bytes.len() as u64 <= FILE_CAP, "{name} is too long for a Dockerfile");
     String::from_utf8(bytes).map_err(|_| anyhow::anyhow!("{name} is not UTF-8 text"))
 }
@@ -162,7 +171,11 @@ pub(super) fn secrets(given: &[String]) -> anyhow::Result<BTreeMap<String, Vec<u
                 _ => anyhow::bail!("unexpected key '{key}' in --secret"),
             }
         }
-        anyhow::ensure!(matches!(kind, None | Some("file" | "env")), "unsupported secret type {:?}", kind.unwrap_or_default());
+        anyhow::ensure!(
+            matches!(kind, None | Some("file" | "env")),
+            "unsupported secret type {:?}",
+            kind.unwrap_or_default()
+        );
         let id = id.ok_or_else(|| anyhow::anyhow!("--secret needs an id: {text}"))?;
         if kind == Some("env") {
             // `type=env,src=NAME` names a variable.
@@ -185,14 +198,19 @@ pub(super) fn secrets(given: &[String]) -> anyhow::Result<BTreeMap<String, Vec<u
 }
 
 fn secret_variable(name: &str) -> anyhow::Result<Vec<u8>> {
-    std::env::var(name).map(String::into_bytes).map_err(|_| anyhow::anyhow!("the variable {name} of a secret is not set"))
+    std::env::var(name)
+        .map(String::into_bytes)
+        .map_err(|_| anyhow::anyhow!("the variable {name} of a secret is not set"))
 }
 
 fn secret_file(path: &Path) -> anyhow::Result<Vec<u8>> {
     let shown = path.display();
-    let file = fs::File::open(path).map_err(|e| anyhow::anyhow!("cannot read the secret {shown}: {}", sys::describe(&e)))?;
+    let file =
+        fs::File::open(path).map_err(|e| anyhow::anyhow!("cannot read the secret {shown}: {}", sys::describe(&e)))?;
     let mut bytes = Vec::new();
-    file.take(SECRET_CAP + 1).read_to_end(&mut bytes).map_err(|e| anyhow::anyhow!("cannot read the secret {shown}: {}", sys::describe(&e)))?;
+    file.take(SECRET_CAP + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| anyhow::anyhow!("cannot read the secret {shown}: {}", sys::describe(&e)))?;
     anyhow::ensure!(bytes.len() as u64 <= SECRET_CAP, "the secret {shown} is longer than {SECRET_CAP} bytes");
     Ok(bytes)
 }

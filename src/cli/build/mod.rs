@@ -4,15 +4,15 @@ mod input;
 pub(in crate::cli) mod prune;
 mod report;
 
-use crate::build::{self, Base, Download, ImageName, Options, Plan, Request, Tree};
+use crate::build::{self, Download, ImageName, Options, Plan, Request, Tree};
 use crate::cli::image::import;
 use crate::cli::mount::options::engine;
 use crate::cli::output::stdout as output;
 use crate::cli::registry::options::RegistryArgs;
 use crate::cli::registry::pull::{Missing, When};
 use crate::cli::{Exit, Global, config, interrupt, usage_errors};
-use crate::container::runtime;
 use crate::container::step::Isolation;
+use crate::container::{runtime, userns};
 use crate::dockerfile::Dockerfile;
 use crate::image::source::Want;
 use crate::image::{Platform, platform_of};
@@ -20,7 +20,8 @@ use crate::kernel::Engine;
 use crate::reference::Reference;
 use crate::registry;
 use crate::store::containers::Network;
-use crate::store::{Image, Store, write_new};
+use crate::store::{Image, Store, gc, write_new};
+use crate::sys::{self, Fork};
 use input::Input;
 use report::{Report, Style};
 use std::collections::BTreeMap;
@@ -132,6 +133,7 @@ pub(in crate::cli) fn build(global: &Global, a: &BuildArgs) -> anyhow::Result<()
     let strict = !a.platform.is_empty() || config::get().platform.is_some();
     let request = |platform| Request { target: a.target.as_deref(), args: &settings.args, platform, strict };
     let failed = |error: build::Error| anyhow::Error::msg(input.describe(&error));
+    reap(&store)?;
     // The images are pulled before there are threads.
     let mut jobs = Vec::new();
     for platform in &platforms {
@@ -140,20 +142,20 @@ pub(in crate::cli) fn build(global: &Global, a: &BuildArgs) -> anyhow::Result<()
         jobs.push((platform.clone(), plan, images));
     }
     let report = Report::new(if a.quiet { Style::Quiet } else { a.progress });
-    report.begin();
+    report.start_drawing();
     let made = interrupt::in_session(&store, |session| {
         let mut made: Vec<(Platform, Image)> = Vec::new();
         for (platform, plan, images) in jobs {
             let names = if platforms.len() == 1 { names.clone() } else { vec![] };
             let options = settings.options(&file, &plan, images, input.context(), platform.clone(), names);
             let image = build::build(session, &options, &report).map_err(|error| {
-                report.end();
+                report.stop_drawing();
                 report.failed(&input, &error);
                 failed(error)
             })?;
             made.push((platform, image));
         }
-        report.end();
+        report.stop_drawing();
         Ok(made)
     })?;
     let image = finish(&store, &names, &made)?;
@@ -161,6 +163,22 @@ pub(in crate::cli) fn build(global: &Global, a: &BuildArgs) -> anyhow::Result<()
         write_new(path, image.to_string().as_bytes())?;
     }
     if a.quiet { output::line(image) } else { Ok(()) }
+}
+
+/// Removes what an unprivileged user's killed builds have left: a child process does, as root in the user's namespace.
+/// The process must be single-threaded.
+fn reap(store: &Store) -> anyhow::Result<()> {
+    if sys::is_root() || !gc::reap_partials(store)? {
+        return Ok(());
+    }
+    match sys::fork()? {
+        Fork::Parent(child) => drop(sys::wait_for(child)?),
+        Fork::Child => {
+            let reaped = userns::enter().is_ok() && gc::reap_partials(store).is_ok();
+            sys::leave(i32::from(!reaped))
+        }
+    }
+    Ok(())
 }
 
 /// Names the images of a build for several platforms. Returns the ID of the one for this machine, or the first.
@@ -191,12 +209,7 @@ fn platforms(a: &BuildArgs) -> Vec<Platform> {
 }
 
 /// Finds or pulls the images that a plan needs.
-fn bring_in(
-    store: &Store,
-    a: &BuildArgs,
-    plan: &Plan,
-    input: &Input,
-) -> anyhow::Result<BTreeMap<ImageName, Image>> {
+fn bring_in(store: &Store, a: &BuildArgs, plan: &Plan, input: &Input) -> anyhow::Result<BTreeMap<ImageName, Image>> {
     let mut all = BTreeMap::new();
     for (name, line) in &plan.images {
         let platform: Platform = name.platform.parse().map_err(anyhow::Error::msg)?;
@@ -214,7 +227,6 @@ fn bring_in(
         })?;
         all.insert(name.clone(), image);
     }
-    debug_assert!(plan.bases.iter().all(|base| !matches!(base, Base::Image(name) if !name.name.is_empty() && name.platform.is_empty())));
     Ok(all)
 }
 

@@ -4,11 +4,14 @@ use crate::cli::image::prune::confirmed;
 use crate::cli::output::stdout as output;
 use crate::cli::output::units;
 use crate::cli::{Global, usage_errors};
+use crate::container::userns;
 use crate::image::FORMATS;
 use crate::store::{builds, gc};
+use crate::sys;
 use clap::Subcommand;
 
 #[derive(Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one")]
 pub(in crate::cli) enum BuilderCommand {
     /// Remove the build cache
     Prune(PruneArgs),
@@ -42,6 +45,12 @@ pub(in crate::cli) fn prune(global: &Global, a: &PruneArgs) -> anyhow::Result<()
     let store = global.store()?;
     if !a.force && !confirmed(WARNING)? {
         return Ok(());
+    }
+    // A cache mount of an unprivileged user has files of subordinate IDs.
+    if !sys::is_root()
+        && let Err(error) = userns::enter()
+    {
+        tracing::debug!("{error}");
     }
     let lock = store.lock_exclusive()?;
     let mut freed = 0;

@@ -72,7 +72,7 @@ impl Report {
     }
 
     /// Begins to draw, if there is a terminal.
-    pub(super) fn begin(&self) {
+    pub(super) fn start_drawing(&self) {
         if self.style != Style::Tty {
             return;
         }
@@ -91,7 +91,7 @@ impl Report {
     }
 
     /// Ends the drawing.
-    pub(super) fn end(&self) {
+    pub(super) fn stop_drawing(&self) {
         if !self.drawing.swap(false, Ordering::SeqCst) {
             return;
         }
@@ -175,9 +175,11 @@ fn frame(state: &State, begun: Instant, size: Size) -> Vec<String> {
         lines.push(format!("{left:room$} {time}"));
         if step.ended.is_none() {
             let skip = step.last.len().saturating_sub(LIVE_LINES);
-            lines.extend(step.last.iter().skip(skip).map(|line| {
-                format!(" => => {line}").chars().take(size.columns.saturating_sub(1)).collect::<String>()
-            }));
+            lines.extend(
+                step.last.iter().skip(skip).map(|line| {
+                    format!(" => => {line}").chars().take(size.columns.saturating_sub(1)).collect::<String>()
+                }),
+            );
         }
     }
     // The latest steps are the interesting ones.

@@ -15,6 +15,7 @@ mod containers;
 mod corpus;
 mod crash;
 mod damage;
+mod dockerfiles;
 mod documents;
 mod exploring;
 mod exporting;

@@ -4,6 +4,8 @@
 #![allow(dead_code)]
 
 pub mod bed;
+pub mod build_case;
+pub mod buildah;
 pub mod chroot;
 pub mod env;
 pub mod erofs;

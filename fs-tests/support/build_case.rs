@@ -126,9 +126,10 @@ pub fn all_cases() -> Vec<Case> {
 }
 
 impl ExpectedError {
-    /// Whether a build failed as expected: with exit code 1 and one line.
+    /// Whether a build failed as expected: with exit code 1, and one line after the excerpt of the Dockerfile.
     pub fn check(&self, output: &Output) -> Result<(), String> {
-        let message = output.stderr.trim_end();
+        let errors = output.stderr.lines().filter(|line| line.starts_with("Error: ")).count();
+        let message = output.stderr.trim_end().lines().next_back().unwrap_or_default();
         let names_line = self.line.is_none_or(|line| {
             let place = format!("Dockerfile:{line}");
             message
@@ -136,7 +137,7 @@ impl ExpectedError {
                 .any(|(at, _)| !message[at + place.len()..].starts_with(|c: char| c.is_ascii_digit()))
         });
         let has_text = message.to_lowercase().contains(&self.text.to_lowercase());
-        if output.code == 1 && message.lines().count() == 1 && names_line && has_text {
+        if output.code == 1 && errors <= 1 && message.starts_with("Error: ") && names_line && has_text {
             return Ok(());
         }
         Err(format!("wanted exit code 1 and one line with {self:?}: {output:?}"))

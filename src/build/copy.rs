@@ -1,6 +1,7 @@
 //! `COPY` and `ADD`: selects the sources' files and their places in the image (the Dockerfile reference, "COPY").
 
 use super::items::{Item, What};
+use super::mode::Mode;
 use super::patterns::{self, Patterns};
 use super::place::NewFiles;
 use super::source::{Node, Tree};
@@ -30,8 +31,8 @@ pub struct Wanted<'a> {
     pub target: &'a str,
     /// The owner of everything copied; `None`: that of the source.
     pub owner: Option<(u32, u32)>,
-    /// The mode of everything copied; `None`: that of the source.
-    pub mode: Option<u32>,
+    /// The change of the mode of everything copied; `None`: that of the source.
+    pub mode: Option<&'a Mode>,
     /// Whether the directories above the sources are copied too.
     pub parents: bool,
     /// What is left out, by its path in the source.
@@ -142,13 +143,8 @@ impl Copier<'_> {
         let to = to.strip_suffix(b"/").map_or(to.clone(), <[u8]>::to_vec);
         if node.kind == Kind::Dir {
             let to = if self.wanted.parents { joined(&to, name) } else { to };
-            // A directory that exists keeps its attributes.
-            if files.kind(&to)?.is_none() && !to.is_empty() {
-                let item = self.item(tree, node)?;
-                files.put(&to, item, self.owner())?;
-            } else {
-                files.make_dir(&to, self.owner())?;
-            }
+            // A new one has the attributes of a new directory, not those of the source.
+            files.make_dir(&to, self.owner())?;
             return self.add_below(files, tree, node, &to, node.path.len()).map(drop);
         }
         let to = if self.is_dir || self.wanted.parents { joined(&to, name) } else { to };
@@ -220,7 +216,8 @@ impl Copier<'_> {
         };
         let (uid, gid) = self.wanted.owner.unwrap_or((node.uid, node.gid));
         // A symbolic link has no mode of its own.
-        let mode = self.wanted.mode.filter(|_| node.kind != Kind::Symlink).unwrap_or(node.mode);
+        let change = self.wanted.mode.filter(|_| node.kind != Kind::Symlink);
+        let mode = change.map_or(node.mode, |change| change.apply(node.mode, node.kind == Kind::Dir));
         Ok(Item { mode, uid, gid, mtime: node.mtime, xattrs: tree.xattrs(node).map_err(failed)?, what })
     }
 
@@ -228,7 +225,7 @@ impl Copier<'_> {
         let (uid, gid) = self.owner();
         let named = |name: &str| if self.is_dir { joined(&self.to, name.as_bytes()) } else { self.to.clone() };
         let made = |mode: u32, mtime: Option<Time>, what| Item {
-            mode: self.wanted.mode.unwrap_or(mode),
+            mode: self.wanted.mode.map_or(mode, |change| change.apply(mode, false)),
             uid,
             gid,
             mtime: mtime.unwrap_or(self.wanted.now),

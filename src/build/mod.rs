@@ -10,6 +10,7 @@
 
 mod copy;
 mod items;
+mod mode;
 mod patterns;
 mod place;
 mod plan;
@@ -20,7 +21,7 @@ mod state;
 mod steps;
 
 pub use patterns::Patterns;
-pub use plan::{Base, ImageName, Plan, Request};
+pub use plan::{Base, ImageName, Plan, Request, Triggers};
 pub use run::run_step;
 pub use source::{Disk, Tree};
 

@@ -84,11 +84,12 @@ fn compile(pattern: &str, deep: bool) -> Option<Regex> {
             }
             '*' => text += "[^/]*",
             '?' => text += "[^/]",
+            '[' => text += &class(&mut chars)?,
             '\\' => {
                 let literal = chars.next().unwrap_or('\\');
                 text += &regex_lite::escape(&literal.to_string());
             }
-            c if PLAIN.contains(c) && !(c == '^' && text.ends_with('[')) => {
+            c if PLAIN.contains(c) || c == ']' => {
                 text.push('\\');
                 text.push(c);
             }
@@ -96,6 +97,27 @@ fn compile(pattern: &str, deep: bool) -> Option<Regex> {
         }
     }
     Regex::new(&(text + "$")).ok()
+}
+
+/// Converts the rest of a class, such as `a-c]` or `^[]`.
+fn class(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Option<String> {
+    let mut text = String::from("[");
+    text.extend(chars.next_if_eq(&'^'));
+    let start = text.len();
+    loop {
+        match chars.next()? {
+            ']' if text.len() > start => return Some(text + "]"),
+            '-' if text.len() > start => text.push('-'),
+            c => {
+                let c = if c == '\\' { chars.next()? } else { c };
+                // Everything but letters and digits may have a meaning.
+                if !c.is_alphanumeric() {
+                    text.push('\\');
+                }
+                text.push(c);
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! The plan of a build: which stages are needed, what each is based on, and which images they use.
 
 use super::{Error, Result};
-use crate::dockerfile::{CopyFiles, Dockerfile, What, expand};
+use crate::dockerfile::{self, Change, CopyFiles, Dockerfile, Instruction, What, expand};
 use crate::image::Platform;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// The base of a stage.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -48,6 +48,9 @@ pub struct Request<'a> {
     pub strict: bool,
 }
 
+/// `ONBUILD` instructions by image.
+pub type Triggers = BTreeMap<ImageName, Vec<String>>;
+
 /// The plan.
 #[derive(Debug)]
 pub struct Plan {
@@ -69,8 +72,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Makes the plan of a Dockerfile.
-    pub fn new(file: &Dockerfile, request: &Request<'_>) -> Result<Plan> {
+    /// Makes the plan of a Dockerfile. `triggers` has the `ONBUILD` instructions of images, as far as they are known.
+    pub fn new(file: &Dockerfile, request: &Request<'_>, triggers: &Triggers) -> Result<Plan> {
         let predefined = predefined(request.platform);
         let mut global = predefined.clone();
         for (name, default) in &file.args {
@@ -106,7 +109,7 @@ impl Plan {
                 .stage(name, file.stages.len())
                 .ok_or_else(|| Error::new(None, format!("target stage \"{name}\" could not be found")))?,
         };
-        plan.visit(file, plan.target, &mut Vec::new())?;
+        plan.visit(file, (plan.target, file.stages[plan.target].line), triggers, &mut Vec::new())?;
         Ok(plan)
     }
 
@@ -132,7 +135,7 @@ impl Plan {
         let own = stage.from.platform.as_deref().map(value).transpose()?.filter(|text| !text.is_empty());
         let (platform, strict) = match own {
             Some(text) => {
-                let platform: Platform = text.parse().map_err(|why| Error::new(line, format!("FROM: {why}")))?;
+                let platform = parse_platform(&text).map_err(|why| Error::new(line, format!("FROM: {why}")))?;
                 (platform.to_string(), true)
             }
             None => self.platform.clone(),
@@ -157,7 +160,7 @@ impl Plan {
         }
         if let Ok(number) = from.parse::<usize>() {
             if number >= stage {
-                return Err(wrong(format!("invalid from flag value {from}: there is no stage of that number above")));
+                return Err(wrong(format!("invalid stage index {from}: only stages above have a number")));
             }
             return Ok(Origin::Stage(number));
         }
@@ -168,37 +171,77 @@ impl Plan {
         Ok(Origin::Image(ImageName { name: from.to_owned(), platform, strict }))
     }
 
-    /// Adds a stage to the order after those that it needs. `path` has the stages that need it.
-    fn visit(&mut self, file: &Dockerfile, number: usize, path: &mut Vec<usize>) -> Result<()> {
+    /// Adds a stage, which is needed by an instruction in `line`, to the order after those that it needs itself. `path`
+    /// has the stages that need it.
+    fn visit(
+        &mut self,
+        file: &Dockerfile,
+        (number, line): (usize, usize),
+        triggers: &Triggers,
+        path: &mut Vec<usize>,
+    ) -> Result<()> {
         if self.order.contains(&number) {
             return Ok(());
         }
         let stage = &file.stages[number];
         if path.contains(&number) {
             let name = stage.from.name.clone().unwrap_or_else(|| number.to_string());
-            return Err(Error::new(Some(stage.line), format!("circular dependency detected on stage: {name}")));
+            return Err(Error::new(Some(line), format!("circular dependency detected on stage: {name}")));
         }
         path.push(number);
-        let mut needed = BTreeSet::new();
-        match self.bases[number].clone() {
-            Base::Stage(base) => drop(needed.insert(base)),
-            Base::Image(image) => drop(self.images.entry(image).or_insert(stage.line)),
-            Base::Scratch => {}
-        }
-        for instruction in &stage.instructions {
+        // The stages that it needs, and the lines that need them.
+        let mut needed = BTreeMap::new();
+        let onbuild: Vec<String> = match self.bases[number].clone() {
+            Base::Scratch => Vec::new(),
+            Base::Stage(base) => {
+                needed.insert(base, stage.line);
+                own_triggers(&file.stages[base].instructions)
+            }
+            Base::Image(image) => {
+                let known = triggers.get(&image).cloned().unwrap_or_default();
+                self.images.entry(image).or_insert(stage.line);
+                known
+            }
+        };
+        let parsed = onbuild
+            .iter()
+            .map(|trigger| dockerfile::parse_trigger(trigger, stage.line).map_err(|e| Error::new(Some(e.line), e.why)));
+        let parsed = parsed.collect::<Result<Vec<_>>>()?;
+        for instruction in parsed.iter().chain(&stage.instructions) {
             for from in origins(&instruction.what) {
                 match self.origin(from, number, instruction.first)? {
-                    Origin::Stage(other) => drop(needed.insert(other)),
+                    Origin::Stage(other) => drop(needed.entry(other).or_insert(instruction.first)),
                     Origin::Image(image) => drop(self.images.entry(image).or_insert(instruction.first)),
                 }
             }
         }
         for other in needed {
-            self.visit(file, other, path)?;
+            self.visit(file, other, triggers, path)?;
         }
         path.pop();
         self.order.push(number);
         Ok(())
+    }
+}
+
+/// Lists the `ONBUILD` instructions of a stage.
+fn own_triggers(instructions: &[Instruction]) -> Vec<String> {
+    let trigger = |instruction: &Instruction| match &instruction.what {
+        What::Change(Change::OnBuild(trigger)) => Some(trigger.clone()),
+        _ => None,
+    };
+    instructions.iter().filter_map(trigger).collect()
+}
+
+/// Parses a platform; the operating system or the architecture alone is enough.
+fn parse_platform(text: &str) -> std::result::Result<Platform, String> {
+    let host = Platform::host();
+    match text {
+        "linux" => Ok(host),
+        "amd64" | "arm64" | "386" | "arm" | "riscv64" | "ppc64le" | "s390x" => {
+            Ok(Platform { architecture: text.to_owned(), variant: None, ..host })
+        }
+        text => text.parse(),
     }
 }
 
@@ -229,13 +272,12 @@ fn predefined(target: &Platform) -> BTreeMap<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dockerfile;
 
     fn plan(text: &str, target: Option<&str>) -> std::result::Result<Plan, String> {
         let file = dockerfile::parse(text).unwrap();
         let args = BTreeMap::from([("V".to_owned(), "2".to_owned())]);
         let request = Request { target, args: &args, platform: &Platform::host(), strict: false };
-        Plan::new(&file, &request).map_err(|e| e.to_string())
+        Plan::new(&file, &request, &Triggers::new()).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -259,13 +301,9 @@ mod tests {
             (
                 "FROM a AS x\nCOPY --from=y / /\nFROM b AS y\nCOPY --from=x / /",
                 None,
-                "line 3: circular dependency detected on stage: y",
+                "line 2: circular dependency detected on stage: y",
             ),
-            (
-                "FROM a\nCOPY --from=3 / /",
-                None,
-                "line 2: invalid from flag value 3: there is no stage of that number above",
-            ),
+            ("FROM a\nCOPY --from=3 / /", None, "line 2: invalid stage index 3: only stages above have a number"),
             ("FROM --platform=x a", None, "line 1: FROM: `x` is not a platform (wanted OS/ARCH or OS/ARCH/VARIANT)"),
         ] {
             assert_eq!(plan(text, target).unwrap_err(), why, "{text}");

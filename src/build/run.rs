@@ -103,19 +103,27 @@ struct Running {
 impl StageRun<'_> {
     pub(super) fn run_command(&mut self, run: &dockerfile::Run, instruction: &Instruction) -> Result<()> {
         let line = instruction.first;
-        let command = self.command(run);
+        let (command, script) = self.command(run);
         let shown = command.join(" ");
         let step = self.begin(&instruction.text);
-        let done = self.ran(run, command, step, instruction);
+        let done = self.ran(run, (command, script), step, instruction);
         let made = self.build.end(step, line, done, |made| made.cached)?;
         self.finish(&format!("RUN {shown}"), made);
         Ok(())
     }
 
-    /// Returns the command line.
-    fn command(&self, run: &dockerfile::Run) -> Vec<String> {
+    /// Returns the command line, and the file that it runs if a heredoc names its interpreter.
+    fn command(&self, run: &dockerfile::Run) -> (Vec<String>, Option<StepMount>) {
+        let mut script = None;
         let text = match (&run.command, &run.heredocs[..]) {
-            (Command::List(_), _) | (_, []) => return self.state.config.command_line(&run.command),
+            (Command::List(_), _) | (_, []) => return (self.state.config.command_line(&run.command), None),
+            (Command::Text(text), [only]) if dockerfile::is_heredoc(text) && only.content.starts_with("#!") => {
+                let target = format!("/dev/pipes/{}", only.name);
+                let content = only.content.clone().into_bytes();
+                let what = Mounted::File { content, mode: 0o755, uid: 0, gid: 0, is_program: true };
+                script = Some(StepMount { target: target.clone(), what });
+                target
+            }
             // The heredoc alone is a script.
             (Command::Text(text), [only]) if dockerfile::is_heredoc(text) => only.content.clone(),
             (Command::Text(text), all) => {
@@ -123,20 +131,22 @@ impl StageRun<'_> {
                 text.clone() + &parts.collect::<String>()
             }
         };
-        self.state.config.command_line(&Command::Text(text))
+        (self.state.config.command_line(&Command::Text(text)), script)
     }
 
     /// Runs the command, or finds its result in the cache.
     fn ran(
         &mut self,
         run: &dockerfile::Run,
-        command: Vec<String>,
+        (command, script): (Vec<String>, Option<StepMount>),
         step: StepId,
         instruction: &Instruction,
     ) -> Outcome<Made> {
         let build = self.build;
         build.check_platform()?;
-        let running = self.prepare(run, command, instruction.first)?;
+        let mut running = self.prepare(run, command, instruction.first)?;
+        running.mount_keys.extend(script.as_ref().map(|script| format!("{:?}", script.what)));
+        running.mounts.extend(script);
         let config = &self.state.config.fields;
         let text = |name: &str| config.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
         let newest = build.options.newest.map(|newest| newest.to_string()).unwrap_or_default();
@@ -252,7 +262,7 @@ impl StageRun<'_> {
             }
             "cache" => {
                 let target = target(None)?;
-                let (what, cache) = self.cache(&mount, &target)?;
+                let (what, cache) = self.cache(&mount, &target, line)?;
                 Ok(Some((StepMount { target: target.clone(), what }, format!("cache {target}"), Some(cache))))
             }
             "tmpfs" => {
@@ -273,16 +283,16 @@ impl StageRun<'_> {
                 let target = target(Some(format!("/run/secrets/{id}")))?;
                 let Some(content) = self.build.options.secrets.get(&id) else {
                     if mount.required {
-                        return Err(format!("secret {id}: not found: give it by --secret id={id},src=FILE"));
+                        return Err(format!("secret {id}: not found; give it by --secret id={id},src=FILE"));
                     }
                     return Ok(None);
                 };
                 let (mode, uid, gid) = (mount.mode.unwrap_or(0o400), mount.uid, mount.gid);
-                let what = Mounted::Secret { content: content.clone(), mode, uid, gid };
+                let what = Mounted::File { content: content.clone(), mode, uid, gid, is_program: false };
                 // As in Docker, another secret does not make another result.
                 Ok(Some((StepMount { target: target.clone(), what }, format!("secret {id} {target}"), None)))
             }
-            other => Err(format!("--mount=type={other} is not supported: use bind, cache, secret or tmpfs")),
+            other => Err(format!("unsupported mount type \"{other}\": use bind, cache, secret or tmpfs")),
         }
     }
 
@@ -333,22 +343,27 @@ impl StageRun<'_> {
         Ok((Mounted::Image { image, source: "/m".into(), writable }, content))
     }
 
-    fn cache(&self, mount: &MountFields, target: &str) -> Outcome<(Mounted, CacheMount)> {
-        if mount.from.is_some() {
-            return Err("--mount=type=cache with from is not supported: fill the cache by a RUN".into());
-        }
+    fn cache(&self, mount: &MountFields, target: &str, line: usize) -> Outcome<(Mounted, CacheMount)> {
+        let filling = match &mount.from {
+            Some(from) => {
+                let image = image_of(&self.layers_of(from, line).map_err(|e| e.why)?);
+                self.build.trees.lock().insert(image.chain_id());
+                Some((Box::new(image), mount.source.clone().unwrap_or_else(|| "/".into())))
+            }
+            None => None,
+        };
         let sharing = match mount.sharing.as_deref() {
             None | Some("shared") => Sharing::Shared,
             Some("locked") => Sharing::Locked,
             Some("private") => Sharing::Private,
-            Some(other) => return Err(format!("sharing={other} is not supported: use shared, private or locked")),
+            Some(other) => return Err(format!("unsupported sharing value \"{other}\": use shared, private or locked")),
         };
         let id = key(&["cache mount", mount.id.as_deref().unwrap_or(target)]);
         let cache = builds::mount(self.build.session.store(), &id, sharing).map_err(|e| e.to_string())?;
-        let attributes = cache.is_new.then_some((mount.mode.unwrap_or(0o755), mount.uid, mount.gid));
+        let attributes = (mount.mode.unwrap_or(0o755), mount.uid, mount.gid);
         // A cache is writable unless it says otherwise.
         let read_only = !mount.writable.unwrap_or(true);
-        Ok((Mounted::Dir { path: cache.path.clone(), read_only, attributes }, cache))
+        Ok((Mounted::Dir { path: cache.path.clone(), read_only, attributes, filling }, cache))
     }
 }
 
@@ -404,7 +419,10 @@ impl MountFields {
                 "mode" => mount.mode = Some(number(8)?),
                 "uid" => mount.uid = number(10)?,
                 "gid" => mount.gid = number(10)?,
-                other => return Err(format!("--mount: unexpected key '{other}'")),
+                _ => {
+                    let field = value.as_ref().map_or_else(|| key.clone(), |value| format!("{key}={value}"));
+                    return Err(format!("unexpected key '{key}' in '{field}'"));
+                }
             }
         }
         Ok(mount)

@@ -89,7 +89,7 @@ impl State {
 
     /// A stage from another one.
     pub fn of_stage(other: &State) -> State {
-        State { config: Config::new(other.config.fields.clone()), args: BTreeMap::new(), ..other.clone() }
+        State { config: Config::new(other.config.fields.clone()), ..other.clone() }
     }
 
     /// ChainID of the layers; for none, the digest of the empty string.

@@ -2,6 +2,7 @@
 
 use super::copy::{self, Source, Wanted};
 use super::items::{self, DataDigests};
+use super::mode::Mode;
 use super::patterns::{self, Patterns};
 use super::place::NewFiles;
 use super::source::{Disk, Tree};
@@ -185,7 +186,7 @@ struct Copying {
     sources: Vec<dockerfile::Source>,
     target: String,
     chown: Option<String>,
-    mode: Option<u32>,
+    mode: Option<Mode>,
     exclude: Patterns,
     /// Everything that is written in the instruction.
     text: String,
@@ -273,19 +274,13 @@ impl StageRun<'_> {
         }
         let word = |text: &Option<String>| text.as_ref().map(|text| self.expand(text, line)).transpose();
         let (chown, chmod) = (word(&given.chown)?, word(&given.chmod)?);
-        let mode = chmod.as_ref().map(|text| match u32::from_str_radix(text, 8) {
-            Ok(mode) if mode <= 0o7777 => Ok(mode),
-            _ => Err(Error::new(
-                Some(line),
-                format!("invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777"),
-            )),
-        });
+        let mode = chmod.as_deref().map(Mode::parse).transpose().map_err(Error::at(line))?;
         let target = target(&self.work_dir(), &self.expand(&given.target, line)?);
         let exclude = given.exclude.iter().map(|pattern| self.expand(pattern, line)).collect::<Result<Vec<_>>>()?;
         let patterns = Patterns::parse(&exclude.join("\n")).map_err(Error::at(line))?;
         let flags = [given.is_add, given.link, given.parents];
         let text = format!("{flags:?} {sources:?} {target} {chown:?} {chmod:?} {exclude:?} {:?}", given.checksum);
-        Ok(Copying { sources, target, chown, mode: mode.transpose()?, exclude: patterns, text })
+        Ok(Copying { sources, target, chown, mode, exclude: patterns, text })
     }
 
     /// Copies into a new layer, or finds it in the cache.
@@ -324,7 +319,7 @@ impl StageRun<'_> {
             sources,
             target,
             owner,
-            mode: copying.mode,
+            mode: copying.mode.as_ref(),
             parents: given.parents,
             exclude: &copying.exclude,
             now: build.now(),

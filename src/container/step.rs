@@ -5,6 +5,7 @@
 
 use super::bundle::{self, Wanted};
 use super::chroot::{self, Plan};
+use super::copy;
 use super::init::mount_proc;
 use super::root::{MountedRoot, Root};
 use super::rootfs::Rootfs;
@@ -61,13 +62,15 @@ pub enum Mounted {
         path: PathBuf,
         /// Whether it is read-only.
         read_only: bool,
-        /// The mode, owner and group that it gets first.
-        attributes: Option<(u32, u32, u32)>,
+        /// The mode, owner and group that it gets if it is empty.
+        attributes: (u32, u32, u32),
+        /// What it is filled with if it is empty: a path in an image.
+        filling: Option<(Box<Image>, String)>,
     },
     /// A tmpfs with these mount options.
     Tmpfs(String),
     /// A file in memory.
-    Secret {
+    File {
         /// Its content.
         content: Vec<u8>,
         /// Its mode.
@@ -76,6 +79,8 @@ pub enum Mounted {
         uid: u32,
         /// Its group.
         gid: u32,
+        /// Whether it may be executed.
+        is_program: bool,
     },
 }
 
@@ -144,6 +149,41 @@ struct ImageMount<'a> {
     dir: PathBuf,
     /// The path that is bind-mounted: what is at `source`.
     bound: PathBuf,
+    /// The directory that is filled with it.
+    fills: Option<&'a Path>,
+}
+
+impl<'a> ImageMount<'a> {
+    fn new(
+        image: &'a Image,
+        source: &'a str,
+        writable: bool,
+        dir: PathBuf,
+        fills: Option<&'a Path>,
+    ) -> io::Result<ImageMount<'a>> {
+        for name in ["root", "upper", "work"] {
+            fs::create_dir_all(dir.join(name))?;
+        }
+        let bound = dir.join("bound");
+        Ok(ImageMount { image, source, writable, dir, bound, fills })
+    }
+
+    /// Copies the mounted directory into the one that it fills, which is empty.
+    fn fill(&self) -> Result<(), RunError> {
+        let Some(path) = self.fills else { return Ok(()) };
+        let failed = |e: io::Error| RunError::own(format!("cannot fill a cache mount: {}", sys::describe(&e)));
+        let from = Rootfs::open(&self.bound).map_err(failed)?;
+        let to = Rootfs::open(path).map_err(failed)?;
+        let copied = copy::tree(&from, Path::new("/"), &to, Path::new("/"));
+        copied.map(drop).map_err(|e| {
+            // The next step shall not take a part for the whole.
+            for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+                let path = entry.path();
+                let _left = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            }
+            RunError::own(format!("cannot fill a cache mount: {e}"))
+        })
+    }
 }
 
 /// Adds a mount to the container's configuration, and creates what it needs in the folder `dir`.
@@ -160,36 +200,36 @@ fn prepare<'a>(
         container.host.binds.push(Bind { source, target: mount.target.clone(), read_only });
     };
     match &mount.what {
-        Mounted::Dir { path, read_only, attributes } => {
-            if let Some((mode, uid, gid)) = *attributes {
-                chown(path, Some(uid), Some(gid))?;
-                fs::set_permissions(path, Permissions::from_mode(mode))?;
-            }
+        Mounted::Dir { path, read_only, attributes: (mode, uid, gid), filling } => {
             bind(path, *read_only);
+            if fs::read_dir(path)?.next().is_none() {
+                chown(path, Some(*uid), Some(*gid))?;
+                fs::set_permissions(path, Permissions::from_mode(*mode))?;
+                if let Some((image, source)) = filling {
+                    images.push(ImageMount::new(image, source, false, own, Some(path))?);
+                }
+            }
         }
         Mounted::Tmpfs(options) => {
             container.host.tmpfs.push(Tmpfs { target: mount.target.clone(), options: options.clone() });
         }
-        Mounted::Secret { content, mode, uid, gid } => {
+        Mounted::File { content, mode, uid, gid, is_program } => {
             // In memory: a secret must not be left on a disk.
             fs::create_dir(&own)?;
-            let closed = Restrictions { read_only: false, no_devices: true, no_programs: true };
-            let memory = sys::new_file_system("tmpfs", &[("source", "secret"), ("mode", "0711")], closed)?;
+            let closed = Restrictions { read_only: false, no_devices: true, no_programs: !is_program };
+            let memory = sys::new_file_system("tmpfs", &[("source", "tmpfs"), ("mode", "0711")], closed)?;
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             sys::attach(&memory, &rustix::fs::open(&own, flags, Mode::empty())?)?;
-            let file = own.join("secret");
+            let file = own.join("file");
             fs::write(&file, content)?;
             chown(&file, Some(*uid), Some(*gid))?;
             fs::set_permissions(&file, Permissions::from_mode(*mode))?;
             bind(&file, true);
         }
         Mounted::Image { image, source, writable } => {
-            for name in ["root", "upper", "work"] {
-                fs::create_dir_all(own.join(name))?;
-            }
-            let bound = own.join("bound");
-            bind(&bound, !writable);
-            images.push(ImageMount { image, source, writable: *writable, dir: own, bound });
+            let mount = ImageMount::new(image, source, *writable, own, None)?;
+            bind(&mount.bound, !writable);
+            images.push(mount);
         }
     }
     Ok(())
@@ -214,6 +254,7 @@ fn mount_all(
         all.push(root.mount(&mount.dir.join("root"))?);
         bind_inside(mount)
             .map_err(|e| RunError::own(format!("cannot mount {}: {}", mount.source, sys::describe(&e))))?;
+        mount.fill()?;
         bound.push(mount.bound.clone());
     }
     let upper = Some((upper(step.dir), step.dir.join("work")));

@@ -310,6 +310,13 @@ fn copy(split: &Split<'_>, line: &Line) -> Result<CopyFiles> {
             return Err(format!("unknown flag: --{flag}"));
         }
     }
+    if from.as_ref().is_some_and(|from| from.contains('$')) {
+        return Err(
+            "variable expansion is not supported for --from, define a new stage with FROM using ARG from global \
+            scope as a workaround"
+                .into(),
+        );
+    }
     let mut words = list(split.rest)?;
     let target = words.pop().filter(|_| !words.is_empty());
     let target = target.ok_or_else(|| {
@@ -324,13 +331,13 @@ fn copy(split: &Split<'_>, line: &Line) -> Result<CopyFiles> {
     };
     let sources = words.into_iter().map(source).collect::<Result<Vec<_>>>()?;
     if lexer::operator(&target).is_some() {
-        return Err(format!("{name} cannot have a heredoc as its destination"));
+        return Err(format!("{name} cannot accept a heredoc as a destination"));
     }
     let truth = |flag: &str, value: Option<String>| match value.as_deref() {
         None => Ok(false),
         Some("true" | "1") => Ok(true),
         Some("false" | "0") => Ok(false),
-        Some(other) => Err(format!("expecting boolean value for flag {flag}, not: {other}")),
+        Some(other) => Err(format!("expecting boolean value for flag --{flag}, not: {other}")),
     };
     let (link, parents) = (truth("link", link)?, truth("parents", parents)?);
     let exclude = excludes.into_iter().filter_map(|(_, pattern)| pattern).collect();

@@ -36,8 +36,10 @@ pub(super) fn escape_of(text: &str) -> std::result::Result<char, SyntaxError> {
     let mut escape = None;
     for (at, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
         let Some((key, value)) = directive(line) else { break };
-        if key != "escape" {
-            continue;
+        match key.as_str() {
+            "escape" => {}
+            "syntax" | "check" => continue,
+            _ => break,
         }
         let wrong = |why: String| SyntaxError { line: at + 1, why };
         if escape.is_some() {
@@ -190,8 +192,11 @@ fn flag_end(text: &str, escape: char) -> usize {
     text.len()
 }
 
-/// Rejects an unknown or repeated flag; returns the values of the known ones in the order of `known`. A flag without a
-/// value is `true`.
+/// Flags that need no value.
+const SWITCHES: [&str; 3] = ["keep-git-dir", "link", "parents"];
+
+/// Rejects an unknown or repeated flag; returns the values of the known ones in the order of `known`. That of a switch
+/// without a value is `true`.
 pub(super) fn flags<const N: usize>(
     given: &[(String, Option<String>)],
     known: [&str; N],
@@ -204,7 +209,11 @@ pub(super) fn flags<const N: usize>(
         if found[at].is_some() {
             return Err(format!("duplicate flag specified: --{name}"));
         }
-        found[at] = Some(value.clone().unwrap_or_else(|| "true".into()));
+        found[at] = match value {
+            Some(value) => Some(value.clone()),
+            None if SWITCHES.contains(&known[at]) => Some("true".into()),
+            None => return Err(format!("missing a value on flag: --{name}")),
+        };
     }
     Ok(found)
 }

@@ -78,7 +78,8 @@ pub fn parse(text: &str) -> std::result::Result<Dockerfile, SyntaxError> {
         }
     }
     if stages.is_empty() {
-        return Err(SyntaxError { line: 1, why: "the file has no FROM".into() });
+        let why = if args.is_empty() { "file with no instructions" } else { "the file has no FROM" };
+        return Err(SyntaxError { line: 1, why: why.into() });
     }
     Ok(Dockerfile { escape, args, stages })
 }
@@ -242,7 +243,8 @@ mod tests {
     #[test]
     fn errors_name_the_line() {
         for (text, line, why) in [
-            ("", 1, "the file has no FROM"),
+            ("", 1, "file with no instructions"),
+            ("ARG a", 1, "the file has no FROM"),
             ("RUN x", 1, "no build stage in current context: FROM must come first"),
             ("FROM a\n\nFOO x", 3, "unknown instruction: FOO"),
             ("FROM a\nRUNN x", 2, "unknown instruction: RUNN (did you mean RUN?)"),

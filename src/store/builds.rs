@@ -151,8 +151,6 @@ pub enum Sharing {
 pub struct CacheMount {
     /// Its directory.
     pub path: PathBuf,
-    /// Whether it is new.
-    pub is_new: bool,
     _lock: File,
 }
 
@@ -162,11 +160,10 @@ pub fn mount(store: &Store, id: &Digest, sharing: Sharing) -> Result<CacheMount>
     for number in 0.. {
         let name = if number == 0 { id.hex().to_owned() } else { format!("{}-{number}", id.hex()) };
         let path = mounts(store).join(name);
-        let is_new = match DirBuilder::new().mode(0o755).create(&path) {
-            Ok(()) => true,
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => false,
-            Err(e) => return Err(Error::io("make", path)(e)),
-        };
+        match DirBuilder::new().mode(0o755).create(&path) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(Error::io("make", path)(e)),
+            _ => {}
+        }
         let dir = File::open(&path).map_err(Error::io("open", &path))?;
         let held = match sharing {
             Sharing::Shared => dir.lock_shared().map(|()| true),
@@ -175,7 +172,7 @@ pub fn mount(store: &Store, id: &Digest, sharing: Sharing) -> Result<CacheMount>
         };
         // A prune may have removed it before it was locked.
         if held.map_err(Error::io("lock", &path))? && path.exists() {
-            return Ok(CacheMount { path, is_new, _lock: dir });
+            return Ok(CacheMount { path, _lock: dir });
         }
     }
     Err(Error::State { path: mounts(store), why: "it is full".into() })
@@ -212,7 +209,7 @@ mod tests {
         let id = Digest::of(b"id");
         let first = mount(&store, &id, Sharing::Shared).unwrap();
         let second = mount(&store, &id, Sharing::Shared).unwrap();
-        assert!(first.is_new && !second.is_new && first.path == second.path);
+        assert_eq!(first.path, second.path);
         let own = mount(&store, &id, Sharing::Private).unwrap();
         assert_ne!(own.path, first.path);
         let entries = list(&store).unwrap();

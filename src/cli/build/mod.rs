@@ -4,8 +4,8 @@ mod input;
 pub(in crate::cli) mod prune;
 mod report;
 
-use crate::build::{self, Download, ImageName, Options, Plan, Request, Tree};
-use crate::cli::image::import;
+use crate::build::{self, Download, ImageName, Options, Plan, Request, Tree, Triggers};
+use crate::cli::image::{document, import};
 use crate::cli::mount::options::engine;
 use crate::cli::output::stdout as output;
 use crate::cli::registry::options::RegistryArgs;
@@ -19,11 +19,12 @@ use crate::image::{Platform, platform_of};
 use crate::kernel::Engine;
 use crate::reference::Reference;
 use crate::registry;
-use crate::store::containers::Network;
+use crate::store::containers::{Network, list_of};
 use crate::store::{Image, Store, gc, write_new};
 use crate::sys::{self, Fork};
 use input::Input;
 use report::{Report, Style};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -137,8 +138,21 @@ pub(in crate::cli) fn build(global: &Global, a: &BuildArgs) -> anyhow::Result<()
     // The images are pulled before there are threads.
     let mut jobs = Vec::new();
     for platform in &platforms {
-        let plan = Plan::new(&file, &request(platform)).map_err(failed)?;
-        let images = bring_in(&store, a, &plan, &input)?;
+        let (mut images, mut triggers) = (BTreeMap::new(), Triggers::new());
+        // The triggers of the images may need more images.
+        let plan = loop {
+            let plan = Plan::new(&file, &request(platform), &triggers).map_err(failed)?;
+            bring_in(&store, a, &plan, &input, &mut images)?;
+            let before = triggers.len();
+            for (name, image) in &images {
+                if !triggers.contains_key(name) {
+                    triggers.insert(name.clone(), onbuild(&store, image)?);
+                }
+            }
+            if triggers.len() == before {
+                break plan;
+            }
+        };
         jobs.push((platform.clone(), plan, images));
     }
     let report = Report::new(if a.quiet { Style::Quiet } else { a.progress });
@@ -208,10 +222,25 @@ fn platforms(a: &BuildArgs) -> Vec<Platform> {
     all
 }
 
-/// Finds or pulls the images that a plan needs.
-fn bring_in(store: &Store, a: &BuildArgs, plan: &Plan, input: &Input) -> anyhow::Result<BTreeMap<ImageName, Image>> {
-    let mut all = BTreeMap::new();
+/// Returns the `ONBUILD` instructions of an image.
+fn onbuild(store: &Store, image: &Image) -> anyhow::Result<Vec<String>> {
+    let document = document::config(store, image)?;
+    let config = document.get("config").and_then(Value::as_object);
+    Ok(config.map(|config| list_of(config, "OnBuild")).unwrap_or_default())
+}
+
+/// Finds or pulls the images that a plan needs, unless they are there already.
+fn bring_in(
+    store: &Store,
+    a: &BuildArgs,
+    plan: &Plan,
+    input: &Input,
+    all: &mut BTreeMap<ImageName, Image>,
+) -> anyhow::Result<()> {
     for (name, line) in &plan.images {
+        if all.contains_key(name) {
+            continue;
+        }
         let platform: Platform = name.platform.parse().map_err(anyhow::Error::msg)?;
         let suits = |image: &Image| {
             let own = platform_of(store, image).ok();
@@ -227,7 +256,7 @@ fn bring_in(store: &Store, a: &BuildArgs, plan: &Plan, input: &Input) -> anyhow:
         })?;
         all.insert(name.clone(), image);
     }
-    Ok(all)
+    Ok(())
 }
 
 /// The options that all platforms share.

@@ -5,6 +5,7 @@
 
 mod account;
 mod account_files;
+mod building;
 mod changes;
 mod chrooting;
 mod cli;

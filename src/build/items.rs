@@ -5,7 +5,7 @@ use crate::digest::{Algorithm, Digest, Hasher};
 use crate::layer::{Meta, Packed, Packer, Xattr};
 use crate::meta::{Kind, Time};
 use crate::name::show;
-use crate::whiteout;
+use crate::whiteout::check_name;
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -138,7 +138,7 @@ pub fn write<W: Write>(items: &Items, newest: Option<i64>, out: W, data: &mut Da
 pub fn check(items: &Items) -> Result<(), String> {
     for path in items.keys() {
         let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-        whiteout::check_name(name).map_err(|why| format!("/{} cannot be in a layer: {why}", show(path)))?;
+        check_name(name).map_err(|why| format!("/{} cannot be in a layer: {why}", show(path)))?;
     }
     Ok(())
 }

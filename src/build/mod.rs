@@ -19,11 +19,13 @@ mod source;
 mod stage;
 mod state;
 mod steps;
+mod watch;
 
 pub use patterns::Patterns;
 pub use plan::{Base, ImageName, Plan, Request, Triggers};
 pub use run::run_step;
 pub use source::{Disk, Tree};
+pub use watch::{Ended, StepId, Watch};
 
 use crate::container::step::Isolation;
 use crate::dockerfile::Dockerfile;
@@ -69,32 +71,6 @@ impl Error {
 
 /// Result of a part of a build.
 pub type Result<T> = std::result::Result<T, Error>;
-
-/// Number of a step, in the order in which steps begin.
-pub type StepId = u64;
-
-/// How a step ended.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Ended {
-    /// It was done.
-    Done,
-    /// Its result was in the cache.
-    Cached,
-    /// It failed.
-    Failed(String),
-}
-
-/// Receiver of a build's progress, called by several threads.
-pub trait Watch: Sync {
-    /// A step begins. Returns its number.
-    fn begin(&self, title: &str) -> StepId;
-    /// A step's command has written to its output.
-    fn output(&self, step: StepId, bytes: &[u8]);
-    /// A step has ended.
-    fn end(&self, step: StepId, ended: Ended);
-    /// Something that the user should know.
-    fn warn(&self, text: &str);
-}
 
 /// A file fetched from a server.
 pub struct Download {

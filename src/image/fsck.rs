@@ -338,7 +338,7 @@ impl Check<'_> {
         if self.options.repair {
             // Moved away, so that the next pull fetches them again.
             for digest in bad_blobs.into_keys() {
-                gc::unlink(&self.store.blob_path(digest))?;
+                crate::store::remove_path(&self.store.blob_path(digest))?;
             }
         }
         Ok(())

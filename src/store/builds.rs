@@ -90,7 +90,7 @@ pub fn note_shape(store: &Store, shape: &Digest) -> Result<()> {
 
 /// Forgets all shapes, when there is no step left.
 pub fn forget_shapes(store: &Store) -> Result<()> {
-    super::gc::unlink(&shapes(store))
+    folder::unlink(&shapes(store))
 }
 
 /// Lists the cache, the least recently used first.
@@ -119,20 +119,20 @@ pub(super) fn stale(store: &Store, lock: &Lock) -> Result<Vec<PathBuf>> {
 
 /// Disk space of an entry without its layer, in bytes.
 pub fn size(entry: &Entry) -> u64 {
-    super::gc::disk_usage(&entry.path)
+    folder::disk_usage(&entry.path)
 }
 
 /// Removes an entry; one that a step is using is kept. Returns whether it is gone.
 pub fn remove(entry: &Entry) -> Result<bool> {
     if entry.step.is_some() {
-        super::gc::unlink(&entry.path)?;
+        folder::unlink(&entry.path)?;
         return Ok(true);
     }
     let dir = File::open(&entry.path).map_err(Error::io("open", &entry.path))?;
     if dir.try_lock().is_err() {
         return Ok(false);
     }
-    super::gc::unlink(&entry.path)?;
+    folder::unlink(&entry.path)?;
     Ok(true)
 }
 

@@ -1,5 +1,6 @@
 //! Garbage collection: finds and removes layers, documents, trees, sessions and files that nothing refers to.
 
+use super::folder::{disk_usage, unlink};
 use super::session::{self, Found};
 use super::{
     Catalog, Error, Formats, Intent, Lock, Result, Store, builds, containers, folder, mounts, partial, publish,
@@ -9,7 +10,6 @@ use crate::sys;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -292,26 +292,9 @@ pub(super) fn set_aside(store: &Store, path: &Path) -> Result<(PathBuf, Option<F
     Ok((aside, held))
 }
 
-/// Removes a file or a folder with its content; a missing one is no error.
-pub(crate) fn unlink(path: &Path) -> Result<()> {
-    let is_dir = fs::symlink_metadata(path).is_ok_and(|m| m.is_dir());
-    let done = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    match done {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
-        _ => Ok(()),
-    }
-}
-
 fn garbage(kind: Kind, path: PathBuf) -> Garbage {
     let bytes = disk_usage(&path);
     Garbage { kind, path, bytes }
-}
-
-/// Disk space used under `path`, in bytes; what cannot be read counts as zero.
-pub(super) fn disk_usage(path: &Path) -> u64 {
-    let Ok(meta) = fs::symlink_metadata(path) else { return 0 };
-    let below = if meta.is_dir() { folder::list(path).unwrap_or_default() } else { vec![] };
-    meta.blocks() * 512 + below.iter().map(|(_, path)| disk_usage(path)).sum::<u64>()
 }
 
 #[cfg(test)]

@@ -68,6 +68,7 @@ mod session;
 
 pub(crate) use catalog::is_id_prefix;
 pub use catalog::{Catalog, Image, LayerRecord, chain_ids};
+pub(crate) use folder::unlink as remove_path;
 pub use partial::Partial;
 pub use publish::{read_capped, sync_dir, write_new};
 pub use session::{Intent, Session};

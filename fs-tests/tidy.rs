@@ -234,6 +234,7 @@ fn layer_code_does_not_use_merge_code() {
         &[
             "layer",
             "image",
+            "build",
             "store",
             "cli",
             "erofs",

@@ -111,15 +111,14 @@ impl Bed {
             fs::create_dir_all(&dir).map_err(failed)?;
             fs::write(dir.join(number.to_string()), format!("{number:4000}")).map_err(failed)?;
         }
+        // The lowest layer of the Debian image is an image of its own.
         let image = format!("oci:{}", text(&cache.join("debian/oci")));
-        let id =
-            run(&bed.words(PLYFS, &["pull", "-q", &image])).and_then(|_| run(&bed.words(PLYFS, &["images", "-q"])))?;
-        run(&bed.words(PLYFS, &["tag", id.trim(), "localhost/base:1"]))?;
-        for peer in [BUILDAH, PODMAN] {
-            eprintln!("{peer} unpacks the image");
-            let id = run(&bed.words(peer, &["pull", "-q", &image]))?;
-            run(&bed.words(peer, &["tag", id.trim(), "localhost/base:1"]))?;
-        }
+        run(&bed.words(PLYFS, &["pull", "-q", &image]))?;
+        let layers = run(&bed.words(PLYFS, &["inspect", "-f", "{{index .RootFS.Layers 0}}", "oci:latest"]))?;
+        let layer = layers.trim().strip_prefix("sha256:").ok_or("the image has no layers")?;
+        let tar = text(&bed.scratch.path().join(PLYFS).join("root/layers/sha256").join(layer).join("layer.tar"));
+        run(&bed.words(PLYFS, &["import", &tar, "localhost/base:1"]))?;
+        run(&bed.words(PODMAN, &["import", "-q", &tar, "localhost/base:1"]))?;
         Ok(bed)
     }
 
@@ -129,8 +128,10 @@ impl Bed {
 
     /// A command of a program on its own store.
     fn words(&self, program: &str, more: &[&str]) -> Vec<String> {
-        let path = |name: &str| text(&self.scratch.path().join(program).join(name));
-        let running = text(&self.running.path().join(program));
+        // buildah and podman have one store.
+        let store = if program == BUILDAH { PODMAN } else { program };
+        let path = |name: &str| text(&self.scratch.path().join(store).join(name));
+        let running = text(&self.running.path().join(store));
         let (root, tmp) = (path("root"), path("tmp"));
         let base = match program {
             PLYFS => vec![self.program.as_str(), "--root", &root],

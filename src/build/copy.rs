@@ -108,9 +108,9 @@ fn choose(tree: &Arc<Tree>, path: &str) -> Result<Vec<Chosen>, String> {
         let mut next = Vec::new();
         for dir in found {
             let Some(node) = tree.find(&dir)?.filter(|node| node.kind == Kind::Dir) else { continue };
-            for (name, _) in tree.list(&node)? {
-                if pattern.is_match(&String::from_utf8_lossy(&name)) {
-                    next.push(joined(&dir, &name));
+            for (name, _) in tree.list(&node)?.iter() {
+                if pattern.is_match(&String::from_utf8_lossy(name)) {
+                    next.push(joined(&dir, name));
                 }
             }
         }
@@ -166,16 +166,16 @@ impl Copier<'_> {
         root: usize,
     ) -> Result<bool, String> {
         let mut any = false;
-        for (name, node) in tree.list(dir).map_err(|why| format!("/{}: {why}", show(&dir.path)))? {
+        for (name, node) in tree.list(dir).map_err(|why| format!("/{}: {why}", show(&dir.path)))?.iter() {
             let inside = node.path.get(root..).unwrap_or_default();
             let inside = inside.strip_prefix(b"/").unwrap_or(inside);
             let excluded = self.wanted.exclude.exclude(inside);
             if excluded && !(node.kind == Kind::Dir && self.wanted.exclude.have_exceptions()) {
                 continue;
             }
-            let at = joined(to, &name);
+            let at = joined(to, name);
             if node.kind != Kind::Dir {
-                self.put(files, tree, &node, &at)?;
+                self.put(files, tree, node, &at)?;
                 any = true;
                 continue;
             }
@@ -184,14 +184,14 @@ impl Copier<'_> {
                 Some(Kind::Symlink) => files.resolve(&at)?.path,
                 _ => at,
             };
-            if excluded || tree.is_ignored(&node) {
+            if excluded || tree.is_ignored(node) {
                 // It is only there for what it holds.
-                any |= self.add_below(files, tree, &node, &at, root)?;
+                any |= self.add_below(files, tree, node, &at, root)?;
                 continue;
             }
-            let item = self.item(tree, &node)?;
+            let item = self.item(tree, node)?;
             files.put(&at, item, self.owner())?;
-            self.add_below(files, tree, &node, &at, root)?;
+            self.add_below(files, tree, node, &at, root)?;
             any = true;
         }
         Ok(any)

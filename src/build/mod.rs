@@ -163,7 +163,7 @@ pub fn build(session: &Session, options: &Options<'_>, watch: &dyn Watch) -> Res
     let trees = std::mem::take(&mut *build.trees.lock());
     // Merged only for the steps; those of images are kept.
     let made = Intent { trees, ..Intent::default() };
-    if !session.is_abandoned() {
+    if !session.is_abandoned() && made != Intent::default() {
         let done = session.give_up().and_then(|()| gc::take_back(session.store(), &made, FORMATS));
         if let Err(error) = done {
             tracing::debug!(%error, "cannot remove the merged indexes of the steps");
@@ -246,6 +246,9 @@ impl Build<'_> {
     /// Adds to what the session needs.
     fn need(&self, more: Intent) -> std::result::Result<(), String> {
         let mut intent = self.intent.lock();
+        if intent.contains(&more) {
+            return Ok(());
+        }
         intent.extend(more);
         self.session.intend(&intent).map_err(|e| e.to_string())
     }

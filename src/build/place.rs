@@ -1,6 +1,7 @@
 //! Places in an image's tree for new files: paths are resolved in the image, and what is missing is made.
 
 use super::items::{Item, Items, What};
+use super::patterns::clean;
 use crate::fs::{Attr, Fs, FsError, ROOT};
 use crate::layer::Xattr;
 use crate::meta::{Kind, Time};
@@ -18,7 +19,7 @@ pub struct Place {
 }
 
 /// Resolves a path, following symbolic links, also the last one. What is missing is taken literally.
-pub fn resolve(fs: &Fs, path: &[u8]) -> Result<Place, String> {
+fn resolve(fs: &Fs, path: &[u8]) -> Result<Place, String> {
     let failed = |e: FsError| e.to_string();
     let mut left: Vec<Vec<u8>> = Vec::new();
     let push = |left: &mut Vec<Vec<u8>>, path: &[u8]| {
@@ -73,8 +74,8 @@ fn joined(at: &[(Vec<u8>, Option<Attr>)]) -> Vec<u8> {
 
 /// New files in an image's tree.
 pub struct NewFiles<'a> {
-    /// The tree below.
-    fs: &'a Fs,
+    /// The tree below; `None`: nothing.
+    fs: Option<&'a Fs>,
     /// What is new, and the directories above it.
     pub items: Items,
     /// Time of directories that are made.
@@ -83,7 +84,7 @@ pub struct NewFiles<'a> {
 
 impl<'a> NewFiles<'a> {
     /// Begins without any.
-    pub fn new(fs: &'a Fs, now: Time) -> NewFiles<'a> {
+    pub fn new(fs: Option<&'a Fs>, now: Time) -> NewFiles<'a> {
         NewFiles { fs, items: Items::new(), now }
     }
 
@@ -97,14 +98,18 @@ impl<'a> NewFiles<'a> {
                 What::Special(kind, _) => *kind,
             }));
         }
+        if path.is_empty() {
+            return Ok(Some(Kind::Dir));
+        }
         Ok(self.look(path)?.map(|attr| attr.kind))
     }
 
     /// Returns the inode at a resolved path in the tree below; a symbolic link is not followed.
     fn look(&self, path: &[u8]) -> Result<Option<Attr>, String> {
-        let mut at = self.fs.getattr(ROOT).map_err(|e| e.to_string())?;
+        let Some(fs) = self.fs else { return Ok(None) };
+        let mut at = fs.getattr(ROOT).map_err(|e| e.to_string())?;
         for name in path.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
-            at = match self.fs.lookup(at.ino, name) {
+            at = match fs.lookup(at.ino, name) {
                 Ok(attr) => attr,
                 Err(e) if e.is_absence() || matches!(e, FsError::NotDir) => return Ok(None),
                 Err(e) => return Err(e.to_string()),
@@ -115,7 +120,10 @@ impl<'a> NewFiles<'a> {
 
     /// Resolves a path in the tree below; the parts that are new are taken as they are.
     pub fn resolve(&self, path: &[u8]) -> Result<Place, String> {
-        resolve(self.fs, path)
+        match self.fs {
+            Some(fs) => resolve(fs, path),
+            None => Ok(Place { path: clean(&String::from_utf8_lossy(path)).into_bytes(), attr: None }),
+        }
     }
 
     /// Adds a file, or a directory that is new or gets other attributes, and the directories above it. Missing ones are
@@ -169,6 +177,7 @@ impl<'a> NewFiles<'a> {
                     xattrs: self.xattrs(&attr)?,
                     what: What::Known,
                 },
+                None if dir.is_empty() => Item { what: What::Known, ..self.new_dir((0, 0)) },
                 Some(_) => return Err(format!("/{} is not a directory", crate::name::show(dir))),
                 None => self.new_dir(owner),
             };
@@ -178,10 +187,12 @@ impl<'a> NewFiles<'a> {
     }
 
     fn xattrs(&self, attr: &Attr) -> Result<Vec<Xattr>, String> {
-        let names = self.fs.listxattr(attr.ino, true).map_err(|e| e.to_string())?;
+        let Some(fs) = self.fs else { return Ok(vec![]) };
+        let names = fs.listxattr(attr.ino, true).map_err(|e| e.to_string())?;
         let names = names.split(|b| *b == 0).filter(|name| !name.is_empty());
         let one = |name: &[u8]| {
-            Ok((name.to_vec(), self.fs.getxattr(attr.ino, name).map_err(|e| e.to_string())?.into_owned()))
+            let value = fs.getxattr(attr.ino, name).map_err(|e| e.to_string())?;
+            Ok((name.to_vec(), value.into_owned()))
         };
         let mut all = names.map(one).collect::<Result<Vec<Xattr>, String>>()?;
         all.sort();

@@ -30,6 +30,8 @@ type Outcome<T> = std::result::Result<T, String>;
 /// A step for a process of its own, which gets it on standard input.
 #[derive(Serialize, Deserialize)]
 struct Job {
+    /// The process ID of the build.
+    parent: u32,
     /// The store's root folder.
     store: PathBuf,
     /// The step's folder, which is empty.
@@ -61,6 +63,10 @@ pub fn run_step(input: &mut dyn Read) -> Outcome<()> {
     let mut text = Vec::new();
     input.read_to_end(&mut text).map_err(|e| sys::describe(&e))?;
     let job: Job = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
+    // It may have died before this process asked to die with it.
+    if rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get() as u32) != Some(job.parent) {
+        return Err("the build has ended".into());
+    }
     let report = work(&job).unwrap_or_else(Report::Failed);
     // As this process's user, who may own files that the build's user may not remove.
     for entry in fs::read_dir(&job.dir).map_err(|e| sys::describe(&e))?.flatten() {
@@ -220,6 +226,7 @@ impl StageRun<'_> {
             host: Host { network: running.network, engine: build.options.engine.clone(), ..Host::default() },
         };
         let job = Job {
+            parent: process::id(),
             store: build.session.store().root().to_owned(),
             dir: dir.clone(),
             container,
@@ -310,8 +317,7 @@ impl StageRun<'_> {
         // The context becomes a layer, so that the command sees what COPY would copy.
         let build = self.build;
         let tree = build.options.context.clone().ok_or("there is no build context to mount")?;
-        let empty = build.open(&[])?;
-        let mut files = NewFiles::new(&empty, build.now());
+        let mut files = NewFiles::new(None, build.now());
         let sources = vec![Source::Path(tree, source)];
         let exclude = Patterns::default();
         let wanted = Wanted {

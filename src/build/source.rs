@@ -8,12 +8,15 @@ use crate::fs::{Fs, Ino};
 use crate::layer::Xattr;
 use crate::meta::{Kind, Time};
 use crate::sys;
+use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// How many bytes of a file one read takes.
 const PIECE: usize = 128 << 10;
@@ -31,7 +34,11 @@ pub struct Disk {
     /// Its path without symbolic links.
     base: PathBuf,
     ignored: Patterns,
+    /// The directories that were listed: a build sees the context as it was first.
+    listed: Mutex<HashMap<PathBuf, Listing>>,
 }
+
+type Listing = Arc<Vec<(Vec<u8>, Node)>>;
 
 /// An inode of a tree.
 #[derive(Clone, Debug)]
@@ -54,6 +61,8 @@ pub struct Node {
     pub rdev: u32,
     /// What all names of the same inode have in common, if it has several.
     pub links: Option<(u64, u64)>,
+    /// The extended attributes of a file of the host that belong into an image, sorted.
+    xattrs: Vec<Xattr>,
     place: Place,
 }
 
@@ -76,7 +85,7 @@ impl Node {
 impl Disk {
     /// Opens a directory.
     pub fn open(path: &Path, ignored: Patterns) -> io::Result<Disk> {
-        Ok(Disk { root: Rootfs::open(path)?, base: path.canonicalize()?, ignored })
+        Ok(Disk { root: Rootfs::open(path)?, base: path.canonicalize()?, ignored, listed: Mutex::default() })
     }
 
     fn node(&self, path: PathBuf) -> io::Result<Node> {
@@ -94,9 +103,48 @@ impl Disk {
             size: if kind == Kind::File { meta.len() } else { 0 },
             rdev: crate::meta::device(major, minor).unwrap_or_default(),
             links: (kind != Kind::Dir && meta.nlink() > 1).then(|| (meta.dev(), meta.ino())),
+            xattrs: xattrs_of(&path)?,
             place: Place::Disk(path),
         })
     }
+}
+
+impl Disk {
+    fn list(&self, path: &Path) -> Result<Vec<(Vec<u8>, Node)>, String> {
+        let mut all = Vec::new();
+        for entry in fs::read_dir(path).map_err(|e| sys::describe(&e))? {
+            let entry = entry.map_err(|e| sys::describe(&e))?;
+            let node = match self.node(entry.path()) {
+                // It was removed meanwhile.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                node => node.map_err(|e| format!("{}: {}", entry.path().display(), sys::describe(&e)))?,
+            };
+            if !self.ignored.exclude(&node.path) || node.kind == Kind::Dir && self.ignored.have_exceptions() {
+                all.push((entry.file_name().into_vec(), node));
+            }
+        }
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(all)
+    }
+}
+
+fn list_image(fs: &Fs, dir: &Node, ino: Ino) -> Result<Vec<(Vec<u8>, Node)>, String> {
+    let mut found = Vec::new();
+    let listed = fs.readdir(ino, 0, |entry| {
+        if !matches!(entry.name, b"." | b"..") {
+            found.push((entry.name.to_vec(), entry.ino));
+        }
+        false
+    });
+    listed.map_err(|e| e.to_string())?;
+    let mut all = Vec::new();
+    for (name, ino) in found {
+        let attr = fs.getattr(ino).map_err(|e| e.to_string())?;
+        let path = if dir.path.is_empty() { name.clone() } else { [&dir.path[..], b"/", &name].concat() };
+        all.push((name, image_node(path, &attr)));
+    }
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(all)
 }
 
 impl Tree {
@@ -127,41 +175,19 @@ impl Tree {
 
     /// Lists a directory, sorted by name: names and inodes. Ignored directories are listed if something in them may not
     /// be ignored; [`Tree::is_ignored`] tells.
-    pub fn list(&self, dir: &Node) -> Result<Vec<(Vec<u8>, Node)>, String> {
-        let mut all = Vec::new();
+    pub fn list(&self, dir: &Node) -> Result<Arc<Vec<(Vec<u8>, Node)>>, String> {
         match (self, &dir.place) {
             (Tree::Disk(disk), Place::Disk(path)) => {
-                for entry in fs::read_dir(path).map_err(|e| sys::describe(&e))? {
-                    let entry = entry.map_err(|e| sys::describe(&e))?;
-                    let node = match disk.node(entry.path()) {
-                        // It was removed meanwhile.
-                        Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                        node => node.map_err(|e| format!("{}: {}", entry.path().display(), sys::describe(&e)))?,
-                    };
-                    if !self.is_ignored(&node) || node.kind == Kind::Dir && disk.ignored.have_exceptions() {
-                        all.push((entry.file_name().into_vec(), node));
-                    }
+                if let Some(known) = disk.listed.lock().get(path) {
+                    return Ok(Arc::clone(known));
                 }
+                let all = Arc::new(disk.list(path)?);
+                disk.listed.lock().insert(path.clone(), Arc::clone(&all));
+                Ok(all)
             }
-            (Tree::Image(fs), Place::Inode(ino)) => {
-                let mut found = Vec::new();
-                let listed = fs.readdir(*ino, 0, |entry| {
-                    if !matches!(entry.name, b"." | b"..") {
-                        found.push((entry.name.to_vec(), entry.ino));
-                    }
-                    false
-                });
-                listed.map_err(|e| e.to_string())?;
-                for (name, ino) in found {
-                    let attr = fs.getattr(ino).map_err(|e| e.to_string())?;
-                    let path = if dir.path.is_empty() { name.clone() } else { [&dir.path[..], b"/", &name].concat() };
-                    all.push((name, image_node(path, &attr)));
-                }
-            }
-            _ => return Err("an inode of another tree".into()),
+            (Tree::Image(fs), Place::Inode(ino)) => Ok(Arc::new(list_image(fs, dir, *ino)?)),
+            _ => Err("an inode of another tree".into()),
         }
-        all.sort_by(|a, b| a.0.cmp(&b.0));
-        Ok(all)
     }
 
     /// Whether the inode is ignored, if not for something in it.
@@ -184,26 +210,7 @@ impl Tree {
     pub fn xattrs(&self, node: &Node) -> Result<Vec<Xattr>, String> {
         let mut all = Vec::new();
         match (self, &node.place) {
-            (Tree::Disk(_), Place::Disk(path)) => {
-                let mut names = vec![0; 4096];
-                let length = match rustix::fs::llistxattr(path, &mut names[..]) {
-                    Ok(length) => length,
-                    Err(rustix::io::Errno::OPNOTSUPP) => 0,
-                    Err(e) => return Err(sys::describe(&e.into())),
-                };
-                for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-                    let name = std::ffi::OsStr::from_bytes(name);
-                    // Others are the host's: its labels, and access control lists with its users.
-                    if !name.as_bytes().starts_with(b"user.") && name != "security.capability" {
-                        continue;
-                    }
-                    let mut value = vec![0; 64 << 10];
-                    let length =
-                        rustix::fs::lgetxattr(path, name, &mut value[..]).map_err(|e| sys::describe(&e.into()))?;
-                    value.truncate(length);
-                    all.push((name.as_bytes().to_vec(), value));
-                }
-            }
+            (Tree::Disk(_), _) => return Ok(node.xattrs.clone()),
             (Tree::Image(fs), Place::Inode(ino)) => {
                 let names = fs.listxattr(*ino, true).map_err(|e| e.to_string())?;
                 for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
@@ -253,6 +260,27 @@ impl Tree {
     }
 }
 
+/// Reads the extended attributes of a file of the host that belong into an image. Others are the host's: its security
+/// labels, and access control lists with its users.
+fn xattrs_of(path: &Path) -> io::Result<Vec<Xattr>> {
+    let mut names = [0; 4096];
+    let length = match rustix::fs::llistxattr(path, &mut names[..]) {
+        Err(rustix::io::Errno::OPNOTSUPP) => 0,
+        length => length?,
+    };
+    let mut all = Vec::new();
+    for name in names[..length].split(|byte| *byte == 0) {
+        if name.starts_with(b"user.") || name == b"security.capability" {
+            let mut value = vec![0; 64 << 10];
+            let length = rustix::fs::lgetxattr(path, std::ffi::OsStr::from_bytes(name), &mut value[..])?;
+            value.truncate(length);
+            all.push((name.to_vec(), value));
+        }
+    }
+    all.sort();
+    Ok(all)
+}
+
 fn image_node(path: Vec<u8>, attr: &crate::fs::Attr) -> Node {
     Node {
         path,
@@ -264,6 +292,7 @@ fn image_node(path: Vec<u8>, attr: &crate::fs::Attr) -> Node {
         size: if attr.kind == Kind::File { attr.size } else { 0 },
         rdev: attr.rdev,
         links: (attr.kind != Kind::Dir && attr.nlink > 1).then_some((0, attr.ino)),
+        xattrs: Vec::new(),
         place: Place::Inode(attr.ino),
     }
 }

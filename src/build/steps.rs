@@ -231,7 +231,7 @@ impl StageRun<'_> {
             return Ok(made);
         }
         let tree = self.tree()?;
-        let mut files = NewFiles::new(&tree, self.build.now());
+        let mut files = NewFiles::new(Some(&tree), self.build.now());
         let place = files.resolve(dir.as_bytes())?;
         let owner = if place.attr.is_none() { owner(&tree, &user)? } else { (0, 0) };
         files.make_dir(&place.path, owner)?;
@@ -292,8 +292,10 @@ impl StageRun<'_> {
         title: &str,
     ) -> Outcome<Made> {
         let build = self.build;
-        // With --link the layer does not depend on those below.
-        let chain = if given.link { "linked".to_owned() } else { self.state.chain().to_string() };
+        // With --link the layer does not depend on those below, but for the names of owners.
+        let has_names =
+            copying.chown.as_ref().is_some_and(|spec| !spec.bytes().all(|b| b.is_ascii_digit() || b == b':'));
+        let chain = if given.link && !has_names { "linked".to_owned() } else { self.state.chain().to_string() };
         let newest = build.options.newest.map(|newest| newest.to_string()).unwrap_or_default();
         // A key that needs no look at the files.
         let known = match from {
@@ -312,8 +314,7 @@ impl StageRun<'_> {
         };
         let mut data = DataDigests::default();
         // What is copied, regardless of what is there: the part of the key that is content.
-        let empty = build.open(&[])?;
-        let mut selected = NewFiles::new(&empty, Time::default());
+        let mut selected = NewFiles::new(None, Time::default());
         let sources = self.sources(given, copying, tree.as_ref())?;
         let wanted = |sources, target, owner| Wanted {
             sources,
@@ -338,7 +339,7 @@ impl StageRun<'_> {
             }
         }
         let below = self.tree()?;
-        let mut files = NewFiles::new(if given.link { &empty } else { &below }, build.now());
+        let mut files = NewFiles::new((!given.link).then_some(&*below), build.now());
         let owner = copying.chown.as_ref().map(|spec| owner(&below, spec)).transpose()?;
         copy::copy(&mut files, wanted(sources, &copying.target, owner))?;
         let made = build.write_layer(&files, &mut data)?;

@@ -27,6 +27,13 @@ pub struct Intent {
 }
 
 impl Intent {
+    /// Whether it has all digests of another one.
+    pub fn contains(&self, other: &Intent) -> bool {
+        self.layers.is_superset(&other.layers)
+            && self.blobs.is_superset(&other.blobs)
+            && self.trees.is_superset(&other.trees)
+    }
+
     /// Adds another intent's digests.
     pub fn extend(&mut self, other: Intent) {
         self.layers.extend(other.layers);
@@ -118,11 +125,12 @@ impl Session {
         self.place.dir.join(format!("{kind}-{}", self.files.fetch_add(1, Ordering::Relaxed)))
     }
 
-    /// Writes the session's intent. Once this returns, whatever of it is in the store stays there.
+    /// Writes the session's intent. Once this returns, whatever of it is in the store stays there. It is not synced: after a
+    /// power failure the session is dead.
     pub fn intend(&self, intent: &Intent) -> Result<()> {
         let _shared = self.store.lock_shared()?;
         let path = self.place.dir.join(INTENT);
-        publish::replace(&path, &sealed::encode(intent, &path)?)
+        publish::replace_unsynced(&path, &sealed::encode(intent, &path)?)
     }
 
     /// Removes the intent, so that garbage collection treats the session's published data like any other.

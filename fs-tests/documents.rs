@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::listing::{documents, tar};
 use super::support::env::{Output, TestEnv, run};
 use super::support::oci::{Image, digest};
-use super::support::registry::{Content, Reply, Server, command};
+use super::support::registry::{Content, DockerRegistry, Reply, Server, command};
 use super::support::small::{Tmux, layer};
 use super::support::tar::Entry;
 
@@ -421,4 +421,50 @@ fn commit_makes_an_image_of_a_stopped_container() {
     let table = docs.run_normalized("docker images");
     assert_eq!(table[1..], ["two latest <id> <age> <size>", "deepone latest <id> <age> <size>"]);
     assert_eq!(docs.run_normalized("docker rm one; docker rmi two")[..2], ["one", "Untagged: two:latest"]);
+}
+
+/// "You can create your own builds for different platforms and architectures with docker `buildx` and then use `docker
+/// manifest` create to create your own manifest lists."
+#[test]
+fn builds_for_several_platforms_become_a_manifest_list() {
+    let (docs, registry) = (DocsFixture::new(), DockerRegistry::start(None, None));
+    let context = docs.env.path("context");
+    std::fs::create_dir(&context).unwrap();
+    std::fs::write(context.join("Dockerfile"), "FROM scratch\nARG TARGETARCH\nCOPY Dockerfile /$TARGETARCH\n").unwrap();
+    let run = |line: &str| docs.run(&format!("R={}; cd {}; {line}", registry.host, context.display()));
+    let lines = |line: &str| {
+        let done = run(line);
+        assert_eq!((done.code, done.stderr.as_str()), (0, ""), "{line}");
+        normalize_output(&registry.host, &done.stdout)
+    };
+    for architecture in ["amd64", "arm64"] {
+        let build =
+            format!("docker buildx build -q --platform linux/{architecture} -t $R/library/app:{architecture} .");
+        assert_eq!(lines(&build), ["<digest>"]);
+    }
+    let create = "docker manifest create $R/library/app:1 $R/library/app:amd64 $R/library/app:arm64";
+    assert_eq!(lines(create), ["Created manifest list app:1"]);
+    assert_eq!(lines("docker manifest push $R/library/app:1"), ["<digest>"]);
+    // "docker manifest inspect golang | grep 'architecture\|os'", of the list in the store, then in the registry.
+    let want =
+        ["\"architecture\": \"amd64\",", "\"os\": \"linux\"", "\"architecture\": \"arm64\",", "\"os\": \"linux\""];
+    let inspect = "docker manifest inspect $R/library/app:1 | grep 'architecture\\|os'";
+    assert_eq!(lines(inspect), want);
+    assert_eq!(lines("docker manifest rm $R/library/app:1"), [""; 0]);
+    assert_eq!(lines(inspect), want);
+    // "`docker buildx` is a Docker CLI plugin that extends the Docker CLI to support multi-arch builds."
+    let build = "docker buildx build -q --platform linux/amd64,linux/arm64 -t $R/library/both . && docker push -q $R/library/both";
+    assert_eq!(lines(build), ["<digest>", "both:latest"]);
+    assert_eq!(
+        lines("docker manifest rm $R/library/both; docker manifest inspect $R/library/both | grep 'arch\\|os'"),
+        want
+    );
+}
+
+/// "Use `$ docker info` to check the current "Registry" option."
+#[test]
+fn info_shows_the_registry() {
+    let docs = DocsFixture::new();
+    let shown = docs.run("docker info 2>/dev/null | grep Registry:");
+    assert_eq!((shown.code, shown.stdout.as_str()), (0, "Registry: https://index.docker.io/v1/\n"), "{shown:?}");
 }

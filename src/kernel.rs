@@ -9,7 +9,7 @@
 
 use crate::erofs;
 use crate::fs::Fs;
-use crate::image::{self, ErofsImage, OpenTree};
+use crate::image::{self, OpenTree};
 use crate::store::{Image, Store};
 use crate::sys::{self, MountFlags, Overlay};
 use crate::upper::{self, OpenError, Upper};
@@ -148,7 +148,8 @@ pub fn mount_image(store: &Store, image: &Image, at: &Path, wanted: &Wanted<'_>)
         prepare(opened, upper, changes)
     };
     let _locked = wanted.changes.as_ref().map(prepare).transpose()?;
-    let lower = sys::mount_erofs(&erofs.file, &erofs.path, &erofs.tars, wanted.flags).map_err(|e| failed(e, &erofs))?;
+    let lower =
+        sys::mount_erofs(&erofs.file, &erofs.path, &erofs.tars, wanted.flags).map_err(|e| failed(e, &erofs.path))?;
     let mounted = match &wanted.changes {
         Some(changes) => {
             attach(&lower, wanted.scratch)?;
@@ -164,6 +165,39 @@ pub fn mount_image(store: &Store, image: &Image, at: &Path, wanted: &Wanted<'_>)
 /// [`prepare_native`], as long as the mount.
 pub fn mount_over(at: &Path, wanted: &Wanted<'_>, changes: &Changes<'_>) -> Result<(), KernelError> {
     attach(&overlaid(wanted, changes, true)?, at)
+}
+
+const NO_FLAGS: MountFlags = MountFlags { write: false, suid: false, dev: false, exec: false };
+
+/// Mounts overlayfs with directories that it creates in the empty directory `scratch`, and unmounts it; `user` in a user
+/// namespace.
+pub fn probe_overlay(scratch: &Path, user: bool) -> Result<(), KernelError> {
+    if user && !is_at_least(6, 5) {
+        return Err(KernelError::OldOverlay);
+    }
+    let [lower, upper, work] = ["lower", "upper", "work"].map(|name| scratch.join(name));
+    for dir in [&lower, &upper, &work] {
+        std::fs::create_dir(dir).map_err(io("make", dir))?;
+    }
+    let overlay = Overlay { source: "plyfs", lower: &lower, upper: &upper, work: &work, volatile: false, user };
+    let mounted = sys::mount_overlay(&overlay, NO_FLAGS).map_err(|e| match Errno::from_io_error(&e) {
+        Some(Errno::NODEV) => KernelError::Missing("overlayfs"),
+        Some(Errno::PERM) => KernelError::NoRights,
+        _ => io("mount overlayfs with the upper directory", &upper)(e),
+    })?;
+    drop(mounted);
+    Ok(())
+}
+
+/// Mounts an empty EROFS image, which it writes to the new file `scratch`, and unmounts it.
+pub fn probe_erofs(store: &Store, scratch: &Path) -> Result<(), KernelError> {
+    let tree = image::merge_layers(store, &[], "an empty image")?;
+    let bytes = erofs::write(&tree, &[]).map_err(|why| KernelError::Lower(why.to_string()))?;
+    std::fs::write(scratch, bytes).map_err(io("write", scratch))?;
+    let file = std::fs::File::open(scratch).map_err(io("open", scratch))?;
+    let mounted = sys::mount_erofs(&file, scratch, &[], NO_FLAGS).map_err(|e| failed(e, scratch))?;
+    drop(mounted);
+    Ok(())
 }
 
 /// Opens an upper directory as the FUSE engine does, for [`mount_over`]. Dropping the result unlocks it.
@@ -232,11 +266,11 @@ fn io(action: &'static str, path: &Path) -> impl Fn(io::Error) -> KernelError {
     move |cause| KernelError::Io { action, path: path.to_owned(), cause }
 }
 
-fn failed(error: io::Error, image: &ErofsImage) -> KernelError {
+fn failed(error: io::Error, image: &Path) -> KernelError {
     match Errno::from_io_error(&error) {
         Some(Errno::PERM) => KernelError::NoRights,
         Some(Errno::NODEV) => KernelError::Missing("EROFS"),
         Some(Errno::NOTBLK) => KernelError::NoFiles,
-        _ => KernelError::Io { action: "mount", path: image.path.clone(), cause: error },
+        _ => io("mount", image)(error),
     }
 }

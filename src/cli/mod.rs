@@ -152,7 +152,7 @@ enum Command {
     Logout(registry::login::LogoutArgs),
     /// Search Docker Hub or another registry for images
     Search(registry::search::SearchArgs),
-    /// Inspect image manifests in registries
+    /// Manage manifest lists, and inspect image manifests in registries
     #[command(subcommand, arg_required_else_help = true)]
     Manifest(registry::manifest::ManifestCommand),
     /// Build images, and manage the build cache
@@ -181,6 +181,8 @@ enum Command {
     /// Manage the store
     #[command(subcommand, arg_required_else_help = true)]
     System(system::store::SystemCommand),
+    /// Show information on the store and this host
+    Info(system::info::InfoArgs),
     /// Show the version
     Version(system::store::VersionArgs),
     /// Print a shell completion script
@@ -377,13 +379,14 @@ fn dispatch(args: &[OsString]) -> anyhow::Result<()> {
         Command::Login(a) => registry::login::login(&a),
         Command::Logout(a) => registry::login::logout(&a),
         Command::Search(a) => registry::search::search(&a),
-        Command::Manifest(registry::manifest::ManifestCommand::Inspect(a)) => registry::manifest::inspect(&a),
+        Command::Manifest(a) => registry::manifest::manifest(global, &a),
         Command::Mount(a) => mount::image::mount(global, &a),
         Command::Umount(a) => mount::image::umount(global, &a),
         Command::Mounts(a) => mount::image::mounts(global, &a),
         Command::Overlay(a) => mount::overlay::overlay(&a),
         Command::Chroot(a) => container::chroot::chroot(global, &a),
         Command::System(a) => system::store::system(global, &a),
+        Command::Info(a) => system::info::info(global, &a),
         Command::Version(a) => system::store::version(&a),
         Command::Completion(a) => completion::completion(&a),
         Command::Man(a) => completion::man(&a),

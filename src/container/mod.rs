@@ -20,6 +20,7 @@ mod init;
 pub mod log;
 pub mod monitor;
 pub mod names;
+pub mod probe;
 pub mod root;
 pub mod rootfs;
 mod run_error;

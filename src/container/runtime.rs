@@ -22,17 +22,42 @@ const LOG: &str = "runtime.log";
 const PID_FILE: &str = "pid";
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// Finds the runtime `wanted`, a name or a path, or else the first installed one of [`KNOWN`]. `search` is the value of
-/// `PATH`; for each `bin` directory in it, the sibling `sbin` is searched too, where distributions install runtimes and
-/// which an unprivileged user's `PATH` lacks.
-pub fn find(wanted: Option<&str>, search: Option<&OsStr>) -> Result<PathBuf, RunError> {
-    let in_path = |name: &str| {
-        let places = std::env::split_paths(search.unwrap_or_default()).flat_map(|dir| {
-            let beside = (dir.file_name() == Some(OsStr::new("bin"))).then(|| dir.with_file_name("sbin"));
-            [Some(dir), beside]
-        });
-        places.flatten().map(|dir| dir.join(name)).find(|path| is_program(path))
+/// Finds a program. `search` is the value of `PATH`; for each `bin` directory in it, the sibling `sbin` is searched too,
+/// where distributions install runtimes and which an unprivileged user's `PATH` lacks.
+pub fn find_program(name: &str, search: Option<&OsStr>) -> Option<PathBuf> {
+    let places = std::env::split_paths(search.unwrap_or_default()).flat_map(|dir| {
+        let beside = (dir.file_name() == Some(OsStr::new("bin"))).then(|| dir.with_file_name("sbin"));
+        [Some(dir), beside]
+    });
+    places.flatten().map(|dir| dir.join(name)).find(|path| is_program(path))
+}
+
+/// An installed runtime.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Installed {
+    /// Its name in [`KNOWN`].
+    pub name: &'static str,
+    /// Its path.
+    pub path: PathBuf,
+    /// The first line that it prints as its version; `None` if it does not run.
+    pub version: Option<String>,
+}
+
+/// Finds all installed runtimes of [`KNOWN`], in their order.
+pub fn installed(search: Option<&OsStr>) -> Vec<Installed> {
+    let version = |path: &Path| {
+        let output = sys::begin_with_all_signals(Command::new(path).arg("--version")).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;
+        text.lines().next().map(str::to_owned)
     };
+    let all = KNOWN.iter().filter_map(|name| Some((*name, find_program(name, search)?)));
+    all.map(|(name, path)| Installed { name, version: version(&path), path }).collect()
+}
+
+/// Finds the runtime `wanted`, a name or a path, or else the first installed one of [`KNOWN`]; `search` as in
+/// [`find_program`].
+pub fn find(wanted: Option<&str>, search: Option<&OsStr>) -> Result<PathBuf, RunError> {
+    let in_path = |name: &str| find_program(name, search);
     match wanted {
         Some(path) if path.contains('/') => std::path::absolute(path)
             .ok()

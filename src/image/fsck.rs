@@ -4,7 +4,7 @@ use super::restore::{self, Restored};
 use super::{FORMATS, Result, erofs, manifest, open};
 use crate::digest::{Digest, Hasher};
 use crate::layer;
-use crate::store::{self, Catalog, Image, LayerRecord, Lock, Session, Store, containers, gc};
+use crate::store::{self, Catalog, Image, LayerRecord, Lock, Session, Store, containers, gc, lists};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
@@ -76,6 +76,7 @@ pub fn fsck(store: &Store, options: Options, tell: &mut dyn FnMut(&Finding)) -> 
         check.garbage(&lock, &catalog)?;
     }
     check.containers(&lock)?;
+    check.lists(&lock)?;
     let bad_layers = check.layers(&catalog, &suspects.layers)?;
     check.trees(&catalog, &suspects.trees, &bad_layers);
     check.images(&catalog, &suspects.blobs, &bad_layers)?;
@@ -270,6 +271,20 @@ impl Check<'_> {
         }
         for why in gc::unreadable_live(self.store, lock)? {
             self.report(format!("{why}; no layer is removed until the mount or the pull has ended"), false);
+        }
+        Ok(())
+    }
+
+    /// Checks for manifest lists that cannot be read. Garbage was searched before, and kept what they may need.
+    fn lists(&mut self, lock: &Lock) -> Result<()> {
+        debug_assert!(lock.exclusive());
+        for list in lists::list_with_damaged(self.store)?.1 {
+            if self.options.repair {
+                list.set_aside()?;
+            }
+            let set_aside =
+                if self.options.repair { "; renamed to .damaged: create the manifest list again" } else { "" };
+            self.report(format!("{}{set_aside}", list.why), self.options.repair);
         }
         Ok(())
     }

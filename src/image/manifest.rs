@@ -62,6 +62,14 @@ pub enum Family {
 }
 
 impl Family {
+    /// Media type of an image index.
+    pub fn index_type(self) -> &'static str {
+        match self {
+            Family::Oci => OCI_INDEX,
+            Family::Docker => DOCKER_LIST,
+        }
+    }
+
     /// Media type of an image's manifest.
     pub fn manifest_type(self) -> &'static str {
         match self {

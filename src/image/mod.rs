@@ -2,7 +2,7 @@
 //!
 //! A [`source::Source`] plans images (documents verified, layers listed) and yields their layers' streams; [`pull`]
 //! runs each missing layer once through `pipeline` and publishes it; [`import`] does so with a plain tar, [`commit`]
-//! with the changes of an upper directory; [`push`] and [`save`] write images to a registry or an archive; [`open`]
+//! with the changes of an upper directory; [`push`] and [`save`] write images to a registry or an archive, [`manifest_list`] image indexes; [`open`]
 //! gives a mount the merged tree and the tars; [`remove`] follows Docker's rules; [`fsck`] verifies the store, rebuilds
 //! indexes and trees, and has a damaged catalog restored (`restore`).
 
@@ -15,6 +15,7 @@ pub mod import;
 mod inflate;
 mod layer_workers;
 pub mod manifest;
+pub mod manifest_list;
 pub mod open;
 mod pipeline;
 pub mod platform;

@@ -67,6 +67,8 @@ pub struct Pushed {
     pub digest: Digest,
     /// Size of the manifest, in bytes.
     pub size: u64,
+    /// Media type of the manifest.
+    pub media_type: &'static str,
 }
 
 /// Selects the images to push for a name, each with its full name: the image with that name, or with `all` every image
@@ -93,7 +95,7 @@ pub fn choose(store: &Store, name: &Reference, all: bool) -> Result<Vec<(Image, 
     Ok(of_repository)
 }
 
-/// Uploads the image to the registry and repository of `to`, under its tag. Records the image's name by digest and the
+/// Uploads the image to the registry and repository of `to`, under its tag; without one, only by digest. Records the image's name by digest and the
 /// pushed manifest in the store.
 pub fn push(
     session: &Session,
@@ -141,10 +143,10 @@ fn put(
         out.send_whole(&image.id, &config)?;
     }
     let (media_type, bytes) = out.manifest(&placed, config.len())?;
-    let tag = to.tag().unwrap_or_default();
-    let digest = out.repository.put_manifest(tag, media_type, &bytes)?;
+    let tag = to.tag().map_or_else(|| Digest::of(&bytes).to_string(), str::to_owned);
+    let digest = out.repository.put_manifest(&tag, media_type, &bytes)?;
     remember(session, image, to, &digest, &bytes)?;
-    Ok(Pushed { digest, size: bytes.len() as u64 })
+    Ok(Pushed { digest, size: bytes.len() as u64, media_type })
 }
 
 /// Records the image's name by digest and the pushed manifest in the store.
@@ -184,7 +186,7 @@ fn known(store: &Store, catalog: &Catalog, image: &Image, to: &Reference) -> BTr
     let shares = |other: &&Image| other.layers.iter().any(|l| image.layers.iter().any(|own| own.diff_id == l.diff_id));
     // The image's own manifests come first.
     let others = catalog.images().iter().filter(|other| other.id != image.id).filter(shares);
-    for other in catalog.get(&image.id).into_iter().chain(others) {
+    for other in std::iter::once(catalog.get(&image.id).unwrap_or(image)).chain(others) {
         let mut repositories: Vec<String> = Vec::new();
         for name in other.digests.iter().chain(&other.tags).filter(|n| n.domain() == to.domain()) {
             if name.path() != to.path() && !repositories.iter().any(|r| r == name.path()) {

@@ -4,7 +4,8 @@ use super::{Error, FORMATS, Result};
 use crate::digest::Digest;
 use crate::reference::Reference;
 use crate::store::containers::{self, State, Status};
-use crate::store::{Catalog, Image, Intent, Session, Store, gc, is_id_prefix, mounts};
+use crate::store::lists::ManifestList;
+use crate::store::{Catalog, Image, Intent, Session, Store, gc, is_id_prefix, lists, mounts};
 use std::collections::BTreeSet;
 
 /// A step of a removal. Prints in Docker's words.
@@ -39,7 +40,8 @@ pub fn tag(store: &Store, image: &str, name: &Reference) -> Result<()> {
 
 /// Removes a name, and with its last name the image; or, given an ID, the image with all its names. Layers that no
 /// other image uses are taken out of the store and deleted when the trash is dropped. With `force`, an image of stopped
-/// containers can be removed; its layers stay while the containers exist.
+/// containers can be removed; its layers stay while the containers exist. A manifest list of the name is removed too;
+/// its images keep their other names.
 pub fn remove(store: &Store, wanted: &str, force: bool) -> Result<(Vec<Record>, gc::Trash)> {
     take(store, wanted, force, false)
 }
@@ -52,9 +54,14 @@ pub fn remove_unused(store: &Store, id: &Digest) -> Result<(Vec<Record>, gc::Tra
 
 fn take(store: &Store, wanted: &str, force: bool, unused: bool) -> Result<(Vec<Record>, gc::Trash)> {
     let lock = store.lock_exclusive()?;
-    let records = store.update_locked(&lock, |_, catalog| {
+    let list = if unused { None } else { list_named(store, wanted) };
+    let mut records = store.update_locked(&lock, |_, catalog| {
+        // A list's name comes before an image ID.
+        if list.as_ref().is_some_and(|name| catalog.named(name).is_none()) {
+            return Ok(Vec::new());
+        }
         let image = catalog.resolve(wanted)?.clone();
-        let users = Users::find(store, &image.id)?;
+        let users = Users::find(store, &image.id, list.as_ref())?;
         if let (true, Some(container)) = (unused, users.first()) {
             return Err(Error::Conflict(format!("image {} is used by container {container}", image.id.short())));
         }
@@ -68,32 +75,49 @@ fn take(store: &Store, wanted: &str, force: bool, unused: bool) -> Result<(Vec<R
         }
         Ok::<_, Error>(plan)
     })?;
-    if records.iter().any(|r| matches!(r, Record::Deleted(_))) {
+    if let Some(name) = &list {
+        lists::remove(store, &lock, name)?;
+        let untagged = Record::Untagged(name.clone());
+        if !records.contains(&untagged) {
+            records.push(untagged);
+        }
+    }
+    if list.is_some() || records.iter().any(|r| matches!(r, Record::Deleted(_))) {
         let (_garbage, trash) = gc::collect(store, &lock, &store.catalog()?, FORMATS)?;
         return Ok((records, trash));
     }
     Ok((records, gc::Trash::default()))
 }
 
-/// Users of an image: the short ID of one of each kind, and the layers that containers need.
+/// Returns the name, if there is a manifest list of that name.
+fn list_named(store: &Store, wanted: &str) -> Option<Reference> {
+    let name = wanted.parse::<Reference>().ok().map(Reference::or_latest)?;
+    (name.digest().is_none() && lists::exists(store, &name)).then_some(name)
+}
+
+/// Users of an image: the short ID of one of each kind, and the layers that containers and manifest lists need.
 #[derive(Default)]
 struct Users {
     /// A running container, or a mount, which counts like a running container in Docker.
     running: Option<String>,
     /// A stopped container.
     stopped: Option<String>,
-    /// ChainIDs of the images of all containers.
+    /// ChainIDs of the images of all containers and manifest lists.
     chains: BTreeSet<Digest>,
     /// Whether there are further users whose records cannot be read: they may need any layer.
     unknown: bool,
 }
 
 impl Users {
-    fn find(store: &Store, image: &Digest) -> Result<Users> {
+    /// Finds the users of an image; `gone` is the name of a manifest list that is removed with it.
+    fn find(store: &Store, image: &Digest, gone: Option<&Reference>) -> Result<Users> {
         let mut users = Users::default();
         let (containers, damaged) = containers::list_with_damaged(store)?;
         let (mounts, unlisted) = mounts::list_with_damaged(store)?;
-        users.unknown = !damaged.is_empty() || !unlisted.is_empty();
+        let (lists, unread) = lists::list_with_damaged(store)?;
+        users.unknown = !damaged.is_empty() || !unlisted.is_empty() || !unread.is_empty();
+        let kept = lists.iter().filter(|list| Some(&list.name) != gone).flat_map(ManifestList::images);
+        users.chains.extend(kept.flat_map(Image::chain_ids));
         for container in containers {
             users.chains.extend(container.image.chain_ids());
             if container.image.id != *image {

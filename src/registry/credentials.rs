@@ -109,6 +109,22 @@ pub fn kept(sources: &Sources, account: &Account) -> Result<Option<Given>, Strin
     }))
 }
 
+/// Lists the registries that a credential file has credentials for: host names only, sorted, each with the credential
+/// helper that has its secret. An error is one line that names the file.
+pub fn hosts(file: &Path) -> Result<Vec<String>, String> {
+    let auths = read(file)?;
+    let helped = auths.cred_helpers.iter().filter(|(_, helper)| !helper.is_empty());
+    let helped = helped.map(|(host, helper)| format!("{} (docker-credential-{helper})", bare(host)));
+    let plain = auths.auths.keys().filter(|host| auths.cred_helpers.get(*host).is_none_or(String::is_empty));
+    let mut all: Vec<String> = plain.map(|host| bare(host).to_owned()).chain(helped).collect();
+    all.sort();
+    all.dedup();
+    if !auths.creds_store.is_empty() {
+        all.push(format!("others (docker-credential-{})", auths.creds_store));
+    }
+    Ok(all)
+}
+
 /// Reads a credential file. An error is one line that names it.
 pub(super) fn read(file: &Path) -> Result<AuthFile, String> {
     let bytes = read_bytes(file)?;

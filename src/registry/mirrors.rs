@@ -130,6 +130,33 @@ pub(super) fn find(sources: &Sources, reference: &Reference) -> Result<Places, S
     Ok(Places { mirrors: mirrors.collect::<Result<_, _>>()?, own: place(&entry.location, entry.insecure)? })
 }
 
+/// A configured registry, or part of one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Configured {
+    /// What names begin with that the entry is for.
+    pub prefix: String,
+    /// Where their repositories are; the prefix if the entry rewrites nothing.
+    pub location: String,
+    /// Whether plain http and unverified certificates are allowed.
+    pub is_insecure: bool,
+    /// Whether access is blocked.
+    pub is_blocked: bool,
+    /// Locations of the mirrors, in the order in which they are read.
+    pub mirrors: Vec<String>,
+}
+
+/// Lists the configured registries. An error is one line that names the file at fault.
+pub fn configured(sources: &Sources) -> Result<Vec<Configured>, String> {
+    let describe = |entry: Entry| Configured {
+        location: if entry.location.is_empty() { entry.prefix.clone() } else { entry.location },
+        prefix: entry.prefix,
+        is_insecure: entry.insecure,
+        is_blocked: entry.blocked,
+        mirrors: entry.mirror.into_iter().map(|mirror| mirror.location).collect(),
+    };
+    Ok(read_all(sources)?.into_iter().map(describe).collect())
+}
+
 /// Returns how many bytes of an image's name the prefix covers, if it matches.
 fn covered(prefix: &str, name: &str) -> Option<usize> {
     if let Some(parent) = prefix.strip_prefix('*') {

@@ -9,9 +9,11 @@
 //! A key is a digest of everything that the result depends on. A step keeps its layer from garbage collection. Both are
 //! only a cache: a step that cannot be read is made again, and is garbage.
 
-use super::{Error, LayerRecord, Lock, Result, Store, folder, sealed};
+use super::lists::{self, ManifestList};
+use super::{Error, LayerRecord, Lock, Result, Store, containers, folder, sealed};
 use crate::digest::Digest;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -120,6 +122,34 @@ pub(super) fn stale(store: &Store, lock: &Lock) -> Result<Vec<PathBuf>> {
 /// Disk space of an entry without its layer, in bytes.
 pub fn size(entry: &Entry) -> u64 {
     folder::disk_usage(&entry.path)
+}
+
+/// Size of the whole cache.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Usage {
+    /// Number of entries.
+    pub count: usize,
+    /// Size of the layers that only the cache needs, and of the cache mounts, in bytes.
+    pub size: u64,
+}
+
+/// Measures the cache. Layers that an image, a container or a manifest list needs are not counted.
+pub fn usage(store: &Store) -> Result<Usage> {
+    let (catalog, containers) = (store.catalog()?, containers::list(store)?);
+    let lists = lists::list_with_damaged(store)?.0;
+    let used = containers.iter().map(|container| &container.image).chain(lists.iter().flat_map(ManifestList::images));
+    let mut seen: BTreeSet<&Digest> =
+        catalog.images().iter().chain(used).flat_map(|image| &image.layers).map(|layer| &layer.diff_id).collect();
+    let entries = list(store)?;
+    let mut size = 0;
+    for entry in &entries {
+        size += match entry.step.as_ref().map(|step| &step.layer) {
+            None => self::size(entry),
+            Some(Some(layer)) if seen.insert(&layer.diff_id) => layer.size,
+            Some(_) => 0,
+        };
+    }
+    Ok(Usage { count: entries.len(), size })
 }
 
 /// Removes an entry; one that a step is using is kept. Returns whether it is gone.

@@ -1,15 +1,17 @@
 //! Garbage collection: finds and removes layers, documents, trees, sessions and files that nothing refers to.
 
 use super::folder::{disk_usage, unlink};
+use super::lists::ManifestList;
 use super::session::{self, Found};
 use super::{
-    Catalog, Error, Formats, Intent, Lock, Result, Store, builds, containers, folder, mounts, partial, publish,
+    Catalog, Error, Formats, Intent, Lock, Result, Store, builds, containers, folder, lists, mounts, partial, publish,
 };
 use crate::digest::{Algorithm, Digest};
 use crate::sys;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -68,7 +70,8 @@ pub struct Garbage {
     pub bytes: u64,
 }
 
-/// Finds everything in the store that the catalog, the containers, the live sessions and the live mounts do not need.
+/// Finds everything in the store that the catalog, the containers, the manifest lists, the live sessions and the live
+/// mounts do not need.
 /// Trees are needed only in the given versions of the formats. If some of these cannot be read, every layer, document and
 /// tree counts as needed.
 pub fn find(store: &Store, lock: &Lock, catalog: &Catalog, formats: Formats) -> Result<Vec<Garbage>> {
@@ -103,7 +106,8 @@ fn search(store: &Store, lock: &Lock, catalog: &Catalog, formats: Formats) -> Re
     }
     found.extend(mounts::stale(store, lock)?.into_iter().map(|path| garbage(Kind::Mount, path)));
     found.extend(containers::stale(store, lock)?.into_iter().map(|path| garbage(Kind::Container, path)));
-    found.extend(builds::stale(store, lock)?.into_iter().map(|path| garbage(Kind::Stray, path)));
+    let strays = builds::stale(store, lock)?.into_iter().chain(lists::stale(store, lock)?);
+    found.extend(strays.map(|path| garbage(Kind::Stray, path)));
     let torn = [store.catalog_path(), store.catalog_backup_path()].map(|path| publish::beside(&path));
     found.extend(torn.into_iter().filter(|path| path.exists()).map(|path| garbage(Kind::Partial, path)));
     Ok((found, unreadable))
@@ -269,12 +273,16 @@ fn needed(store: &Store, lock: &Lock, catalog: &Catalog) -> Result<(Intent, Vec<
     let (mut needed, mut unreadable) = live(store, lock)?;
     let (containers, damaged) = containers::list_with_damaged(store)?;
     unreadable.extend(damaged.into_iter().map(|record| record.why));
-    let used = containers.iter().map(|container| &container.image);
+    let (lists, damaged) = lists::list_with_damaged(store)?;
+    unreadable.extend(damaged.into_iter().map(|record| record.why));
+    let used = containers.iter().map(|container| &container.image).chain(lists.iter().flat_map(ManifestList::images));
     for image in catalog.images().iter().chain(used) {
         needed.layers.extend(image.layers.iter().map(|l| l.diff_id.clone()));
         needed.blobs.extend(image.blobs().cloned());
         needed.trees.insert(image.chain_id());
     }
+    let manifests = lists.iter().flat_map(|list| &list.entries).filter(|entry| entry.image().is_some());
+    needed.blobs.extend(manifests.filter_map(|entry| Some(entry.manifest.as_ref()?.digest.clone())));
     let cached = builds::list(store)?.into_iter().filter_map(|entry| entry.step?.layer);
     needed.layers.extend(cached.map(|layer| layer.diff_id));
     Ok((needed, unreadable))
@@ -295,6 +303,19 @@ pub(super) fn set_aside(store: &Store, path: &Path) -> Result<(PathBuf, Option<F
 fn garbage(kind: Kind, path: PathBuf) -> Garbage {
     let bytes = disk_usage(&path);
     Garbage { kind, path, bytes }
+}
+
+/// Disk space of the whole store, in bytes, without what is mounted in it.
+pub fn store_usage(store: &Store) -> u64 {
+    fn below(path: &Path, device: u64) -> u64 {
+        let Ok(meta) = fs::symlink_metadata(path) else { return 0 };
+        if meta.dev() != device {
+            return 0;
+        }
+        let entries = if meta.is_dir() { folder::list(path).unwrap_or_default() } else { vec![] };
+        meta.blocks() * 512 + entries.iter().map(|(_, path)| below(path, device)).sum::<u64>()
+    }
+    fs::metadata(store.root()).map_or(0, |root| below(store.root(), root.dev()))
 }
 
 #[cfg(test)]

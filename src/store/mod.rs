@@ -1,4 +1,4 @@
-//! The store: images, layers, mounts and containers on disk. This page documents the format and the rules for changes.
+//! The store: images, layers, manifest lists, mounts and containers on disk. This page documents the format and the rules for changes.
 //!
 //! ```text
 //! ROOT/                          0700, as is every folder directly below it
@@ -23,6 +23,7 @@
 //!     merged/ upper/ work/       of a mount whose mountpoint is in the store; removed with it
 //!   uppers/<id>/                 changes of `mount --rw`, by image and mountpoint: `upper` and `work`
 //!   builds/                      results of build steps, and cache mounts (see [`builds`])
+//!   lists/                       manifest lists, and what they keep of removed images (see [`lists`])
 //!   containers/<id>/             a container's configuration, state and changes (see [`containers`])
 //! ```
 //!
@@ -43,7 +44,8 @@
 //!
 //! **Locks.** All locks are flocks, so a dead process holds none. Order: `lock` first, then a session's or a mount's. A
 //! process that begins a session, writes its intent or registers a mount holds `lock` shared; a process that removes
-//! anything holds it exclusively and keeps everything that the catalog, a live session's intent or a live mount needs.
+//! anything holds it exclusively and keeps everything that the catalog, a container, a manifest list, a live session's
+//! intent or a live mount needs.
 //! Readers of the catalog need no lock.
 //!
 //! **Partials.** A fetch that ends early leaves its partial, and the next one resumes it: the whole partial is hashed
@@ -60,6 +62,7 @@ mod catalog;
 pub mod containers;
 mod folder;
 pub mod gc;
+pub mod lists;
 pub mod mounts;
 mod partial;
 mod publish;
@@ -203,6 +206,7 @@ impl Store {
             "uppers",
             "containers",
             "builds",
+            "lists",
         ] {
             let path = store.root.join(folder);
             if !path.is_dir() {
@@ -215,7 +219,7 @@ impl Store {
     /// The folders directly below the root. Each has mode 0700 itself, because a root that existed before may be open
     /// to others.
     pub fn folders(&self) -> impl Iterator<Item = PathBuf> {
-        ["blobs", "layers", "trees", "tmp", "mounts", "uppers", "containers", "builds"]
+        ["blobs", "layers", "trees", "tmp", "mounts", "uppers", "containers", "builds", "lists"]
             .into_iter()
             .map(|folder| self.root.join(folder))
     }

@@ -15,7 +15,7 @@ use crate::container::step::Isolation;
 use crate::container::{runtime, userns};
 use crate::dockerfile::Dockerfile;
 use crate::image::source::Want;
-use crate::image::{Platform, platform_of};
+use crate::image::{Platform, manifest_list, platform_of};
 use crate::kernel::Engine;
 use crate::reference::Reference;
 use crate::registry;
@@ -195,7 +195,8 @@ fn reap(store: &Store) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Names the images of a build for several platforms. Returns the ID of the one for this machine, or the first.
+/// Names the images of a build for several platforms: each name is that of a manifest list of all images, and of the
+/// image for this machine. Returns the ID of that image, or of the first.
 fn finish(store: &Store, names: &[Reference], made: &[(Platform, Image)]) -> anyhow::Result<crate::digest::Digest> {
     let host = Platform::host();
     let best = made.iter().min_by_key(|(platform, _)| platform.rank(&host).unwrap_or(u32::MAX));
@@ -205,6 +206,7 @@ fn finish(store: &Store, names: &[Reference], made: &[(Platform, Image)]) -> any
             names.iter().for_each(|name| drop(catalog.give_name(&own.id, name)));
             Ok::<_, crate::store::Error>(())
         })?;
+        names.iter().try_for_each(|name| manifest_list::replace(store, name, made))?;
     }
     Ok(own.id.clone())
 }

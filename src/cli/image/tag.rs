@@ -23,6 +23,8 @@ pub(in crate::cli) struct TagArgs {
 #[derive(clap::Args)]
 #[command(override_usage = "plyfs rmi [OPTIONS] IMAGE...")]
 #[command(after_help = "\
+A manifest list of the name is removed too; its images keep their own names.
+
 Examples:
   plyfs rmi debian:12                            the name, and with the last one the image
   plyfs image ls -q | xargs plyfs image rm -f    everything")]

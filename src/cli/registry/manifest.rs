@@ -1,12 +1,17 @@
-//! `manifest inspect`: show a manifest or image index of a registry, in Docker's format, without pulling the image.
+//! `manifest`: dispatch; and `manifest inspect`: show a manifest list of the store, or a manifest or image index of a
+//! registry without pulling the image, in Docker's format.
 
 use crate::cli::output::stdout as output;
+use crate::cli::registry::manifest_list;
 use crate::cli::registry::options::RegistryArgs;
-use crate::cli::{Exit, usage_errors};
+use crate::cli::{Exit, Global, usage_errors};
 use crate::digest::{Digest, Hasher};
 use crate::image::manifest::{self, DOCUMENT_CAP, Family};
+use crate::image::manifest_list::{descriptor_of, family_of, index_of, position};
 use crate::reference::Reference;
-use crate::registry::{self, Kind, Manifest, Repository};
+use crate::registry::{self, Kind, Manifest, Repository, Settings};
+use crate::store::Store;
+use crate::store::lists::{self, Entry, Location, ManifestList};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use clap::Subcommand;
@@ -23,13 +28,41 @@ const PLATFORM: [(&str, bool); 5] =
 
 #[derive(Subcommand)]
 pub(in crate::cli) enum ManifestCommand {
+    /// Add images to a manifest list
+    Add(manifest_list::AddArgs),
+    /// Change the platform or the annotations of an image in a manifest list
+    Annotate(manifest_list::AnnotateArgs),
+    /// Create a manifest list of images for several platforms
+    Create(manifest_list::CreateArgs),
     /// Display an image manifest, or manifest list
     Inspect(InspectArgs),
+    /// Push a manifest list and its images to a registry
+    Push(manifest_list::ListPushArgs),
+    /// Remove images from a manifest list
+    Remove(manifest_list::RemoveArgs),
+    /// Remove manifest lists from the store
+    Rm(manifest_list::RmArgs),
+}
+
+pub(in crate::cli) fn manifest(global: &Global, command: &ManifestCommand) -> anyhow::Result<()> {
+    match command {
+        ManifestCommand::Add(a) => manifest_list::add(global, a),
+        ManifestCommand::Annotate(a) => manifest_list::annotate(global, a),
+        ManifestCommand::Create(a) => manifest_list::create(global, a),
+        ManifestCommand::Inspect(a) => inspect(global, a),
+        ManifestCommand::Push(a) => manifest_list::push(global, a),
+        ManifestCommand::Remove(a) => manifest_list::remove(global, a),
+        ManifestCommand::Rm(a) => manifest_list::rm(global, a),
+    }
 }
 
 #[derive(clap::Args)]
-#[command(override_usage = "plyfs manifest inspect [OPTIONS] MANIFEST")]
+#[command(override_usage = "plyfs manifest inspect [OPTIONS] [LIST] MANIFEST")]
 #[command(after_help = "\
+A manifest list of the store is shown first, else what the registry has. With LIST,
+the manifest of one of its images. An image that was neither pulled nor pushed has no
+manifest yet: in the list its digest and size are omitted.
+
 Examples:
   plyfs manifest inspect golang | grep 'architecture\\|os'
   plyfs manifest inspect -v registry.example/team/app:1
@@ -43,8 +76,8 @@ pub(in crate::cli) struct InspectArgs {
     verbose: bool,
     #[command(flatten)]
     registry: RegistryArgs,
-    /// [HOST[:PORT]/]REPO[:TAG][@DIGEST]
-    #[arg(value_name = "MANIFEST")]
+    /// [HOST[:PORT]/]REPO[:TAG][@DIGEST], the second one in a manifest list of the store
+    #[arg(value_names = ["LIST", "MANIFEST"], num_args = 0..)]
     args: Vec<String>,
 }
 
@@ -57,14 +90,17 @@ struct Document {
     fields: Map<String, Value>,
 }
 
-pub(in crate::cli) fn inspect(a: &InspectArgs) -> anyhow::Result<()> {
+fn inspect(global: &Global, a: &InspectArgs) -> anyhow::Result<()> {
     let (text, further) = usage_errors::one_or_two("manifest inspect", &a.args)?;
-    if further.is_some() {
-        anyhow::bail!("plyfs has no local manifest lists: name the manifest alone, without the list {text}");
-    }
     let name = text.parse::<Reference>()?.or_latest();
-    let mut settings = a.registry.settings();
-    settings.tls_verify &= !a.insecure;
+    let settings = manifest_list::settings(&a.registry, a.insecure);
+    if let Some((store, list)) = local_list(global, &name, further.is_some())? {
+        return match further {
+            Some(image) => inspect_entry(&store, &list, image, &settings),
+            None if a.verbose => verbose_list(&store, &list, &settings),
+            None => output::line(indented(&index_of(&list, family_of(&list)).to_string(), OF_A_LIST)),
+        };
+    }
     let repository = Repository::new(&name, &settings);
     let document = fetch(&repository, &name)?;
     let list = document.fields.get("manifests").and_then(Value::as_array);
@@ -88,6 +124,66 @@ pub(in crate::cli) fn inspect(a: &InspectArgs) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Returns the list of that name in the store. If none must be there, a store that cannot be read is no error: the
+/// name is then looked up in its registry.
+fn local_list(global: &Global, name: &Reference, is_needed: bool) -> anyhow::Result<Option<(Store, ManifestList)>> {
+    if name.digest().is_some() && !is_needed {
+        return Ok(None);
+    }
+    let store = match global.store() {
+        Err(error) if !is_needed => {
+            tracing::debug!("{error}");
+            return Ok(None);
+        }
+        store => store?,
+    };
+    match lists::find(&store, name)? {
+        Some(list) => Ok(Some((store, list))),
+        None if is_needed => Err(Exit::Text(1, format!("No such manifest: {name}")).into()),
+        None => Ok(None),
+    }
+}
+
+/// Prints the manifest of an image of a list.
+fn inspect_entry(store: &Store, list: &ManifestList, image: &str, settings: &Settings) -> anyhow::Result<()> {
+    let entry = &list.entries[position(store, list, image)?];
+    match document_of(store, list, entry, settings)? {
+        Some(document) => output::line(indented(&document.text, TAB)),
+        None => anyhow::bail!("{} has no manifest yet: it is made by a push of the list", entry.title()),
+    }
+}
+
+/// Prints a list as -v does.
+fn verbose_list(store: &Store, list: &ManifestList, settings: &Settings) -> anyhow::Result<()> {
+    let mut all = Vec::new();
+    for entry in &list.entries {
+        let shown = platform(&json!(entry.platform));
+        all.push(match document_of(store, list, entry, settings)? {
+            Some(document) => described(&document, &shown),
+            None => json!({ "Ref": entry.reference, "Descriptor": descriptor_of(entry) }).to_string(),
+        });
+    }
+    output::line(indented(&format!("[{}]", all.join(",")), TAB))
+}
+
+/// Returns the manifest of an entry of a list: from the store, or from its registry.
+fn document_of(
+    store: &Store,
+    list: &ManifestList,
+    entry: &Entry,
+    settings: &Settings,
+) -> anyhow::Result<Option<Document>> {
+    match (&entry.location, &entry.manifest) {
+        (Location::Registry(name), _) => fetch(&Repository::new(name, settings), name).map(Some),
+        (Location::Local(image), Some(record)) if store.blob_path(&record.digest).exists() => {
+            let text = String::from_utf8(store.blob(&record.digest, DOCUMENT_CAP)?)?;
+            let name = image.tags.first().unwrap_or(&list.name).by_digest(&record.digest);
+            Ok(Some(Document { name, digest: record.digest.clone(), fields: serde_json::from_str(&text)?, text }))
+        }
+        (Location::Local(_), _) => Ok(None),
+    }
 }
 
 /// Fetches the document under a tag or digest.

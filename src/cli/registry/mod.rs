@@ -2,6 +2,7 @@
 
 pub(super) mod login;
 pub(super) mod manifest;
+mod manifest_list;
 pub(super) mod options;
 pub(super) mod pull;
 pub(super) mod push;

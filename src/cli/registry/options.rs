@@ -7,10 +7,13 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// Names a credential file, as `--authfile`.
+pub(in crate::cli) const AUTHFILE_VARIABLE: &str = "REGISTRY_AUTH_FILE";
+
 #[derive(clap::Args)]
 pub(in crate::cli) struct RegistryArgs {
     /// Credential file to use, instead of the default ones
-    #[arg(long, value_name = "FILE", env = "REGISTRY_AUTH_FILE", hide_env_values = true, value_parser = any_path())]
+    #[arg(long, value_name = "FILE", env = AUTHFILE_VARIABLE, hide_env_values = true, value_parser = any_path())]
     authfile: Option<PathBuf>,
     /// User name and password for the registry, instead of a credential file
     #[arg(long, value_name = "USER[:PASSWORD]")]
@@ -113,7 +116,7 @@ fn runtime_dir() -> Option<PathBuf> {
 }
 
 /// Returns the paths of registries.conf. The user's own file, if it exists, replaces the system's with its drop-ins.
-fn mirror_sources() -> mirrors::Sources {
+pub(in crate::cli) fn mirror_sources() -> mirrors::Sources {
     let shared = Path::new("/etc/containers");
     let own = config_home().map(|dir| dir.join("containers"));
     let own_folder = own.as_ref().map(|dir| dir.join("registries.conf.d"));

@@ -1,18 +1,23 @@
-//! `push`: upload an image to a registry.
+//! `push`: upload an image or a manifest list to a registry.
 
 use crate::cli::output::progress::{Kind, Report};
 use crate::cli::output::stdout as output;
 use crate::cli::registry::options::RegistryArgs;
 use crate::cli::{Global, interrupt, usage_errors};
 use crate::image::deflate::Compression;
-use crate::image::push::{self, Packing};
+use crate::image::manifest_list::{self, PushOptions};
+use crate::image::push::{self, Packing, Pushed};
 use crate::reference::{DEFAULT_TAG, Reference};
-use crate::store::write_new;
+use crate::store::lists::{self, ManifestList};
+use crate::store::{Store, write_new};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
 #[command(override_usage = "plyfs push [OPTIONS] NAME[:TAG]")]
 #[command(after_help = "\
+If NAME is a manifest list (plyfs manifest, plyfs build --platform), the list is
+pushed with all its images.
+
 Examples:
   plyfs push registry.example/team/app:1
   plyfs tag app:1 localhost:5000/app:1 && plyfs push localhost:5000/app:1
@@ -65,6 +70,14 @@ fn push_all(global: &Global, a: &PushArgs, named: &Reference, report: &Report) -
         report.note(&format!("Using default tag: {DEFAULT_TAG}"));
     }
     let store = global.store()?;
+    if !a.all_tags
+        && named.digest().is_none()
+        && let Some(list) = lists::find(&store, named)?
+    {
+        report.note(&format!("The push refers to repository [{}]", named.name()));
+        let options = PushOptions { packing, family: None };
+        return push_list(&store, a, &list, options, report);
+    }
     let chosen = push::choose(&store, named, a.all_tags)?;
     report.note(&format!("The push refers to repository [{}]", named.name()));
     let settings = a.registry.settings();
@@ -72,15 +85,39 @@ fn push_all(global: &Global, a: &PushArgs, named: &Reference, report: &Report) -
         let each = |(image, name): &(_, Reference)| -> anyhow::Result<()> {
             let pushed = push::push(session, image, name, &settings, packing, report)?;
             report.pushed(name.tag().unwrap_or_default(), &pushed)?;
-            match &a.digestfile {
-                Some(file) => Ok(write_new(file, pushed.digest.to_string().as_bytes())?),
-                None => Ok(()),
-            }
+            write_digest(a, &pushed)
         };
         let done = chosen.iter().try_for_each(each);
         report.end();
         done
     })
+}
+
+/// Pushes a manifest list and its images under the list's name.
+fn push_list(
+    store: &Store,
+    a: &PushArgs,
+    list: &ManifestList,
+    options: PushOptions,
+    report: &Report,
+) -> anyhow::Result<()> {
+    let settings = a.registry.settings();
+    interrupt::in_session(store, |session| {
+        let pushed = manifest_list::push(session, list, &list.name, &settings, options, report);
+        let done = pushed.map_err(anyhow::Error::from).and_then(|pushed| {
+            report.pushed(list.name.tag().unwrap_or_default(), &pushed)?;
+            write_digest(a, &pushed)
+        });
+        report.end();
+        done
+    })
+}
+
+fn write_digest(a: &PushArgs, pushed: &Pushed) -> anyhow::Result<()> {
+    match &a.digestfile {
+        Some(file) => Ok(write_new(file, pushed.digest.to_string().as_bytes())?),
+        None => Ok(()),
+    }
 }
 
 fn packing(a: &PushArgs) -> anyhow::Result<Packing> {

@@ -1,4 +1,4 @@
-//! `system df`: disk usage of images, containers and indexes.
+//! `system df`: disk usage of images, containers, indexes and the build cache.
 
 use crate::cli::container::ps::written;
 use crate::cli::filter::created;
@@ -9,7 +9,7 @@ use crate::cli::output::units;
 use crate::cli::{Global, usage_errors};
 use crate::digest::Digest;
 use crate::store::containers::{self, Status};
-use crate::store::{Image, Store, mounts};
+use crate::store::{Image, Store, builds, mounts};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -97,30 +97,14 @@ pub(in crate::cli) fn df(global: &Global, a: &DfArgs) -> anyhow::Result<()> {
         }
     }
     if a.verbose {
-        let mut images: Vec<&Image> = catalog.images().iter().collect();
-        images.sort_by_key(|i| std::cmp::Reverse(created(i)));
-        let now = Timestamp::now();
-        let mut table = Vec::new();
-        for image in images {
-            let own: BTreeMap<_, _> = image.layers.iter().map(|l| (&l.diff_id, l.size)).collect();
-            let unique =
-                own.iter().filter(|(id, _)| layers.get(*id).is_some_and(|(n, _)| *n == 1)).map(|(_, s)| s).sum();
-            let shared = image.size().saturating_sub(unique);
-            let counted = [users.count(image).to_string(), units::precise_size(shared), units::precise_size(unique)];
-            // One row per image, under its first name.
-            let line = rows(image, false).into_iter().next();
-            table.extend(line.map(|line| cells(&line, image.id.short().to_owned(), now, counted)));
-        }
-        if matches!(a.format.as_deref(), None | Some("" | "table")) {
-            output::text("Images space usage:\n\n")?;
-        }
-        return format::list(a.format.as_deref(), TABLE_OF_IMAGES, &images::COLUMNS, table);
+        return verbose(a, catalog.images(), &layers, &users);
     }
     let total: u64 = layers.values().map(|(_, size)| size).sum();
     let active: Vec<&Image> = catalog.images().iter().filter(|i| users.count(i) > 0).collect();
     let used: BTreeMap<_, _> = active.iter().flat_map(|i| &i.layers).map(|l| (&l.diff_id, l.size)).collect();
     let free = total - used.values().sum::<u64>().min(total);
     let indexes = Indexes::find(&store, catalog.images(), &active)?;
+    let cache = builds::usage(&store)?;
     let percent = |part: u64, whole: u64| match whole {
         0 => String::new(),
         _ => format!(" ({}%)", u128::from(part) * 100 / u128::from(whole)),
@@ -148,8 +132,37 @@ pub(in crate::cli) fn df(global: &Global, a: &DfArgs) -> anyhow::Result<()> {
             indexes.count.to_string(),
             "Indexes".into(),
         ]),
+        row([
+            "0".into(),
+            units::precise_size(cache.size),
+            units::precise_size(cache.size),
+            cache.count.to_string(),
+            "Build Cache".into(),
+        ]),
     ];
     format::list(a.format.as_deref(), TABLE, &COLUMNS, table)
+}
+
+/// Prints the images with their shared and unique sizes. `layers` has the number of images that use a layer, and its
+/// size.
+fn verbose(a: &DfArgs, images: &[Image], layers: &BTreeMap<&Digest, (u64, u64)>, users: &Users) -> anyhow::Result<()> {
+    let mut images: Vec<&Image> = images.iter().collect();
+    images.sort_by_key(|i| std::cmp::Reverse(created(i)));
+    let now = Timestamp::now();
+    let mut table = Vec::new();
+    for image in images {
+        let own: BTreeMap<_, _> = image.layers.iter().map(|l| (&l.diff_id, l.size)).collect();
+        let unique = own.iter().filter(|(id, _)| layers.get(*id).is_some_and(|(n, _)| *n == 1)).map(|(_, s)| s).sum();
+        let shared = image.size().saturating_sub(unique);
+        let counted = [users.count(image).to_string(), units::precise_size(shared), units::precise_size(unique)];
+        // One row per image, under its first name.
+        let line = rows(image, false).into_iter().next();
+        table.extend(line.map(|line| cells(&line, image.id.short().to_owned(), now, counted)));
+    }
+    if matches!(a.format.as_deref(), None | Some("" | "table")) {
+        output::text("Images space usage:\n\n")?;
+    }
+    format::list(a.format.as_deref(), TABLE_OF_IMAGES, &images::COLUMNS, table)
 }
 
 /// The users of images: containers and mounts. A mount counts as a running container.

@@ -1,4 +1,5 @@
-//! System commands: disk usage, garbage collection, fsck, version.
+//! System commands: info, disk usage, garbage collection, fsck, version.
 
 pub(super) mod df;
+pub(super) mod info;
 pub(super) mod store;

@@ -17,6 +17,8 @@ pub(in crate::cli) enum SystemCommand {
     Fsck(FsckArgs),
     /// Show disk usage
     Df(crate::cli::system::df::DfArgs),
+    /// Show information on the store and this host
+    Info(crate::cli::system::info::InfoArgs),
 }
 
 #[derive(clap::Args)]
@@ -52,6 +54,7 @@ pub(in crate::cli) fn system(global: &Global, command: &SystemCommand) -> anyhow
         SystemCommand::Gc(a) => collect(global, a),
         SystemCommand::Fsck(a) => check(global, a),
         SystemCommand::Df(a) => crate::cli::system::df::df(global, a),
+        SystemCommand::Info(a) => crate::cli::system::info::info(global, a),
     }
 }
 

@@ -119,7 +119,7 @@ impl Report {
 
     /// Prints the digest of an image pushed under a tag.
     pub(in crate::cli) fn pushed(&self, tag: &str, pushed: &Pushed) -> anyhow::Result<()> {
-        let Pushed { digest, size } = pushed;
+        let Pushed { digest, size, .. } = pushed;
         if let Form::Bars(bars) = &self.form {
             bars.settle();
         }

@@ -468,7 +468,7 @@ fn urls_are_added_and_their_digests_checked() {
         let output = run(&mut bed.command(&[]));
         assert!(
             output.code == 1
-                && output.stderr.contains(&format!("Error: Dockerfile:2: "))
+                && output.stderr.contains("Error: Dockerfile:2: ")
                 && output.stderr.contains(why),
             "{output:#?}"
         );

@@ -467,9 +467,7 @@ fn urls_are_added_and_their_digests_checked() {
         bed.write("Dockerfile", &format!("FROM box:1\n{line}\n"));
         let output = run(&mut bed.command(&[]));
         assert!(
-            output.code == 1
-                && output.stderr.contains("Error: Dockerfile:2: ")
-                && output.stderr.contains(why),
+            output.code == 1 && output.stderr.contains("Error: Dockerfile:2: ") && output.stderr.contains(why),
             "{output:#?}"
         );
     }

@@ -399,6 +399,12 @@ impl Global {
     fn store(&self) -> anyhow::Result<Store> {
         open_store(self.root.as_deref())
     }
+
+    /// Opens the store, unless there is none yet.
+    fn existing_store(&self) -> anyhow::Result<Option<Store>> {
+        let root = self.root.clone().map_or_else(default_root, Ok)?;
+        if root.is_dir() { Ok(Some(Store::open(&root)?)) } else { Ok(None) }
+    }
 }
 
 /// Opens the store at `root`, or the user's default store.

@@ -132,17 +132,17 @@ fn local_list(global: &Global, name: &Reference, is_needed: bool) -> anyhow::Res
     if name.digest().is_some() && !is_needed {
         return Ok(None);
     }
-    let store = match global.store() {
+    let store = match global.existing_store() {
         Err(error) if !is_needed => {
             tracing::debug!("{error}");
-            return Ok(None);
+            None
         }
         store => store?,
     };
-    match lists::find(&store, name)? {
-        Some(list) => Ok(Some((store, list))),
+    let list = store.as_ref().map(|store| lists::find(store, name)).transpose()?.flatten();
+    match store.zip(list) {
         None if is_needed => Err(Exit::Text(1, format!("No such manifest: {name}")).into()),
-        None => Ok(None),
+        found => Ok(found),
     }
 }
 

@@ -468,3 +468,20 @@ fn info_shows_the_registry() {
     let shown = docs.run("docker info 2>/dev/null | grep Registry:");
     assert_eq!((shown.code, shown.stdout.as_str()), (0, "Registry: https://index.docker.io/v1/\n"), "{shown:?}");
 }
+
+/// "You can download an image locally form a repo or build your own from a Dockerfile."
+#[test]
+fn an_image_is_built_from_a_dockerfile() {
+    let docs = DocsFixture::new();
+    let build = "d=$(mktemp -d) && cd $d && printf 'FROM %s/library/fedora\\nCOPY page /page\\nRUN cat /page > /served\\n\
+        CMD [\"cat\", \"/served\"]\\n' $R > Dockerfile && echo built > page && docker build -t web:1 . && rm -r $d";
+    let built = docs.run(build);
+    assert_eq!(built.code, 0, "{built:#?}");
+    for step in
+        ["#2 [2/3] COPY page /page\n", "#3 [3/3] RUN cat /page > /served\n", "naming to docker.io/library/web:1\n"]
+    {
+        assert!(built.stderr.contains(step), "{step:?}: {}", built.stderr);
+    }
+    assert_eq!(docs.run("docker run --rm web:1").stdout, "built\n");
+    assert_eq!(docs.run("docker images -q web:1").stdout.lines().count(), 1);
+}

@@ -38,7 +38,8 @@ pub struct Disk {
     listed: Mutex<HashMap<PathBuf, Listing>>,
 }
 
-type Listing = Arc<Vec<(Vec<u8>, Node)>>;
+/// The names and inodes of a directory, sorted by name.
+pub type Listing = Arc<Vec<(Vec<u8>, Node)>>;
 
 /// An inode of a tree.
 #[derive(Clone, Debug)]
@@ -175,7 +176,7 @@ impl Tree {
 
     /// Lists a directory, sorted by name: names and inodes. Ignored directories are listed if something in them may not
     /// be ignored; [`Tree::is_ignored`] tells.
-    pub fn list(&self, dir: &Node) -> Result<Arc<Vec<(Vec<u8>, Node)>>, String> {
+    pub fn list(&self, dir: &Node) -> Result<Listing, String> {
         match (self, &dir.place) {
             (Tree::Disk(disk), Place::Disk(path)) => {
                 if let Some(known) = disk.listed.lock().get(path) {

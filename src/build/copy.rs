@@ -5,6 +5,7 @@ use super::mode::Mode;
 use super::patterns::{self, Patterns};
 use super::place::NewFiles;
 use super::source::{Node, Tree};
+use crate::dockerfile::clean_path;
 use crate::meta::{Kind, Time};
 use crate::name::show;
 use std::path::{Path, PathBuf};
@@ -91,7 +92,7 @@ pub fn files(tree: &Arc<Tree>, path: &str) -> Result<Vec<(String, Option<PathBuf
 
 /// Finds the files that match a path or a pattern.
 fn choose(tree: &Arc<Tree>, path: &str) -> Result<Vec<Chosen>, String> {
-    let clean = patterns::clean(path);
+    let clean = clean_path(path);
     let chosen = |node: Node, path: &[u8]| {
         let at = path.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
         Chosen { tree: Arc::clone(tree), node, name: path[at..].to_vec(), above: path[..at].to_vec() }

@@ -1,5 +1,6 @@
 //! Path patterns: `.dockerignore`, `--exclude`, and wildcards of `COPY` (Go's filepath.Match, and `**`).
 
+use crate::dockerfile::clean_path;
 use regex_lite::Regex;
 
 /// Characters that a regular expression gives a meaning and a pattern does not.
@@ -25,7 +26,7 @@ impl Patterns {
                 Some(pattern) => (pattern.trim(), false),
                 None => (line, true),
             };
-            let clean = clean(pattern);
+            let clean = clean_path(pattern);
             if clean.is_empty() {
                 continue;
             }
@@ -47,19 +48,6 @@ impl Patterns {
     pub fn have_exceptions(&self) -> bool {
         self.all.iter().any(|(_, excludes)| !excludes)
     }
-}
-
-/// Normalizes a path lexically, relative to the root: without `.`, `..`, repeated and outer slashes.
-pub fn clean(path: &str) -> String {
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => drop(parts.pop()),
-            part => parts.push(part),
-        }
-    }
-    parts.join("/")
 }
 
 /// Whether a path has a wildcard.
@@ -149,6 +137,7 @@ mod tests {
         assert!(is("a*", "abc") && is("a?c", "abc") && is("[a-c]x", "bx") && is("arr[[]0].txt", "arr[0].txt"));
         assert!(is("\\*", "*") && is("a.b", "a.b") && is("[^a]", "b"));
         assert!(!is("a.b", "axb") && !is("*", "a/b") && !is("[^a]", "a") && name_pattern("[").is_none());
-        assert_eq!((clean("/a/./b//../c/"), clean("../x"), clean("/")), ("a/c".into(), "x".into(), String::new()));
+        let clean = ["/a/./b//../c/", "../x", "/"].map(clean_path);
+        assert_eq!(clean, ["a/c", "x", ""]);
     }
 }

@@ -1,7 +1,7 @@
 //! Places in an image's tree for new files: paths are resolved in the image, and what is missing is made.
 
 use super::items::{Item, Items, What};
-use super::patterns::clean;
+use crate::dockerfile::clean_path;
 use crate::fs::{Attr, Fs, FsError, ROOT};
 use crate::layer::Xattr;
 use crate::meta::{Kind, Time};
@@ -122,7 +122,7 @@ impl<'a> NewFiles<'a> {
     pub fn resolve(&self, path: &[u8]) -> Result<Place, String> {
         match self.fs {
             Some(fs) => resolve(fs, path),
-            None => Ok(Place { path: clean(&String::from_utf8_lossy(path)).into_bytes(), attr: None }),
+            None => Ok(Place { path: clean_path(&String::from_utf8_lossy(path)).into_bytes(), attr: None }),
         }
     }
 

@@ -31,17 +31,7 @@ pub(super) struct StageRun<'a> {
 /// Makes an image of layers that are in the store, for what takes an image.
 pub(super) fn image_of(layers: &[LayerRecord]) -> Image {
     let chain = crate::store::chain_ids(layers.iter().map(|layer| &layer.diff_id)).pop();
-    Image {
-        id: chain.unwrap_or_else(|| crate::digest::Digest::of(b"")),
-        manifest: None,
-        indexes: Vec::new(),
-        others: Vec::new(),
-        layers: layers.to_vec(),
-        tags: Vec::new(),
-        digests: Vec::new(),
-        created: None,
-        pulled: String::new(),
-    }
+    Image::new(chain.unwrap_or_else(|| crate::digest::Digest::of(b"")), layers.to_vec())
 }
 
 /// Whether an instruction is a step of its own, with a line in the output.

@@ -3,14 +3,14 @@
 use super::copy::{self, Source, Wanted};
 use super::items::{self, DataDigests};
 use super::mode::Mode;
-use super::patterns::{self, Patterns};
+use super::patterns::Patterns;
 use super::place::NewFiles;
 use super::source::{Disk, Tree};
 use super::stage::StageRun;
 use super::{Build, Ended, Error, Result, StepId};
 use crate::container::user;
 use crate::digest::{Algorithm, Digest, Hasher};
-use crate::dockerfile::{self, CopyFiles, Instruction, expand_heredoc};
+use crate::dockerfile::{self, CopyFiles, Instruction, clean_path, expand_heredoc};
 use crate::fs::Fs;
 use crate::image::import;
 use crate::meta::Time;
@@ -173,7 +173,7 @@ fn target(work_dir: &str, given: &str) -> String {
     let is_dir =
         given.is_empty() || given == "." || given.ends_with('/') || given.ends_with("/.") || given.ends_with("..");
     let whole = if given.starts_with('/') { given.to_owned() } else { format!("{work_dir}/{given}") };
-    let clean = patterns::clean(&whole);
+    let clean = clean_path(&whole);
     format!("/{clean}{}", if is_dir && !clean.is_empty() { "/" } else { "" })
 }
 

@@ -146,14 +146,3 @@ fn probe_cgroups() -> Probe {
         .map(|()| version.to_owned())
         .map_err(|e| format!("version {version}, but {} is not writable: {}", dir.display(), sys::describe(&e.into())))
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_childs_result_is_returned() {
-        let probe: Probe = in_child(|| Err("why".to_owned())).unwrap();
-        assert_eq!(probe, Err("why".into()));
-    }
-}

@@ -148,15 +148,7 @@ impl Config {
     fn work_dir(&mut self, dir: &str) {
         let before = self.fields.get("WorkingDir").and_then(Value::as_str).unwrap_or_default();
         let whole = if dir.starts_with('/') { dir.to_owned() } else { format!("/{before}/{dir}") };
-        let mut parts: Vec<&str> = Vec::new();
-        for part in whole.split('/') {
-            match part {
-                "" | "." => {}
-                ".." => drop(parts.pop()),
-                part => parts.push(part),
-            }
-        }
-        let clean = format!("/{}", parts.join("/"));
+        let clean = format!("/{}", clean_path(&whole));
         self.set("WorkingDir", json!(clean));
     }
 
@@ -171,6 +163,19 @@ impl Config {
         all.extend(entries);
         self.set(name, Value::from(all));
     }
+}
+
+/// Normalizes a path lexically, relative to the root: without `.`, `..`, repeated and outer slashes.
+pub fn clean_path(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
 }
 
 /// Parses `80`, `80/udp` or `8000-8010/tcp` to single ports with their protocol.

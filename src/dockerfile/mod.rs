@@ -11,7 +11,7 @@ mod instruction;
 mod lexer;
 mod words;
 
-pub use config::Config;
+pub use config::{Config, clean_path};
 pub use expand::{Lookup, expand, expand_heredoc};
 pub use instruction::{Base, Change, CopyFiles, Instruction, Run, Source, What};
 pub use lexer::Heredoc;

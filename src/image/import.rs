@@ -167,15 +167,10 @@ pub(super) fn compose(session: &Session, new: New<'_>, origin: &str, made: &mut 
         made.blobs.insert(id.clone());
     }
     Ok(Image {
-        id,
-        manifest: None,
-        indexes: Vec::new(),
-        others: Vec::new(),
-        layers: new.layers,
         tags: new.names.to_vec(),
-        digests: Vec::new(),
         created: Some(new.created.to_string()),
         pulled: Timestamp::now().to_string(),
+        ..Image::new(id, new.layers)
     })
 }
 

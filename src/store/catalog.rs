@@ -76,6 +76,21 @@ pub fn chain_ids<'a>(diff_ids: impl IntoIterator<Item = &'a Digest>) -> Vec<Dige
 }
 
 impl Image {
+    /// An image of these layers, bottom first, without manifests and names.
+    pub fn new(id: Digest, layers: Vec<LayerRecord>) -> Image {
+        Image {
+            id,
+            manifest: None,
+            indexes: Vec::new(),
+            others: Vec::new(),
+            layers,
+            tags: Vec::new(),
+            digests: Vec::new(),
+            created: None,
+            pulled: String::new(),
+        }
+    }
+
     /// ChainIDs of the layers, bottom first.
     pub fn chain_ids(&self) -> Vec<Digest> {
         chain_ids(self.layers.iter().map(|l| &l.diff_id))

@@ -29,6 +29,13 @@ pub(in crate::cli) struct CreateArgs {
     /// Add the images to a list that exists
     #[arg(short, long)]
     amend: bool,
+    #[command(flatten)]
+    images: ImagesArgs,
+}
+
+/// Which images are added to a list.
+#[derive(clap::Args)]
+struct ImagesArgs {
     /// Add all images of a manifest list in a registry
     #[arg(long)]
     all: bool,
@@ -40,6 +47,18 @@ pub(in crate::cli) struct CreateArgs {
     /// Name of the list, and the images to add
     #[arg(value_names = ["LIST", "IMAGE"], num_args = 0..)]
     args: Vec<String>,
+}
+
+impl ImagesArgs {
+    /// Makes the entries of the images.
+    fn entries(&self, store: &Store, images: &[String], choice: &Choice) -> anyhow::Result<Vec<Entry>> {
+        let settings = settings(&self.registry, self.insecure);
+        let mut entries = Vec::new();
+        for image in images {
+            entries.extend(manifest_list::entries_of(store, image, choice, &settings)?);
+        }
+        Ok(entries)
+    }
 }
 
 #[derive(clap::Args)]
@@ -54,17 +73,8 @@ Examples:
 pub(in crate::cli) struct AddArgs {
     #[command(flatten)]
     annotation: AnnotationArgs,
-    /// Add all images of a manifest list in a registry
-    #[arg(long)]
-    all: bool,
-    /// Allow plain http and unverified certificates
-    #[arg(long)]
-    insecure: bool,
     #[command(flatten)]
-    registry: RegistryArgs,
-    /// Name of the list, and the images to add
-    #[arg(value_names = ["LIST", "IMAGE"], num_args = 0..)]
-    args: Vec<String>,
+    images: ImagesArgs,
 }
 
 #[derive(clap::Args)]
@@ -220,19 +230,15 @@ fn default_platform() -> anyhow::Result<Platform> {
 }
 
 pub(super) fn create(global: &Global, a: &CreateArgs) -> anyhow::Result<()> {
-    let given = usage_errors::at_least_one("manifest create", &a.args)?;
+    let given = usage_errors::at_least_one("manifest create", &a.images.args)?;
     let (name, store) = (name_of(&given[0])?, global.store()?);
     let is_refused = |list: &Option<ManifestList>| list.is_some() && !a.amend;
     let exists = || Exit::Text(1, format!("refusing to amend an existing manifest list with no --amend flag: {name}"));
     if is_refused(&lists::find(&store, &name)?) {
         return Err(exists().into());
     }
-    let choice = if a.all { Choice::All } else { Choice::Best(default_platform()?) };
-    let settings = settings(&a.registry, a.insecure);
-    let mut entries: Vec<Entry> = Vec::new();
-    for image in &given[1..] {
-        entries.extend(manifest_list::entries_of(&store, image, &choice, &settings)?);
-    }
+    let choice = if a.images.all { Choice::All } else { Choice::Best(default_platform()?) };
+    let entries = a.images.entries(&store, &given[1..], &choice)?;
     lists::update(&store, &name, |before| {
         if is_refused(&before) {
             return Err(anyhow::Error::from(exists()));
@@ -245,19 +251,15 @@ pub(super) fn create(global: &Global, a: &CreateArgs) -> anyhow::Result<()> {
 }
 
 pub(super) fn add(global: &Global, a: &AddArgs) -> anyhow::Result<()> {
-    let [text, images @ ..] = a.args.as_slice() else { return Err(too_few("manifest add")) };
+    let [text, images @ ..] = a.images.args.as_slice() else { return Err(too_few("manifest add")) };
     if images.is_empty() {
         return Err(too_few("manifest add"));
     }
     let store = global.store()?;
     let (name, _) = open(&store, text)?;
     let annotation = a.annotation.annotation();
-    let choice = if a.all { Choice::All } else { Choice::Best(annotation.platform(&default_platform()?)) };
-    let settings = settings(&a.registry, a.insecure);
-    let mut entries: Vec<Entry> = Vec::new();
-    for image in images {
-        entries.extend(manifest_list::entries_of(&store, image, &choice, &settings)?);
-    }
+    let choice = if a.images.all { Choice::All } else { Choice::Best(annotation.platform(&default_platform()?)) };
+    let mut entries = a.images.entries(&store, images, &choice)?;
     entries.iter_mut().for_each(|entry| annotation.apply(entry));
     change(&store, &name, |list| {
         entries.into_iter().for_each(|entry| list.add(entry));

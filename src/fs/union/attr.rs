@@ -37,11 +37,18 @@ impl Union {
         let object = match (self.upper.handles().get(ino), place) {
             (Some(open), _) => self.upper.object(open.as_fd())?,
             (None, None) => self.upper.object(self.handle(ino)?.as_fd())?,
-            (None, Some((dir, name))) => match self.upper.object_at(self.handle(dir)?.as_fd(), &name) {
-                Ok(object) => object,
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-                Err(e) => return Err(e.into()),
-            },
+            (None, Some((dir, name))) => {
+                let dir = match self.handle(dir) {
+                    // The directory has been removed, after its entries were moved or removed.
+                    Err(FsError::Stale(_)) => return Ok(None),
+                    dir => dir?,
+                };
+                match self.upper.object_at(dir.as_fd(), &name) {
+                    Ok(object) => object,
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+                    Err(e) => return Err(e.into()),
+                }
+            }
         };
         // The name belongs to another object by now.
         if object.raw.ino != raw { Ok(None) } else { self.attr_of(ino, &object).map(Some) }

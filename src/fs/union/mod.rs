@@ -48,6 +48,7 @@ use crate::meta::Kind;
 use crate::upper::Upper;
 use inode_table::{Data, Dir, Entry, INHERITED, Locks, NameState, Table};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use rustix::io::Errno;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::fd::AsFd;
@@ -59,6 +60,12 @@ pub use unload::Running;
 /// How often a lookup is retried when concurrent renames keep moving the object.
 const TRIES: usize = 64;
 const STRIPES: usize = 64;
+
+/// Whether opening a name failed because another thread has moved or replaced the object since it was seen.
+fn is_of_another(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+        || matches!(Errno::from_io_error(error), Some(Errno::LOOP | Errno::NXIO | Errno::ISDIR))
+}
 
 /// The union of an image or lower directories with an upper directory.
 pub struct Union {
@@ -302,12 +309,14 @@ impl Union {
                 break open;
             }
             let table = self.table();
-            let entry = table.get(at).ok_or(FsError::Stale(ino))?;
-            if let Some(held) = &entry.held {
+            let entry = table.get(at);
+            if let Some(held) = entry.and_then(|entry| entry.held.as_ref()) {
                 break held.clone();
             }
-            let (Some((dir, name)), Some(raw)) = (entry.names.first(), entry.raw) else {
-                return Err(FsError::Stale(ino));
+            let found = entry.and_then(|entry| Some((entry.names.first()?, entry.raw?)));
+            let Some(((dir, name), raw)) = found else {
+                // A directory above it may have been removed, after it was moved elsewhere.
+                return if at == ino { Err(FsError::Stale(ino)) } else { Ok(None) };
             };
             way.push((at, name.clone(), raw));
             at = *dir;
@@ -320,7 +329,10 @@ impl Union {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
                 Err(e) => return Err(e.into()),
             };
-            let (opened, refused) = self.upper.open_entry(handle.as_fd(), &name, seen.mode)?;
+            let (opened, refused) = match self.upper.open_entry(handle.as_fd(), &name, seen.mode) {
+                Err(e) if is_of_another(&e) => return Ok(None),
+                opened => opened?,
+            };
             let opened = share(opened);
             if self.upper.backing().stat_without_times(opened.as_fd())?.ino != raw {
                 return Ok(None);

@@ -211,10 +211,12 @@ fn many_processes_pull_tag_remove_and_prune_the_same_images() {
         names,
         [
             "blobs",
+            "builds",
             "catalog.backup.json",
             "catalog.json",
             "containers",
             "layers",
+            "lists",
             "lock",
             "mounts",
             "tmp",

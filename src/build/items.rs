@@ -98,7 +98,8 @@ pub fn content(items: &Items, data: &mut DataDigests) -> io::Result<Digest> {
 /// that was written.
 pub fn write<W: Write>(items: &Items, newest: Option<i64>, out: W, data: &mut DataDigests) -> io::Result<W> {
     let mut tar = Packer::new(out);
-    let mut first_names: HashMap<(usize, u64, u64), &[u8]> = HashMap::new();
+    // The first name of each inode with several, and the digest of its data.
+    let mut first_names: HashMap<(usize, u64, u64), (&[u8], Digest)> = HashMap::new();
     let newest = newest.map(|sec| Time { sec, nsec: 0 });
     for (path, item) in items {
         let mtime = newest.map_or(item.mtime, |newest| item.mtime.min(newest));
@@ -115,11 +116,11 @@ pub fn write<W: Write>(items: &Items, newest: Option<i64>, out: W, data: &mut Da
             }
             What::File(tree, node) => {
                 let link = node.links.map(|(device, number)| (Arc::as_ptr(tree) as usize, device, number));
-                if let Some(first) = link.and_then(|link| first_names.get(&link)) {
+                if let Some((first, digest)) = link.and_then(|link| first_names.get(&link)) {
                     tar.entry(name, &meta, Packed::Link(first))?;
+                    data.0.insert(DataDigests::key(tree, node), digest.clone());
                     continue;
                 }
-                first_names.extend(link.map(|link| (link, &path[..])));
                 tar.entry(name, &meta, Packed::File(node.size))?;
                 let mut hasher = Hasher::new(Algorithm::Sha256);
                 let written = tree.read(node, |bytes| {
@@ -127,7 +128,9 @@ pub fn write<W: Write>(items: &Items, newest: Option<i64>, out: W, data: &mut Da
                     tar.data(bytes)
                 });
                 written.map_err(named(path))?;
-                data.0.insert(DataDigests::key(tree, node), hasher.finish());
+                let digest = hasher.finish();
+                first_names.extend(link.map(|link| (link, (&path[..], digest.clone()))));
+                data.0.insert(DataDigests::key(tree, node), digest);
             }
         }
     }

@@ -17,6 +17,7 @@ use crate::store::containers::{self, Container, Host, Network};
 use crate::store::{Intent, Store};
 use crate::sys;
 use jiff::Timestamp;
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::fs;
@@ -445,8 +446,15 @@ impl Build<'_> {
         command.arg("build-step").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         sys::begin_with_all_signals(&mut command);
         let mut child = command.spawn().map_err(failed)?;
-        let id = child.id() as i32;
-        self.shared.lock().children.insert(id);
+        let (id, pid) = (child.id() as i32, Pid::from_child(&child));
+        {
+            let mut shared = self.shared.lock();
+            shared.children.insert(id);
+            if shared.failed.is_some() {
+                // The failure of another stage came before this step could be seen.
+                let _gone = child.kill();
+            }
+        }
         let (input, output, errors) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         thread::scope(|scope| {
             if let Some(output) = output {
@@ -458,9 +466,10 @@ impl Build<'_> {
             // A process that has died says so by its missing report.
             let _gone = input.map(|mut input| input.write_all(&request));
         });
-        let ended = child.wait();
+        // Its number belongs to it until it is reaped, and must not be signalled afterwards.
+        let _exited = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
         self.shared.lock().children.remove(&id);
-        ended.map(drop).map_err(failed)
+        child.wait().map(drop).map_err(failed)
     }
 
     fn pass_on(&self, step: StepId, mut from: impl Read) {

@@ -187,7 +187,8 @@ pub struct CacheMount {
 /// Opens the cache mount `id` for a step.
 pub fn mount(store: &Store, id: &Digest, sharing: Sharing) -> Result<CacheMount> {
     make_dir(&mounts(store))?;
-    for number in 0.. {
+    let mut number = 0;
+    loop {
         let name = if number == 0 { id.hex().to_owned() } else { format!("{}-{number}", id.hex()) };
         let path = mounts(store).join(name);
         match DirBuilder::new().mode(0o755).create(&path) {
@@ -200,12 +201,13 @@ pub fn mount(store: &Store, id: &Digest, sharing: Sharing) -> Result<CacheMount>
             Sharing::Locked => dir.lock().map(|()| true),
             Sharing::Private => Ok(dir.try_lock().is_ok()),
         };
-        // A prune may have removed it before it was locked.
-        if held.map_err(Error::io("lock", &path))? && path.exists() {
-            return Ok(CacheMount { path, _lock: dir });
+        match held.map_err(Error::io("lock", &path))? {
+            true if path.exists() => return Ok(CacheMount { path, _lock: dir }),
+            // A prune has removed it before it was locked.
+            true => {}
+            false => number += 1,
         }
     }
-    Err(Error::State { path: mounts(store), why: "it is full".into() })
 }
 
 fn make_dir(dir: &Path) -> Result<()> {

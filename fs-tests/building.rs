@@ -209,6 +209,24 @@ fn independent_stages_run_side_by_side() {
 }
 
 #[test]
+fn cache_mounts_are_taken_in_one_order_and_only_to_run() {
+    let bed = Bed::new();
+    let stage = |name: &str, first: &str, second: &str| {
+        let mount = |id: &str, at: &str| format!("--mount=type=cache,id={id},sharing=locked,target=/{at}");
+        let mounts = [mount(first, "a"), mount(second, "b"), mount(first, "again")].join(" ");
+        format!("FROM box:1 AS {name}\nRUN {mounts} sleep 0.2; ls /again > /{name}\n")
+    };
+    let last = "FROM box:1\nCOPY --from=x /x /\nCOPY --from=y /y /\n";
+    bed.write("Dockerfile", &format!("{}{}{last}", stage("x", "one", "two"), stage("y", "two", "one")));
+    bed.build(&[]);
+    // A cached step needs none of them.
+    let mounts = fs::read_dir(bed.env.root().join("builds/mounts")).unwrap();
+    let held: Vec<File> = mounts.map(|entry| File::open(entry.unwrap().path()).unwrap()).collect();
+    assert!(held.len() == 2 && held.iter().all(|dir| dir.try_lock().is_ok()));
+    assert_eq!(bed.made(&[]), [""; 0]);
+}
+
+#[test]
 fn secrets_are_in_no_layer_log_or_history() {
     let bed = Bed::new();
     let secret = "open-sesame-4711";

@@ -9,6 +9,7 @@ use super::steps::{Made, key};
 use super::{Build, Result, StepId, state};
 use crate::container::RunError;
 use crate::container::step::{self, Isolation, Mounted, Step, StepMount};
+use crate::digest::Digest;
 use crate::dockerfile::{self, Command, Instruction};
 use crate::image::{commit, import::Taken};
 use crate::meta::Time;
@@ -20,6 +21,7 @@ use jiff::Timestamp;
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -94,6 +96,9 @@ fn work(job: &Job) -> Outcome<Report> {
     taken.map(Report::Done).map_err(|e| e.to_string())
 }
 
+/// The ID of a cache mount, and how it is shared.
+type CacheUse = (Digest, Sharing);
+
 /// What a `RUN` needs, with its variables replaced.
 struct Running {
     command: Vec<String>,
@@ -103,8 +108,8 @@ struct Running {
     mounts: Vec<StepMount>,
     /// What the result depends on of each mount.
     mount_keys: Vec<String>,
-    /// Cache mounts in use.
-    _caches: Vec<CacheMount>,
+    /// Which of the mounts are cache mounts: their positions. They are opened when the command runs.
+    caches: Vec<(usize, CacheUse)>,
 }
 
 impl StageRun<'_> {
@@ -194,17 +199,18 @@ impl StageRun<'_> {
         let (mut mounts, mut mount_keys, mut caches) = (Vec::new(), Vec::new(), Vec::new());
         for fields in &run.mounts {
             if let Some((mount, key, cache)) = self.mount(fields, line)? {
+                caches.extend(cache.map(|cache| (mounts.len(), cache)));
                 mounts.push(mount);
                 mount_keys.push(key);
-                caches.extend(cache);
             }
         }
-        Ok(Running { command, env, network, mounts, mount_keys, _caches: caches })
+        Ok(Running { command, env, network, mounts, mount_keys, caches })
     }
 
     /// Runs the command in a process of its own.
-    fn execute(&mut self, running: Running, step: StepId) -> Outcome<Made> {
+    fn execute(&mut self, mut running: Running, step: StepId) -> Outcome<Made> {
         let build = self.build;
+        let _in_use = open_caches(build.session.store(), &mut running)?;
         let dir = build.session.temp_path("step");
         fs::create_dir(&dir).map_err(|e| format!("cannot create {}: {}", dir.display(), sys::describe(&e)))?;
         let mut config = Map::new();
@@ -250,12 +256,12 @@ impl StageRun<'_> {
         made
     }
 
-    /// Prepares one `--mount`; returns it, what the result depends on, and the cache mount in use.
+    /// Prepares one `--mount`; returns it, what the result depends on, and the ID and the sharing of a cache mount.
     fn mount(
         &mut self,
         fields: &[(String, Option<String>)],
         line: usize,
-    ) -> Outcome<Option<(StepMount, String, Option<CacheMount>)>> {
+    ) -> Outcome<Option<(StepMount, String, Option<CacheUse>)>> {
         let mount = MountFields::parse(fields, &|word| self.expand(word, line).map_err(|e| e.why))?;
         let target = |default: Option<String>| {
             let given = mount.target.clone().or(default).ok_or("--mount needs a target")?;
@@ -350,7 +356,7 @@ impl StageRun<'_> {
         Ok((Mounted::Image { image, source: "/m".into(), writable }, content))
     }
 
-    fn cache(&self, mount: &MountFields, target: &str, line: usize) -> Outcome<(Mounted, CacheMount)> {
+    fn cache(&self, mount: &MountFields, target: &str, line: usize) -> Outcome<(Mounted, CacheUse)> {
         let filling = match &mount.from {
             Some(from) => {
                 let image = image_of(&self.layers_of(from, line).map_err(|e| e.why)?);
@@ -366,12 +372,27 @@ impl StageRun<'_> {
             Some(other) => return Err(format!("unsupported sharing value \"{other}\": use shared, private or locked")),
         };
         let id = key(&["cache mount", mount.id.as_deref().unwrap_or(target)]);
-        let cache = builds::mount(self.build.session.store(), &id, sharing).map_err(|e| e.to_string())?;
         let attributes = (mount.mode.unwrap_or(0o755), mount.uid, mount.gid);
         // A cache is writable unless it says otherwise.
         let read_only = !mount.writable.unwrap_or(true);
-        Ok((Mounted::Dir { path: cache.path.clone(), read_only, attributes, filling }, cache))
+        Ok((Mounted::Dir { path: PathBuf::new(), read_only, attributes, filling }, (id, sharing)))
     }
+}
+
+/// Opens the cache mounts of a command, and waits for those that are in use. All commands take them in the same order,
+/// and each once, so that none waits for another for ever.
+fn open_caches(store: &Store, running: &mut Running) -> Outcome<BTreeMap<Digest, CacheMount>> {
+    running.caches.sort_by(|(_, (a, _)), (_, (b, _))| a.cmp(b));
+    let mut all = BTreeMap::new();
+    for (at, (id, sharing)) in &running.caches {
+        if !all.contains_key(id) {
+            all.insert(id.clone(), builds::mount(store, id, *sharing).map_err(|e| e.to_string())?);
+        }
+        if let (Mounted::Dir { path, .. }, Some(cache)) = (&mut running.mounts[*at].what, all.get(id)) {
+            path.clone_from(&cache.path);
+        }
+    }
+    Ok(all)
 }
 
 fn is_proxy_line(line: &str) -> bool {

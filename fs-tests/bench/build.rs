@@ -164,39 +164,31 @@ impl Bed {
 
 fn bench(options: &Options) -> Outcome<()> {
     let bed = Bed::new(options)?;
-    let mut samples = Samples::default();
-    // The first round warms the disk caches and is discarded.
-    for round in 0..=options.rounds {
-        eprintln!("round {round} of {}", options.rounds);
-        if round == 1 {
-            samples = Samples::default();
-        }
-        for load in &options.loads {
-            let _running = samples.start_load(*load);
-            for (row, context, cached) in
-                [(STEPS, STEPS, false), (CACHED, STEPS, true), (COPY, COPY, false), (TRUE, TRUE, false)]
-            {
-                if !options.is_selected(row) {
-                    continue;
-                }
-                for program in [BUILDAH, PODMAN, PLYFS] {
-                    samples.add(row, Unit::Milliseconds, program, bed.build(program, context, cached)?);
-                }
-                let other = match row {
-                    COPY => {
-                        let (files, tar) = (text(&bed.context(COPY)), text(&bed.scratch.path().join("files.tar")));
-                        vec!["tar".to_owned(), "-C".into(), files, "-cf".into(), tar, "files".into()]
-                    }
-                    TRUE => bed.words(PLYFS, &["run", "--rm", "localhost/base:1", "true"]),
-                    _ => continue,
-                };
-                rustix::fs::sync();
-                let start = Instant::now();
-                run(&other)?;
-                samples.add(row, Unit::Milliseconds, OTHER, milliseconds(start.elapsed()));
+    let samples = Samples::of_rounds(options.rounds, &options.loads, |samples| {
+        for (row, context, cached) in
+            [(STEPS, STEPS, false), (CACHED, STEPS, true), (COPY, COPY, false), (TRUE, TRUE, false)]
+        {
+            if !options.is_selected(row) {
+                continue;
             }
+            for program in [BUILDAH, PODMAN, PLYFS] {
+                samples.add(row, Unit::Milliseconds, program, bed.build(program, context, cached)?);
+            }
+            let other = match row {
+                COPY => {
+                    let (files, tar) = (text(&bed.context(COPY)), text(&bed.scratch.path().join("files.tar")));
+                    vec!["tar".to_owned(), "-C".into(), files, "-cf".into(), tar, "files".into()]
+                }
+                TRUE => bed.words(PLYFS, &["run", "--rm", "localhost/base:1", "true"]),
+                _ => continue,
+            };
+            rustix::fs::sync();
+            let start = Instant::now();
+            run(&other)?;
+            samples.add(row, Unit::Milliseconds, OTHER, milliseconds(start.elapsed()));
         }
-    }
+        Ok(())
+    })?;
     samples.print(&[BUILDAH, PODMAN, PLYFS, OTHER].map(str::to_owned), BUILDAH);
     samples.print_goals(PLYFS, GOALS);
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench-build.json");

@@ -84,28 +84,20 @@ fn bench(options: &Options) -> Outcome<()> {
         &text(&at),
     ]))?;
     let _mounted = Overlay(&at);
-    let mut samples = Samples::default();
-    // The first round warms the disk caches and is discarded.
-    for round in 0..=options.rounds {
-        eprintln!("round {round} of {}", options.rounds);
-        if round == 1 {
-            samples = Samples::default();
+    let samples = Samples::of_rounds(options.rounds, &options.loads, |samples| {
+        for (row, script) in SCRIPTS {
+            let ours = script.replace("PLYFS", &format!("{program} --root {root}"));
+            time(samples, row, PLYFS, &ours)?;
         }
-        for load in &options.loads {
-            let _running = samples.start_load(*load);
-            for (row, script) in SCRIPTS {
-                let ours = script.replace("PLYFS", &format!("{program} --root {root}"));
-                time(&mut samples, row, PLYFS, &ours)?;
-            }
-            let words = [&[PYTHON, "-c", FIRST_SCREEN][..], &[&program, "--root", &root, "explore", IMAGE]].concat();
-            let took = run(&self::words(&words))?;
-            let took: f64 = took.trim().parse().map_err(|_| format!("explore: {took}"))?;
-            samples.add("explore", Unit::Milliseconds, PLYFS, took);
-            for (row, script) in PEER {
-                time(&mut samples, row, BASE, &format!("cd {} && {script}", text(&at)))?;
-            }
+        let words = [&[PYTHON, "-c", FIRST_SCREEN][..], &[&program, "--root", &root, "explore", IMAGE]].concat();
+        let took = run(&self::words(&words))?;
+        let took: f64 = took.trim().parse().map_err(|_| format!("explore: {took}"))?;
+        samples.add("explore", Unit::Milliseconds, PLYFS, took);
+        for (row, script) in PEER {
+            time(samples, row, BASE, &format!("cd {} && {script}", text(&at)))?;
         }
-    }
+        Ok(())
+    })?;
     samples.print(&[BASE, PLYFS].map(str::to_owned), BASE);
     samples.print_goals(PLYFS, GOALS);
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench-look.json");

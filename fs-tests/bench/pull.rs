@@ -97,24 +97,16 @@ fn bench(options: &Options) -> Outcome<()> {
         host: registry.host.clone(),
         blobs,
     };
-    let mut samples = Samples::default();
-    // The first round warms the disk caches and is discarded.
-    for round in 0..=options.rounds {
-        eprintln!("round {round} of {}", options.rounds);
-        if round == 1 {
-            samples = Samples::default();
-        }
-        for load in &options.loads {
-            let _running = samples.start_load(*load);
-            setting.plyfs(&mut samples)?;
-            setting.podman(&mut samples)?;
-            setting.skopeo_and_umoci(&mut samples)?;
-            rustix::fs::sync();
-            let start = Instant::now();
-            floor::inflate_and_hash(&setting.blobs).map_err(|e| format!("{FLOOR}: {e}"))?;
-            samples.add("pull", Unit::Milliseconds, FLOOR, milliseconds(start.elapsed()));
-        }
-    }
+    let samples = Samples::of_rounds(options.rounds, &options.loads, |samples| {
+        setting.plyfs(samples)?;
+        setting.podman(samples)?;
+        setting.skopeo_and_umoci(samples)?;
+        rustix::fs::sync();
+        let start = Instant::now();
+        floor::inflate_and_hash(&setting.blobs).map_err(|e| format!("{FLOOR}: {e}"))?;
+        samples.add("pull", Unit::Milliseconds, FLOOR, milliseconds(start.elapsed()));
+        Ok(())
+    })?;
     finish(&samples, &setting.podman_driver()?)
 }
 

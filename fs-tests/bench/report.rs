@@ -63,6 +63,26 @@ const LABEL: usize = 20;
 const CELL: usize = 15;
 
 impl Samples {
+    /// Measures by `round`, under each load in turn. The first round warms the disk caches and is discarded.
+    pub fn of_rounds(
+        rounds: usize,
+        loads: &[Load],
+        mut round: impl FnMut(&mut Samples) -> Result<(), String>,
+    ) -> Result<Samples, String> {
+        let mut samples = Samples::default();
+        for number in 0..=rounds {
+            eprintln!("round {number} of {rounds}");
+            if number == 1 {
+                samples = Samples::default();
+            }
+            for load in loads {
+                let _running = samples.start_load(*load);
+                round(&mut samples)?;
+            }
+        }
+        Ok(samples)
+    }
+
     /// Starts a load: samples added from here on belong to it, until another is started.
     pub fn start_load(&mut self, load: Load) -> Running {
         self.load = Some(load);

@@ -63,20 +63,12 @@ fn main() -> std::process::ExitCode {
 fn bench(options: &Options) -> Outcome<()> {
     // On one disk with the image, as a store is.
     let setting = Setting::make(options.plyfs.clone(), &cache()?)?;
-    let mut samples = Samples::default();
-    // The first round warms the disk caches and is discarded.
-    for round in 0..=options.rounds {
-        eprintln!("round {round} of {}", options.rounds);
-        if round == 1 {
-            samples = Samples::default();
-        }
-        for load in &options.loads {
-            let _running = samples.start_load(*load);
-            measure_noop(&setting, &mut samples)?;
-            diff(&setting, &mut samples)?;
-            commit(&setting, &mut samples)?;
-        }
-    }
+    let samples = Samples::of_rounds(options.rounds, &options.loads, |samples| {
+        measure_noop(&setting, samples)?;
+        diff(&setting, samples)?;
+        commit(&setting, samples)?;
+        Ok(())
+    })?;
     finish(&samples, &setting)
 }
 

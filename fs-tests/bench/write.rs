@@ -89,23 +89,16 @@ fn bench(options: &Options) -> Outcome<bool> {
     all.retain(|engine| fresh_upper(&setting).is_ok() && setting.can_mount(engine));
     let paths = Paths::scan(&setting.cache.join("unpacked/rootfs")).map_err(|e| format!("unpacked/rootfs: {e}"))?;
     let input = WorkloadInput { at: &setting.at, small: &made.small, debs: &debs, paths: &paths };
-    let (mut samples, mut failures) = (Samples::default(), Failures::new());
-    // The first round warms the disk caches and is discarded.
-    for round in 0..=options.rounds {
-        eprintln!("round {round} of {}", options.rounds);
-        if round == 1 {
-            samples = Samples::default();
-        }
-        for load in &options.loads {
-            let _running = samples.start_load(*load);
-            for workload in WRITE_WORKLOADS.iter().filter(|workload| options.is_selected(workload.name)) {
-                for engine in &all {
-                    measure(&setting, engine, workload, &input, (&mut samples, &mut failures))
-                        .map_err(|error| format!("{}, {}: {error}", engine.name, workload.name))?;
-                }
+    let mut failures = Failures::new();
+    let samples = Samples::of_rounds(options.rounds, &options.loads, |samples| {
+        for workload in WRITE_WORKLOADS.iter().filter(|workload| options.is_selected(workload.name)) {
+            for engine in &all {
+                measure(&setting, engine, workload, &input, (&mut *samples, &mut failures))
+                    .map_err(|error| format!("{}, {}: {error}", engine.name, workload.name))?;
             }
         }
-    }
+        Ok(())
+    })?;
     finish(&samples, &failures, &all)?;
     Ok(all.len() == wanted)
 }

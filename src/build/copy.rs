@@ -8,7 +8,6 @@ use super::source::{Node, Tree};
 use crate::dockerfile::clean_path;
 use crate::meta::{Kind, Time};
 use crate::name::show;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A source, with its variables replaced.
@@ -81,13 +80,10 @@ pub fn copy(files: &mut NewFiles<'_>, wanted: Wanted<'_>) -> Result<(), String> 
     Ok(())
 }
 
-/// Lists what matches a path or a pattern: its path, and that of a regular file on the host.
-pub fn files(tree: &Arc<Tree>, path: &str) -> Result<Vec<(String, Option<PathBuf>)>, String> {
-    let one = |chosen: Chosen| {
-        let file = chosen.node.file().map(Path::to_owned);
-        (String::from_utf8_lossy(&[&chosen.above[..], &chosen.name].concat()).into_owned(), file)
-    };
-    Ok(choose(tree, path)?.into_iter().map(one).collect())
+/// Lists what matches a path or a pattern: paths and inodes.
+pub fn files(tree: &Arc<Tree>, path: &str) -> Result<Vec<(String, Node)>, String> {
+    let path_of = |chosen: &Chosen| String::from_utf8_lossy(&[&chosen.above[..], &chosen.name].concat()).into_owned();
+    Ok(choose(tree, path)?.into_iter().map(|chosen| (path_of(&chosen), chosen.node)).collect())
 }
 
 /// Finds the files that match a path or a pattern.

@@ -56,6 +56,11 @@ impl DataDigests {
         (Arc::as_ptr(tree) as usize, node.path.clone())
     }
 
+    /// Notes the digest of a file that was read.
+    pub fn note(&mut self, tree: &Arc<Tree>, node: &Node, digest: Digest) {
+        self.0.insert(DataDigests::key(tree, node), digest);
+    }
+
     fn of(&mut self, tree: &Arc<Tree>, node: &Node) -> io::Result<Digest> {
         let key = DataDigests::key(tree, node);
         if let Some(known) = self.0.get(&key) {
@@ -118,7 +123,7 @@ pub fn write<W: Write>(items: &Items, newest: Option<i64>, out: W, data: &mut Da
                 let link = node.links.map(|(device, number)| (Arc::as_ptr(tree) as usize, device, number));
                 if let Some((first, digest)) = link.and_then(|link| first_names.get(&link)) {
                     tar.entry(name, &meta, Packed::Link(first))?;
-                    data.0.insert(DataDigests::key(tree, node), digest.clone());
+                    data.note(tree, node, digest.clone());
                     continue;
                 }
                 tar.entry(name, &meta, Packed::File(node.size))?;
@@ -130,7 +135,7 @@ pub fn write<W: Write>(items: &Items, newest: Option<i64>, out: W, data: &mut Da
                 written.map_err(named(path))?;
                 let digest = hasher.finish();
                 first_names.extend(link.map(|link| (link, (&path[..], digest.clone()))));
-                data.0.insert(DataDigests::key(tree, node), digest);
+                data.note(tree, node, digest);
             }
         }
     }

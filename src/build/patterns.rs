@@ -55,6 +55,15 @@ pub fn is_pattern(path: &str) -> bool {
     path.contains(['*', '?', '['])
 }
 
+/// Makes a path or a pattern that matches only this path.
+pub fn literal(path: &str) -> String {
+    if !is_pattern(path) {
+        return path.to_owned();
+    }
+    let escaped = |c: char| if "*?[\\".contains(c) { vec!['\\', c] } else { vec![c] };
+    path.chars().flat_map(escaped).collect()
+}
+
 /// Compiles the pattern of one name of a path; `None` if it is malformed.
 pub fn name_pattern(pattern: &str) -> Option<Regex> {
     compile(pattern, false)
@@ -137,6 +146,7 @@ mod tests {
         assert!(is("a*", "abc") && is("a?c", "abc") && is("[a-c]x", "bx") && is("arr[[]0].txt", "arr[0].txt"));
         assert!(is("\\*", "*") && is("a.b", "a.b") && is("[^a]", "b"));
         assert!(!is("a.b", "axb") && !is("*", "a/b") && !is("[^a]", "a") && name_pattern("[").is_none());
+        assert!(is(&literal("a[b]*\\?"), "a[b]*\\?") && !is(&literal("a*"), "ab"));
         let clean = ["/a/./b//../c/", "../x", "/"].map(clean_path);
         assert_eq!(clean, ["a/c", "x", ""]);
     }

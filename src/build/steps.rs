@@ -3,7 +3,7 @@
 use super::copy::{self, Source, Wanted};
 use super::items::{self, DataDigests};
 use super::mode::Mode;
-use super::patterns::Patterns;
+use super::patterns::{Patterns, literal};
 use super::place::NewFiles;
 use super::source::{Disk, Tree};
 use super::stage::StageRun;
@@ -17,6 +17,7 @@ use crate::meta::Time;
 use crate::store::builds;
 use crate::store::{Intent, LayerRecord};
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde_json::Value;
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
@@ -134,20 +135,37 @@ impl Build<'_> {
         Time { sec: now.as_second(), nsec: 0 }
     }
 
-    /// Opens a tar, plain or compressed, as a tree; `None` if the file is no archive.
-    fn open_archive(&self, path: &Path) -> Outcome<Option<Tree>> {
-        let file = File::open(path).map_err(|e| format!("{}: {}", path.display(), crate::sys::describe(&e)))?;
-        if !crate::image::is_archive(file.try_clone().map_err(|e| e.to_string())?) {
+    /// Opens a tar, plain or compressed, as a tree, with the digest of the file as it was read; `None` if the file is no
+    /// archive.
+    fn open_archive(&self, path: &Path) -> Outcome<Option<(Tree, Digest)>> {
+        let open = || File::open(path).map_err(|e| format!("{}: {}", path.display(), crate::sys::describe(&e)));
+        if !crate::image::is_archive(open()?) {
             return Ok(None);
         }
         let dir = self.session.temp_path("archive");
         let origin = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let warn = |text: &str| self.watch.warn(&format!("{origin}: {text}"));
-        let file = File::open(path).map_err(|e| crate::sys::describe(&e))?;
+        let hasher = Arc::new(Mutex::new(Hasher::new(Algorithm::Sha256)));
+        let file = Hashed { file: open()?, hasher: Arc::clone(&hasher) };
         let taken = import::take_into(dir.clone(), Box::new(file), &origin, &warn).map_err(|e| e.to_string())?;
         let opened = crate::image::open_single(self.session.store(), &dir, &taken.diff_id, &origin);
         let fs = opened.map_err(|e| e.to_string())?;
-        Ok(Some(Tree::Image(Box::new(fs))))
+        let digest = hasher.lock().clone().finish();
+        Ok(Some((Tree::Image(Box::new(fs)), digest)))
+    }
+}
+
+/// A file that is hashed as it is read.
+struct Hashed {
+    file: File,
+    hasher: Arc<Mutex<Hasher>>,
+}
+
+impl Read for Hashed {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.file.read(buffer)?;
+        self.hasher.lock().update(&buffer[..n]);
+        Ok(n)
     }
 }
 
@@ -338,6 +356,7 @@ impl StageRun<'_> {
                 return Ok(made);
             }
         }
+        let sources = if given.is_add { self.with_archives(sources, &mut data)? } else { sources };
         let below = self.tree()?;
         let mut files = NewFiles::new((!given.link).then_some(&*below), build.now());
         let owner = copying.chown.as_ref().map(|spec| owner(&below, spec)).transpose()?;
@@ -349,7 +368,7 @@ impl StageRun<'_> {
         builds::note_shape(build.session.store(), &shape).map_err(|e| e.to_string())?;
         Ok(made)
     }
-    /// Opens the sources: fetches URLs, and opens archives.
+    /// Opens the sources: fetches URLs.
     fn sources(&self, given: &CopyFiles, copying: &Copying, tree: Option<&Arc<Tree>>) -> Outcome<Vec<Source>> {
         let mut all = Vec::new();
         for source in &copying.sources {
@@ -368,31 +387,40 @@ impl StageRun<'_> {
                 }
                 dockerfile::Source::Path(path) => {
                     let tree = tree.ok_or("there is no build context to copy from")?;
-                    let archives = if given.is_add { self.archives(tree, path)? } else { vec![] };
-                    if archives.is_empty() {
-                        all.push(Source::Path(Arc::clone(tree), path.clone()));
-                    }
-                    all.extend(archives);
+                    all.push(Source::Path(Arc::clone(tree), path.clone()));
                 }
             }
         }
         Ok(all)
     }
 
-    /// Opens the archives among the files that match a path.
-    fn archives(&self, tree: &Arc<Tree>, path: &str) -> Outcome<Vec<Source>> {
+    /// Replaces the archives among the files by what is in them. `data` gets their digests.
+    fn with_archives(&self, sources: Vec<Source>, data: &mut DataDigests) -> Outcome<Vec<Source>> {
         let mut all = Vec::new();
-        let mut any = false;
-        for (found, file) in copy::files(tree, path)? {
-            match file.as_deref().map(|file| self.build.open_archive(file)).transpose()?.flatten() {
-                Some(archive) => {
-                    any = true;
-                    all.push(Source::Archive(Arc::new(archive)));
-                }
-                None => all.push(Source::Path(Arc::clone(tree), found)),
+        for source in sources {
+            let Source::Path(tree, path) = source else {
+                all.push(source);
+                continue;
+            };
+            let mut any = false;
+            let mut found = Vec::new();
+            for (name, node) in copy::files(&tree, &path)? {
+                found.push(match node.file().map(|file| self.build.open_archive(file)).transpose()?.flatten() {
+                    Some((archive, digest)) => {
+                        any = true;
+                        data.note(&tree, &node, digest);
+                        Source::Archive(Arc::new(archive))
+                    }
+                    None => Source::Path(Arc::clone(&tree), literal(&name)),
+                });
+            }
+            if any {
+                all.extend(found);
+            } else {
+                all.push(Source::Path(tree, path));
             }
         }
-        Ok(if any { all } else { vec![] })
+        Ok(all)
     }
 
     /// Fetches a URL. Docker gives the file mode 0600 and the time that the server says.
@@ -406,14 +434,8 @@ impl StageRun<'_> {
         if let Some(wanted) = checksum {
             let wanted: Digest = wanted.parse().map_err(|e| format!("--checksum: {e}"))?;
             let mut hasher = Hasher::new(wanted.algorithm());
-            let mut file = File::open(&download.path).map_err(|e| crate::sys::describe(&e))?;
-            let mut buffer = vec![0; PIECE];
-            loop {
-                match file.read(&mut buffer).map_err(|e| crate::sys::describe(&e))? {
-                    0 => break,
-                    n => hasher.update(&buffer[..n]),
-                }
-            }
+            let copied = File::open(&download.path).and_then(|mut file| std::io::copy(&mut file, &mut hasher));
+            copied.map_err(|e| crate::sys::describe(&e))?;
             let got = hasher.finish();
             if got != wanted {
                 return Err(format!("ADD {url}: its digest is {got}, --checksum wants {wanted}"));

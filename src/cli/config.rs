@@ -53,6 +53,11 @@ pub(in crate::cli) fn get() -> &'static Config {
     CONFIG.get_or_init(Config::default)
 }
 
+/// Returns the platform of images if no option names one.
+pub(in crate::cli) fn platform() -> Platform {
+    get().platform.clone().unwrap_or_else(Platform::host)
+}
+
 /// Returns the engine that serves mounts and containers if no option names one.
 pub(in crate::cli) fn engine() -> anyhow::Result<Engine> {
     match env::var(ENGINE_VARIABLE) {

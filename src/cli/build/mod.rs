@@ -219,7 +219,7 @@ fn platforms(a: &BuildArgs) -> Vec<Platform> {
         }
     }
     if all.is_empty() {
-        all.push(config::get().platform.clone().unwrap_or_else(Platform::host));
+        all.push(config::platform());
     }
     all
 }

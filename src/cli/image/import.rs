@@ -39,7 +39,7 @@ pub(in crate::cli) fn import(global: &Global, a: &ImportArgs) -> anyhow::Result<
     let (from, name) = usage_errors::one_or_two("import", given)?;
     let wanted = Wanted {
         config: import::config_of(&a.change)?,
-        platform: a.platform.clone().or(config::get().platform.clone()).unwrap_or_else(Platform::host),
+        platform: a.platform.clone().unwrap_or_else(config::platform),
         created: source_date()?.unwrap_or_else(Timestamp::now),
         comment: a.message.clone().filter(|text| !text.is_empty()).unwrap_or_else(|| "Imported from -".into()),
         name: name.map(name_of).transpose()?,

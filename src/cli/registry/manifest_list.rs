@@ -225,7 +225,7 @@ pub(super) fn settings(registry: &RegistryArgs, insecure: bool) -> Settings {
 fn default_platform() -> anyhow::Result<Platform> {
     match std::env::var("DOCKER_DEFAULT_PLATFORM") {
         Ok(text) if !text.is_empty() => text.parse().map_err(anyhow::Error::msg),
-        _ => Ok(config::get().platform.clone().unwrap_or_else(Platform::host)),
+        _ => Ok(config::platform()),
     }
 }
 
